@@ -1,0 +1,196 @@
+"""The command line: reads what was asked, calls the library, prints what came out."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from geodistill.errors import GeodistillError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Condense a labelled remote-sensing scene data set into a few realistic synthetic images per class.
+
+Try it on the built-in scenes:
+
+    geodistill scenes demo/scenes
+    geodistill distill demo/scenes --config demo --out demo/run
+    geodistill evaluate demo/run --data demo/scenes --protocol probe
+""",
+)
+
+_console = Console()
+_Data = Annotated[
+    Path, typer.Argument(help="Scenes: DATA/<split>/<class>/<image>, or DATA/<class>/<image>, then 20 % become test.")
+]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False)])
+    _quiet_libraries()
+    try:
+        yield
+    except GeodistillError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _quiet_libraries() -> None:
+    """Keep advice of the model libraries, meant for their own users, out of ours' sight."""
+    import warnings
+
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@app.command(epilog="Example: **geodistill distill ~/AID --ipc 10 --out runs/aid --set sampling.follow=guide**")
+def distill(
+    data: _Data,
+    out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
+    ipc: Annotated[int | None, typer.Option(help="Images per class [default: 10].")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="'compact' (built from the scenes), a diffusers pipeline folder, or a hub name [default: compact]."
+        ),
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="TOML file with settings, or the name of a preset (demo, tiny).")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, such as finetune.steps=500; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
+) -> None:
+    """Condense the training scenes of DATA into a few synthetic images per class.
+
+    Builds or loads the base, trains a teacher, finds and describes prototypes, trains the adapter, draws candidates
+    and chooses among them. OUT/distilled is the result, OUT/grid.png shows it, OUT/config.toml has all settings.
+    """
+    with _told():
+        from geodistill.config import load_config
+        from geodistill.methods import dpd
+        from geodistill.report.grid import draw_grid
+        from geodistill.scenes import open_scenes
+
+        settings = load_config(_config_file(config), set_ or [], ipc=ipc, base=base, size=size, seed=seed)
+        scenes = open_scenes(data).train
+        result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
+        draw_grid(result, out / "grid.png")
+        _print_stages(out)
+        _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)
+        _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
+
+
+@app.command(epilog="Example: **geodistill evaluate runs/aid --data ~/AID --protocol probe --seeds 3**")
+def evaluate(
+    what: Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any <class>/<image> folder.")],
+    data: Annotated[
+        Path, typer.Option(help="Real scenes with the same class names; their test part gives the figures.")
+    ],
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="probe: logistic regression on frozen features (seconds); finetune: from ImageNet "
+            "weights; scratch: from random weights."
+        ),
+    ] = "finetune",
+    network: Annotated[str, typer.Option(help="efficientnet-lite0, resnet18 or convnet3.")] = "efficientnet-lite0",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="Where predictions are kept for the next call [default: the run].")
+    ] = None,
+    full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
+) -> None:
+    """Train a classifier on a distilled set, test it on real scenes, and compare.
+
+    Prints overall accuracy (OA), average accuracy over classes (AA) and Cohen's kappa for the distilled set, for as
+    many random real images and for all real images; the share of full-data OA, the improvement over random (IOR), what
+    hard labels lose (HLR), the accuracy of each class, and the nearness ratio (1: no nearer to training images than
+    fresh real images are; towards 0: copies).
+    """
+    with _told():
+        from geodistill.evaluation.evaluate import class_table, summary_table
+        from geodistill.evaluation.evaluate import evaluate as run_evaluation
+        from geodistill.progress import stages
+        from geodistill.scenes import open_scenes
+
+        folder, store = (what / "distilled", out or what) if (what / "run.json").is_file() else (what, out)
+        with stages() as advance:
+            result = run_evaluation(
+                folder,
+                open_scenes(data),
+                protocol=protocol,
+                network=network,
+                seeds=seeds,
+                full=full,
+                out=store,
+                progress=advance,
+            )
+        _console.print(class_table(result))
+        _console.print(summary_table(result))
+
+
+@app.command(epilog="Example: **geodistill scenes demo/scenes --train 60 --test 30**")
+def scenes(
+    out: Annotated[Path, typer.Argument(help="Folder for OUT/train/<class> and OUT/test/<class>.")],
+    train: Annotated[int, typer.Option(min=1, help="Training images per class.")] = 60,
+    test: Annotated[int, typer.Option(min=1, help="Test images per class.")] = 30,
+    size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
+) -> None:
+    """Draw the built-in scenes: ten classes of overhead imagery to try everything on."""
+    with _told():
+        from geodistill.scenes import write_scenes
+
+        write_scenes(out, train_per_class=train, test_per_class=test, size=size, seed=seed)
+        _console.print(f"built-in scenes: {out}", soft_wrap=True)
+
+
+def _config_file(name: str | None) -> Path | None:
+    """Return the TOML file of that path, or the preset of that name."""
+    if name is None:
+        return None
+    preset = Path(str(files("geodistill.presets") / f"{name}.toml"))
+    return preset if "/" not in name and preset.is_file() else Path(name)
+
+
+def _print_stages(out: Path) -> None:
+    from geodistill.run import records
+
+    table = Table("stage", "wall time", "processor time", "peak memory", title="where the time went")
+    for record in records(out):
+        table.add_row(
+            record["stage"],
+            f"{record['wall_seconds']:.0f} s",
+            f"{record['cpu_seconds']:.0f} s",
+            f"{record['peak_memory_mib']} MiB",
+        )
+    _console.print(table)

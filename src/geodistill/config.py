@@ -1,0 +1,200 @@
+"""Every setting of a run, validated, with its default and what it means.
+
+Settings come from, later ones winning: the defaults below, a TOML file, `--set section.key=value`, the command's flags.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from geodistill.errors import ConfigError
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CompactSettings(_Settings):
+    """Building the `compact` base from the training scenes; not used with another base."""
+
+    channels: int = Field(48, ge=1, le=192, description="latent channels per 8x8-pixel patch")
+    width: tuple[int, int] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
+    steps: int = Field(2500, ge=1, description="training steps of the U-Net")
+    batch: int = Field(32, ge=1, description="latents per step")
+    lr: float = Field(6e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are what is kept")
+    prediction: Literal["v_prediction", "epsilon"] = Field("v_prediction", description="what the U-Net predicts")
+
+
+class LatentsSettings(_Settings):
+    """Encoding the training scenes."""
+
+    views: Literal[1, 2, 4, 8] = Field(8, description="flips and right-angle rotations kept of every scene")
+
+
+class TeacherSettings(_Settings):
+    """The classifier on real latents that judges candidates and gives the consistency loss."""
+
+    steps: int = Field(1500, ge=1)
+    batch: int = Field(128, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    width: int = Field(128, ge=8, description="channels")
+    held_out: float = Field(0.1, gt=0, lt=0.5, description="share of the training scenes kept for its validation")
+
+
+class PrototypesSettings(_Settings):
+    """Clustering each class."""
+
+    features: Literal["latent", "backbone"] = Field(
+        "backbone", description="cluster pooled latents (the paper) or the ImageNet backbone's features"
+    )
+
+
+class DescriptionsSettings(_Settings):
+    """The text that goes with each prototype."""
+
+    describer: str = Field("measured", description="'measured' (from the pixels), 'template' (class name alone)")
+
+
+class FinetuneSettings(_Settings):
+    """The adapter (LoRA) on the prior's U-Net."""
+
+    steps: int = Field(1500, ge=0, description="0 leaves the base as it is")
+    batch: int = Field(32, ge=1)
+    lr: float = Field(5e-4, gt=0)
+    warmup: int = Field(200, ge=0)
+    rank: int = Field(4, ge=1)
+    gamma: float = Field(5.0, gt=0, description="min-SNR weighting")
+    consistency: float = Field(0.1, ge=0, description="weight of the classification-consistency loss; 0 leaves it out")
+    cross_entropy: float = Field(1.0, ge=0, description="weight of cross-entropy with the class inside that loss")
+    kl: float = Field(1.0, ge=0, description="weight of KL(teacher on the scene || teacher on the estimate) inside it")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged adapter weights; 0 keeps the last ones")
+    drop_prompt: float = Field(0.1, ge=0, lt=1, description="share of steps with an empty prompt, for guidance")
+
+
+class SamplingSettings(_Settings):
+    """Drawing candidates."""
+
+    follow: Literal["start", "guide", "none"] = Field("start", description="how a prototype is followed")
+    strength: float = Field(0.75, gt=0, le=1, description="start: how far the prototype is noised (1: all the way)")
+    scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
+    until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
+    guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")
+    steps: int = Field(30, ge=1)
+    solver: Literal["ddim", "dpmsolver++", "pndm"] = "dpmsolver++"
+    candidates: int = Field(5, ge=1, description="candidates per prototype")
+    batch: int = Field(64, ge=1, description="images denoised together")
+
+
+class SelectionSettings(_Settings):
+    """Choosing one candidate per prototype."""
+
+    by: Literal["first", "margin", "coverage"] = "coverage"
+
+
+class Config(_Settings):
+    """All settings of one run."""
+
+    ipc: int = Field(10, ge=1, description="images per class")
+    size: int = Field(64, ge=8, description="side of the images in pixels")
+    seed: int = Field(0, ge=0)
+    base: str = Field("compact", description="'compact' (built from the scenes), a pipeline folder, or a hub name")
+    compact: CompactSettings = CompactSettings()
+    latents: LatentsSettings = LatentsSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    prototypes: PrototypesSettings = PrototypesSettings()
+    descriptions: DescriptionsSettings = DescriptionsSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    selection: SelectionSettings = SelectionSettings()
+
+
+def load_config(file: Path | None = None, sets: Sequence[str] = (), **flags: Any) -> Config:
+    """Return the config from a TOML file, `section.key=value` strings and flags (those that are not None).
+
+    Raises:
+        ConfigError: the file is not there or is not TOML, a setting is unknown, or a value is out of range.
+    """
+    values: dict[str, Any] = _read_toml(file) if file else {}
+    for item in sets:
+        _apply(values, item)
+    values.update({key: value for key, value in flags.items() if value is not None})
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """Return the validated config; see `load_config` for the errors."""
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def to_toml(config: Config) -> str:
+    """Return the resolved settings as TOML, which `load_config` reads back to the same config."""
+    values = config.model_dump()
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for section, content in values.items():
+        if isinstance(content, dict):
+            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in content.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return str(value)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {file}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+
+
+def _apply(values: dict[str, Any], item: str) -> None:
+    path, equals, text = item.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {item!r} has no '=': write --set section.key=value, such as sampling.steps=25")
+    *sections, key = path.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {item!r}: {section!r} is not a section")
+    values[key] = _literal(text.strip())
+
+
+def _literal(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word, such as follow=guide
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {where!r}: known here are {', '.join(_known(problem['loc'][:-1]))}")
+        else:
+            lines.append(
+                f"setting {where!r}: {problem['msg'][0].lower() + problem['msg'][1:]}, got {problem['input']!r}"
+            )
+    return "\n".join(lines)
+
+
+def _known(path: Sequence[Any]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        model = model.model_fields[part].annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,384 @@
+"""The distilled set: a few synthetic images per class, and the folder that holds them.
+
+The folder is a plain image folder, `<class>/<class-slug>_<k>.png`, which `datasets.load_dataset("imagefolder", ...)`
+and torchvision's `ImageFolder` read as it is. Beside the classes lie README.md (data card), manifest.json and
+croissant.json. Nothing in it names a source file, and the same set always gives the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from geodistill.errors import DistilledSetError, SceneError
+from geodistill.run import explain_os_errors
+from geodistill.scenes.images import SUFFIXES, read_image
+from geodistill.scenes.scenes import check_class_name
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+# What an image's record may hold. A fixed list, so that no file name of a real image slips into what is shared.
+RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate"})
+
+
+@dataclass
+class DistilledSet:
+    """Images that stand for a data set.
+
+    `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
+    keys from RECORD_KEYS. `about`: method, config, versions; representable in JSON.
+    Raises DistilledSetError when these do not fit together.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    records: tuple[dict[str, Any], ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.labels = self.labels.to(torch.int64)
+        self.classes = tuple(self.classes)
+        self.records = tuple(self.records) or tuple({} for _ in range(len(self.labels)))
+        _check_images(self.images)
+        _check_labels(self.labels, len(self.images), self.classes)
+        _check_records(self.records, len(self.images))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.images.shape[-1])
+
+    @property
+    def ipc(self) -> int:
+        """Images of the smallest class."""
+        return int(torch.bincount(self.labels, minlength=len(self.classes)).min())
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the set to `folder`, whole or not at all, and return the path; an earlier set there is replaced.
+
+        Raises DistilledSetError when `folder` holds something else, RunError when it cannot be written.
+        """
+        target = Path(folder).absolute()
+        _check_target(target)
+        aside = target.with_name(f".{target.name}.partial")
+        with explain_os_errors(target):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            self.write(aside)
+            _swap(aside, target)
+        return target
+
+    def write(self, folder: Path) -> None:
+        """Write the set's files into `folder`, which is there; `save` makes that safe, a run's stage does it itself."""
+        entries = []
+        for (path, label), image, record in zip(self._paths(), self.images, self.records, strict=True):
+            (folder / path).parent.mkdir(exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(folder / path)  # [3, s, s] -> [s, s, 3]
+            entries.append({"file": path, "class": self.classes[label], "label": label, **record})
+        manifest = {"format": _FORMAT, "classes": self.classes, "size": self.size, "about": self.about}
+        text = json.dumps({**manifest, "images": entries}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(_data_card(self), encoding="utf-8")
+        croissant = json.dumps(_croissant(self, text), indent=2, ensure_ascii=False) + "\n"
+        (folder / "croissant.json").write_text(croissant, encoding="utf-8")
+
+    def _paths(self) -> list[tuple[str, int]]:
+        """Return ("class/slug_k.png", label) of each image, k counting within its class."""
+        counts, paths = [0] * len(self.classes), []
+        for label in self.labels.tolist():
+            paths.append((f"{self.classes[label]}/{_slug(self.classes[label])}_{counts[label]:03d}.png", label))
+            counts[label] += 1
+        return paths
+
+    @classmethod
+    def load(cls, folder: Path | str, *, size: int | None = None) -> "DistilledSet":
+        """Read a set from `folder`: one that `save` wrote, or any plain image folder `<class>/<image>`.
+
+        Images of a plain folder are cropped to their central square; with `size` all are resized to it, otherwise they
+        must be of one size. Raises DistilledSetError when the folder is no such thing.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise DistilledSetError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+        if (root / MANIFEST).is_file():
+            return _load_own(root, size)
+        classes, files = _list_plain(root)
+        images = _read_images([path for path, _ in files], size, root)
+        return cls(images, torch.tensor([label for _, label in files]), classes, (), {"method": "unknown"})
+
+
+def _check_images(images: torch.Tensor) -> None:
+    shape = list(images.shape)
+    if images.dtype != torch.uint8 or images.ndim != 4 or shape[1] != 3 or shape[2] != shape[3] or not len(images):
+        raise DistilledSetError(f"images are {images.dtype} of shape {shape}: give uint8 RGB [n, 3, s, s] with n >= 1")
+
+
+def _check_labels(labels: torch.Tensor, count: int, classes: tuple[str, ...]) -> None:
+    if labels.shape != (count,):
+        raise DistilledSetError(f"{count} images but labels of shape {list(labels.shape)}: give one for each image")
+    if len(classes) < 2 or list(classes) != sorted(set(classes)):
+        raise DistilledSetError(f"classes {list(classes)}: give at least 2 different names, sorted")
+    for name in classes:
+        _check_name(name)
+    if int(labels.min()) < 0 or int(labels.max()) >= len(classes):
+        raise DistilledSetError(f"labels must lie between 0 and {len(classes) - 1}, one for each class")
+    empty = [name for label, name in enumerate(classes) if label not in set(labels.tolist())]
+    if empty:
+        raise DistilledSetError(f"class {empty[0]!r} has no image: every class of a distilled set needs one")
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_class_name(name)
+    except SceneError as error:
+        raise DistilledSetError(str(error)) from error
+    if name.casefold() in {MANIFEST, "readme.md", "croissant.json"}:
+        raise DistilledSetError(f"class name {name!r} is that of a file of the distilled set: rename the class")
+
+
+def _check_records(records: tuple[dict[str, Any], ...], count: int) -> None:
+    if len(records) != count:
+        raise DistilledSetError(f"{count} images but {len(records)} records: give one for each image")
+    unknown = sorted({key for record in records for key in record} - RECORD_KEYS)
+    if unknown:
+        raise DistilledSetError(
+            f"record key {unknown[0]!r} is not among those shared: {', '.join(sorted(RECORD_KEYS))}"
+        )
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise DistilledSetError(f"{target} is a file: choose a folder for the distilled set")
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise DistilledSetError(f"{target} is not empty and holds no distilled set: choose another folder")
+
+
+def _swap(aside: Path, target: Path) -> None:
+    """Put `aside` in the place of `target`, flushed to disk first."""
+    for path in aside.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    aside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _slug(name: str) -> str:
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_name.lower()).strip("-") or "image"
+
+
+def _load_own(root: Path, size: int | None) -> DistilledSet:
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        entries, classes, about = manifest["images"], tuple(manifest["classes"]), dict(manifest["about"])
+        files = [_inside(root, entry["file"]) for entry in entries]
+        labels = torch.tensor([entry["label"] for entry in entries], dtype=torch.int64)
+        records = tuple({key: entry[key] for key in entry if key in RECORD_KEYS} for entry in entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DistilledSetError(f"{root / MANIFEST}: not the manifest of a distilled set ({error!r})") from error
+    return DistilledSet(_read_images(files, size, root), labels, classes, records, about)
+
+
+def _inside(root: Path, name: str) -> Path:
+    """Return root/name; a manifest that points out of its folder is refused."""
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DistilledSetError(f"{root / MANIFEST}: file {name!r} lies outside the folder")
+    return path
+
+
+def _list_plain(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = tuple(path.name for path in folders)
+    if not classes:
+        raise DistilledSetError(f"{root}: no class folders in it: expected <class>/<image>")
+    files = []
+    for label, folder in enumerate(folders):
+        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        if not images:
+            raise DistilledSetError(f"{folder}: no images in this class folder: expected <class>/<image>")
+        files += [(path, label) for path in images]
+    return classes, files
+
+
+def _read_images(paths: list[Path], size: int | None, root: Path) -> torch.Tensor:
+    """Return uint8 [n, 3, s, s] of the central squares."""
+    images = [_read_square(path, size) for path in paths]
+    sizes = sorted({image.shape[-1] for image in images})
+    if len(sizes) > 1:
+        raise DistilledSetError(f"{root}: images of {len(sizes)} sizes ({sizes[0]} to {sizes[-1]} px): give one size")
+    if not images:
+        raise DistilledSetError(f"{root}: no images in it: expected <class>/<image>")
+    return torch.stack(images)
+
+
+def _read_square(path: Path, size: int | None) -> torch.Tensor:
+    try:
+        image = read_image(path)
+    except SceneError as error:
+        raise DistilledSetError(str(error)) from error
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if size is not None and size != side:
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [s, s, 3] -> [3, s, s]
+
+
+# The data card and the Croissant metadata.
+
+_CARD = """\
+---
+pretty_name: {title}
+license: other
+license_name: as-the-source-data
+task_categories:
+- image-classification
+tags:
+- dataset-distillation
+- remote-sensing
+- synthetic
+size_categories:
+- {bucket}
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "*/*.png"
+---
+
+# {title}
+
+{count} synthetic overhead images of {size} x {size} pixels, {classes} classes, made by geodistill with the method
+`{method}`. They stand for a larger set of real images when a classifier is trained; none of them is a photograph.
+
+Load them with `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or `torchvision.datasets.ImageFolder(FOLDER)`.
+`manifest.json` has the settings, the versions and the seed and scores of each image; `croissant.json` describes the
+folder in Croissant 1.0.
+
+## Classes
+
+{listing}
+
+## Limits
+
+Meant for training classifiers, not for reading the ground from. Biases of the source data carry over. The licence of
+the source data may bind what is derived from it: check it before sharing.
+"""
+
+
+def _title(distilled: DistilledSet) -> str:
+    return f"Distilled overhead scenes, {len(distilled.classes)} classes"
+
+
+def _data_card(distilled: DistilledSet) -> str:
+    buckets = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
+    counts = torch.bincount(distilled.labels, minlength=len(distilled.classes)).tolist()
+    return _CARD.format(
+        title=_title(distilled),
+        bucket=next((name for limit, name in buckets if len(distilled) < limit), "100K<n<1M"),
+        count=len(distilled),
+        size=distilled.size,
+        classes=len(distilled.classes),
+        method=distilled.about.get("method", "unknown"),
+        listing="\n".join(f"- {name}: {count}" for name, count in zip(distilled.classes, counts, strict=True)),
+    )
+
+
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "sc": "https://schema.org/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileProperty": "cr:fileProperty",
+    "fileSet": "cr:fileSet",
+    "includes": "cr:includes",
+    "recordSet": "cr:recordSet",
+    "regex": "cr:regex",
+    "source": "cr:source",
+    "transform": "cr:transform",
+}
+
+
+def _croissant(distilled: DistilledSet, manifest: str) -> dict[str, Any]:
+    """Return Croissant 1.0 metadata (https://docs.mlcommons.org/croissant/docs/croissant-spec.html) as JSON-LD."""
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "name": "distilled-overhead-scenes",
+        "description": f"{_title(distilled)}: {len(distilled)} synthetic images made by geodistill.",
+        "license": "As the source data",
+        "version": "1.0.0",
+        "distribution": [_manifest_object(manifest), _image_files()],
+        "recordSet": [_scene_records()],
+    }
+
+
+def _manifest_object(manifest: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": MANIFEST,
+        "name": MANIFEST,
+        "contentUrl": MANIFEST,
+        "encodingFormat": "application/json",
+        "sha256": hashlib.sha256(manifest.encode()).hexdigest(),
+    }
+
+
+def _image_files() -> dict[str, Any]:
+    return {
+        "@type": "cr:FileSet",
+        "@id": "images",
+        "name": "images",
+        "encodingFormat": "image/png",
+        "includes": "*/*.png",
+    }
+
+
+def _scene_records() -> dict[str, Any]:
+    image = {"fileSet": {"@id": "images"}, "extract": {"fileProperty": "content"}}
+    label = {
+        "fileSet": {"@id": "images"},
+        "extract": {"fileProperty": "fullpath"},
+        "transform": {"regex": "([^/]+)/[^/]+\\.png$"},
+    }
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "scenes",
+        "name": "scenes",
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": "scenes/image",
+                "name": "image",
+                "dataType": "sc:ImageObject",
+                "source": image,
+            },
+            {"@type": "cr:Field", "@id": "scenes/class", "name": "class", "dataType": "sc:Text", "source": label},
+        ],
+    }

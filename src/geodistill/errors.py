@@ -1,0 +1,40 @@
+"""Every error that geodistill raises on purpose.
+
+    GeodistillError            base: catch this one
+    ├── SceneError             the data: folders, images, classes, splits
+    ├── ConfigError            a setting, or settings that contradict each other
+    ├── PriorError             the base pipeline or its adapter
+    ├── TrainingError          training went wrong: NaN, a teacher no better than chance
+    ├── RunError               the run folder: other settings, not writable, disk full
+    └── DistilledSetError      a distilled set on disk that is not one
+
+Each message says what is wrong, where, and what to do.
+"""
+
+
+class GeodistillError(Exception):
+    """Base of all errors raised on purpose; its message is meant for the user."""
+
+
+class SceneError(GeodistillError):
+    """The scene data cannot be used as it is."""
+
+
+class ConfigError(GeodistillError):
+    """A setting is out of range, unknown, or contradicts another."""
+
+
+class PriorError(GeodistillError):
+    """The base is not a usable text-to-image latent diffusion pipeline."""
+
+
+class TrainingError(GeodistillError):
+    """A model could not be trained to something useful."""
+
+
+class RunError(GeodistillError):
+    """The run folder cannot be used or written."""
+
+
+class DistilledSetError(GeodistillError):
+    """A folder is not a usable distilled set."""

@@ -1,0 +1,22 @@
+"""What a distilled set is worth: train on it, test on real images, compare.
+
+`geodistill.evaluation.evaluate` has the whole of it; this module names the parts.
+"""
+
+from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, measure, share
+from geodistill.evaluation.networks import NETWORKS, backbone_features, build_network
+from geodistill.evaluation.protocols import PROTOCOLS, train_and_predict
+
+__all__ = [
+    "NETWORKS",
+    "PROTOCOLS",
+    "Measures",
+    "backbone_features",
+    "build_network",
+    "hlr",
+    "ior",
+    "mean_std",
+    "measure",
+    "share",
+    "train_and_predict",
+]

@@ -1,0 +1,189 @@
+"""Protocols: the ways to train a classifier on a few images and to predict the test images.
+
+The last step's network is the one that counts; nothing is ever chosen on test images.
+"""
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from geodistill.errors import ConfigError, TrainingError
+from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network, check_network, normalise
+from geodistill.seeding import derive_seed, generator
+
+Progress = Callable[[int, int], None]
+BATCH = 64
+LARGE_SET = 2000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a protocol trains: peak learning rate of the one-cycle schedule and steps for small and for large sets."""
+
+    learning_rate: float
+    steps: int
+    steps_large: int
+
+
+# finetune: the settings of the reference figures in METHOD.md. scratch: a random start takes more steps and a higher
+# rate; 0.05 is the rate usual for batch 64 with batch or instance norm (0.1 for batch 128, scaled).
+RECIPES = {"finetune": Recipe(0.02, 400, 1200), "scratch": Recipe(0.05, 1000, 3000)}
+PROTOCOLS = ("probe", *RECIPES)
+
+
+def train_and_predict(
+    protocol: str,
+    network: str,
+    train_images: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_images: torch.Tensor,
+    *,
+    classes: int,
+    seed: int,
+    steps: int | None = None,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Train `network` under `protocol` and return logits float32 [n_test, classes] of the test images.
+
+    Images are uint8 [n, 3, s, s], labels int64. `probe` is logistic regression on frozen pretrained features (the seed
+    changes nothing); `finetune` starts from the network's own initial weights (ImageNet for efficientnet-lite0);
+    `scratch` starts every network at random. `steps` replaces the recipe's (400 and 1,000; three times as many above
+    2,000 images). `progress(done, steps)` is called after each step. The same seed gives the same logits.
+    Raises ConfigError for names or sizes that cannot work, TrainingError when the loss is no longer a number.
+    """
+    check_protocol(protocol, network)
+    _check_sizes(train_images, test_images)
+    if protocol == "probe":
+        return _probe(train_images, train_labels, test_images, classes)
+    recipe = _recipe(protocol, len(train_images), steps)
+    model = build_network(network, classes, seed)
+    if protocol == "scratch":
+        _forget(model, seed)
+    _train(model, train_images, train_labels, recipe, seed, progress)
+    return predict(model, test_images)
+
+
+def check_protocol(protocol: str, network: str) -> None:
+    """Raise ConfigError unless both names are known and fit each other."""
+    if protocol not in PROTOCOLS:
+        near = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown protocol {protocol!r}: {hint}known: {', '.join(PROTOCOLS)}")
+    check_network(network)
+    if protocol == "probe" and network != PRETRAINED:
+        raise ConfigError(f"protocol probe needs a pretrained network, {network} has none: use {PRETRAINED}")
+
+
+def recipe_steps(protocol: str, count: int, steps: int | None) -> int:
+    """Return how many steps `protocol` takes on `count` training images; 0 for probe."""
+    return 0 if protocol == "probe" else _recipe(protocol, count, steps).steps
+
+
+def _check_sizes(train: torch.Tensor, test: torch.Tensor) -> None:
+    if train.shape[1:] != test.shape[1:]:
+        raise ConfigError(
+            f"training images are {list(train.shape[1:])}, test images {list(test.shape[1:])}: read both at one size"
+        )
+    if train.shape[-1] < 32:
+        raise ConfigError(f"images of {train.shape[-1]} px are too small for the networks: use 32 px or more")
+
+
+def _recipe(protocol: str, count: int, steps: int | None) -> Recipe:
+    recipe = RECIPES[protocol]
+    if steps is not None and steps < 2:
+        raise ConfigError(f"steps is {steps}: training needs at least 2")
+    return replace(recipe, steps=steps or (recipe.steps_large if count > LARGE_SET else recipe.steps))
+
+
+def _probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int) -> torch.Tensor:
+    present = torch.unique(labels)
+    if len(present) < 2:
+        raise ConfigError("the training images are of one class: a classifier needs at least 2")
+    model = LogisticRegression(C=100, max_iter=2000).fit(backbone_features(train).numpy(), labels.numpy())
+    scores = torch.from_numpy(model.decision_function(backbone_features(test).numpy())).float()
+    if scores.ndim == 1:  # two classes: one score, positive for the second
+        scores = torch.stack([-scores, scores], dim=1)
+    logits = torch.full((len(test), classes), -1e4)
+    logits[:, present] = scores
+    return logits
+
+
+def _forget(model: nn.Module, seed: int) -> None:
+    """Give every layer new random weights, as its own class draws them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "scratch"))
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):  # He et al. 2015, fan-out; a depthwise filter feeds one channel only
+                fan_out = module.weight[:, 0].numel() / module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            elif isinstance(module, nn.Linear | nn.BatchNorm2d | nn.GroupNorm):
+                module.reset_parameters()
+
+
+def _train(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    optimiser = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.steps)
+    order = batches(len(images), recipe.steps, seed)
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        for step, chosen in enumerate(order):
+            torch.manual_seed(derive_seed(seed, "dropout", step))
+            batch = augment(normalise(images[chosen]), generator(seed, "augment", step))
+            loss = F.cross_entropy(model(batch), labels[chosen])
+            _check_loss(loss, step)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            if progress:
+                progress(step + 1, recipe.steps)
+
+
+def _check_loss(loss: torch.Tensor, step: int) -> None:
+    if not torch.isfinite(loss):
+        raise TrainingError(f"the classifier's loss is {loss.item()} at step {step}: check the images and labels")
+
+
+def batches(count: int, steps: int, seed: int) -> torch.Tensor:
+    """Return int64 [steps, 64] of indices below `count`: one shuffled pass over all images after the other."""
+    passes = math.ceil(steps * BATCH / count)
+    order = [torch.randperm(count, generator=generator(seed, "order", k)) for k in range(passes)]
+    return torch.cat(order)[: steps * BATCH].view(steps, BATCH)
+
+
+def augment(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """Return a random resized crop of each image [n, 3, s, s] (area 0.67 to 1, ratio 3/4 to 4/3), flipped at random.
+
+    Crop and flips are one affine map, sampled bilinearly; what would lie outside is never asked for.
+    """
+    n = len(images)
+    area = torch.empty(n).uniform_(0.67, 1, generator=random)
+    ratio = torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3), generator=random).exp()
+    size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)  # [n, 2], x and y
+    centre = (torch.rand(n, 2, generator=random) * 2 - 1) * (1 - size)
+    flip = torch.randint(0, 2, (n, 2), generator=random) * 2 - 1
+    maps = torch.cat([torch.diag_embed(size * flip), centre[:, :, None]], dim=2)  # [n, 2, 3]
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    out = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: torch.Tensor, *, batch: int = 256) -> torch.Tensor:
+    """Return logits float32 [n, classes] of uint8 images [n, 3, s, s]."""
+    model.eval()
+    return torch.cat([model(normalise(part)).float() for part in images.split(batch)])

@@ -1,0 +1,1 @@
+"""Ways to turn scenes into a distilled set."""

@@ -1,0 +1,1 @@
+"""Settings for common cases, as TOML files beside this one."""

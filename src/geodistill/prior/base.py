@@ -1,0 +1,135 @@
+"""Loading a base: any Stable-Diffusion-type pipeline folder or hub name, through one path."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from geodistill.errors import PriorError
+from geodistill.run import fingerprint
+
+_NEEDED = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")
+
+
+@dataclass
+class Prior:
+    """The parts of a text-to-image latent diffusion model, all in float32 and frozen.
+
+    Images are uint8 [n, 3, s, s]; latents are float32 [n, C, h, w], shifted and scaled by the VAE's own config.
+    """
+
+    vae: Any
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
+    scheduler: Any
+    source: str
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Return latents `(mean of the posterior - shift) * scale`."""
+        posterior = self.vae.encode(images.float() / 127.5 - 1).latent_dist
+        return (posterior.mean - self._shift) * self._scale
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return uint8 images."""
+        sample = self.vae.decode(latents / self._scale + self._shift).sample
+        return ((sample.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+    @torch.inference_mode()
+    def embed(self, prompts: Sequence[str], batch: int = 256) -> Tensor:
+        """Return the text encoder's hidden states [n, tokens, width] of `prompts`, padded as the pipeline pads."""
+        states = []
+        for start in range(0, len(prompts), batch):
+            tokens = self.tokenizer(
+                list(prompts[start : start + batch]),
+                padding="max_length",
+                max_length=self.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            states.append(self.text_encoder(tokens.input_ids)[0])
+        return torch.cat(states)
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent element along one side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def _scale(self) -> float:
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def _shift(self) -> float:
+        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+
+
+def load_prior(source: str) -> Prior:
+    """Return the prior in pipeline folder `source`, or of that name on the hub; safetensors only, no remote code.
+
+    Raises:
+        PriorError: not a pipeline, of another family, or not to be had.
+    """
+    _check_folder(source)
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(source, safety_checker=None, use_safetensors=True)
+    except (OSError, ValueError, AttributeError, ImportError, KeyError, TypeError) as error:
+        raise PriorError(f"cannot load the base {source!r}: {str(error).splitlines()[0]}") from error
+    parts = {name: pipeline.components.get(name) for name in _NEEDED}
+    missing = [name for name, part in parts.items() if part is None]
+    if missing or not isinstance(parts["unet"], UNet2DConditionModel):
+        raise PriorError(
+            f"the base {source!r} is a {type(pipeline).__name__}"
+            + (f" without {', '.join(missing)}" if missing else "")
+            + ": geodistill needs a Stable-Diffusion-type pipeline (vae, tokenizer, text_encoder, unet, scheduler)"
+        )
+    for name in ("vae", "text_encoder", "unet"):
+        parts[name] = parts[name].float().eval().requires_grad_(False)
+    return Prior(**parts, source=source)
+
+
+def check_size(prior: Prior, size: int) -> None:
+    """Raise PriorError unless images of side `size` fit the autoencoder and the U-Net's own halvings."""
+    # Each down block of the U-Net but the last halves its grid.
+    step = prior.downscale * 2 ** (len(prior.unet.config.down_block_types) - 1)
+    if size % step:
+        near = max(step, round(size / step) * step)
+        raise PriorError(
+            f"size {size} does not fit the base {prior.source!r}, which needs a multiple of {step}: use --size {near}"
+        )
+
+
+def fingerprint_of_base(source: str) -> str:
+    """Return a fingerprint of the base's files, or of its name when it is not a folder."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return fingerprint("hub", source)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".txt"))
+    return fingerprint([[str(path.relative_to(folder)), _digest(path)] for path in files])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_folder(source: str) -> None:
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise PriorError(
+            f"the base folder {source} is not a pipeline: it has no model_index.json. "
+            "Point --base to a folder saved by diffusers' save_pretrained"
+        )
+    if not folder.is_dir() and (source.startswith((".", "/")) or source.count("/") != 1):
+        raise PriorError(
+            f"no such base {source!r}: give 'compact', a pipeline folder, or a hub name such as owner/name"
+        )

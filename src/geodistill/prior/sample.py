@@ -1,0 +1,117 @@
+"""Drawing candidates from the prior, batched over prototypes and candidates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from geodistill.config import SamplingSettings
+from geodistill.prior.base import Prior
+from geodistill.prior.guidance import classifier_free, pull, start_from
+from geodistill.prior.training import batches
+from geodistill.progress import progress
+from geodistill.seeding import generator
+
+
+@dataclass(frozen=True)
+class Requests:
+    """n images to draw.
+
+    prompts: int64 [n], rows of `embeddings`. embeddings: [U, tokens, width], row 0 the empty prompt.
+    prototypes: float [P, C, h, w]. slots: int64 [n], which prototype each image follows.
+    seeds: int64 [n], the index of each image's own noise.
+    """
+
+    prompts: Tensor
+    embeddings: Tensor
+    prototypes: Tensor
+    slots: Tensor
+    seeds: Tensor
+
+    def part(self, which: slice) -> "Requests":
+        """Return the requests at `which`."""
+        return Requests(self.prompts[which], self.embeddings, self.prototypes, self.slots[which], self.seeds[which])
+
+
+def sample(prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, folder: Path) -> Tensor:
+    """Return latents [n, C, h, w] of all requests; every batch drawn is kept in `folder`, so that it resumes."""
+    count = len(requests.prompts)
+    drawn = []
+    with progress("candidates", count) as advance:
+        for index, which in enumerate(batches(count, settings.batch)):
+            part = folder / f".part-{index:05d}.safetensors"
+            if not part.exists():
+                latents = sample_batch(prior, requests.part(which), settings, seed=seed)
+                save_file({"latents": latents.contiguous()}, part.with_suffix(".tmp"))
+                part.with_suffix(".tmp").replace(part)
+            drawn.append(load_file(part)["latents"])
+            advance(which.stop)
+    return torch.cat(drawn)
+
+
+@torch.inference_mode()
+def sample_batch(prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int) -> Tensor:
+    """Return latents [n, C, h, w] drawn together; each depends on its own seed, not on its neighbours."""
+    scheduler, times = _schedule(prior.scheduler.config, settings)
+    alphas = prior.scheduler.alphas_cumprod
+    prototypes = requests.prototypes[requests.slots].float()
+    noise = _noise(prototypes.shape[1:], requests.seeds, seed)
+    latents = noise
+    if settings.follow == "start":
+        latents = start_from(prototypes, noise, float(alphas[times[0]]))
+    embeddings = _embeddings(requests, settings.guidance)
+    for index, time in enumerate(times):
+        output = _denoise(prior.unet, latents, time, embeddings, settings.guidance)
+        if settings.follow == "guide" and index / len(times) <= settings.until:
+            level = float(alphas[time])
+            latents = pull(latents, output, prototypes, level, scheduler.config.prediction_type, settings.scale)
+        latents = scheduler.step(output, time, latents).prev_sample
+    return latents
+
+
+def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:
+    """Return the solver and its time steps; `start` leaves out those noisier than its strength."""
+    scheduler = _SOLVERS[settings.solver](config)
+    scheduler.set_timesteps(settings.steps)
+    times = scheduler.timesteps
+    if settings.follow == "start":
+        # PNDM repeats a step, so the position is taken in the solver's own list.
+        first = min(round((1 - settings.strength) * len(times)), len(times) - 1)
+        times = times[first:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+    return scheduler, times
+
+
+_SOLVERS: dict[str, Callable[[Any], Any]] = {
+    "ddim": lambda config: DDIMScheduler.from_config(config, clip_sample=False),
+    "dpmsolver++": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"),
+    "pndm": lambda config: PNDMScheduler.from_config(config, skip_prk_steps=True),
+}
+
+
+def _noise(shape: torch.Size, seeds: Tensor, seed: int) -> Tensor:
+    return torch.stack([torch.randn(shape, generator=generator(seed, "image", int(index))) for index in seeds])
+
+
+def _embeddings(requests: Requests, guidance: float) -> Tensor:
+    own = requests.embeddings[requests.prompts].float()
+    if guidance == 1:
+        return own
+    return torch.cat([requests.embeddings[:1].float().expand_as(own), own])
+
+
+def _denoise(unet: Any, latents: Tensor, time: Tensor, embeddings: Tensor, guidance: float) -> Tensor:
+    count = len(latents)
+    doubled = latents if guidance == 1 else torch.cat([latents, latents])
+    classes = torch.zeros(len(doubled), dtype=torch.long) if unet.config.num_class_embeds else None
+    with torch.autocast("cpu", torch.bfloat16):
+        output = unet(
+            doubled.contiguous(memory_format=torch.channels_last), time, embeddings, class_labels=classes
+        ).sample.float()
+    return output if guidance == 1 else classifier_free(output[count:], output[:count], guidance)

@@ -1,0 +1,242 @@
+"""One training loop for the denoiser: the compact base from nothing, or an adapter on any base."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from geodistill.errors import TrainingError
+from geodistill.prior.losses import add_noise, consistency_loss, diffusion_loss, estimate_clean, target
+from geodistill.progress import progress
+from geodistill.run import write_atomic
+from geodistill.seeding import generator
+
+_CHECKPOINT = ".training.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is learned from, all of it computed before the first step.
+
+    latents: [N, V, C, h, w], any floating type, V views of each scene.
+    labels: int64 [N].
+    prompts: int64 [N, K], rows of `embeddings` that may describe each scene; one is drawn at each step.
+    embeddings: [U, tokens, width], text embeddings of all distinct prompts; row 0 is the empty prompt.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    prompts: Tensor
+    embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and how. `teacher` is frozen and takes latents; without one there is no consistency loss."""
+
+    seed: int
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    gamma: float
+    ema: float
+    drop_prompt: float
+    weight_decay: float = 0.01
+    teacher: Callable[[Tensor], Tensor] | None = None
+    consistency: float = 0.0
+    cross_entropy: float = 1.0
+    kl: float = 1.0
+    checkpoint_every: int = 250
+
+
+def train_denoiser(
+    unet: Any, scheduler: Any, data: TrainingData, plan: TrainingPlan, folder: Path, title: str
+) -> dict[str, Any]:
+    """Train the parameters of `unet` that require gradients, in place; on return they hold the averaged weights.
+
+    Every step draws from its own generator and the state of model, optimiser and average is kept in `folder` from
+    time to time, so that a run killed and started again ends with the same weights.
+
+    Returns:
+        facts: first and last losses (means over a tenth of the steps), steps.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    state = _State.start(unet, plan, folder)
+    alphas = scheduler.alphas_cumprod.float()
+    unet.train()
+    with progress(title, plan.steps) as advance:
+        for step in range(state.step, plan.steps):
+            loss = _loss(unet, alphas, scheduler.config.prediction_type, data, plan, step)
+            _check_finite(loss, step, title)
+            state.update(loss)
+            advance(step + 1, f"loss {state.recent():.4f}")
+            if (step + 1) % plan.checkpoint_every == 0 and step + 1 < plan.steps:
+                state.save(folder)
+    unet.eval()
+    state.finish(folder)
+    tenth = max(1, plan.steps // 10)
+    curve = state.losses
+    return {
+        "steps": plan.steps,
+        "first_loss": _mean(curve[:tenth]),
+        "last_loss": _mean(curve[-tenth:]),
+        "curve": [round(_mean(curve[i : i + tenth]), 5) for i in range(0, len(curve), tenth)],
+    }
+
+
+def _loss(unet: Any, alphas: Tensor, prediction: str, data: TrainingData, plan: TrainingPlan, step: int) -> Tensor:
+    g = generator(plan.seed, "denoiser step", step)
+    chosen = _batch_indices(plan.seed, step, plan.batch, len(data.labels))
+    clean, embedding = _draw(data, chosen, plan.drop_prompt, g)
+    noise = torch.randn(clean.shape, generator=g)
+    times = torch.randint(0, len(alphas), (len(chosen),), generator=g)
+    alpha_bar = alphas[times]
+    noisy = add_noise(clean, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = unet(noisy, times, embedding, class_labels=_class_labels(unet, len(chosen))).sample
+    output = output.float()
+    loss = diffusion_loss(output, target(clean, noise, alpha_bar, prediction), alpha_bar, prediction, plan.gamma)
+    if plan.teacher is None or not plan.consistency:
+        return loss
+    estimate = estimate_clean(output, noisy, alpha_bar, prediction)
+    return loss + plan.consistency * consistency_loss(
+        plan.teacher, estimate, clean, data.labels[chosen], alpha_bar, cross_entropy=plan.cross_entropy, kl=plan.kl
+    )
+
+
+def _class_labels(unet: Any, count: int) -> Tensor | None:
+    """Bases with class embeddings (Text2Earth) get class 0 where none is given."""
+    return torch.zeros(count, dtype=torch.long) if unet.config.num_class_embeds else None
+
+
+def _batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
+    """Return the scenes of a step: position `step * batch` onwards in an endless row of shuffled epochs."""
+    positions = range(step * batch, (step + 1) * batch)
+    epochs = {position // count for position in positions}
+    orders = {epoch: torch.randperm(count, generator=generator(seed, "epoch", epoch)) for epoch in epochs}
+    return torch.stack([orders[position // count][position % count] for position in positions])
+
+
+def _draw(data: TrainingData, chosen: Tensor, drop: float, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    count = len(chosen)
+    views = torch.randint(0, data.latents.shape[1], (count,), generator=g)
+    which = torch.randint(0, data.prompts.shape[1], (count,), generator=g)
+    rows = data.prompts[chosen, which]
+    rows = torch.where(torch.rand(count, generator=g) < drop, torch.zeros_like(rows), rows)
+    return data.latents[chosen, views].float(), data.embeddings[rows].float()
+
+
+def _check_finite(loss: Tensor, step: int, title: str) -> None:
+    if not math.isfinite(loss.item()):
+        raise TrainingError(
+            f"the loss of '{title}' became {loss.item()} at step {step}: lower its lr (for the adapter "
+            "--set finetune.lr=…, for the compact base --set compact.lr=…) and start in a new --out"
+        )
+
+
+def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
+    """Return `value` in the memory layout of `p`: the fused optimiser walks both as one flat row."""
+    return torch.empty_like(p).copy_(value) if value.shape == p.shape else value
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+class _State:
+    """Model, optimiser, schedule and average of a training under way."""
+
+    def __init__(self, unet: Any, plan: TrainingPlan) -> None:
+        self.named = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+        self.plan, self.step, self.losses = plan, 0, list[float]()
+        self.average = {name: p.detach().clone() for name, p in self.named.items()}
+        self.optimiser = torch.optim.AdamW(
+            self.named.values(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
+        )
+
+    @classmethod
+    def start(cls, unet: Any, plan: TrainingPlan, folder: Path) -> "_State":
+        state = cls(unet, plan)
+        if (folder / _CHECKPOINT).exists():
+            state._load(folder)
+        return state
+
+    def update(self, loss: Tensor) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.plan.lr * self._rate(self.step)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.named.values(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        self.losses.append(loss.item())
+        self._follow()
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up, then cosine decay to zero."""
+        warm = min(1.0, (step + 1) / max(1, self.plan.warmup))
+        return warm * 0.5 * (1 + math.cos(math.pi * step / self.plan.steps))
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        # A young average forgets faster, so that it is not stuck at the first weights.
+        decay = min(self.plan.ema, self.step / (10 + self.step))
+        own, average = list(self.named.values()), list(self.average.values())
+        torch._foreach_lerp_(average, own, 1 - decay)
+
+    def recent(self) -> float:
+        return _mean(self.losses[-50:])
+
+    def save(self, folder: Path) -> None:
+        tensors = {f"average.{name}": value for name, value in self.average.items()}
+        for name, p in self.named.items():
+            tensors[f"model.{name}"] = p.detach()
+            tensors |= {f"optimiser.{name}.{key}": value for key, value in self.optimiser.state[p].items()}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        aside = folder / f"{_CHECKPOINT}.tmp"
+        save_file({key: value.contiguous() for key, value in tensors.items()}, aside, {"step": str(self.step)})
+        aside.replace(folder / _CHECKPOINT)
+
+    def _load(self, folder: Path) -> None:
+        tensors = load_file(folder / _CHECKPOINT)
+        self.losses = tensors["losses"].tolist()
+        self.step = len(self.losses)
+        with torch.no_grad():
+            for name, p in self.named.items():
+                p.copy_(tensors[f"model.{name}"])
+                self.average[name].copy_(tensors[f"average.{name}"])
+                prefix = f"optimiser.{name}."
+                self.optimiser.state[p] = {
+                    key.removeprefix(prefix): _laid_out_like(p, value)
+                    for key, value in tensors.items()
+                    if key.startswith(prefix)
+                }
+
+    @torch.no_grad()
+    def finish(self, folder: Path) -> None:
+        if self.plan.ema:
+            for name, p in self.named.items():
+                p.copy_(self.average[name])
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
+        write_atomic(folder / "losses.json", json.dumps([round(value, 6) for value in self.losses]))
+
+
+def prompt_table(prompts: list[list[str]]) -> tuple[list[str], Tensor]:
+    """Return the distinct prompts, the empty one first, and the rows [N, K] in it of each scene's K prompts."""
+    distinct = sorted({prompt for row in prompts for prompt in row} - {""})
+    index = {prompt: row for row, prompt in enumerate(["", *distinct])}
+    return list(index), torch.tensor([[index[prompt] for prompt in row] for row in prompts])
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Return the slices of `size` that cover `count` items, always the same whatever was done before."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

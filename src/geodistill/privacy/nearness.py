@@ -1,0 +1,112 @@
+"""Nearness: do distilled images lie closer to real training images than fresh real images do?"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from geodistill.errors import ConfigError
+from geodistill.evaluation.networks import backbone_features
+from geodistill.seeding import generator
+
+SIDE = 32
+MAX_HELD_OUT = 500
+BLOCK = 2048
+SYMMETRIES = 8
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """Ratios of median distances, distilled over held-out: 1 is no nearer than fresh real images, 0 is copies.
+
+    `pixel`: L2 at 32 px. `feature`: 1 - cosine in the pretrained backbone. `ratio`: the smaller of the two.
+    """
+
+    pixel: float
+    feature: float
+    ratio: float
+
+
+def nearness_ratio(
+    distilled: torch.Tensor,
+    train: torch.Tensor,
+    held_out: torch.Tensor,
+    *,
+    train_features: torch.Tensor | None = None,
+    seed: int = 0,
+) -> Nearness:
+    """Return the nearness ratio of uint8 images [n, 3, s, s] (METHOD.md §4).
+
+    The distance of an image is to its nearest image of `train`, the best over the eight flips and right-angle
+    rotations. Of `held_out` (real images that are not in `train`) at most 500 are used, drawn by `seed`.
+    `train_features` are `backbone_features(train)` where they are at hand: they take most of the time.
+    Raises ConfigError when a set is empty or all held-out images are themselves copies of training images.
+    """
+    _check(distilled, train, held_out)
+    if len(held_out) > MAX_HELD_OUT:
+        chosen = torch.randperm(len(held_out), generator=generator(seed, "nearness"))[:MAX_HELD_OUT]
+        held_out = held_out[chosen]
+    real = _pixels(train)
+    pixel = _ratio(pixel_distances(distilled, real), pixel_distances(held_out, real), "pixels")
+    real = backbone_features(train) if train_features is None else train_features
+    feature = _ratio(feature_distances(distilled, real), feature_distances(held_out, real), "features")
+    return Nearness(pixel, feature, min(pixel, feature))
+
+
+def symmetries(images: torch.Tensor) -> list[torch.Tensor]:
+    """Return the eight flips and right-angle rotations of square images [n, c, s, s]."""
+    mirrored = (images, images.flip(-1))
+    return [torch.rot90(image, turns, (-2, -1)) for image in mirrored for turns in range(4)]
+
+
+def pixel_distances(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Return float32 [n]: least L2 of uint8 queries, in any orientation, to rows of `real` [m, 3 * 32 * 32]."""
+    turned = symmetries(_shrink(queries))
+    return torch.stack([_least_l2(image.flatten(1), real) for image in turned]).amin(0)
+
+
+def feature_distances(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Return float32 [n]: least 1 - cosine of uint8 queries, in any orientation, to features `real` [m, 1280]."""
+    best = torch.full((len(queries),), -1.0)
+    for turned in symmetries(queries):
+        features = backbone_features(turned)
+        for block in real.split(BLOCK):
+            best = torch.maximum(best, (features @ block.T).amax(1))
+    return (1 - best).clamp(min=0)
+
+
+def _check(distilled: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor) -> None:
+    for name, images in (("distilled", distilled), ("training", train), ("held-out", held_out)):
+        if not len(images):
+            raise ConfigError(f"no {name} images: the nearness ratio needs distilled, training and held-out images")
+
+
+def _shrink(images: torch.Tensor) -> torch.Tensor:
+    """Return images in [0, 1] at 32 px, area-averaged, so that noise and codec traces do not hide a copy."""
+    return F.interpolate(images.float() / 255, size=(SIDE, SIDE), mode="area")
+
+
+def _pixels(images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([_shrink(block).flatten(1) for block in images.split(BLOCK)])  # [n, 3 * 32 * 32]
+
+
+def _least_l2(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Return the exact distance [n] to the nearest row: found by matrix products, then computed anew.
+
+    The products lose digits where the distance is near 0, which is where copies are.
+    """
+    least, nearest = torch.full((len(queries),), torch.inf), torch.zeros(len(queries), dtype=torch.int64)
+    for start in range(0, len(real), BLOCK):
+        block = real[start : start + BLOCK]
+        values, indices = (block.square().sum(1) - 2 * queries @ block.T).min(1)  # ||q||² is the same for all
+        nearest = torch.where(values < least, indices + start, nearest)
+        least = torch.minimum(values, least)
+    return torch.linalg.vector_norm(queries - real[nearest], dim=1)
+
+
+def _ratio(distilled: torch.Tensor, held_out: torch.Tensor, what: str) -> float:
+    reference = float(held_out.median())
+    # 1e-6: what rounding leaves of the distance between two equal images.
+    if reference <= 1e-6:
+        raise ConfigError(f"half of the held-out images are copies of training images (in {what}): remove the copies")
+    return float(distilled.median()) / reference

@@ -1,0 +1,27 @@
+"""The sample grid: one row for each class."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from geodistill.distilled import DistilledSet
+
+_SHOWN, _GAP, _FONT = 96, 4, 13
+
+
+def draw_grid(distilled: DistilledSet, path: Path, *, per_class: int = 10) -> None:
+    """Write a PNG with a row of at most `per_class` images for each class, its name at the left."""
+    font = ImageFont.load_default(_FONT)
+    margin = 2 * _GAP + max(int(font.getlength(name)) for name in distilled.classes)
+    columns = min(per_class, int(torch.bincount(distilled.labels).max()))
+    cell = _SHOWN + _GAP
+    sheet = Image.new("RGB", (margin + columns * cell, len(distilled.classes) * cell + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for label, name in enumerate(distilled.classes):
+        top = _GAP + label * cell
+        pen.text((_GAP, top + _SHOWN // 2), name, fill="black", font=font, anchor="lm")
+        for column, image in enumerate(distilled.images[distilled.labels == label][:columns]):
+            tile = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+            sheet.paste(tile.resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC), (margin + column * cell, top))
+    sheet.save(path)

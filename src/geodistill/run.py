@@ -1,0 +1,265 @@
+"""The run folder: stages, fingerprints, atomic writes, resume.
+
+A run is a folder. Each stage is a sub-folder that appears only when it is whole: the stage is written aside in
+`.<stage>.partial`, its files are flushed to disk, and the folder is renamed. Long stages keep their own checkpoints
+in the partial folder, so that a run killed at any moment goes on where it stopped.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from geodistill.errors import RunError
+
+_FORMAT = 1
+_MARK = ".fingerprint"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return the SHA-256 (hex) of `parts`, which must be representable in JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a figure depends on."""
+    from importlib.metadata import version
+
+    names = ("geodistill", "torch", "diffusers", "transformers", "peft", "scikit-learn", "numpy", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+@contextlib.contextmanager
+def explain_os_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into a RunError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"the disk that holds {folder} is full: free some space and run the same command again; "
+                "what was finished is kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise RunError(f"cannot write to {folder}: make it writable or choose another --out") from error
+        raise
+
+
+class Run:
+    """One run folder, locked while open; use as a context manager.
+
+    Args:
+        folder: where everything goes; created when absent.
+        settings: what the result depends on (resolved config and data fingerprint), representable in JSON.
+        command: the command line that made the run, kept for the reader.
+
+    Raises:
+        RunError: the folder holds another run's results, is in use by another process, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], command: str = "") -> None:
+        self.folder = folder
+        with explain_os_errors(folder):
+            if folder.exists() and not folder.is_dir():
+                raise RunError(f"{folder} is a file, not a folder: choose another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / ".lock").open("w")
+            self._take_lock()
+            self._check_settings(json.loads(json.dumps(settings, default=str)), command)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another geodistill process is working in {self.folder}: wait for it or choose another --out"
+            ) from None
+
+    def _check_settings(self, settings: dict[str, Any], command: str) -> None:
+        path = self.folder / "run.json"
+        if not path.exists():
+            self._refuse_foreign_folder()
+            about = {"format": _FORMAT, "settings": settings, "command": command, "versions": versions()}
+            write_atomic(path, json.dumps(about, indent=2, sort_keys=True))
+            return
+        before = json.loads(path.read_text())
+        if before.get("format") != _FORMAT:
+            raise RunError(f"{self.folder} was made by another version of geodistill: choose another --out")
+        changed = _differences(before["settings"], settings)
+        if changed:
+            raise RunError(
+                f"{self.folder} was made with other settings ({'; '.join(changed[:5])}): "
+                "choose another --out, or repeat the settings it was made with"
+            )
+
+    def _refuse_foreign_folder(self) -> None:
+        others = [path.name for path in self.folder.iterdir() if path.name not in (".lock", ".run.json.tmp")]
+        if others:
+            raise RunError(
+                f"{self.folder} is not empty and is not a geodistill run (it holds {sorted(others)[0]!r}): "
+                "choose another --out"
+            )
+
+    def stage(
+        self, name: str, build: Callable[[Path], dict[str, Any] | None], *, version: int, inputs: Sequence[Any] = ()
+    ) -> Path:
+        """Return the folder of stage `name`, building it first unless it is there and whole.
+
+        Args:
+            name: folder name of the stage.
+            build: fills the folder it is given and may return facts to record. Called again after an interruption
+                with the same folder, it must go on from what it finds there.
+            version: of the stage's code; raise it when the same inputs give another result.
+            inputs: fingerprints and settings that the result depends on, representable in JSON.
+
+        Raises:
+            RunError: the folder cannot be written or the disk is full.
+        """
+        target, partial = self.folder / name, self.folder / f".{name}.partial"
+        mark = fingerprint(name, version, list(inputs))
+        if _mark_of(target) == mark:
+            return target
+        with explain_os_errors(self.folder):
+            shutil.rmtree(target, ignore_errors=True)
+            _prepare_partial(partial, mark)
+            clock = _Clock(self._record_path(name), mark)
+            try:
+                facts = build(partial)
+            finally:
+                # Time spent before an interruption counts: a stage's cost is what it took in all.
+                clock.record(name)
+            clock.record(name, facts or {})
+            _flush_folder(partial)
+            partial.replace(target)
+            _flush_folder(self.folder, recursive=False)
+        return target
+
+    def fingerprint_of(self, name: str) -> str:
+        """Return the fingerprint of a finished stage."""
+        return str(self.record_of(name)["fingerprint"])
+
+    def record_of(self, name: str) -> dict[str, Any]:
+        """Return what stage `name` recorded: fingerprint, facts, wall_seconds, cpu_seconds, peak_memory_mib."""
+        record: dict[str, Any] = json.loads(self._record_path(name).read_text())
+        return record
+
+    def _record_path(self, name: str) -> Path:
+        # Beside the stage rather than in it: times differ between runs, a stage's bytes do not.
+        return self.folder / "stages" / f"{name}.json"
+
+
+class _Clock:
+    """Wall time, processor time and peak memory of a stage, over all the times it was gone on with."""
+
+    def __init__(self, path: Path, mark: str) -> None:
+        self._path, self._mark, self._before = path, mark, _read_record(path, mark)
+        # Linux resets the high-water mark on this write; elsewhere the peak is the process's own so far.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def record(self, name: str, facts: dict[str, Any] | None = None) -> None:
+        record = {
+            "stage": name,
+            "fingerprint": self._mark,
+            "facts": facts,
+            "wall_seconds": round(self._before.get("wall_seconds", 0) + time.monotonic() - self._wall, 2),
+            "cpu_seconds": round(self._before.get("cpu_seconds", 0) + time.process_time() - self._cpu, 2),
+            "peak_memory_mib": max(self._before.get("peak_memory_mib", 0), peak_memory_mib()),
+        }
+        self._path.parent.mkdir(exist_ok=True)
+        write_atomic(self._path, json.dumps(record, indent=2, sort_keys=True))
+
+
+def _read_record(path: Path, mark: str) -> dict[str, Any]:
+    """Return the record at `path` if it is of an unfinished stage of fingerprint `mark`."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if record.get("fingerprint") == mark and record.get("facts") is None else {}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return what the finished stages of the run in `folder` recorded, in the order in which they were done."""
+    paths = sorted((folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def peak_memory_mib() -> int:
+    """Return this process's peak resident memory in MiB, since the last reset where the system can reset it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) // 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def _mark_of(folder: Path) -> str | None:
+    try:
+        return (folder / _MARK).read_text()
+    except OSError:
+        return None
+
+
+def _prepare_partial(partial: Path, mark: str) -> None:
+    """Keep what an interrupted stage left if it was the same stage."""
+    if _mark_of(partial) != mark:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_atomic(partial / _MARK, mark)
+
+
+def _flush_folder(folder: Path, recursive: bool = True) -> None:
+    """Ask the system to put files and folder entries on disk, so that a rename never outruns its content."""
+    if recursive:
+        for path in sorted(folder.rglob("*")):
+            _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Return one line for each setting that differs, such as 'sampling.steps: 50 -> 25'."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        lines = []
+        for key in sorted(before.keys() | now.keys()):
+            lines += _differences(before.get(key), now.get(key), f"{where}.{key}" if where else key)
+        return lines
+    return [] if before == now else [f"{where}: {before} -> {now}"]

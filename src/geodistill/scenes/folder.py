@@ -1,0 +1,235 @@
+"""Opening a folder of labelled images."""
+
+import hashlib
+import logging
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from geodistill.errors import SceneError
+from geodistill.progress import progress
+from geodistill.scenes.images import SUFFIXES, decode_image, read_bytes
+from geodistill.scenes.scenes import WORKERS, SceneData, Scenes, check_class_name
+from geodistill.scenes.splits import hold_out
+
+SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
+TEST_FRACTION = 0.2
+MAX_UNREADABLE = 0.05
+SHOW_PROGRESS_FROM = 500
+LAYOUT = "expected FOLDER/<class>/<image> or FOLDER/<split>/<class>/<image>"
+
+log = logging.getLogger("geodistill")
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    label: int
+    name: str
+    key: str = ""
+
+
+def open_scenes(folder: Path | str) -> SceneData:
+    """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>; the latter is split by content.
+
+    Every file is decoded once, so that unreadable ones are found now: they are logged, listed in `skipped` and left
+    out. Of the splits, train and test are used (val is reported as unused). Raises SceneError on data that cannot be
+    used: no images, one class, images beside the class folders, other classes in test, above 5 % unreadable.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
+    visited = {root.resolve()}
+    folders = _class_folders(root, visited)
+    if all(name.lower() in SPLITS for name in folders):
+        return _open_splits(root, folders, visited)
+    classes, files = _list_classes(root, folders)
+    found, skipped = _read([files], root)
+    return _split_by_content(_scenes(found[0], classes, root), skipped)
+
+
+def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> SceneData:
+    splits = {name.lower(): path for name, path in folders.items()}
+    if "train" not in splits:
+        raise SceneError(f"{root}: has {', '.join(sorted(folders))} but no train folder: add train/<class>/<image>")
+    for name in sorted(splits.keys() - {"train", "test"}):
+        log.warning("%s is not used: the validation part is cut from train", splits[name])
+    used = [splits[name] for name in ("train", "test") if name in splits]
+    listed = [_list_classes(path, _class_folders(path, visited)) for path in used]
+    classes = listed[0][0]
+    _check_same_classes(root, classes, listed[-1][0])
+    found, skipped = _read([files for _, files in listed], root)
+    parts = [_scenes(files, classes, path) for files, path in zip(found, used, strict=True)]
+    if len(parts) == 1:
+        return SceneData(parts[0], None, skipped)
+    _warn_of_copies(parts[0], parts[1])
+    return SceneData(parts[0], parts[1], skipped)
+
+
+def _split_by_content(scenes: Scenes, skipped: tuple[str, ...]) -> SceneData:
+    kept, held = hold_out(scenes, TEST_FRACTION, "test")
+    missing = _missing_classes(scenes.classes, scenes.labels[kept])
+    if missing:
+        raise SceneError(f"class {missing[0]!r} has no training image after the split: add images, or split by folders")
+    missing = _missing_classes(scenes.classes, scenes.labels[held])
+    if missing:
+        log.warning("no test image fell to %s: add images, or split by folders", ", ".join(map(repr, missing)))
+    return SceneData(scenes.subset(kept), scenes.subset(held) if len(held) else None, skipped)
+
+
+def _check_same_classes(root: Path, train: Sequence[str], test: Sequence[str]) -> None:
+    missing, extra = sorted(set(train) - set(test)), sorted(set(test) - set(train))
+    if missing:
+        raise SceneError(
+            f"{root}: test has no class {missing[0]!r}, which train has: add it to test or take it from train"
+        )
+    if extra:
+        raise SceneError(
+            f"{root}: test has a class {extra[0]!r} that train has not: add it to train or take it from test"
+        )
+
+
+def _warn_of_copies(train: Scenes, test: Scenes) -> None:
+    known = set(train.keys)
+    copies = [name for name, key in zip(test.names, test.keys, strict=True) if key in known]
+    if copies:
+        log.warning("%d test images are also training images, %s the first: results flatter", len(copies), copies[0])
+
+
+# Listing: names only, nothing decoded.
+
+
+def _class_folders(folder: Path, visited: set[Path]) -> dict[str, Path]:
+    """Return {name: path} of the folders in `folder`, sorted by name; `visited` guards against loops of links."""
+    entries = _entries(folder)
+    images = [path for path in entries if _is_image(path)]
+    if images:
+        raise SceneError(
+            f"{folder}: {len(images)} image(s) beside the class folders, {_shown(images[0])} first: {LAYOUT}"
+        )
+    folders: dict[str, Path] = {}
+    for path in entries:
+        if _is_new_folder(path, visited):
+            _add_folder(folders, path)
+    if not folders:
+        raise SceneError(f"{folder}: no folders with images in it: {LAYOUT}")
+    return dict(sorted(folders.items()))
+
+
+def _add_folder(folders: dict[str, Path], path: Path) -> None:
+    # Some systems store é as one character, others as two: both must be the same class.
+    name = unicodedata.normalize("NFC", path.name)
+    check_class_name(name)
+    if name in folders:
+        raise SceneError(f"{path.parent}: two folders are named {name!r}, differing in Unicode form only: merge them")
+    folders[name] = path
+
+
+def _is_new_folder(path: Path, visited: set[Path]) -> bool:
+    """Tell whether `path` is a folder; raise SceneError for a link that leads nowhere or to what is read already."""
+    if not path.is_dir():
+        if path.is_symlink() and not path.is_file():
+            raise SceneError(f"{_shown(path)}: a link that leads nowhere or to itself: remove it")
+        return False
+    target = path.resolve()
+    if target in visited:
+        raise SceneError(f"{_shown(path)}: leads to {target}, which is read already: remove the link")
+    visited.add(target)
+    return True
+
+
+def _list_classes(root: Path, folders: dict[str, Path]) -> tuple[tuple[str, ...], list[_File]]:
+    classes = tuple(folders)
+    if len(classes) < 2:
+        raise SceneError(f"{root}: only one class, {classes[0]!r}: a classifier needs at least 2")
+    files: list[_File] = []
+    ignored: list[Path] = []
+    for label, (name, folder) in enumerate(folders.items()):
+        entries = _entries(folder)
+        images = [path for path in entries if _is_image(path)]
+        if not images:
+            raise SceneError(f"{_shown(folder)}: no images in this class folder: {LAYOUT}")
+        files += [_File(path, label, f"{name}/{path.name}") for path in images]
+        ignored += [path for path in entries if not _is_image(path)]
+    if ignored:
+        log.warning("%s: %d entries are no images and ignored, %s first", root, len(ignored), _shown(ignored[0]))
+    return classes, files
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what `folder` holds, sorted by name, without hidden and system entries."""
+    try:
+        entries = sorted(folder.iterdir(), key=lambda path: path.name)
+    except OSError as error:
+        raise SceneError(f"{_shown(folder)}: cannot be listed ({error.strerror or error})") from error
+    return [path for path in entries if not path.name.startswith(".") and path.name not in SYSTEM_FOLDERS]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+# Reading: every file decoded and hashed once.
+
+
+def _read(parts: list[list[_File]], root: Path) -> tuple[list[list[_File]], tuple[str, ...]]:
+    """Return the readable files of each part with their keys, and "path: reason" of the others."""
+    results = _verify_all([file for part in parts for file in part])
+    skipped = tuple(result for result in results if isinstance(result, str))
+    for reason in skipped:
+        log.warning("unreadable image left out: %s", reason)
+    if len(skipped) > MAX_UNREADABLE * len(results):
+        raise SceneError(
+            f"{root}: {len(skipped)} of {len(results)} images are unreadable, more than {MAX_UNREADABLE:.0%}: "
+            f"replace or remove them, first " + "; ".join(skipped[:3])
+        )
+    remaining = iter(results)
+    checked = [[next(remaining) for _ in part] for part in parts]
+    return [[file for file in part if isinstance(file, _File)] for part in checked], skipped
+
+
+def _verify(file: _File) -> _File | str:
+    try:
+        data = read_bytes(file.path)
+        decode_image(data, _shown(file.path))
+    except SceneError as error:
+        return str(error)
+    return _File(file.path, file.label, file.name, hashlib.sha256(data).hexdigest())
+
+
+def _verify_all(files: list[_File]) -> list[_File | str]:
+    show = (
+        progress("checking images", len(files)) if len(files) >= SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
+    )
+    results: list[_File | str] = []
+    with ThreadPoolExecutor(WORKERS) as pool, show as advance:
+        for result in pool.map(_verify, files):
+            results.append(result)
+            advance(len(results))
+    return results
+
+
+def _scenes(files: list[_File], classes: tuple[str, ...], where: Path) -> Scenes:
+    missing = _missing_classes(classes, torch.tensor([file.label for file in files]))
+    if missing:
+        raise SceneError(f"{where}: class {missing[0]!r} has no readable image: replace its files")
+    return Scenes(
+        [f.path for f in files], [f.label for f in files], classes, [f.key for f in files], [f.name for f in files]
+    )
+
+
+def _missing_classes(classes: Sequence[str], labels: torch.Tensor) -> list[str]:
+    present = set(labels.tolist())
+    return [name for label, name in enumerate(classes) if label not in present]
+
+
+def _shown(path: Path) -> str:
+    """Return `path` for a message, control characters and undecodable bytes escaped."""
+    text = str(path)
+    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()

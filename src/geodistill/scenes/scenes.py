@@ -1,0 +1,148 @@
+"""Scenes: images, each with its class, decoded when asked for."""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from geodistill.errors import SceneError
+from geodistill.scenes.images import read_image, to_square_tensor
+
+Source: TypeAlias = Path | NDArray[np.uint8]
+Indices: TypeAlias = Sequence[int] | torch.Tensor
+# Decoding releases the interpreter lock; more threads than this gain little.
+WORKERS = min(4, os.cpu_count() or 1)
+
+
+class Scenes:
+    """N labelled images of C classes.
+
+    `classes`: names, sorted. `labels`: int64 [N]. `keys`: the sha256 of each image's content, which every split
+    depends on. `names`: "class/file", for messages only, never for opening anything.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        labels: Sequence[int] | torch.Tensor,
+        classes: Sequence[str],
+        keys: Sequence[str],
+        names: Sequence[str],
+    ) -> None:
+        self._sources = tuple(sources)
+        self.labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
+        self.classes, self.keys, self.names = tuple(classes), tuple(keys), tuple(names)
+        check_classes(self.classes)
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        if not len(self._sources) == len(self.labels) == len(self.keys) == len(self.names):
+            raise SceneError(
+                f"{len(self._sources)} images but {len(self.labels)} labels: give one label for each image"
+            )
+        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise SceneError(
+                f"labels go from {int(self.labels.min())} to {int(self.labels.max())}, "
+                f"but {len(self.classes)} classes allow 0 to {len(self.classes) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __repr__(self) -> str:
+        return f"Scenes({len(self)} images, {len(self.classes)} classes)"
+
+    def pixels(self, indices: Indices | None = None, *, size: int) -> torch.Tensor:
+        """Return uint8 RGB [n, 3, size, size] of all images, or of those at `indices`: their central squares, resized.
+
+        Raises SceneError when a file is gone or has become unreadable since the folder was opened.
+        """
+        chosen = range(len(self)) if indices is None else _as_list(indices)
+        pixels = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for k, image in enumerate(pool.map(lambda i: to_square_tensor(self._image(i), size), chosen)):
+                pixels[k] = image
+        return pixels
+
+    def _image(self, index: int) -> Image.Image:
+        source = self._sources[index]
+        return read_image(source) if isinstance(source, Path) else Image.fromarray(source)
+
+    def subset(self, indices: Indices) -> "Scenes":
+        """Return the scenes at `indices`, in that order, with all classes kept."""
+        chosen = _as_list(indices)
+        return Scenes(
+            [self._sources[i] for i in chosen],
+            self.labels[chosen],
+            self.classes,
+            [self.keys[i] for i in chosen],
+            [self.names[i] for i in chosen],
+        )
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over classes, labels and image contents; file names and places do not count."""
+        content = json.dumps([self.classes, self.labels.tolist(), self.keys])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+        labels: Sequence[int] | torch.Tensor,
+        classes: Sequence[str],
+    ) -> "Scenes":
+        """Build scenes from uint8 RGB arrays: [N, H, W, 3], or a list of [H, W, 3] of any sizes."""
+        arrays = [_checked_array(image, k) for k, image in enumerate(images)]
+        keys = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+        return cls(arrays, labels, classes, keys, [f"image {k}" for k in range(len(arrays))])
+
+
+@dataclass(frozen=True)
+class SceneData:
+    """What a data folder holds; `skipped` lists the unreadable files as "path: reason"."""
+
+    train: Scenes
+    test: Scenes | None
+    skipped: tuple[str, ...] = ()
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Raise SceneError unless there are two classes or more, named safely, in sorted order."""
+    for name in classes:
+        check_class_name(name)
+    if len(classes) < 2:
+        raise SceneError(f"{len(classes)} class(es) given: a classifier needs at least 2")
+    if list(classes) != sorted(set(classes)):
+        raise SceneError("classes must be sorted by name and all different: sort them and renumber the labels")
+
+
+def check_class_name(name: str) -> None:
+    """Raise SceneError unless `name` is safe as a folder name of ours: class names become folders of the result."""
+    if not name.strip() or name.startswith("."):
+        raise SceneError(f"class name {name!r} is empty or starts with a dot: rename the class")
+    # Cc, Cs: control characters and undecodable bytes; Zl, Zp: line breaks in disguise.
+    if any(c in "/\\" or unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in name):
+        raise SceneError(f"class name {name!r} has a slash, backslash or control character: rename the class")
+
+
+def _as_list(indices: Indices) -> list[int]:
+    return [int(i) for i in indices]
+
+
+def _checked_array(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+    array = np.ascontiguousarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise SceneError(
+            f"image {index} is {array.dtype} of shape {list(array.shape)}: give uint8 RGB of shape [H, W, 3], 0 to 255"
+        )
+    return array

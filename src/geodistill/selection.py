@@ -1,0 +1,64 @@
+"""Choosing, among the candidates of one class, one for each slot (a slot is the prototype a candidate followed).
+
+By margin: the candidate the teacher is surest of (DPD, arXiv 2601.15829), which leans towards easy images.
+By coverage: the set whose members lie nearest to all real scenes of the class, greedily (facility location;
+within 1/2 of the best set when one is taken per slot: Fisher, Nemhauser, Wolsey, 1978).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geodistill.errors import TrainingError
+
+
+def by_margin(logits: Tensor, label: int, slots: Tensor) -> Tensor:
+    """Return int64 [slots]: per slot in ascending order, the candidate with the largest margin, ties to the first.
+
+    `logits` float [n, classes] from the teacher, `label` the class of all candidates, `slots` int64 [n].
+    The margin is logit[label] minus the largest other logit. Raises TrainingError if a logit is not finite.
+    """
+    _require_finite(logits, "teacher logits")
+    others = logits.clone()
+    others[:, label] = -torch.inf
+    margins = logits[:, label] - others.max(dim=1).values
+    chosen = []
+    for slot in slots.unique():
+        candidates = (slots == slot).nonzero().flatten()
+        chosen.append(candidates[margins[candidates].argmax()])
+    return torch.stack(chosen)
+
+
+def by_coverage(features: Tensor, real: Tensor, slots: Tensor) -> Tensor:
+    """Return int64 [slots]: per slot in ascending order, a candidate; together they cover the real scenes.
+
+    `features` float [n, D] of the candidates, `real` float [m, D] of the real scenes of the class, `slots` int64 [n].
+    Maximises greedily the mean over the real scenes of the largest cosine similarity to a chosen candidate: each step
+    takes the candidate with the largest gain among slots not yet filled; of those that gain the same (often nothing,
+    late in the choice) the one with the largest mean similarity, then the first.
+    Raises TrainingError if a feature is not finite.
+    """
+    _require_finite(features, "candidate features")
+    _require_finite(real, "real features")
+    similarity = F.normalize(real.double(), dim=1) @ F.normalize(features.double(), dim=1).T  # [m, n]
+    typical = similarity.mean(dim=0)  # [n]
+    covered = similarity.new_full((len(real), 1), -1.0)  # the least a cosine can be
+    free = torch.ones(len(slots), dtype=torch.bool)
+    chosen: dict[int, int] = {}
+    while free.any():
+        gains = (similarity - covered).clamp(min=0).mean(dim=0)  # [n]
+        gains = gains.masked_fill(~free, -torch.inf)
+        best = int(typical.masked_fill(gains < gains.max(), -torch.inf).argmax())
+        chosen[int(slots[best])] = best
+        covered = torch.maximum(covered, similarity[:, best, None])
+        free &= slots != slots[best]
+    return torch.tensor([chosen[slot] for slot in sorted(chosen)])
+
+
+def _require_finite(values: Tensor, what: str) -> None:
+    wrong = (~torch.isfinite(values).all(dim=1)).nonzero().flatten()
+    if len(wrong):
+        raise TrainingError(
+            f"{what}: {len(wrong)} of {len(values)} rows hold NaN or infinity, the first is row {int(wrong[0])}: "
+            "look at the sampled images and at the teacher's training log"
+        )

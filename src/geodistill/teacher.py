@@ -1,0 +1,162 @@
+"""The teacher: a classifier on real latents, with a validation part cut from the training scenes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from geodistill.config import TeacherSettings
+from geodistill.errors import TrainingError
+from geodistill.progress import progress
+from geodistill.run import write_atomic
+from geodistill.seeding import derive_seed, generator
+
+_DROPOUT, _SMOOTHING, _WEIGHT_DECAY = 0.2, 0.1, 0.05
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Teacher(nn.Module):
+    """Residual network from latents [n, C, h, w] to logits [n, classes].
+
+    Args:
+        channels: C of the latents.
+        classes: number of classes.
+        width: of its layers; a multiple of 8.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int) -> None:
+        super().__init__()
+        self.settings = {"channels": channels, "classes": classes, "width": width}
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            _Block(width),
+            _Block(width),
+            nn.Conv2d(width, 2 * width, 2, stride=2),
+            _Block(2 * width),
+            _Block(2 * width),
+            nn.GroupNorm(8, 2 * width),
+            nn.SiLU(),
+        )
+        self.dropout = nn.Dropout(_DROPOUT)
+        self.head = nn.Linear(2 * width, classes)
+
+    def features(self, latents: Tensor) -> Tensor:
+        """Return the pooled features [n, 2 * width]."""
+        pooled: Tensor = self.body(latents).mean(dim=(2, 3))
+        return pooled
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.head(self.dropout(self.features(latents)))
+        return logits
+
+
+def train_teacher(
+    latents: Tensor, labels: Tensor, held: Tensor, settings: TeacherSettings, *, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Train a teacher on all scenes but `held`, and save it in `folder` as teacher.safetensors and teacher.json.
+
+    Args:
+        latents: [N, V, C, h, w], V views of each scene.
+        labels: int64 [N].
+        held: indices of the scenes kept for validation.
+        settings: width and training.
+        seed: of the run.
+        folder: where it goes.
+
+    Returns:
+        facts: accuracy on the held-out scenes (view 0), of the last step, and what chance gives.
+
+    Raises:
+        TrainingError: no better than chance on the held-out scenes, or the loss is not finite.
+    """
+    classes = int(labels.max()) + 1
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "teacher"))
+        teacher = Teacher(latents.shape[2], classes, settings.width).to(memory_format=torch.channels_last)
+        _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed)
+    teacher.eval()
+    accuracy = _accuracy(teacher, latents[held, 0], labels[held])
+    chance = float(torch.bincount(labels[held], minlength=classes).max()) / len(held)
+    _refuse_chance(accuracy, chance, len(held))
+    save_file(
+        {name: value.contiguous() for name, value in teacher.state_dict().items()}, folder / "teacher.safetensors"
+    )
+    write_atomic(folder / "teacher.json", json.dumps(teacher.settings))
+    return {"held_out_accuracy": round(accuracy, 4), "chance": round(chance, 4), "held_out_scenes": len(held)}
+
+
+def load_teacher(folder: Path) -> Teacher:
+    """Return the frozen teacher saved in `folder`."""
+    teacher = Teacher(**json.loads((folder / "teacher.json").read_text()))
+    teacher.load_state_dict(load_file(folder / "teacher.safetensors"))
+    return teacher.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def judge(teacher: Teacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
+    """Return logits [n, classes] and L2-normalised features [n, D] of latents [n, C, h, w]."""
+    parts = [teacher.features(part.float()) for part in latents.split(batch)]
+    features = torch.cat(parts)
+    return teacher.head(features), F.normalize(features, dim=1)
+
+
+def _all_but(count: int, held: Tensor) -> Tensor:
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[held] = False
+    return kept.nonzero()[:, 0]
+
+
+def _fit(teacher: Teacher, latents: Tensor, labels: Tensor, kept: Tensor, settings: TeacherSettings, seed: int) -> None:
+    optimiser = torch.optim.AdamW(teacher.parameters(), lr=settings.lr, weight_decay=_WEIGHT_DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=settings.steps)
+    teacher.train()
+    with progress("teacher", settings.steps) as advance:
+        for step in range(settings.steps):
+            g = generator(seed, "teacher step", step)
+            chosen = kept[torch.randint(0, len(kept), (settings.batch,), generator=g)]
+            views = torch.randint(0, latents.shape[1], (settings.batch,), generator=g)
+            batch = latents[chosen, views].float().contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = teacher(batch)
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=_SMOOTHING)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            advance(step + 1, f"loss {loss.item():.3f}")
+
+
+@torch.inference_mode()
+def _accuracy(teacher: Teacher, latents: Tensor, labels: Tensor) -> float:
+    logits, _ = judge(teacher, latents)
+    return float((logits.argmax(dim=1) == labels).float().mean())
+
+
+def _refuse_chance(accuracy: float, chance: float, count: int) -> None:
+    # Two standard deviations of a guesser's accuracy on so many scenes.
+    bar = chance + 2 * (chance * (1 - chance) / count) ** 0.5
+    if not accuracy > bar:
+        raise TrainingError(
+            f"the teacher gets {accuracy:.1%} on held-out scenes, no better than chance ({chance:.1%}): check that the "
+            "class folders hold what they are named, or raise teacher.steps"
+        )

@@ -1,0 +1,118 @@
+import re
+
+import pytest
+import torch
+
+from geodistill.errors import ConfigError, TrainingError
+from geodistill.evaluation.protocols import _check_loss, augment, batches, recipe_steps, train_and_predict
+
+GREEN = torch.tensor([40, 160, 40])[:, None, None]
+BLUE = torch.tensor([40, 40, 160])[:, None, None]
+
+
+def coloured(count, seed=0):
+    """Two classes, green and blue, with noise."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    noise = torch.randint(-30, 31, (count, 3, 32, 32), generator=random)
+    return (torch.where(labels[:, None, None, None] == 0, GREEN, BLUE) + noise).to(torch.uint8), labels
+
+
+@pytest.mark.parametrize(
+    ("protocol", "network", "steps"),
+    [("probe", "efficientnet-lite0", None), ("finetune", "efficientnet-lite0", 2), ("scratch", "convnet3", 4)],
+)
+def test_learns_and_repeats(protocol, network, steps):
+    (train, labels), (test, truth) = coloured(8), coloured(8, seed=1)
+    runs = [
+        train_and_predict(protocol, network, train, labels, test, classes=2, seed=seed, steps=steps)
+        for seed in (3, 3, 4)
+    ]
+    assert runs[0].shape == (8, 2)
+    # two steps are too few for finetune: the running statistics of its batch norm still are ImageNet's
+    assert protocol == "finetune" or (runs[0].argmax(1) == truth).float().mean() == 1
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2]) == (protocol == "probe")
+
+
+def test_scratch_forgets_imagenet_and_reports_progress():
+    train, labels = coloured(8)
+    seen = []
+    options = {"classes": 2, "seed": 0, "steps": 2, "progress": lambda done, of: seen.append((done, of))}
+    scratch = train_and_predict("scratch", "efficientnet-lite0", train, labels, train, **options)
+    assert torch.isfinite(scratch).all()
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_probe_never_predicts_an_absent_class():
+    train, labels = coloured(8)
+    logits = train_and_predict("probe", "efficientnet-lite0", train, labels * 2, train, classes=4, seed=0)
+    assert set(logits.argmax(1).tolist()) == {0, 2}
+
+
+def test_augmentation_keeps_shape_range_and_constant_images():
+    images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    out = augment(images, torch.Generator().manual_seed(1))
+    assert out.shape == images.shape
+    assert images.min() - 1e-5 <= out.min()
+    assert out.max() <= images.max() + 1e-5
+    assert torch.equal(out, augment(images, torch.Generator().manual_seed(1)))
+    assert not torch.equal(out, augment(images, torch.Generator().manual_seed(2)))
+    assert torch.allclose(augment(torch.full((4, 3, 16, 16), 0.3), torch.Generator()), torch.tensor(0.3))
+
+
+def test_augmentation_flips_about_half_each_way():
+    ramp = torch.linspace(0, 1, 16).expand(2000, 3, 16, 16)
+    out = augment(ramp, torch.Generator().manual_seed(0))
+    flipped = (out[:, 0, 8, 0] > out[:, 0, 8, -1]).float().mean()
+    assert 0.45 < flipped < 0.55
+    spread = (out[:, 0, 8, 0] - out[:, 0, 8, -1]).abs()
+    # widths from sqrt(0.67 * 3/4) to 1
+    assert 0.65 < spread.min() < 0.75
+    assert spread.max() <= 1
+
+
+def test_batches_pass_over_all_images():
+    order = batches(10, 5, seed=0)
+    assert order.shape == (5, 64)
+    assert sorted(order.flatten()[:10].tolist()) == list(range(10))
+    assert torch.bincount(order.flatten()).tolist() == [32] * 10
+
+
+def test_steps_follow_the_size_of_the_set():
+    assert [recipe_steps("finetune", n, None) for n in (300, 6000)] == [400, 1200]
+    assert [recipe_steps("scratch", n, None) for n in (300, 6000)] == [1000, 3000]
+    assert (recipe_steps("probe", 300, None), recipe_steps("finetune", 300, 7)) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"protocol": "fine-tune"},
+            "unknown protocol 'fine-tune': did you mean 'finetune'? known: probe, finetune, scratch",
+        ),
+        (
+            {"protocol": "probe", "network": "resnet18"},
+            "protocol probe needs a pretrained network, resnet18 has none: use efficientnet-lite0",
+        ),
+        (
+            {"test_images": torch.zeros(2, 3, 48, 48, dtype=torch.uint8)},
+            "training images are [3, 32, 32], test images [3, 48, 48]: read both at one size",
+        ),
+        ({"steps": 1}, "steps is 1: training needs at least 2"),
+    ],
+)
+def test_bad_settings(change, message):
+    train, labels = coloured(4)
+    options = {"protocol": "finetune", "network": "convnet3", "test_images": train, "steps": 2} | change
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        train_and_predict(train_images=train, train_labels=labels, classes=2, seed=0, **options)
+
+
+def test_small_images_and_broken_losses_are_refused():
+    tiny = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+    with pytest.raises(ConfigError, match=r"^images of 16 px are too small for the networks: use 32 px or more$"):
+        train_and_predict("scratch", "convnet3", tiny, torch.arange(4) % 2, tiny, classes=2, seed=0)
+    with pytest.raises(TrainingError, match=r"^the classifier's loss is nan at step 3: check the images and labels$"):
+        _check_loss(torch.tensor(float("nan")), 3)

@@ -1,0 +1,264 @@
+import hashlib
+import logging
+import os
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from geodistill.errors import SceneError
+from geodistill.scenes import open_scenes
+from geodistill.scenes.folder import LAYOUT, TEST_FRACTION
+from geodistill.scenes.splits import _position
+
+
+def put(path, value=0):
+    """Write a small image whose content depends on `value`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.frombuffer(hashlib.sha256(str(value).encode()).digest()[:27], np.uint8).reshape(3, 3, 3)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def fill(root, classes=("Beach", "River"), count=12, start=0):
+    for k, name in enumerate(classes):
+        for i in range(count):
+            put(root / name / f"{i:02d}.png", start + 1000 * k + i)
+    return root
+
+
+def fails(root):
+    with pytest.raises(SceneError) as error:
+        open_scenes(root)
+    return str(error.value)
+
+
+def test_class_folders_are_split_by_content(tmp_path):
+    data = open_scenes(fill(tmp_path, count=40))
+    assert data.train.classes == data.test.classes == ("Beach", "River")
+    assert len(data.train) + len(data.test) == 80
+    assert 6 <= len(data.test) <= 28
+    assert not set(data.train.keys) & set(data.test.keys)
+    assert data.skipped == ()
+    first = data.train.names[0]
+    assert data.train.keys[0] == hashlib.sha256((tmp_path / first).read_bytes()).hexdigest()
+    assert (
+        data.train.pixels([0], size=3)[0].permute(1, 2, 0).numpy() == np.asarray(Image.open(tmp_path / first))
+    ).all()
+
+
+def test_adding_files_moves_no_other(tmp_path):
+    before = open_scenes(fill(tmp_path, count=15))
+    fill(tmp_path, ("Beach", "Airport"), count=30, start=5000)
+    for i in range(15):
+        put(tmp_path / "Beach" / f"{i:02d}.png", i)
+    after = open_scenes(tmp_path)
+    assert set(before.train.keys) <= set(after.train.keys)
+    assert set(before.test.keys) <= set(after.test.keys)
+
+
+def test_split_folders(tmp_path, caplog):
+    fill(tmp_path / "Train")
+    fill(tmp_path / "val", start=100)
+    fill(tmp_path / "test", count=3, start=200)
+    data = open_scenes(tmp_path)
+    assert (len(data.train), len(data.test)) == (24, 6)
+    assert data.test.names[0] == "Beach/00.png"
+    assert f"{tmp_path / 'val'} is not used: the validation part is cut from train" in caplog.messages
+
+
+def test_train_alone_has_no_test(tmp_path):
+    fill(tmp_path / "train")
+    assert open_scenes(tmp_path).test is None
+
+
+def test_copies_in_test_are_reported(tmp_path, caplog):
+    fill(tmp_path / "train")
+    fill(tmp_path / "test", count=2)
+    open_scenes(tmp_path)
+    assert "4 test images are also training images, Beach/00.png the first: results flatter" in caplog.messages
+
+
+names = st.text(
+    st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"], exclude_characters="/\\"), min_size=1, max_size=8
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sets(names.filter(lambda n: n.strip() and n[0] != "."), min_size=2, max_size=4))
+def test_any_sane_names_are_classes_in_sorted_order(tmp_path_factory, chosen):
+    composed = {unicodedata.normalize("NFC", name) for name in chosen}
+    root = tmp_path_factory.mktemp("names")
+    for k, name in enumerate(composed):
+        put(root / "train" / name / "a.png", k)
+    assert open_scenes(root).train.classes == tuple(sorted(composed))
+
+
+def test_unicode_forms_of_one_name_are_one_class(tmp_path):
+    fill(tmp_path / "train", ("Cafe\u0301", "River"))
+    fill(tmp_path / "test", ("Caf\u00e9", "River"), start=50)
+    assert open_scenes(tmp_path).test.classes == ("Caf\u00e9", "River")
+    fill(tmp_path / "train", ("Caf\u00e9",))
+    message = f"{tmp_path / 'train'}: two folders are named 'Café', differing in Unicode form only: merge them"
+    assert fails(tmp_path) == message
+
+
+def test_hidden_and_system_entries_are_skipped(tmp_path, caplog):
+    fill(tmp_path)
+    for place in (".cache", "__MACOSX"):
+        put(tmp_path / place / "a.png")
+    for name in (".DS_Store", "._01.png"):
+        (tmp_path / "Beach" / name).write_bytes(b"x")
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "Beach" / "notes.txt").write_text("x")
+    assert open_scenes(tmp_path).train.classes == ("Beach", "River")
+    assert (
+        f"{tmp_path}: 1 entries are no images and ignored, {tmp_path / 'Beach' / 'notes.txt'} first" in caplog.messages
+    )
+
+
+def test_unreadable_images_are_named_and_left_out(tmp_path, caplog):
+    fill(tmp_path, count=30)
+    (tmp_path / "Beach" / "zero.jpg").touch()
+    (tmp_path / "River" / "link.png").symlink_to("nowhere.png")
+    data = open_scenes(tmp_path)
+    zero = f"{tmp_path / 'Beach' / 'zero.jpg'}: the file is empty"
+    assert data.skipped == (
+        zero,
+        f"{tmp_path / 'River' / 'link.png'}: cannot be opened (No such file or directory)",
+    )
+    assert f"unreadable image left out: {zero}" in caplog.messages
+    assert len(data.train) + len(data.test) == 60
+
+
+def test_too_many_unreadable_images_stop(tmp_path):
+    fill(tmp_path, count=10)
+    for i in range(2):
+        (tmp_path / "Beach" / f"zero{i}.jpg").touch()
+    listed = "; ".join(f"{tmp_path / 'Beach' / f'zero{i}.jpg'}: the file is empty" for i in range(2))
+    assert fails(tmp_path) == (
+        f"{tmp_path}: 2 of 22 images are unreadable, more than 5%: replace or remove them, first {listed}"
+    )
+
+
+def test_a_class_without_readable_images(tmp_path):
+    fill(tmp_path, count=30)
+    (tmp_path / "Port").mkdir()
+    (tmp_path / "Port" / "a.png").touch()
+    assert fails(tmp_path) == f"{tmp_path}: class 'Port' has no readable image: replace its files"
+
+
+def test_missing_and_empty_folders(tmp_path):
+    assert fails(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder: {LAYOUT}"
+    assert fails(tmp_path) == f"{tmp_path}: no folders with images in it: {LAYOUT}"
+    (tmp_path / "f").touch()
+    assert fails(tmp_path / "f") == f"{tmp_path / 'f'}: not a folder: {LAYOUT}"
+
+
+def test_one_class(tmp_path):
+    fill(tmp_path, ("Beach",))
+    assert fails(tmp_path) == f"{tmp_path}: only one class, 'Beach': a classifier needs at least 2"
+
+
+def test_images_beside_the_class_folders(tmp_path):
+    fill(tmp_path)
+    stray = put(tmp_path / "a.png")
+    assert fails(tmp_path) == f"{tmp_path}: 1 image(s) beside the class folders, {stray} first: {LAYOUT}"
+
+
+def test_a_class_folder_without_images(tmp_path):
+    fill(tmp_path)
+    put(tmp_path / "Sea" / "deeper" / "a.png")
+    assert fails(tmp_path) == f"{tmp_path / 'Sea'}: no images in this class folder: {LAYOUT}"
+
+
+def test_no_train_folder(tmp_path):
+    fill(tmp_path / "test")
+    assert fails(tmp_path) == f"{tmp_path}: has test but no train folder: add train/<class>/<image>"
+
+
+def test_other_classes_in_test(tmp_path):
+    fill(tmp_path / "train", ("Beach", "Forest", "River"))
+    fill(tmp_path / "test", ("Beach", "River"))
+    assert fails(tmp_path) == (
+        f"{tmp_path}: test has no class 'Forest', which train has: add it to test or take it from train"
+    )
+    fill(tmp_path / "test", ("Forest", "Sea"))
+    assert fails(tmp_path) == (
+        f"{tmp_path}: test has a class 'Sea' that train has not: add it to train or take it from test"
+    )
+
+
+def lands_in_test(path):
+    return _position("test", hashlib.sha256(path.read_bytes()).hexdigest()) < TEST_FRACTION
+
+
+def test_a_class_that_falls_to_one_side_whole(tmp_path, caplog):
+    fill(tmp_path, count=30)
+    only = tmp_path / "Port" / "a.png"
+    assert any(lands_in_test(put(only, value)) for value in range(9000, 9100))
+    assert fails(tmp_path) == "class 'Port' has no training image after the split: add images, or split by folders"
+    assert not all(lands_in_test(put(only, value)) for value in range(9000, 9100))
+    open_scenes(tmp_path)
+    assert caplog.messages == ["no test image fell to 'Port': add images, or split by folders"]
+
+
+def test_links(tmp_path):
+    root, other = fill(tmp_path / "data"), fill(tmp_path / "other", ("Sea",))
+    (root / "Sea").symlink_to(other / "Sea")
+    assert open_scenes(root).train.classes == ("Beach", "River", "Sea")
+    (root / "Beach" / "up").symlink_to(root)
+    assert open_scenes(root).train.classes == ("Beach", "River", "Sea")
+    (root / "Zoo").symlink_to(root)
+    assert fails(root) == f"{root / 'Zoo'}: leads to {root.resolve()}, which is read already: remove the link"
+    (root / "Zoo").unlink()
+    (root / "Loop").symlink_to(root / "Loop")
+    assert fails(root) == f"{root / 'Loop'}: a link that leads nowhere or to itself: remove it"
+
+
+def test_test_linked_to_train(tmp_path):
+    fill(tmp_path / "train")
+    (tmp_path / "test").symlink_to("train")
+    train = (tmp_path / "train").resolve()
+    assert fails(tmp_path) == f"{tmp_path / 'train'}: leads to {train}, which is read already: remove the link"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\\b", "a\x1b[2J"])
+def test_names_that_play_tricks(tmp_path, name):
+    fill(tmp_path, ("Beach", name))
+    expected = f"class name {name!r} has a slash, backslash or control character: rename the class"
+    assert fails(tmp_path) == expected
+
+
+def test_undecodable_names(tmp_path):
+    fill(tmp_path)
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    assert fails(tmp_path).startswith("class name '\\udcff' has a slash")
+
+
+def test_control_characters_in_file_names_are_escaped(tmp_path):
+    fill(tmp_path, count=30)
+    (tmp_path / "Beach" / "a\x1b[2J.png").touch()
+    assert open_scenes(tmp_path).skipped == (f"{tmp_path}/Beach/a\\x1b[2J.png: the file is empty",)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list anything")
+def test_a_folder_that_may_not_be_listed(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "Beach").chmod(0)
+    assert fails(tmp_path) == f"{tmp_path / 'Beach'}: cannot be listed (Permission denied)"
+    (tmp_path / "Beach").chmod(0o755)
+
+
+def test_long_reading_shows_progress(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("geodistill.scenes.folder.SHOW_PROGRESS_FROM", 10)
+    open_scenes(fill(tmp_path))
+    assert "checking images" in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def _log_at_warning(caplog):
+    caplog.set_level(logging.WARNING, "geodistill")

@@ -1,0 +1,170 @@
+import dataclasses
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from geodistill.errors import ConfigError, SceneError
+from geodistill.prototypes import Prototypes, find_prototypes, latent_features
+
+
+def blobs(sizes: list[int], seed: int = 0) -> Tensor:
+    """Tight, far-apart groups of points on a line, as float32 [sum(sizes), 2]."""
+    noise = torch.Generator().manual_seed(seed)
+    groups = [torch.tensor([20.0 * k, 0.0]) + torch.rand(size, 2, generator=noise) for k, size in enumerate(sizes)]
+    return torch.cat(groups)
+
+
+def one_class(features: Tensor, per_class: int, **more: float) -> Prototypes:
+    labels = torch.zeros(len(features), dtype=torch.int64)
+    return find_prototypes(features, labels, classes=("Beach",), per_class=per_class, seed=0, **more)
+
+
+class TestFindPrototypes:
+    def test_clusters_are_ordered_by_class_then_size(self):
+        features = torch.cat([blobs([2, 5, 3]), blobs([4, 1, 6], seed=1)])
+        labels = torch.tensor([0] * 10 + [1] * 11)
+        found = find_prototypes(features, labels, classes=("Beach", "Port"), per_class=3, seed=0)
+        assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert [sorted(cluster.tolist()) for cluster in found.members] == [
+            [2, 3, 4, 5, 6],
+            [7, 8, 9],
+            [0, 1],
+            [15, 16, 17, 18, 19, 20],
+            [10, 11, 12, 13],
+            [14],
+        ]
+        assert [int(index) in cluster for index, cluster in zip(found.indices, found.members, strict=True)] == [
+            True
+        ] * 6
+        assert found.indices.dtype == found.labels.dtype == found.members[0].dtype == torch.int64
+        assert len(found) == 6
+
+    def test_classes_may_be_interleaved(self):
+        features, labels = torch.tensor([[0.0], [5.0], [1.0], [6.0], [9.0]]), torch.tensor([1, 0, 1, 0, 0])
+        found = find_prototypes(features, labels, classes=("Beach", "Port"), per_class=1, seed=0)
+        assert found.indices.tolist() == [3, 0]
+        assert [cluster.tolist() for cluster in found.members] == [[3, 1, 4], [0, 2]]
+
+    def test_one_prototype_is_the_image_nearest_the_centre(self):
+        found = one_class(torch.tensor([[0.0], [1.0], [2.5], [9.0]]), 1)
+        assert found.indices.tolist() == [2]
+        assert found.members[0].tolist() == [2, 1, 0, 3]
+
+    def test_representative_by_hand(self):
+        # Clusters {0, 1, 2} and {100, 102, 107} with centres 1 and 103: on a line every step away from the other
+        # centre gains as much as it costs until the own centre is passed, then costs nothing. So the second cluster
+        # has -|x - 103| + (x - 1): 98 at 100, 100 at 102, 102 at 107; the first 102 at 0, 102 at 1, 100 at 2.
+        features = torch.tensor([[0.0], [1.0], [2.0], [100.0], [102.0], [107.0]])
+        assert one_class(features, 2).indices.tolist() == [0, 5]
+        # At alpha 3 nearness decides: 93, 98, 94 and 100, 102, 98.
+        assert one_class(features, 2, alpha=3.0).indices.tolist() == [1, 4]
+
+    def test_members_are_sorted_by_distance_to_the_centre(self):
+        found = one_class(torch.tensor([[0.0], [1.0], [2.0], [100.0], [102.0], [107.0]]), 2)
+        assert [cluster.tolist() for cluster in found.members] == [[1, 0, 2], [4, 3, 5]]
+
+    def test_every_image_a_prototype(self):
+        found = one_class(torch.arange(6.0)[:, None], 6)
+        assert found.indices.tolist() == [0, 1, 2, 3, 4, 5]
+
+    @pytest.mark.parametrize("distinct", [1, 2, 3])
+    def test_duplicates_still_give_distinct_prototypes_quietly(self, distinct: int):
+        features = torch.eye(3)[torch.arange(12) % distinct]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = one_class(features, 5)
+        assert len(found.indices.unique()) == 5
+        assert sorted(torch.cat(found.members).tolist()) == list(range(12))
+        assert min(len(cluster) for cluster in found.members) >= 1
+
+    def test_same_seed_same_prototypes(self):
+        features = F.normalize(torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+        first, again = one_class(features, 6), one_class(features, 6)
+        assert torch.equal(first.indices, again.indices)
+
+    def test_other_classes_change_nothing(self):
+        features = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(60) // 30
+        both = find_prototypes(features, labels, classes=("Beach", "Port"), per_class=4, seed=3)
+        alone = find_prototypes(features[:30], labels[:30], classes=("Beach",), per_class=4, seed=3)
+        assert torch.equal(both.indices[:4], alone.indices)
+
+    def test_saved_and_loaded(self, tmp_path: Path):
+        found = one_class(blobs([2, 5, 3]), 3)
+        found.save(tmp_path)
+        again = Prototypes.load(tmp_path)
+        assert torch.equal(again.indices, found.indices)
+        assert torch.equal(again.labels, found.labels)
+        assert [cluster.tolist() for cluster in again.members] == [cluster.tolist() for cluster in found.members]
+        assert [path.name for path in tmp_path.iterdir()] == ["prototypes.safetensors"]
+
+    def test_is_frozen(self):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            one_class(torch.arange(3.0)[:, None], 1).indices = torch.zeros(1)  # type: ignore[misc]
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(6, 24), st.booleans())
+    def test_partition_with_distinct_representatives(self, seed: int, per_class: int, count: int, coarse: bool):
+        features = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
+        found = one_class(features.round() if coarse else features, per_class)
+        sizes = [len(cluster) for cluster in found.members]
+        assert sorted(torch.cat(found.members).tolist()) == list(range(count))
+        assert sizes == sorted(sizes, reverse=True)
+        assert all(int(i) in cluster.tolist() for i, cluster in zip(found.indices, found.members, strict=True))
+        ties = [(-size, int(index)) for size, index in zip(sizes, found.indices, strict=True)]
+        assert ties == sorted(ties)
+
+
+class TestBadInput:
+    def test_too_few_images(self):
+        labels = torch.tensor([0] * 7 + [1] * 12)
+        message = "^class 'Beach' has 7 images, IPC 10 needs at least 10: lower --ipc or add images$"
+        with pytest.raises(SceneError, match=message):
+            find_prototypes(torch.rand(19, 2), labels, classes=("Beach", "Port"), per_class=10, seed=0)
+
+    def test_one_image(self):
+        with pytest.raises(SceneError, match=r"^class 'Beach' has 1 image, IPC 2 needs at least 2: "):
+            one_class(torch.rand(1, 2), 2)
+
+    def test_class_without_images(self):
+        with pytest.raises(SceneError, match=r"^class 'Port' has 0 images, IPC 1 needs at least 1: "):
+            find_prototypes(torch.rand(2, 2), torch.zeros(2).long(), classes=("Beach", "Port"), per_class=1, seed=0)
+
+    def test_no_prototypes_asked_for(self):
+        with pytest.raises(ConfigError, match=r"^IPC is 0, it has to be at least 1: raise --ipc$"):
+            one_class(torch.rand(3, 2), 0)
+
+    def test_features_that_are_not_finite(self):
+        features = torch.rand(5, 2)
+        features[2, 1], features[4, 0] = torch.nan, torch.inf
+        message = (
+            "^features of 2 of 5 scenes are not finite, the first is scene 2: "
+            "look at that image, and at the autoencoder that encoded it$"
+        )
+        with pytest.raises(SceneError, match=message):
+            one_class(features, 2)
+
+
+class TestLatentFeatures:
+    def test_pools_to_eight_by_eight(self):
+        latents = torch.arange(2 * 3 * 16 * 16, dtype=torch.float32).reshape(2, 3, 16, 16)
+        features = latent_features(latents)
+        blocks = latents.reshape(2, 3, 8, 2, 8, 2).mean((3, 5)).flatten(1)
+        torch.testing.assert_close(features, blocks / blocks.norm(dim=1, keepdim=True))
+
+    @pytest.mark.parametrize(
+        ("shape", "width"), [((1, 48, 8, 8), 3072), ((1, 4, 5, 3), 60), ((1, 4, 32, 6), 192), ((0, 4, 8, 8), 256)]
+    )
+    def test_small_latents_are_not_enlarged(self, shape: tuple[int, ...], width: int):
+        assert latent_features(torch.ones(shape)).shape == (shape[0], width)
+
+    def test_half_precision_and_zeros(self):
+        features = latent_features(torch.zeros(1, 2, 8, 8, dtype=torch.bfloat16))
+        assert features.dtype == torch.float32
+        assert features.abs().sum() == 0
