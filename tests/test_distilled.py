@@ -55,6 +55,13 @@ def test_layout_is_an_image_folder(tmp_path):
     assert files == ["README.md", "croissant.json", "manifest.json"]
 
 
+def test_class_that_reads_like_a_split_is_warned_of(tmp_path, caplog):
+    make_set().save(tmp_path / "set")
+    assert caplog.messages == [
+        "class 'Río_train' reads like a split: load the set by datasets.load_dataset(FOLDER), not by data_dir"
+    ]
+
+
 def test_card_and_croissant(tmp_path):
     folder = make_set().save(tmp_path / "set")
     assert (folder / "README.md").read_text().startswith("---\npretty_name: Distilled overhead scenes, 3 classes\n")

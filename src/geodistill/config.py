@@ -3,10 +3,11 @@
 Settings come from, later ones winning: the defaults below, a TOML file, `--set section.key=value`, the command's flags.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,14 +15,18 @@ from geodistill.errors import ConfigError
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# What group normalisation in the U-Net asks of its channels.
+_Width = Annotated[int, Field(ge=32, multiple_of=32)]
 
 
 class CompactSettings(_Settings):
     """Building the `compact` base from the training scenes; not used with another base."""
 
     channels: int = Field(48, ge=1, le=192, description="latent channels per 8x8-pixel patch")
-    width: tuple[int, int] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
+    width: tuple[_Width, _Width] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
     steps: int = Field(2500, ge=1, description="training steps of the U-Net")
     batch: int = Field(32, ge=1, description="latents per step")
     lr: float = Field(6e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
@@ -41,7 +46,7 @@ class TeacherSettings(_Settings):
     steps: int = Field(1500, ge=1)
     batch: int = Field(128, ge=1)
     lr: float = Field(2e-3, gt=0)
-    width: int = Field(128, ge=8, description="channels")
+    width: int = Field(128, ge=8, multiple_of=8, description="channels")
     held_out: float = Field(0.1, gt=0, lt=0.5, description="share of the training scenes kept for its validation")
 
 
@@ -83,7 +88,7 @@ class SamplingSettings(_Settings):
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")
-    steps: int = Field(30, ge=1)
+    steps: int = Field(30, ge=1, le=1000)
     solver: Literal["ddim", "dpmsolver++", "pndm"] = "dpmsolver++"
     candidates: int = Field(5, ge=1, description="candidates per prototype")
     batch: int = Field(64, ge=1, description="images denoised together")
@@ -147,17 +152,17 @@ def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        # A JSON string is a TOML string but for the delete character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config file {file}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 

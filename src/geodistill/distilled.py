@@ -7,6 +7,7 @@ croissant.json. Nothing in it names a source file, and the same set always gives
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from geodistill.errors import DistilledSetError, SceneError
 from geodistill.run import explain_os_errors
 from geodistill.scenes.images import SUFFIXES, read_image
 from geodistill.scenes.scenes import check_class_name
+
+log = logging.getLogger("geodistill")
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -94,6 +97,7 @@ class DistilledSet:
         (folder / "README.md").write_text(_data_card(self), encoding="utf-8")
         croissant = json.dumps(_croissant(self, text), indent=2, ensure_ascii=False) + "\n"
         (folder / "croissant.json").write_text(croissant, encoding="utf-8")
+        _warn_of_split_words(self.classes)
 
     def _paths(self) -> list[tuple[str, int]]:
         """Return ("class/slug_k.png", label) of each image, k counting within its class."""
@@ -164,6 +168,14 @@ def _check_target(target: Path) -> None:
         raise DistilledSetError(f"{target} is a file: choose a folder for the distilled set")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise DistilledSetError(f"{target} is not empty and holds no distilled set: choose another folder")
+
+
+def _warn_of_split_words(classes: tuple[str, ...]) -> None:
+    # `datasets` takes "train_station" for a part of a train split, and then leaves all other classes out; the card's
+    # own list of files, which load_dataset(FOLDER) reads, prevents that.
+    words = re.compile(r"(^|[ ._-])(train|training|test|testing|eval|evaluation|val|valid|validation|dev)($|[ ._-])")
+    for name in filter(words.search, classes):
+        log.warning("class %r reads like a split: load the set by datasets.load_dataset(FOLDER), not by data_dir", name)
 
 
 def _swap(aside: Path, target: Path) -> None:
@@ -270,7 +282,8 @@ configs:
 {count} synthetic overhead images of {size} x {size} pixels, {classes} classes, made by geodistill with the method
 `{method}`. They stand for a larger set of real images when a classifier is trained; none of them is a photograph.
 
-Load them with `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or `torchvision.datasets.ImageFolder(FOLDER)`.
+Load them with `datasets.load_dataset(FOLDER)`, `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or
+`torchvision.datasets.ImageFolder(FOLDER)`.
 `manifest.json` has the settings, the versions and the seed and scores of each image; `croissant.json` describes the
 folder in Croissant 1.0.
 
@@ -303,24 +316,25 @@ def _data_card(distilled: DistilledSet) -> str:
     )
 
 
+# The context that the Croissant 1.0 specification prescribes: each term without a line of its own is cr:<term>.
+_CROISSANT_TERMS = (
+    "citeAs column extract field fileProperty fileObject fileSet format includes isLiveDataset "
+    "jsonPath key md5 parentField path recordSet references regex repeated replace separator source subField transform"
+)
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "cr": "http://mlcommons.org/croissant/",
-    "sc": "https://schema.org/",
-    "dct": "http://purl.org/dc/terms/",
     "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileObject": "cr:fileObject",
-    "fileProperty": "cr:fileProperty",
-    "fileSet": "cr:fileSet",
-    "includes": "cr:includes",
-    "recordSet": "cr:recordSet",
-    "regex": "cr:regex",
-    "source": "cr:source",
-    "transform": "cr:transform",
+    "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "samplingRate": "cr:samplingRate",
+    "sc": "https://schema.org/",
+    **{term: f"cr:{term}" for term in _CROISSANT_TERMS.split()},
 }
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -19,6 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from geodistill.errors import RunError
 
@@ -43,6 +48,14 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     aside.replace(path)
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write `tensors` to the safetensors file `path`, on disk and whole before it gets that name."""
+    aside = path.with_name(f".{path.name}.tmp")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, aside, metadata)
+    _fsync(aside)
+    aside.replace(path)
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a figure depends on."""
     from importlib.metadata import version
@@ -56,15 +69,24 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
     """Turn a full disk or a folder that cannot be written into a RunError that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        code = _os_code(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"the disk that holds {folder} is full: free some space and run the same command again; "
                 "what was finished is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if code in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise RunError(f"cannot write to {folder}: make it writable or choose another --out") from error
         raise
+
+
+def _os_code(error: OSError | SafetensorError) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # safetensors gives the system's code in its message alone.
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 class Run:
@@ -85,9 +107,14 @@ class Run:
             if folder.exists() and not folder.is_dir():
                 raise RunError(f"{folder} is a file, not a folder: choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign_folder()
             self._lock = (folder / ".lock").open("w")
-            self._take_lock()
-            self._check_settings(json.loads(json.dumps(settings, default=str)), command)
+            try:
+                self._take_lock()
+                self._check_settings(json.loads(json.dumps(settings, default=str)), command)
+            except BaseException:
+                self._lock.close()
+                raise
 
     def __enter__(self) -> "Run":
         return self
@@ -105,12 +132,11 @@ class Run:
 
     def _check_settings(self, settings: dict[str, Any], command: str) -> None:
         path = self.folder / "run.json"
-        if not path.exists():
-            self._refuse_foreign_folder()
+        if not path.exists() or not self._begun():
             about = {"format": _FORMAT, "settings": settings, "command": command, "versions": versions()}
             write_atomic(path, json.dumps(about, indent=2, sort_keys=True))
             return
-        before = json.loads(path.read_text())
+        before = _read_about(path)
         if before.get("format") != _FORMAT:
             raise RunError(f"{self.folder} was made by another version of geodistill: choose another --out")
         changed = _differences(before["settings"], settings)
@@ -121,12 +147,20 @@ class Run:
             )
 
     def _refuse_foreign_folder(self) -> None:
-        others = [path.name for path in self.folder.iterdir() if path.name not in (".lock", ".run.json.tmp")]
-        if others:
+        others = self._content()
+        if others and not (self.folder / "run.json").exists():
             raise RunError(
                 f"{self.folder} is not empty and is not a geodistill run (it holds {sorted(others)[0]!r}): "
                 "choose another --out"
             )
+
+    def _begun(self) -> bool:
+        """Whether a stage was ever begun; before that, settings that turned out wrong may still be changed."""
+        return bool(self._content() - {"run.json", "config.toml"})
+
+    def _content(self) -> set[str]:
+        ours = {".lock", ".run.json.tmp", ".config.toml.tmp"}
+        return {path.name for path in self.folder.iterdir()} - ours
 
     def stage(
         self, name: str, build: Callable[[Path], dict[str, Any] | None], *, version: int, inputs: Sequence[Any] = ()
@@ -231,9 +265,21 @@ def _mark_of(folder: Path) -> str | None:
         return None
 
 
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        about["settings"]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{path} is not the record of a geodistill run: choose another --out") from None
+    return about
+
+
 def _prepare_partial(partial: Path, mark: str) -> None:
-    """Keep what an interrupted stage left if it was the same stage."""
-    if _mark_of(partial) != mark:
+    """Keep what an interrupted stage left if it was the same stage, but for files that were being written."""
+    if _mark_of(partial) == mark:
+        for path in partial.rglob(".tmp*"):  # what safetensors writes before it gives a file its name
+            path.unlink()
+    else:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_atomic(partial / _MARK, mark)

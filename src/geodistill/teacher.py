@@ -31,7 +31,8 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        y: Tensor = x + self.layers(x)
+        return y
 
 
 class Teacher(nn.Module):
@@ -87,16 +88,21 @@ def train_teacher(
         facts: accuracy on the held-out scenes (view 0), of the last step, and what chance gives.
 
     Raises:
-        TrainingError: no better than chance on the held-out scenes, or the loss is not finite.
+        TrainingError: nothing held out, or no better than chance on what is.
     """
     classes = int(labels.max()) + 1
+    if not len(held):
+        raise TrainingError(
+            f"none of the {len(labels)} scenes falls into the teacher's validation part: "
+            "raise teacher.held_out or add images"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "teacher"))
-        teacher = Teacher(latents.shape[2], classes, settings.width).to(memory_format=torch.channels_last)
+        teacher = _channels_last(Teacher(latents.shape[2], classes, settings.width))
         _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed)
     teacher.eval()
     accuracy = _accuracy(teacher, latents[held, 0], labels[held])
-    chance = float(torch.bincount(labels[held], minlength=classes).max()) / len(held)
+    chance = float(torch.bincount(labels).max()) / len(labels)  # what always naming the largest class gives
     _refuse_chance(accuracy, chance, len(held))
     save_file(
         {name: value.contiguous() for name, value in teacher.state_dict().items()}, folder / "teacher.safetensors"
@@ -109,7 +115,7 @@ def load_teacher(folder: Path) -> Teacher:
     """Return the frozen teacher saved in `folder`."""
     teacher = Teacher(**json.loads((folder / "teacher.json").read_text()))
     teacher.load_state_dict(load_file(folder / "teacher.safetensors"))
-    return teacher.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return _channels_last(teacher).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
@@ -118,6 +124,11 @@ def judge(teacher: Teacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, 
     parts = [teacher.features(part.float()) for part in latents.split(batch)]
     features = torch.cat(parts)
     return teacher.head(features), F.normalize(features, dim=1)
+
+
+def _channels_last(teacher: Teacher) -> Teacher:
+    # The layout in which convolutions are fastest; torch's types do not know that `to` takes it.
+    return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _all_but(count: int, held: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ def scenes(count, seed, classes=CLASSES):
     return Scenes.from_arrays(*coloured(count, seed), classes)
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr("geodistill.evaluation.protocols.BATCH", 8)
+
+
 @pytest.fixture
 def data():
     return SceneData(scenes(12, 0), scenes(6, 1))

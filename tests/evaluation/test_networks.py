@@ -2,10 +2,9 @@ import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from geodistill.errors import ConfigError
-from geodistill.evaluation.networks import NETWORKS, DepthwiseConv, backbone_features, build_network, normalise
+from geodistill.evaluation.networks import NETWORKS, backbone_features, build_network, normalise
 
 
 def noise(count, size=32, seed=0):
@@ -39,19 +38,3 @@ def test_features_have_norm_one_and_do_not_depend_on_the_batch():
     assert torch.allclose(features.norm(dim=1), torch.ones(5))
     assert torch.allclose(features, backbone_features(images, batch=2), atol=1e-5)
     assert backbone_features(images[:0]).shape == (0, 1280)
-
-
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("side", [7, 8, 9])
-def test_depthwise_gradients_equal_autograds(kernel, stride, side):
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 4, side, side, generator=random, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 1, kernel, kernel, generator=random, dtype=torch.float64, requires_grad=True)
-    ours, theirs = DepthwiseConv.apply(x, weight, stride), F.conv2d(x, weight, stride=stride, groups=4)
-    assert torch.equal(ours, theirs)
-    pull = torch.randn(ours.shape, generator=random, dtype=torch.float64)
-    for mine, native in zip(
-        torch.autograd.grad(ours, (x, weight), pull), torch.autograd.grad(theirs, (x, weight), pull), strict=True
-    ):
-        assert torch.allclose(mine, native, rtol=1e-10, atol=1e-12)

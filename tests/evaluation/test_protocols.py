@@ -20,9 +20,10 @@ def coloured(count, seed=0):
 
 @pytest.mark.parametrize(
     ("protocol", "network", "steps"),
-    [("probe", "efficientnet-lite0", None), ("finetune", "efficientnet-lite0", 2), ("scratch", "convnet3", 4)],
+    [("probe", "efficientnet-lite0", None), ("finetune", "efficientnet-lite0", 2), ("scratch", "convnet3", 12)],
 )
-def test_learns_and_repeats(protocol, network, steps):
+def test_learns_and_repeats(protocol, network, steps, monkeypatch):
+    monkeypatch.setattr("geodistill.evaluation.protocols.BATCH", 8)
     (train, labels), (test, truth) = coloured(8), coloured(8, seed=1)
     runs = [
         train_and_predict(protocol, network, train, labels, test, classes=2, seed=seed, steps=steps)
@@ -35,7 +36,8 @@ def test_learns_and_repeats(protocol, network, steps):
     assert torch.equal(runs[0], runs[2]) == (protocol == "probe")
 
 
-def test_scratch_forgets_imagenet_and_reports_progress():
+def test_scratch_forgets_imagenet_and_reports_progress(monkeypatch):
+    monkeypatch.setattr("geodistill.evaluation.protocols.BATCH", 8)
     train, labels = coloured(8)
     seen = []
     options = {"classes": 2, "seed": 0, "steps": 2, "progress": lambda done, of: seen.append((done, of))}

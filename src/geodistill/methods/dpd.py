@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import Config, to_toml
@@ -20,13 +20,20 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation.networks import backbone_features
 from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior
-from geodistill.prior.compact import build_compact
+from geodistill.prior.compact import build_compact, check_compact_size
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
 from geodistill.prior.sample import Requests, sample
-from geodistill.prior.training import TrainingData, TrainingPlan, batches, prompt_table, train_denoiser
+from geodistill.prior.training import (
+    TrainingData,
+    TrainingPlan,
+    batches,
+    forget_checkpoint,
+    prompt_table,
+    train_denoiser,
+)
 from geodistill.progress import progress
 from geodistill.prototypes import Prototypes, find_prototypes, latent_features
-from geodistill.run import Run, versions, write_atomic
+from geodistill.run import Run, save_tensors, versions, write_atomic
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
 from geodistill.scenes.views import dihedral
@@ -79,6 +86,8 @@ def _check(scenes: Scenes, config: Config) -> None:
     make_describer(config.descriptions.describer)
     if config.sampling.candidates > _MOST_CANDIDATES:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {_MOST_CANDIDATES}")
+    if config.base == "compact":
+        check_compact_size(config.size)
     counts = torch.bincount(scenes.labels, minlength=len(scenes.classes))
     for name, count in zip(scenes.classes, counts.tolist(), strict=True):
         if count < config.ipc:
@@ -119,16 +128,16 @@ def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
                 if not part.exists():
                     pixels = scenes.pixels(range(which.start, which.stop), size=config.size)
                     views = [prior.encode(dihedral(pixels, view)).half() for view in range(config.latents.views)]
-                    save_file({"latents": torch.stack(views, dim=1)}, part.with_suffix(".tmp"))
-                    part.with_suffix(".tmp").replace(part)
+                    save_tensors({"latents": torch.stack(views, dim=1)}, part)
                 parts.append(load_file(part)["latents"])
                 advance(which.stop)
-        save_file({"latents": torch.cat(parts)}, folder / "latents.safetensors")
+        save_tensors({"latents": torch.cat(parts)}, folder / "latents.safetensors")
         _forget_parts(folder)
 
     inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.size, config.latents.views]
     stage = run.stage("latents", build, version=1, inputs=inputs)
-    return load_file(stage / "latents.safetensors")["latents"]
+    latents: Tensor = load_file(stage / "latents.safetensors")["latents"]
+    return latents
 
 
 def teach(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Teacher:
@@ -205,6 +214,7 @@ def finetune(
         plan = TrainingPlan(seed=derive_seed(config.seed, "adapter"), teacher=teacher, **shared)
         facts = train_denoiser(adapted.unet, adapted.scheduler, data, plan, folder, "adapter")
         save_adapter(adapted, folder)
+        forget_checkpoint(folder)
         return facts
 
     inputs = [
@@ -240,7 +250,7 @@ def draw(prior: Prior, latents: Tensor, prototypes: Prototypes, texts: list[str]
             seeds=slots * _MOST_CANDIDATES + ranks,
         )
         drawn = sample(prior, requests, config.sampling, seed=derive_seed(config.seed, "candidates"), folder=folder)
-        save_file({"latents": drawn}, folder / "candidates.safetensors")
+        save_tensors({"latents": drawn}, folder / "candidates.safetensors")
         _forget_parts(folder)
         return {"images": len(drawn)}
 
@@ -251,7 +261,8 @@ def draw(prior: Prior, latents: Tensor, prototypes: Prototypes, texts: list[str]
         config.seed,
     ]
     stage = run.stage("candidates", build, version=1, inputs=inputs)
-    return load_file(stage / "candidates.safetensors")["latents"]
+    candidates: Tensor = load_file(stage / "candidates.safetensors")["latents"]
+    return candidates
 
 
 def choose(

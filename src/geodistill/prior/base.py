@@ -34,8 +34,8 @@ class Prior:
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """Return latents `(mean of the posterior - shift) * scale`."""
-        posterior = self.vae.encode(images.float() / 127.5 - 1).latent_dist
-        return (posterior.mean - self._shift) * self._scale
+        mean: Tensor = self.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
+        return (mean - self._shift) * self._scale
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def load_prior(source: str) -> Prior:
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, safety_checker=None, use_safetensors=True)
     except (OSError, ValueError, AttributeError, ImportError, KeyError, TypeError) as error:
-        raise PriorError(f"cannot load the base {source!r}: {str(error).splitlines()[0]}") from error
+        raise PriorError(_unloadable(source, str(error))) from error
     parts = {name: pipeline.components.get(name) for name in _NEEDED}
     missing = [name for name, part in parts.items() if part is None]
     if missing or not isinstance(parts["unet"], UNet2DConditionModel):
@@ -91,6 +91,11 @@ def load_prior(source: str) -> Prior:
             f"the base {source!r} is a {type(pipeline).__name__}"
             + (f" without {', '.join(missing)}" if missing else "")
             + ": geodistill needs a Stable-Diffusion-type pipeline (vae, tokenizer, text_encoder, unet, scheduler)"
+        )
+    prediction = parts["scheduler"].config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise PriorError(
+            f"the base {source!r} predicts {prediction!r}: geodistill needs one that predicts epsilon or v_prediction"
         )
     for name in ("vae", "text_encoder", "unet"):
         parts[name] = parts[name].float().eval().requires_grad_(False)
@@ -120,6 +125,16 @@ def fingerprint_of_base(source: str) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unloadable(source: str, why: str) -> str:
+    reason = next(iter(why.splitlines()), "no reason given")
+    if Path(source).is_dir():
+        return f"cannot load the base {source!r}: {reason}"
+    return (
+        f"there is no folder {source!r} here, and the hub did not give a base of that name ({reason}): "
+        "point --base to a folder saved by diffusers' save_pretrained"
+    )
 
 
 def _check_folder(source: str) -> None:

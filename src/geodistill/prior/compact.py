@@ -15,7 +15,14 @@ from geodistill.config import CompactSettings
 from geodistill.errors import PriorError
 from geodistill.prior.autoencoder import PatchAutoencoder
 from geodistill.prior.base import Prior
-from geodistill.prior.training import TrainingData, TrainingPlan, batches, prompt_table, train_denoiser
+from geodistill.prior.training import (
+    TrainingData,
+    TrainingPlan,
+    batches,
+    forget_checkpoint,
+    prompt_table,
+    train_denoiser,
+)
 from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed
 
@@ -59,6 +66,7 @@ def build_compact(
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
     facts = train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
     _save(prior, folder)
+    forget_checkpoint(folder)
     parameters = sum(p.numel() for p in prior.unet.parameters())
     return {**facts, "unet_parameters": parameters, "autoencoder_psnr_db": round(_psnr(prior, pixels), 2)}
 
@@ -72,9 +80,7 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
     Raises:
         PriorError: `size` is not a multiple of 16.
     """
-    if size % 16:
-        near = max(16, round(size / 16) * 16)
-        raise PriorError(f"size {size} does not fit the compact base, which needs a multiple of 16: use --size {near}")
+    check_compact_size(size)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "compact weights"))
         tokenizer = _tokenizer(corpus)
@@ -95,6 +101,13 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
         beta_schedule="squaredcos_cap_v2", prediction_type=settings.prediction, clip_sample=False, steps_offset=1
     )
     return Prior(vae.eval(), tokenizer, text_encoder, unet, scheduler, source="compact")
+
+
+def check_compact_size(size: int) -> None:
+    """Raise PriorError unless images of side `size` fit the compact base, which needs a multiple of 16."""
+    if size % 16:
+        near = max(16, round(size / 16) * 16)
+        raise PriorError(f"size {size} does not fit the compact base, which needs a multiple of 16: use --size {near}")
 
 
 def _text_config(vocabulary: int, end: int) -> CLIPTextConfig:

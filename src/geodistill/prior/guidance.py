@@ -30,4 +30,5 @@ def pull(noisy: Tensor, output: Tensor, prototype: Tensor, alpha_bar: float, pre
     level = torch.full((len(noisy),), alpha_bar)
     gap = prototype - estimate_clean(output, noisy, level, prediction)
     length = gap.flatten(1).norm(dim=1).clamp_min(1e-8).view(-1, 1, 1, 1)
-    return noisy + scale * (1 - alpha_bar) ** 0.5 * gap / length
+    moved: Tensor = noisy + scale * (1 - alpha_bar) ** 0.5 * gap / length
+    return moved

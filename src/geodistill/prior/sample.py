@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import SamplingSettings
@@ -15,6 +15,7 @@ from geodistill.prior.base import Prior
 from geodistill.prior.guidance import classifier_free, pull, start_from
 from geodistill.prior.training import batches
 from geodistill.progress import progress
+from geodistill.run import save_tensors
 from geodistill.seeding import generator
 
 
@@ -47,8 +48,7 @@ def sample(prior: Prior, requests: Requests, settings: SamplingSettings, *, seed
             part = folder / f".part-{index:05d}.safetensors"
             if not part.exists():
                 latents = sample_batch(prior, requests.part(which), settings, seed=seed)
-                save_file({"latents": latents.contiguous()}, part.with_suffix(".tmp"))
-                part.with_suffix(".tmp").replace(part)
+                save_tensors({"latents": latents}, part)
             drawn.append(load_file(part)["latents"])
             advance(which.stop)
     return torch.cat(drawn)
@@ -80,11 +80,14 @@ def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:
     scheduler.set_timesteps(settings.steps)
     times = scheduler.timesteps
     if settings.follow == "start":
-        # PNDM repeats a step, so the position is taken in the solver's own list.
+        times = times.unique().flip(0)
         first = min(round((1 - settings.strength) * len(times)), len(times) - 1)
         times = times[first:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
+        if settings.solver == "pndm":
+            # PNDM does its first step twice, wherever it begins, and expects the second time in its list twice.
+            times = torch.cat([times[:2], times[1:]])
     return scheduler, times
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geodistill.errors import TrainingError
 from geodistill.prior.losses import add_noise, consistency_loss, diffusion_loss, estimate_clean, target
 from geodistill.progress import progress
-from geodistill.run import write_atomic
+from geodistill.run import save_tensors, write_atomic
 from geodistill.seeding import generator
 
 _CHECKPOINT = ".training.safetensors"
@@ -62,7 +62,8 @@ def train_denoiser(
     """Train the parameters of `unet` that require gradients, in place; on return they hold the averaged weights.
 
     Every step draws from its own generator and the state of model, optimiser and average is kept in `folder` from
-    time to time, so that a run killed and started again ends with the same weights.
+    time to time, so that a run killed and started again ends with the same weights. Once these are saved,
+    `forget_checkpoint` removes it.
 
     Returns:
         facts: first and last losses (means over a tenth of the steps), steps.
@@ -79,7 +80,7 @@ def train_denoiser(
             _check_finite(loss, step, title)
             state.update(loss)
             advance(step + 1, f"loss {state.recent():.4f}")
-            if (step + 1) % plan.checkpoint_every == 0 and step + 1 < plan.steps:
+            if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
                 state.save(folder)
     unet.eval()
     state.finish(folder)
@@ -91,6 +92,11 @@ def train_denoiser(
         "last_loss": _mean(curve[-tenth:]),
         "curve": [round(_mean(curve[i : i + tenth]), 5) for i in range(0, len(curve), tenth)],
     }
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Remove the state that `train_denoiser` keeps in `folder`, when what it trained is saved."""
+    (folder / _CHECKPOINT).unlink(missing_ok=True)
 
 
 def _loss(unet: Any, alphas: Tensor, prediction: str, data: TrainingData, plan: TrainingPlan, step: int) -> Tensor:
@@ -202,9 +208,7 @@ class _State:
             tensors[f"model.{name}"] = p.detach()
             tensors |= {f"optimiser.{name}.{key}": value for key, value in self.optimiser.state[p].items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        aside = folder / f"{_CHECKPOINT}.tmp"
-        save_file({key: value.contiguous() for key, value in tensors.items()}, aside, {"step": str(self.step)})
-        aside.replace(folder / _CHECKPOINT)
+        save_tensors(tensors, folder / _CHECKPOINT)
 
     def _load(self, folder: Path) -> None:
         tensors = load_file(folder / _CHECKPOINT)
@@ -226,7 +230,6 @@ class _State:
         if self.plan.ema:
             for name, p in self.named.items():
                 p.copy_(self.average[name])
-        (folder / _CHECKPOINT).unlink(missing_ok=True)
         write_atomic(folder / "losses.json", json.dumps([round(value, 6) for value in self.losses]))
 
 

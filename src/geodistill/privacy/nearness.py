@@ -101,7 +101,8 @@ def _least_l2(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         values, indices = (block.square().sum(1) - 2 * queries @ block.T).min(1)  # ||q||² is the same for all
         nearest = torch.where(values < least, indices + start, nearest)
         least = torch.minimum(values, least)
-    return torch.linalg.vector_norm(queries - real[nearest], dim=1)
+    distances: torch.Tensor = torch.linalg.vector_norm(queries - real[nearest], dim=1)
+    return distances
 
 
 def _ratio(distilled: torch.Tensor, held_out: torch.Tensor, what: str) -> float:

@@ -1,0 +1,250 @@
+"""AID at 64 px, IPC 10: every ingredient of the method, one after the other, against real images.
+
+    python benchmarks/aid.py --data ../shared/data/aid --out runs/aid-bench
+
+Rows go to benchmarks/results/aid.csv (figures) and aid_stages.csv (what each stage cost). The script resumes: runs,
+predictions and nearness ratios that are there are used again. Nothing in it is chosen on the test split.
+"""
+
+import argparse
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geodistill.config import Config, load_config
+from geodistill.distilled import DistilledSet
+from geodistill.evaluation.evaluate import Evaluation, evaluate
+from geodistill.evaluation.measures import Measures, mean_std
+from geodistill.evaluation.networks import backbone_features
+from geodistill.methods.dpd import distill, make_base
+from geodistill.prior.base import load_prior
+from geodistill.privacy.nearness import Nearness, nearness_ratio
+from geodistill.progress import stages
+from geodistill.prototypes import find_prototypes
+from geodistill.report.grid import draw_grid
+from geodistill.run import Run, records, versions, write_atomic
+from geodistill.scenes import SceneData, Scenes, open_scenes
+
+RESULTS = Path(__file__).parent / "results"
+
+TEMPLATE = [
+    "descriptions.describer=template",
+    "finetune.consistency=0",
+    "sampling.follow=none",
+    "sampling.candidates=1",
+    "selection.by=first",
+]
+# Each step takes one thing back to its default; the last is the default recipe itself.
+LADDER = {
+    "template": TEMPLATE,
+    "+ prototypes": [item for item in TEMPLATE if "follow" not in item],
+    "+ descriptions": [item for item in TEMPLATE if "follow" not in item and "describer" not in item],
+    "+ consistency loss": TEMPLATE[3:],
+    "+ selection": [],
+}
+# Stages that several rungs share; a run takes them over only where the fingerprints agree.
+SHARED = ("latents", "teacher", "prototypes", "descriptions", "adapter", "candidates")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    measures: tuple[Measures, ...]
+    nearness: Nearness
+
+
+def main() -> None:
+    """Build the base, run the ladder, evaluate every row, write the CSV files."""
+    args = _arguments()
+    data = open_scenes(args.data)
+    base = _base(data.train, args.out, args.set)
+    sets = {name: _rung(name, changes, data.train, base, args) for name, changes in LADDER.items()}
+    _write_stages(args.out)
+    if args.only_distill:
+        return
+    kmeans = _kmeans_real(data.train)
+    rows = _real_rows(kmeans, data, args)
+    rows.append(_row("reconstruction", _evaluate(_reconstructed(kmeans, base), data, args)))
+    _write(rows, args)
+    for name, distilled in sets.items():
+        rows.append(_row(name, _evaluate(distilled, data, args)))
+        _write(rows, args)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/aid"))
+    parser.add_argument("--out", type=Path, default=Path("runs/aid-bench"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--protocol", default="finetune")
+    parser.add_argument("--network", default="efficientnet-lite0")
+    parser.add_argument("--set", action="append", default=[], help="a setting for every rung, such as compact.steps=9")
+    parser.add_argument("--only-distill", action="store_true", help="make the sets, evaluate nothing")
+    args = parser.parse_args()
+    if not args.data.is_dir():
+        sys.exit(f"benchmark skipped: AID is not at {args.data}")
+    return args
+
+
+def _base(train: Scenes, out: Path, changes: list[str]) -> Path:
+    """Build the compact base once, in a run of its own, for all rungs."""
+    config = load_config(sets=changes)
+    settings = {"base": config.compact.model_dump(mode="json"), "scenes": train.fingerprint()}
+    with Run(out / "base", settings, _command()) as run:
+        make_base(train, config, run)
+    return out / "base" / "base"
+
+
+def _rung(name: str, changes: list[str], train: Scenes, base: Path, args: argparse.Namespace) -> DistilledSet:
+    config: Config = load_config(sets=[*args.set, *changes], base=str(base))
+    folder = args.out / name.strip("+ ").replace(" ", "-")
+    if not (folder / "distilled").is_dir():
+        _take_over(folder, args.out)
+    distilled = distill(train, config, out=folder, command=_command())
+    draw_grid(distilled, folder / "grid.png")
+    return distilled
+
+
+def _take_over(folder: Path, out: Path) -> None:
+    """Copy the stages of earlier rungs; `Run.stage` builds anew those whose fingerprint is another."""
+    if (folder / "run.json").exists():
+        return
+    finished = sorted(out.glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns)
+    folder.mkdir(parents=True, exist_ok=True)
+    for run in [path.parent for path in finished if path.parent.name != "base"]:
+        for stage in SHARED:
+            record = run / "stages" / f"{stage}.json"
+            if record.exists() and (run / stage).is_dir():
+                shutil.copytree(run / stage, folder / stage, dirs_exist_ok=True)
+                (folder / "stages").mkdir(exist_ok=True)
+                shutil.copy2(record, folder / "stages")
+
+
+def _kmeans_real(train: Scenes) -> DistilledSet:
+    """Return the real images nearest to ten k-means centres of each class in the ImageNet backbone's features."""
+    config = Config()
+    found = find_prototypes(
+        backbone_features(train.pixels(size=config.size)),
+        train.labels,
+        classes=train.classes,
+        per_class=config.ipc,
+        seed=config.seed,
+    )
+    medoids = torch.stack([members[0] for members in found.members])
+    return DistilledSet(train.pixels(medoids, size=config.size), found.labels, train.classes)
+
+
+def _reconstructed(real: DistilledSet, base: Path) -> DistilledSet:
+    prior = load_prior(str(base))
+    return DistilledSet(prior.decode(prior.encode(real.images)), real.labels, real.classes)
+
+
+def _real_rows(kmeans: DistilledSet, data: SceneData, args: argparse.Namespace) -> list[Row]:
+    result = _evaluate(kmeans, data, args)
+    # Training images are at distance 0 from themselves: the ratio of these two rows is 0 by definition.
+    copies = Nearness(0.0, 0.0, 0.0)
+    return [
+        Row("all real images", result.full, copies),
+        Row("random real", result.random, copies),
+        _row("k-means real", result),
+    ]
+
+
+def _evaluate(distilled: DistilledSet, data: SceneData, args: argparse.Namespace) -> Evaluation:
+    with stages() as advance:
+        return evaluate(
+            distilled,
+            data,
+            protocol=args.protocol,
+            network=args.network,
+            seeds=args.seeds,
+            out=args.out,
+            progress=advance,
+        )
+
+
+def _row(name: str, result: Evaluation) -> Row:
+    return Row(name, result.distilled, result.nearness)
+
+
+def _write(rows: list[Row], args: argparse.Namespace) -> None:
+    """Write the figures so far; a row says all that is needed to make it again."""
+    full = mean_std([measures.oa for measures in rows[0].measures])[0]
+    random = mean_std([measures.oa for measures in rows[1].measures])[0]
+    lines = [_line(row, full, random) | _circumstances(args) for row in rows]
+    _to_csv(lines, RESULTS / f"aid_{args.protocol}_{args.network}.csv")
+
+
+def _line(row: Row, full: float, random: float) -> dict[str, Any]:
+    oa, oa_std = mean_std([measures.oa for measures in row.measures])
+    aa, aa_std = mean_std([measures.aa for measures in row.measures])
+    kappa, kappa_std = mean_std([measures.kappa for measures in row.measures])
+    figures = {"oa": oa, "oa_std": oa_std, "aa": aa, "aa_std": aa_std, "kappa": kappa, "kappa_std": kappa_std}
+    figures |= {"share_of_full": oa / full, "ior": oa - random, "hlr": full - oa}
+    figures |= {"rho": row.nearness.ratio, "rho_pixel": row.nearness.pixel, "rho_feature": row.nearness.feature}
+    return {"trained_on": row.name, **{name: round(value, 4) for name, value in figures.items()}}
+
+
+def _write_stages(out: Path) -> None:
+    lines = []
+    for rung in ("base", *(name.strip("+ ").replace(" ", "-") for name in LADDER)):
+        for record in records(out / rung):
+            cost = {key: record[key] for key in ("stage", "wall_seconds", "cpu_seconds", "peak_memory_mib")}
+            lines.append({"run": rung, **cost, "hardware": _hardware(), "command": _command()})
+    _to_csv(lines, RESULTS / "aid_stages.csv")
+
+
+def _circumstances(args: argparse.Namespace) -> dict[str, str]:
+    return {
+        "dataset": "AID 64 px, IPC 10, 6000 train, 2000 test",
+        "protocol": args.protocol,
+        "network": args.network,
+        "seeds": " ".join(str(seed) for seed in range(args.seeds)),
+        "hardware": _hardware(),
+        "versions": " ".join(f"{name}={version}" for name, version in versions().items()),
+        "commit": _commit(),
+        "command": _command(),
+    }
+
+
+def _hardware() -> str:
+    return f"{platform.machine()} {_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "unknown"
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+def _to_csv(lines: list[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    columns = list(lines[0])
+    rows = [",".join(columns)]
+    for line in lines:
+        rows.append(",".join(f'"{value}"' if "," in str(value) else str(value) for value in line.values()))
+    write_atomic(path, "\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
