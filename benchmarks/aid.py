@@ -25,7 +25,7 @@ from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.evaluation.networks import backbone_features
 from geodistill.methods.dpd import distill, make_base
 from geodistill.prior.base import load_prior
-from geodistill.privacy.nearness import Nearness, nearness_ratio
+from geodistill.privacy.nearness import Nearness
 from geodistill.progress import stages
 from geodistill.prototypes import find_prototypes
 from geodistill.report.grid import draw_grid
@@ -49,6 +49,8 @@ LADDER = {
     "+ consistency loss": TEMPLATE[3:],
     "+ selection": [],
 }
+# Training images are at distance 0 from themselves: the nearness ratio is 0 by definition.
+COPIES = Nearness(0.0, 0.0, 0.0)
 # Stages that several rungs share; a run takes them over only where the fingerprints agree.
 SHARED = ("latents", "teacher", "prototypes", "descriptions", "adapter", "candidates")
 
@@ -72,12 +74,16 @@ def main() -> None:
     if args.only_distill:
         return
     kmeans = _kmeans_real(data.train)
-    rows = _real_rows(kmeans, data, args)
-    rows.append(_row("reconstruction", _evaluate(_reconstructed(kmeans, base), data, args)))
-    _write(rows, args)
+    sets = {"k-means real": kmeans, "reconstruction": _reconstructed(kmeans, base)} | sets
+    # Training on everything takes longest and comes last; until then its columns are empty.
+    rows: list[Row] = []
     for name, distilled in sets.items():
-        rows.append(_row(name, _evaluate(distilled, data, args)))
+        result = _evaluate(distilled, data, args, full=False)
+        rows = rows or [Row("random real", result.random, COPIES)]
+        rows.append(Row(name, result.distilled, result.nearness))
         _write(rows, args)
+    full = _evaluate(kmeans, data, args, full=True).full
+    _write([Row("all real images", full, COPIES), *rows], args)
 
 
 def _arguments() -> argparse.Namespace:
@@ -148,18 +154,7 @@ def _reconstructed(real: DistilledSet, base: Path) -> DistilledSet:
     return DistilledSet(prior.decode(prior.encode(real.images)), real.labels, real.classes)
 
 
-def _real_rows(kmeans: DistilledSet, data: SceneData, args: argparse.Namespace) -> list[Row]:
-    result = _evaluate(kmeans, data, args)
-    # Training images are at distance 0 from themselves: the ratio of these two rows is 0 by definition.
-    copies = Nearness(0.0, 0.0, 0.0)
-    return [
-        Row("all real images", result.full, copies),
-        Row("random real", result.random, copies),
-        _row("k-means real", result),
-    ]
-
-
-def _evaluate(distilled: DistilledSet, data: SceneData, args: argparse.Namespace) -> Evaluation:
+def _evaluate(distilled: DistilledSet, data: SceneData, args: argparse.Namespace, *, full: bool) -> Evaluation:
     with stages() as advance:
         return evaluate(
             distilled,
@@ -167,31 +162,31 @@ def _evaluate(distilled: DistilledSet, data: SceneData, args: argparse.Namespace
             protocol=args.protocol,
             network=args.network,
             seeds=args.seeds,
+            full=full,
             out=args.out,
             progress=advance,
         )
 
 
-def _row(name: str, result: Evaluation) -> Row:
-    return Row(name, result.distilled, result.nearness)
-
-
 def _write(rows: list[Row], args: argparse.Namespace) -> None:
     """Write the figures so far; a row says all that is needed to make it again."""
-    full = mean_std([measures.oa for measures in rows[0].measures])[0]
-    random = mean_std([measures.oa for measures in rows[1].measures])[0]
-    lines = [_line(row, full, random) | _circumstances(args) for row in rows]
+    means = {row.name: mean_std([measures.oa for measures in row.measures])[0] for row in rows}
+    lines = [_line(row, means.get("all real images"), means["random real"]) | _circumstances(args) for row in rows]
     _to_csv(lines, RESULTS / f"aid_{args.protocol}_{args.network}.csv")
 
 
-def _line(row: Row, full: float, random: float) -> dict[str, Any]:
+def _line(row: Row, full: float | None, random: float) -> dict[str, Any]:
     oa, oa_std = mean_std([measures.oa for measures in row.measures])
     aa, aa_std = mean_std([measures.aa for measures in row.measures])
     kappa, kappa_std = mean_std([measures.kappa for measures in row.measures])
     figures = {"oa": oa, "oa_std": oa_std, "aa": aa, "aa_std": aa_std, "kappa": kappa, "kappa_std": kappa_std}
-    figures |= {"share_of_full": oa / full, "ior": oa - random, "hlr": full - oa}
-    figures |= {"rho": row.nearness.ratio, "rho_pixel": row.nearness.pixel, "rho_feature": row.nearness.feature}
-    return {"trained_on": row.name, **{name: round(value, 4) for name, value in figures.items()}}
+    figures |= {"ior": oa - random, "rho": row.nearness.ratio}
+    figures |= {"rho_pixel": row.nearness.pixel, "rho_feature": row.nearness.feature}
+    against = {"share_of_full": "", "hlr": ""} if full is None else {"share_of_full": oa / full, "hlr": full - oa}
+    rounded = {
+        name: round(value, 4) if isinstance(value, float) else value for name, value in (figures | against).items()
+    }
+    return {"trained_on": row.name, **rounded}
 
 
 def _write_stages(out: Path) -> None:

@@ -43,8 +43,8 @@ class LatentsSettings(_Settings):
 class TeacherSettings(_Settings):
     """The classifier on real latents that judges candidates and gives the consistency loss."""
 
-    steps: int = Field(1500, ge=1)
-    batch: int = Field(128, ge=1)
+    steps: int = Field(1000, ge=1)
+    batch: int = Field(64, ge=1)
     lr: float = Field(2e-3, gt=0)
     width: int = Field(128, ge=8, multiple_of=8, description="channels")
     held_out: float = Field(0.1, gt=0, lt=0.5, description="share of the training scenes kept for its validation")
@@ -67,10 +67,10 @@ class DescriptionsSettings(_Settings):
 class FinetuneSettings(_Settings):
     """The adapter (LoRA) on the prior's U-Net."""
 
-    steps: int = Field(1500, ge=0, description="0 leaves the base as it is")
+    steps: int = Field(400, ge=0, description="0 leaves the base as it is")
     batch: int = Field(32, ge=1)
     lr: float = Field(5e-4, gt=0)
-    warmup: int = Field(200, ge=0)
+    warmup: int = Field(100, ge=0)
     rank: int = Field(4, ge=1)
     gamma: float = Field(5.0, gt=0, description="min-SNR weighting")
     consistency: float = Field(0.1, ge=0, description="weight of the classification-consistency loss; 0 leaves it out")
@@ -84,7 +84,7 @@ class SamplingSettings(_Settings):
     """Drawing candidates."""
 
     follow: Literal["start", "guide", "none"] = Field("start", description="how a prototype is followed")
-    strength: float = Field(0.75, gt=0, le=1, description="start: how far the prototype is noised (1: all the way)")
+    strength: float = Field(0.6, gt=0, le=1, description="start: how far the prototype is noised (1: all the way)")
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")

@@ -147,6 +147,9 @@ class Run:
             )
 
     def _refuse_foreign_folder(self) -> None:
+        # Stages copied from another run are welcome: their fingerprints tell whether they fit.
+        if (self.folder / "stages").is_dir():
+            return
         others = self._content()
         if others and not (self.folder / "run.json").exists():
             raise RunError(

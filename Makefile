@@ -1,0 +1,33 @@
+# Two commands set everything up: `make demo` and `make test`. Python >= 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types unit clean
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+## the main job on the built-in scenes
+demo: $(BIN)/.installed
+	$(BIN)/geodistill scenes demo/scenes
+	$(BIN)/geodistill distill demo/scenes --config demo --out demo/run
+	$(BIN)/geodistill evaluate demo/run --data demo/scenes --protocol probe --seeds 3
+	@echo "images: demo/run/distilled   sample grid: demo/run/grid.png"
+
+test: lint types unit
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/.installed
+	$(BIN)/mypy
+
+unit: $(BIN)/.installed
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) demo build dist
