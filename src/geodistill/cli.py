@@ -25,9 +25,9 @@ app = typer.Typer(
 
 Try it on the built-in scenes:
 
-    geodistill scenes demo/scenes
-    geodistill distill demo/scenes --config demo --out demo/run
-    geodistill evaluate demo/run --data demo/scenes --protocol probe
+- `geodistill scenes demo/scenes`
+- `geodistill distill demo/scenes --config demo --out demo/run`
+- `geodistill evaluate demo/run --data demo/scenes --protocol probe`
 """,
 )
 

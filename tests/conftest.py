@@ -1,0 +1,98 @@
+"""Small things that several tests need, each built once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from geodistill.config import Config, make_config
+from geodistill.prior.compact import _tokenizer
+from geodistill.scenes import SceneData, builtin_scenes
+
+WORDS = ["a satellite image of beach river forest harbour runway", "mostly vegetation with a little water, dark green"]
+
+
+@pytest.fixture(scope="session")
+def data() -> SceneData:
+    """Built-in scenes: 10 classes, 12 training and 3 test images each, 32 px."""
+    return builtin_scenes(train_per_class=12, test_per_class=3, size=32)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    """Settings as small as they go."""
+    return make_config(
+        {
+            "ipc": 2,
+            "size": 32,
+            "compact": {"channels": 8, "width": (32, 32), "steps": 4, "batch": 4},
+            "latents": {"views": 2},
+            "teacher": {"steps": 150, "batch": 32, "width": 16, "held_out": 0.2},
+            "finetune": {"steps": 4, "batch": 4, "warmup": 1},
+            "sampling": {"steps": 3, "candidates": 2, "batch": 7},
+        }
+    )
+
+
+def save_tiny_pipeline(folder: Path, *, prediction: str = "epsilon", class_embeddings: int | None = None) -> Path:
+    """Save a Stable-Diffusion-type pipeline of random weights in `folder`: 32 px, latents 4 x 8 x 8."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer(WORDS)
+    end = tokenizer.eos_token_id
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        num_class_embeds=class_embeddings,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny epsilon-prediction pipeline of Stable Diffusion's classes."""
+    return save_tiny_pipeline(tmp_path_factory.mktemp("sd"))

@@ -1,0 +1,112 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import geodistill
+from geodistill.config import Config
+from geodistill.errors import ConfigError, PriorError, SceneError
+from geodistill.methods.dpd import distill
+from geodistill.scenes import SceneData, write_scenes
+
+
+def _with(config: Config, **changes: object) -> Config:
+    return Config.model_validate({**config.model_dump(), **changes})
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert files
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def run(data: SceneData, tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dpd") / "run"
+    distill(data.train, tiny, out=out)
+    return out
+
+
+def test_set_has_ipc_images_of_every_class(run: Path, data: SceneData) -> None:
+    distilled = geodistill.DistilledSet.load(run / "distilled")
+    assert distilled.classes == data.train.classes
+    assert torch.bincount(distilled.labels).tolist() == [2] * 10
+    assert distilled.images.shape == (20, 3, 32, 32)
+    assert len({image.numpy().tobytes() for image in distilled.images}) == 20
+
+
+def test_stock_diffusers_loads_the_adapter_of_the_run(run: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "base")
+    pipeline.load_lora_weights(run / "adapter")
+    assert len(pipeline.get_active_adapters()) == 1
+
+
+def test_without_a_folder_nothing_is_left(data: SceneData, tiny: Config, run: Path) -> None:
+    distilled = distill(data.train, tiny)
+    assert torch.equal(distilled.images, geodistill.DistilledSet.load(run / "distilled").images)
+
+
+def test_any_pipeline_folder_goes_the_same_way(data: SceneData, tiny: Config, sd_folder: Path, tmp_path: Path) -> None:
+    config = _with(tiny, base=str(sd_folder), prototypes={"features": "latent"}, selection={"by": "margin"})
+    distilled = distill(data.train, config, out=tmp_path / "run")
+    assert len(distilled) == 20
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_more_candidates_change_none_drawn_before(data: SceneData, tiny: Config, run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    more = tiny.sampling.model_copy(update={"candidates": 3}).model_dump()
+    distill(data.train, _with(tiny, sampling=more, base=str(run / "base")), out=tmp_path / "run")
+    few = load_file(run / "candidates" / "candidates.safetensors")["latents"].view(20, 2, -1)
+    many = load_file(tmp_path / "run" / "candidates" / "candidates.safetensors")["latents"].view(20, 3, -1)
+    assert torch.allclose(many[:, :2], few, atol=0.05)  # bf16 sums differ by batch
+    assert (few[:, 0] - few[:, 1]).abs().max() > 0.5
+
+
+def test_the_distilled_set_names_no_source(run: Path, data: SceneData) -> None:
+    told = (run / "distilled" / "manifest.json").read_text() + (run / "distilled" / "README.md").read_text()
+    assert not [key for key in data.train.keys if key in told]
+
+
+def test_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", train_per_class=12, test_per_class=1, size=32)
+    command = [sys.executable, "-c", "from geodistill.cli import app; app()", "distill", str(tmp_path / "scenes")]
+    command += ["--config", "tiny", "--set", "compact.steps=4", "--out"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment, **quiet)  # type: ignore[call-overload]
+    killed = tmp_path / "killed"
+    for moment in ("base", "teacher", "adapter"):
+        process = subprocess.Popen([*command, str(killed)], env=environment, **quiet)  # type: ignore[call-overload]
+        while process.poll() is None and not any((killed / name).exists() for name in (moment, f".{moment}.partial")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "distilled").exists()
+    subprocess.run([*command, str(killed)], check=True, env=environment, **quiet)  # type: ignore[call-overload]
+    assert _bytes(killed / "distilled") == _bytes(tmp_path / "whole" / "distilled")
+    assert _bytes(killed / "adapter") == _bytes(tmp_path / "whole" / "adapter")
+
+
+def test_class_with_too_few_images(data: SceneData, tiny: Config) -> None:
+    with pytest.raises(SceneError) as caught:
+        distill(data.train, _with(tiny, ipc=13))
+    assert str(caught.value) == "class 'Beach' has 12 images, IPC 13 needs at least 13: lower --ipc or add images"
+
+
+def test_size_that_does_not_fit_is_found_before_the_base_is_built(data: SceneData, tiny: Config) -> None:
+    with pytest.raises(PriorError, match="needs a multiple of 16: use --size 32"):
+        distill(data.train, _with(tiny, size=40))
+
+
+def test_unknown_describer(data: SceneData, tiny: Config) -> None:
+    with pytest.raises(ConfigError, match="unknown describer 'poet': choose from measured, template"):
+        distill(data.train, _with(tiny, descriptions={"describer": "poet"}))

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+import geodistill.prior  # noqa: F401  (makes stock diffusers know our autoencoder)
+from geodistill.config import CompactSettings
+from geodistill.errors import PriorError
+from geodistill.prior.base import check_size, fingerprint_of_base, load_prior
+from geodistill.prior.compact import build_compact, new_compact
+from geodistill.scenes import SceneData
+
+
+def test_encode_and_decode_follow_the_autoencoders_own_scale(sd_folder: Path) -> None:
+    prior = load_prior(str(sd_folder))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        mean = prior.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
+        decoded = prior.vae.decode(mean).sample
+    latents = prior.encode(images)
+    assert torch.allclose(latents, mean * prior.vae.config.scaling_factor, atol=1e-6)
+    expected = ((decoded.clamp(-1, 1) + 1) * 127.5).round()
+    assert (prior.decode(latents).float() - expected).abs().max() <= 1
+    assert prior.downscale == 4
+
+
+def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(PriorError) as caught:
+        load_prior(str(tmp_path))
+    assert str(caught.value) == (
+        f"the base folder {tmp_path} is not a pipeline: it has no model_index.json. "
+        "Point --base to a folder saved by diffusers' save_pretrained"
+    )
+
+
+def test_base_that_is_not_there() -> None:
+    with pytest.raises(PriorError) as caught:
+        load_prior("./nowhere")
+    assert str(caught.value) == (
+        "no such base './nowhere': give 'compact', a pipeline folder, or a hub name such as owner/name"
+    )
+
+
+def test_size_that_does_not_fit(sd_folder: Path) -> None:
+    prior = load_prior(str(sd_folder))
+    check_size(prior, 64)
+    with pytest.raises(PriorError) as caught:
+        check_size(prior, 36)
+    assert str(caught.value) == (
+        f"size 36 does not fit the base {str(sd_folder)!r}, which needs a multiple of 8: use --size 32"
+    )
+
+
+def test_compact_size_that_does_not_fit() -> None:
+    with pytest.raises(PriorError) as caught:
+        new_compact(["a"], CompactSettings(), size=40, seed=0)
+    assert str(caught.value) == "size 40 does not fit the compact base, which needs a multiple of 16: use --size 32"
+
+
+def test_fingerprint_follows_the_bytes(sd_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(sd_folder, copy)
+    assert fingerprint_of_base(str(copy)) == fingerprint_of_base(str(sd_folder))
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("epsilon", "v_prediction"))
+    assert fingerprint_of_base(str(copy)) != fingerprint_of_base(str(sd_folder))
+
+
+def test_stock_diffusers_loads_the_compact_base_and_draws(data: SceneData, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    settings = CompactSettings(channels=8, width=(32, 32), steps=2, batch=4)
+    pixels = data.train.pixels(range(20), size=32)
+    facts = build_compact(
+        pixels, data.train.labels[:20], [["a beach", "sand and sea"]] * 20, settings, seed=0, folder=tmp_path
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path)
+    image = pipeline("a beach", height=32, width=32, num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 32, 32, 3)
+    ours = load_prior(str(tmp_path))
+    error = (ours.decode(ours.encode(pixels)).double() - pixels.double()).square().mean(dim=(1, 2, 3))
+    assert facts["autoencoder_psnr_db"] == pytest.approx(float((10 * torch.log10(255**2 / error)).mean()), abs=0.05)
+
+
+def test_compact_tokenizer_spells_anything_and_cuts_what_is_too_long() -> None:
+    tokenizer = new_compact(["a satellite image of beach"], CompactSettings(), size=32, seed=0).tokenizer
+    assert tokenizer.tokenize("Satellite image of beach") == ["satellite</w>", "image</w>", "of</w>", "beach</w>"]
+    assert tokenizer.decode(tokenizer("zürich harbour").input_ids, skip_special_tokens=True) == "zürich harbour"
+    prior = new_compact(["a"], CompactSettings(), size=32, seed=0)
+    assert prior.embed(["a " * 200]).shape == (1, 48, 256)

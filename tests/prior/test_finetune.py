@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_tiny_pipeline
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from geodistill.errors import PriorError
+from geodistill.prior.base import Prior, load_prior
+from geodistill.prior.finetune import WEIGHTS, add_adapter, merge_adapter, save_adapter
+
+
+def _output(unet: torch.nn.Module) -> torch.Tensor:
+    g = torch.Generator().manual_seed(0)
+    noisy, text = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 48, 32, generator=g)
+    with torch.inference_mode():
+        output: torch.Tensor = unet(noisy, torch.tensor([10, 500]), text).sample
+    return output
+
+
+def _adapted(sd_folder: Path, folder: Path) -> Prior:
+    """Save an adapter with random weights, since a fresh one changes nothing."""
+    prior = load_prior(str(sd_folder))
+    add_adapter(prior, rank=2, seed=0)
+    for name, p in prior.unet.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    save_adapter(prior, folder)
+    return prior
+
+
+def test_only_the_adapter_is_trained(sd_folder: Path) -> None:
+    prior = load_prior(str(sd_folder))
+    add_adapter(prior, rank=2, seed=0)
+    trained = [name for name, p in prior.unet.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora" in name and any(t in name for t in ("to_q", "to_k", "to_v", "to_out.0")) for name in trained)
+
+
+def test_stock_diffusers_loads_what_we_save(sd_folder: Path, tmp_path: Path) -> None:
+    trained = _adapted(sd_folder, tmp_path)
+    stock = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    before = _output(stock.unet.eval())
+    stock.load_lora_weights(tmp_path)
+    ours = load_prior(str(sd_folder))
+    merge_adapter(ours, tmp_path)
+    assert torch.allclose(_output(stock.unet), _output(ours.unet), atol=1e-5)
+    assert torch.allclose(_output(trained.unet), _output(ours.unet), atol=1e-5)
+    assert not torch.allclose(before, _output(ours.unet), atol=1e-3)
+
+
+def test_no_adapter(sd_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PriorError, match=f"no adapter in {tmp_path}: expected a file {WEIGHTS}"):
+        merge_adapter(load_prior(str(sd_folder)), tmp_path)
+
+
+def test_adapter_of_another_base(sd_folder: Path, tmp_path: Path) -> None:
+    _adapted(sd_folder, tmp_path)
+    wider = {name: torch.cat([value, value], dim=-1) for name, value in load_file(tmp_path / WEIGHTS).items()}
+    save_file(wider, tmp_path / WEIGHTS)
+    with pytest.raises(PriorError, match="does not fit the base"):
+        merge_adapter(load_prior(str(sd_folder)), tmp_path)
+
+
+def test_base_with_class_embeddings_samples(tmp_path: Path) -> None:
+    prior = load_prior(str(save_tiny_pipeline(tmp_path, class_embeddings=3)))
+    from geodistill.config import SamplingSettings
+    from geodistill.prior.sample import Requests, sample_batch
+
+    zero = torch.zeros(1, dtype=torch.long)
+    requests = Requests(zero, prior.embed([""]), torch.zeros(1, 4, 8, 8), zero, zero)
+    assert torch.isfinite(sample_batch(prior, requests, SamplingSettings(steps=2), seed=0)).all()

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from geodistill.config import SamplingSettings
+from geodistill.prior.base import Prior, load_prior
+from geodistill.prior.sample import Requests, sample, sample_batch
+
+
+@pytest.fixture(scope="module")
+def prior(sd_folder: Path) -> Prior:
+    return load_prior(str(sd_folder))
+
+
+@pytest.fixture(scope="module")
+def requests(prior: Prior) -> Requests:
+    g = torch.Generator().manual_seed(1)
+    return Requests(
+        prompts=torch.tensor([1, 1, 2, 2, 1]),
+        embeddings=prior.embed(["", "a beach", "a forest"]),
+        prototypes=torch.randn(2, 4, 8, 8, generator=g),
+        slots=torch.tensor([0, 0, 1, 1, 0]),
+        seeds=torch.tensor([0, 1, 10, 11, 2]),
+    )
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "pndm"])
+@pytest.mark.parametrize("follow", ["none", "start", "guide"])
+def test_an_image_does_not_depend_on_its_neighbours(prior: Prior, requests: Requests, solver: str, follow: str) -> None:
+    settings = SamplingSettings(solver=solver, follow=follow, steps=5)
+    together = sample_batch(prior, requests, settings, seed=0)
+    assert together.shape == (5, 4, 8, 8)
+    assert torch.isfinite(together).all()
+    alone = sample_batch(prior, requests.part(slice(2, 3)), settings, seed=0)
+    assert torch.allclose(alone[0], together[2], atol=2e-2)  # bf16 sums differ by batch
+    assert not torch.allclose(together[2], together[3], atol=0.1)
+
+
+def test_guiding_comes_nearer_to_the_prototype(prior: Prior, requests: Requests) -> None:
+    def distance(**settings: object) -> torch.Tensor:
+        drawn = sample_batch(prior, requests, SamplingSettings(steps=10, guidance=1, **settings), seed=0)
+        return (drawn - requests.prototypes[requests.slots]).flatten(1).norm(dim=1)
+
+    free, pulled = distance(follow="none"), distance(follow="guide", scale=3.0)
+    assert (pulled < free).all()
+    assert (distance(follow="start", strength=0.2) < distance(follow="start", strength=0.9)).all()
+
+
+def test_other_seed_other_images(prior: Prior, requests: Requests) -> None:
+    settings = SamplingSettings(follow="none", steps=2)
+    assert not torch.equal(
+        sample_batch(prior, requests, settings, seed=0), sample_batch(prior, requests, settings, seed=1)
+    )
+
+
+def test_drawing_goes_on_where_it_stopped(prior: Prior, requests: Requests, tmp_path: Path) -> None:
+    settings = SamplingSettings(steps=2, batch=2)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole.mkdir()
+    halves.mkdir()
+    expected = sample(prior, requests, settings, seed=0, folder=whole)
+    sample(prior, requests, settings, seed=0, folder=halves)
+    (halves / ".part-00001.safetensors").unlink()
+    kept = (halves / ".part-00002.safetensors").stat().st_mtime_ns
+    assert torch.equal(sample(prior, requests, settings, seed=0, folder=halves), expected)
+    assert (halves / ".part-00002.safetensors").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(("strength", "calls"), [(1.0, 10), (0.6, 6), (0.05, 1)])
+def test_strength_is_the_share_of_steps_done(
+    prior: Prior, requests: Requests, monkeypatch: pytest.MonkeyPatch, strength: float, calls: int
+) -> None:
+    seen = []
+    forward = prior.unet.forward
+    monkeypatch.setattr(prior.unet, "forward", lambda *args, **named: seen.append(1) or forward(*args, **named))
+    settings = SamplingSettings(steps=10, solver="ddim", follow="start", strength=strength)
+    sample_batch(prior, requests, settings, seed=0)
+    assert len(seen) == calls

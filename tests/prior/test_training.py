@@ -1,0 +1,92 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geodistill.errors import TrainingError
+from geodistill.prior import training
+from geodistill.prior.base import Prior, load_prior
+from geodistill.prior.training import TrainingData, TrainingPlan, prompt_table, train_denoiser
+
+
+def _data(prior: Prior) -> TrainingData:
+    g = torch.Generator().manual_seed(0)
+    latents = torch.randn(6, 2, 4, 8, 8, generator=g).half()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    return TrainingData(latents, labels, labels[:, None] + 1, prior.embed(["", "beach", "river", "forest"]))
+
+
+def _plan(**changes: Any) -> TrainingPlan:
+    plan: dict[str, Any] = {"seed": 0, "steps": 6, "batch": 4, "lr": 1e-3, "warmup": 2, "gamma": 5.0, "ema": 0.9}
+    return TrainingPlan(**{**plan, "drop_prompt": 0.1, "checkpoint_every": 2, **changes})
+
+
+def _trained(folder: Path, sd_folder: Path, plan: TrainingPlan, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+    prior = load_prior(str(sd_folder))
+    prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
+    folder.mkdir(exist_ok=True)
+    loss = training._loss
+
+    def stopping(*args: Any) -> torch.Tensor:
+        if args[-1] == stop_at:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_loss", stopping)
+        train_denoiser(prior.unet, prior.scheduler, _data(prior), plan, folder, "base")
+    return {name: value.detach().clone() for name, value in prior.unet.state_dict().items()}
+
+
+def test_killed_twice_ends_with_the_same_weights(tmp_path: Path, sd_folder: Path) -> None:
+    expected = _trained(tmp_path / "whole", sd_folder, _plan())
+    for moment in (3, 5):
+        with pytest.raises(KeyboardInterrupt):
+            _trained(tmp_path / "killed", sd_folder, _plan(), stop_at=moment)
+    resumed = _trained(tmp_path / "killed", sd_folder, _plan())
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    losses = [(tmp_path / run / "losses.json").read_text() for run in ("whole", "killed")]
+    assert losses[0] == losses[1]
+
+
+def test_training_lowers_the_loss(tmp_path: Path, sd_folder: Path) -> None:
+    prior = load_prior(str(sd_folder))
+    prior.unet.requires_grad_(True)
+    facts = train_denoiser(prior.unet, prior.scheduler, _data(prior), _plan(steps=60, lr=5e-3), tmp_path, "base")
+    assert facts["last_loss"] < 0.95 * facts["first_loss"]
+
+
+def test_consistency_changes_what_is_learned(tmp_path: Path, sd_folder: Path) -> None:
+    plain = _trained(tmp_path / "a", sd_folder, _plan())
+    judged = _trained(tmp_path / "b", sd_folder, _plan(teacher=lambda z: z.mean((2, 3)), consistency=1.0))
+    assert any(not torch.equal(plain[name], judged[name]) for name in plain)
+
+
+def test_nan_stops_with_advice(tmp_path: Path, sd_folder: Path) -> None:
+    prior = load_prior(str(sd_folder))
+    prior.unet.requires_grad_(True)
+    data = _data(prior)
+    data.latents[:] = float("nan")
+    with pytest.raises(TrainingError) as caught:
+        train_denoiser(prior.unet, prior.scheduler, data, _plan(), tmp_path, "adapter")
+    assert str(caught.value) == (
+        "the loss of 'adapter' became nan at step 0: lower its lr (for the adapter --set finetune.lr=…, "
+        "for the compact base --set compact.lr=…) and start in a new --out"
+    )
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**40))
+def test_every_scene_comes_up_once_an_epoch(count: int, batch: int, seed: int) -> None:
+    steps = -(-2 * count // batch)
+    row = torch.cat([training._batch_indices(seed, step, batch, count) for step in range(steps)])
+    assert sorted(row[:count].tolist()) == list(range(count))
+    assert sorted(row[count : 2 * count].tolist()) == list(range(count))
+
+
+def test_prompt_table_has_the_empty_prompt_first() -> None:
+    table, rows = prompt_table([["b", "a"], ["a", ""]])
+    assert table == ["", "a", "b"]
+    assert rows.tolist() == [[2, 1], [1, 0]]

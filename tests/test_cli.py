@@ -1,0 +1,51 @@
+"""The one end-to-end test: the real command line on the built-in scenes with a tiny prior."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from geodistill.cli import app; app()", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_scenes_distill_evaluate(tmp_path: Path) -> None:
+    scenes, run = tmp_path / "scenes", tmp_path / "run"
+    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
+    made = _run("distill", scenes, "--config", "tiny", "--ipc", 1, "--out", run, "--seed", 3)
+    assert made.returncode == 0, made.stderr
+    assert "10 images of 10 classes" in made.stdout
+    assert "where the time went" in made.stdout
+    assert len(list((run / "distilled").glob("*/*.png"))) == 10
+    assert Image.open(run / "grid.png").height > 10 * 96
+    again = _run("distill", scenes, "--config", "tiny", "--ipc", 1, "--out", run, "--seed", 3)
+    assert again.returncode == 0
+    assert "candidates:" not in again.stderr  # nothing was drawn anew
+    judged = _run("evaluate", run, "--data", scenes, "--protocol", "probe", "--seeds", 2)
+    assert judged.returncode == 0, judged.stderr
+    for row in ("all real images", "random real, 1 a class", "distilled, 1 a class"):
+        assert re.search(rf"{row}.*\d+\.\d ± \d+\.\d", judged.stdout)
+    assert (run / "evaluation" / "probe-efficientnet-lite0").is_dir()
+
+
+def test_errors_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    failed = _run("distill", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ")
+    assert "Traceback" not in failed.stderr
+    failed = _run("distill", tmp_path, "--out", tmp_path / "run", "--ipc", 0)
+    assert failed.stderr.strip() == "error: setting 'ipc': input should be greater than or equal to 1, got 0"
+
+
+@pytest.mark.parametrize("command", ["distill", "evaluate", "scenes"])
+def test_help_teaches_with_an_example(command: str) -> None:
+    told = _run(command, "--help")
+    assert told.returncode == 0
+    assert f"Example: geodistill {command}" in told.stdout

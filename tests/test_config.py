@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geodistill.config import Config, load_config, make_config, to_toml
+from geodistill.errors import ConfigError
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('ipc = 3\nseed = 1\n[sampling]\nfollow = "guide"\nsteps = 9\n')
+    config = load_config(file, ["sampling.steps=12", "seed=5", "selection.by=margin"], seed=7, base=None)
+    assert (config.ipc, config.seed, config.base) == (3, 7, "compact")
+    assert (config.sampling.follow, config.sampling.steps, config.selection.by) == ("guide", 12, "margin")
+
+
+@given(
+    st.integers(1, 100),
+    st.integers(0, 2**31),
+    st.text(min_size=1).filter(str.isprintable),
+    st.floats(0.01, 1.0),
+    st.sampled_from(["start", "guide", "none"]),
+)
+def test_toml_round_trip(tmp_path_factory, ipc, seed, base, strength, follow) -> None:  # type: ignore[no-untyped-def]
+    config = make_config({"ipc": ipc, "seed": seed, "base": base, "sampling": {"strength": strength, "follow": follow}})
+    file = tmp_path_factory.mktemp("toml") / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+def _message(*args: object, **named: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(*args, **named)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_unknown_setting_lists_the_known() -> None:
+    assert _message(None, ["selection.on=margin"]) == "unknown setting 'selection.on': known here are by"
+
+
+def test_value_out_of_range() -> None:
+    assert _message(ipc=0) == "setting 'ipc': input should be greater than or equal to 1, got 0"
+
+
+def test_wrong_choice() -> None:
+    assert _message(None, ["sampling.follow=lead"]) == (
+        "setting 'sampling.follow': input should be 'start', 'guide' or 'none', got 'lead'"
+    )
+
+
+def test_set_without_equals() -> None:
+    assert _message(None, ["ipc"]) == (
+        "--set 'ipc' has no '=': write --set section.key=value, such as sampling.steps=25"
+    )
+
+
+def test_set_below_a_value() -> None:
+    assert _message(None, ["ipc=3", "ipc.deep=1"]) == "--set 'ipc.deep=1': 'ipc' is not a section"
+
+
+def test_files_that_are_not_there_or_not_toml(tmp_path: Path) -> None:
+    missing, broken = tmp_path / "missing.toml", tmp_path / "broken.toml"
+    broken.write_text("ipc = = 3")
+    assert _message(missing) == f"cannot read the config file {missing}: No such file or directory"
+    assert _message(broken).startswith(f"{broken} is not valid TOML: ")
+
+
+@pytest.mark.parametrize("name", ["demo", "tiny"])
+def test_presets_are_valid(name: str) -> None:
+    config = load_config(Path(__file__).parents[1] / "src" / "geodistill" / "presets" / f"{name}.toml")
+    assert config != Config()

@@ -1,0 +1,162 @@
+import errno
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geodistill.errors import RunError
+from geodistill.run import Run, fingerprint, records, write_atomic
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON, JSON)
+def test_fingerprints_are_equal_where_the_content_is(one: Any, other: Any) -> None:
+    assert (fingerprint(one) == fingerprint(other)) == (
+        json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    )
+
+
+@given(st.dictionaries(st.text(), st.integers(), min_size=2))
+def test_fingerprint_ignores_the_order_of_keys(values: dict[str, int]) -> None:
+    assert fingerprint(values) == fingerprint(dict(reversed(values.items())))
+
+
+def _counting(calls: list[int]) -> Any:
+    def build(folder: Path) -> dict[str, int]:
+        calls.append(1)
+        (folder / "result.txt").write_text("whole")
+        return {"calls": len(calls)}
+
+    return build
+
+
+def test_a_whole_stage_is_not_built_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+    for _ in range(2):
+        with Run(tmp_path / "run", {"a": 1}) as run:
+            folder = run.stage("latents", _counting(calls), version=1, inputs=["x"])
+    assert len(calls) == 1
+    assert (folder / "result.txt").read_text() == "whole"
+    record = records(tmp_path / "run")[0]
+    assert record["stage"] == "latents"
+    assert record["facts"] == {"calls": 1}
+    assert record["peak_memory_mib"] > 0
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"inputs": ["y"]}])
+def test_another_version_or_input_builds_anew(tmp_path: Path, change: dict[str, Any]) -> None:
+    calls: list[int] = []
+    with Run(tmp_path / "run", {}) as run:
+        run.stage("latents", _counting(calls), version=1, inputs=["x"])
+        run.stage("latents", _counting(calls), **{"version": 1, "inputs": ["x"], **change})
+    assert len(calls) == 2
+
+
+def test_an_interrupted_stage_goes_on_in_its_folder(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        done = folder / "half.txt"
+        if not done.exists():
+            done.write_text("half")
+            raise KeyboardInterrupt
+        (folder / "result.txt").write_text(done.read_text() + " whole")
+
+    with pytest.raises(KeyboardInterrupt), Run(tmp_path / "run", {}) as run:
+        run.stage("adapter", build, version=1)
+    assert not (tmp_path / "run" / "adapter").exists()
+    with Run(tmp_path / "run", {}) as run:
+        folder = run.stage("adapter", build, version=1)
+    assert (folder / "result.txt").read_text() == "half whole"
+
+
+def test_what_an_interrupted_stage_left_is_dropped_when_its_input_changed(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        assert not (folder / "half.txt").exists()
+        (folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    for version in (1, 2):
+        with pytest.raises(KeyboardInterrupt), Run(tmp_path / "run", {}) as run:
+            run.stage("adapter", build, version=version)
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    Run(tmp_path / "run", {"config": {"sampling": {"steps": 50}}, "seed": 0}).__exit__()
+    with pytest.raises(RunError) as caught:
+        Run(tmp_path / "run", {"config": {"sampling": {"steps": 25}}, "seed": 0})
+    assert str(caught.value) == (
+        f"{tmp_path}/run was made with other settings (config.sampling.steps: 50 -> 25): "
+        "choose another --out, or repeat the settings it was made with"
+    )
+
+
+def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError) as caught:
+        Run(tmp_path, {})
+    assert str(caught.value) == (
+        f"{tmp_path} is not empty and is not a geodistill run (it holds 'thesis.tex'): choose another --out"
+    )
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunError, match="is a file, not a folder: choose another --out"):
+        Run(tmp_path / "run", {})
+
+
+def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError) as caught:
+            Run(tmp_path / "run", {})
+    assert str(caught.value) == (
+        f"another geodistill process is working in {tmp_path}/run: wait for it or choose another --out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            errno.ENOSPC,
+            "the disk that holds {} is full: free some space and run the same command again; what was finished is kept",
+        ),
+        (errno.EROFS, "cannot write to {}: make it writable or choose another --out"),
+        (errno.EACCES, "cannot write to {}: make it writable or choose another --out"),
+    ],
+)
+def test_disk_troubles_are_told_and_lose_nothing(tmp_path: Path, code: int, message: str) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise OSError(code, "trouble")
+
+    with Run(tmp_path / "run", {}) as run:
+        run.stage("latents", _counting([]), version=1)
+        with pytest.raises(RunError) as caught:
+            run.stage("adapter", build, version=1)
+    assert str(caught.value) == message.format(tmp_path / "run")
+    assert (tmp_path / "run" / "latents" / "result.txt").exists()
+    assert (tmp_path / "run" / ".adapter.partial" / "half.txt").exists()
+
+
+def test_a_torn_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "facts.json"
+    write_atomic(path, "old")
+
+    def torn(_: int) -> None:
+        raise OSError(errno.EIO, "power cut")
+
+    monkeypatch.setattr("os.fsync", torn)
+    with pytest.raises(OSError, match="power cut"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
