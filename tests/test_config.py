@@ -71,3 +71,28 @@ def test_files_that_are_not_there_or_not_toml(tmp_path: Path) -> None:
 def test_presets_are_valid(name: str) -> None:
     config = load_config(Path(__file__).parents[1] / "src" / "geodistill" / "presets" / f"{name}.toml")
     assert config != Config()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("finetune.lr=inf", "setting 'finetune.lr': input should be a finite number, got inf"),
+        ("teacher.width=20", "setting 'teacher.width': input should be a multiple of 8, got 20"),
+        ("compact.width=[20, 64]", "setting 'compact.width.0': input should be greater than or equal to 32, got 20"),
+        ("compact.width=[32, 65]", "setting 'compact.width.1': input should be a multiple of 32, got 65"),
+        ("sampling.steps=1001", "setting 'sampling.steps': input should be less than or equal to 1000, got 1001"),
+    ],
+)
+def test_values_that_would_stop_a_later_stage(setting: str, message: str) -> None:
+    assert _message(None, [setting]) == message
+
+
+def test_text_with_control_characters_comes_back(tmp_path: Path) -> None:
+    config = make_config({"base": 'a "b"\\\n\t\x00\x7f é'})
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    assert load_config(tmp_path / "config.toml") == config
+
+
+def test_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "image.toml").write_bytes(b"\xff\xd8\xff")
+    assert _message(tmp_path / "image.toml").startswith(f"{tmp_path}/image.toml is not valid TOML: ")

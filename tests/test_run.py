@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from geodistill.errors import RunError
-from geodistill.run import Run, fingerprint, records, write_atomic
+from geodistill.run import Run, fingerprint, records, save_tensors, write_atomic
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -88,7 +89,8 @@ def test_what_an_interrupted_stage_left_is_dropped_when_its_input_changed(tmp_pa
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
-    Run(tmp_path / "run", {"config": {"sampling": {"steps": 50}}, "seed": 0}).__exit__()
+    with Run(tmp_path / "run", {"config": {"sampling": {"steps": 50}}, "seed": 0}) as run:
+        run.stage("latents", _counting([]), version=1)
     with pytest.raises(RunError) as caught:
         Run(tmp_path / "run", {"config": {"sampling": {"steps": 25}}, "seed": 0})
     assert str(caught.value) == (
@@ -160,3 +162,56 @@ def test_a_torn_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="power cut"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
+
+
+def test_disk_that_safetensors_finds_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("geodistill.run.save_file", full)
+    with Run(tmp_path / "run", {}) as run, pytest.raises(RunError, match="is full: free some space"):
+        run.stage("latents", lambda folder: save_tensors({}, folder / "latents.safetensors"), version=1)
+
+
+def test_a_refused_run_lets_go_of_its_lock_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError):
+        Run(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with Run(tmp_path / "run", {"seed": 0}) as run:
+        run.stage("latents", _counting([]), version=1)
+    with pytest.raises(RunError, match="seed: 0 -> 1") as caught:
+        Run(tmp_path / "run", {"seed": 1})
+    with Run(tmp_path / "run", {"seed": 0}):
+        assert caught.tb  # the error is still held, and its frames with it
+
+
+def test_settings_may_change_until_a_stage_has_begun(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        with Run(tmp_path / "run", {"seed": seed}):
+            pass
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {"seed": 1}
+
+
+def test_another_program_s_run_json(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[1]")
+    (tmp_path / "model.bin").write_text("")
+    with pytest.raises(RunError) as caught:
+        Run(tmp_path, {})
+    assert str(caught.value) == f"{tmp_path}/run.json is not the record of a geodistill run: choose another --out"
+
+
+def test_files_that_safetensors_was_writing_are_cleared(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        torn = folder / "unet" / ".tmpAbC"
+        if (folder / "unet").exists():
+            assert not torn.exists()
+            return
+        torn.parent.mkdir()
+        torn.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Run(tmp_path, {}) as run:
+        run.stage("base", build, version=1)
+    with Run(tmp_path, {}) as run:
+        run.stage("base", build, version=1)

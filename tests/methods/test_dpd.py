@@ -12,7 +12,7 @@ import geodistill
 from geodistill.config import Config
 from geodistill.errors import ConfigError, PriorError, SceneError
 from geodistill.methods.dpd import distill
-from geodistill.scenes import SceneData, write_scenes
+from geodistill.scenes import SceneData, Scenes, draw_scene, write_scenes
 
 
 def _with(config: Config, **changes: object) -> Config:
@@ -54,9 +54,16 @@ def test_without_a_folder_nothing_is_left(data: SceneData, tiny: Config, run: Pa
 
 
 def test_any_pipeline_folder_goes_the_same_way(data: SceneData, tiny: Config, sd_folder: Path, tmp_path: Path) -> None:
-    config = _with(tiny, base=str(sd_folder), prototypes={"features": "latent"}, selection={"by": "margin"})
-    distilled = distill(data.train, config, out=tmp_path / "run")
-    assert len(distilled) == 20
+    # Two classes that even the latents of an autoencoder of random weights tell apart.
+    classes = ("Beach", "Forest")
+    images = [draw_scene(name, seed, size=32) for name in classes for seed in range(30)]
+    scenes = Scenes.from_arrays(images, torch.arange(60) // 30, classes)
+    teacher = tiny.teacher.model_copy(update={"steps": 200, "held_out": 0.4}).model_dump()
+    config = _with(
+        tiny, base=str(sd_folder), prototypes={"features": "latent"}, selection={"by": "margin"}, teacher=teacher
+    )
+    distilled = distill(scenes, config, out=tmp_path / "run")
+    assert torch.bincount(distilled.labels).tolist() == [2, 2]
     assert not (tmp_path / "run" / "base").exists()
 
 

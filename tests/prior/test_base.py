@@ -1,13 +1,15 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_tiny_pipeline
 
 import geodistill.prior  # noqa: F401  (makes stock diffusers know our autoencoder)
 from geodistill.config import CompactSettings
 from geodistill.errors import PriorError
 from geodistill.prior.base import check_size, fingerprint_of_base, load_prior
-from geodistill.prior.compact import build_compact, new_compact
+from geodistill.prior.compact import _byte_pairs, build_compact, new_compact
 from geodistill.scenes import SceneData
 
 
@@ -90,3 +92,33 @@ def test_compact_tokenizer_spells_anything_and_cuts_what_is_too_long() -> None:
     assert tokenizer.decode(tokenizer("zürich harbour").input_ids, skip_special_tokens=True) == "zürich harbour"
     prior = new_compact(["a"], CompactSettings(), size=32, seed=0)
     assert prior.embed(["a " * 200]).shape == (1, 48, 256)
+
+
+def test_byte_pairs_by_hand() -> None:
+    # "aab" twice, "ab" once: (a, b</w>) occurs three times, then (a, ab</w>) twice.
+    assert _byte_pairs(Counter({"aab": 2, "ab": 1})) == [("a", "b</w>"), ("a", "ab</w>")]
+
+
+def test_the_tokenizer_does_not_depend_on_the_order_of_the_corpus() -> None:
+    texts = ["a satellite image of beach", "mostly vegetation, dark green", "lines running north-south"]
+    one, other = (new_compact(list(corpus), CompactSettings(), size=32, seed=0) for corpus in (texts, reversed(texts)))
+    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
+
+def test_name_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Cannot load model owner/name: no connection\nand much more")
+
+    monkeypatch.setattr("geodistill.prior.base.DiffusionPipeline.from_pretrained", unreachable)
+    with pytest.raises(PriorError) as caught:
+        load_prior("owner/name")
+    assert str(caught.value) == (
+        "there is no folder 'owner/name' here, and the hub did not give a base of that name "
+        "(Cannot load model owner/name: no connection): point --base to a folder saved by diffusers' save_pretrained"
+    )
+
+
+def test_base_that_predicts_something_else(tmp_path: Path) -> None:
+    folder = save_tiny_pipeline(tmp_path / "sd", prediction="sample")
+    with pytest.raises(PriorError, match="predicts 'sample': geodistill needs one that predicts epsilon or v_predict"):
+        load_prior(str(folder))

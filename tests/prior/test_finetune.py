@@ -71,3 +71,17 @@ def test_base_with_class_embeddings_samples(tmp_path: Path) -> None:
     zero = torch.zeros(1, dtype=torch.long)
     requests = Requests(zero, prior.embed([""]), torch.zeros(1, 4, 8, 8), zero, zero)
     assert torch.isfinite(sample_batch(prior, requests, SamplingSettings(steps=2), seed=0)).all()
+
+
+def test_adapter_of_another_kind_of_model_is_not_passed_over(sd_folder: Path, tmp_path: Path) -> None:
+    _adapted(sd_folder, tmp_path)
+    layers = load_file(tmp_path / WEIGHTS)
+    save_file({name.replace("unet.", "transformer."): value for name, value in layers.items()}, tmp_path / WEIGHTS)
+    with pytest.raises(PriorError, match=r"does not fit the base .*: this base has no layer for transformer\."):
+        merge_adapter(load_prior(str(sd_folder)), tmp_path)
+
+
+def test_file_that_is_no_adapter(sd_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).write_bytes(b"torn")
+    with pytest.raises(PriorError, match="does not fit the base"):
+        merge_adapter(load_prior(str(sd_folder)), tmp_path)

@@ -40,7 +40,7 @@ class Prior:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Return uint8 images."""
-        sample = self.vae.decode(latents / self._scale + self._shift).sample
+        sample: Tensor = self.vae.decode(latents / self._scale + self._shift).sample
         return ((sample.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
     @torch.inference_mode()

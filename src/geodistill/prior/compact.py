@@ -1,13 +1,14 @@
 """The compact base: a small pipeline built from the training scenes alone, in the format of any other base."""
 
-import json
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -27,6 +28,7 @@ from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed
 
 _TOKENS, _WIDTH = 48, 256
+_END, _MOST_MERGES = "</w>", 2000
 _WARMUP, _GAMMA, _DROP_PROMPT = 200, 5.0, 0.1
 
 
@@ -125,20 +127,51 @@ def _text_config(vocabulary: int, end: int) -> CLIPTextConfig:
 
 
 def _tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
-    """Return a CLIP tokenizer (byte-level BPE with `</w>`) trained on `corpus`; it can spell any other text."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
+    """Return a CLIP tokenizer that knows the words of `corpus` whole and can spell any other text byte by byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2048, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe.train_from_iterator((text.lower() for text in corpus), trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    vocabulary = dict(learned["vocab"])
-    for token in [*(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]:
-        vocabulary.setdefault(token, len(vocabulary))
-    merges = [tuple(pair) for pair in learned["merges"]]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_TOKENS)
+    marks = ["<|startoftext|>", "<|endoftext|>"]
+    letters = [*alphabet, *(letter + _END for letter in alphabet)]
+
+    def tokenizer(merges: list[tuple[str, str]]) -> CLIPTokenizer:
+        tokens = [*letters, *dict.fromkeys(one + other for one, other in merges), *marks]
+        return CLIPTokenizer(
+            vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=_TOKENS
+        )
+
+    # CLIP's own normaliser and splitter say what a word is.
+    backend = tokenizer([]).backend_tokenizer
+    normal = (backend.normalizer.normalize_str(text) for text in corpus)
+    words = Counter(word for text in normal for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
+    return tokenizer(_byte_pairs(words))
+
+
+def _byte_pairs(words: Counter[str]) -> list[tuple[str, str]]:
+    """Return the merges of byte-pair encoding (Sennrich et al., ACL 2016), ties by alphabet.
+
+    The trainer in `tokenizers` breaks ties by the order of a hash table, which is another one in every process.
+    """
+    spelled = {word: [*word[:-1], word[-1] + _END] for word in words}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < _MOST_MERGES:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in spelled.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))
+        spelled = {word: _merged(parts, merges[-1]) for word, parts in spelled.items()}
+    return merges
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    joined: list[str] = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def _scaled(pixels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from geodistill.errors import PriorError
 from geodistill.prior.base import Prior
@@ -43,9 +43,19 @@ def merge_adapter(prior: Prior, folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         raise PriorError(f"no adapter in {folder}: expected a file {WEIGHTS}")
     try:
+        _refuse_other_layers(prior, folder / WEIGHTS)
         prior.unet.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix="unet")
         prior.unet.fuse_lora()
         prior.unet.unload_lora()
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PriorError(f"the adapter in {folder} does not fit the base {prior.source!r}: {error}") from error
     prior.unet.eval().requires_grad_(False)
+
+
+def _refuse_other_layers(prior: Prior, file: Path) -> None:
+    # diffusers passes over layers that it does not find, and would leave the base as it was without a word.
+    modules = {f"unet.{name}" for name, _ in prior.unet.named_modules()}
+    with safe_open(file, "pt") as layers:
+        others = sorted(name for name in layers.keys() if name.split(".lora")[0] not in modules)  # noqa: SIM118
+    if others:
+        raise ValueError(f"this base has no layer for {others[0]}")
