@@ -35,7 +35,8 @@ class Prior:
     def encode(self, images: Tensor) -> Tensor:
         """Return latents `(mean of the posterior - shift) * scale`."""
         mean: Tensor = self.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
-        return (mean - self._shift) * self._scale
+        latents: Tensor = (mean - self._shift) * self._scale
+        return latents
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
