@@ -78,7 +78,7 @@ def test_presets_are_valid(name: str) -> None:
     [
         ("finetune.lr=inf", "setting 'finetune.lr': input should be a finite number, got inf"),
         ("teacher.width=20", "setting 'teacher.width': input should be a multiple of 8, got 20"),
-        ("compact.width=[20, 64]", "setting 'compact.width.0': input should be greater than or equal to 32, got 20"),
+        ("compact.width=[0, 64]", "setting 'compact.width.0': input should be greater than or equal to 32, got 0"),
         ("compact.width=[32, 65]", "setting 'compact.width.1': input should be a multiple of 32, got 65"),
         ("sampling.steps=1001", "setting 'sampling.steps': input should be less than or equal to 1000, got 1001"),
     ],

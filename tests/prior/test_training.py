@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from geodistill.errors import TrainingError
 from geodistill.prior import training
 from geodistill.prior.base import Prior, load_prior
-from geodistill.prior.training import TrainingData, TrainingPlan, prompt_table, train_denoiser
+from geodistill.prior.training import TrainingData, TrainingPlan, forget_checkpoint, prompt_table, train_denoiser
 
 
 def _data(prior: Prior) -> TrainingData:
@@ -32,7 +32,7 @@ def _trained(folder: Path, sd_folder: Path, plan: TrainingPlan, stop_at: int | N
 
     def stopping(*args: Any) -> torch.Tensor:
         if args[-1] == stop_at:
-            raise KeyboardInterrupt
+            raise RuntimeError("killed")
         return loss(*args)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -44,12 +44,20 @@ def _trained(folder: Path, sd_folder: Path, plan: TrainingPlan, stop_at: int | N
 def test_killed_twice_ends_with_the_same_weights(tmp_path: Path, sd_folder: Path) -> None:
     expected = _trained(tmp_path / "whole", sd_folder, _plan())
     for moment in (3, 5):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match="killed"):
             _trained(tmp_path / "killed", sd_folder, _plan(), stop_at=moment)
     resumed = _trained(tmp_path / "killed", sd_folder, _plan())
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     losses = [(tmp_path / run / "losses.json").read_text() for run in ("whole", "killed")]
     assert losses[0] == losses[1]
+
+
+def test_killed_before_the_weights_are_saved_trains_no_step_again(tmp_path: Path, sd_folder: Path) -> None:
+    expected = _trained(tmp_path, sd_folder, _plan())
+    again = _trained(tmp_path, sd_folder, _plan(), stop_at=5)  # the last step would stop it
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    forget_checkpoint(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["losses.json"]
 
 
 def test_training_lowers_the_loss(tmp_path: Path, sd_folder: Path) -> None:

@@ -111,7 +111,7 @@ def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
             )
 
         inputs = [scenes.fingerprint(), config.compact.model_dump(), config.size, config.seed]
-        source = str(run.stage("base", build, version=1, inputs=inputs))
+        source = str(run.stage("base", build, version=2, inputs=inputs))
     prior = load_prior(source)
     check_size(prior, config.size)
     return prior
