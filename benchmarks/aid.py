@@ -2,11 +2,13 @@
 
     python benchmarks/aid.py --data ../shared/data/aid --out runs/aid-bench
 
-Rows go to benchmarks/results/aid.csv (figures) and aid_stages.csv (what each stage cost). The script resumes: runs,
-predictions and nearness ratios that are there are used again. Nothing in it is chosen on the test split.
+Rows go to benchmarks/results/aid_<protocol>_<network>.csv (figures) and aid_stages.csv (what each stage cost). The script
+resumes: runs, predictions and nearness ratios that are there are used again. Nothing in it is chosen on the test split.
 """
 
 import argparse
+import csv
+import io
 import platform
 import shlex
 import shutil
@@ -35,17 +37,17 @@ from geodistill.scenes import SceneData, Scenes, open_scenes
 RESULTS = Path(__file__).parent / "results"
 
 TEMPLATE = [
+    "sampling.follow=none",
     "descriptions.describer=template",
     "finetune.consistency=0",
-    "sampling.follow=none",
     "sampling.candidates=1",
     "selection.by=first",
 ]
-# Each step takes one thing back to its default; the last is the default recipe itself.
+# Each rung takes one thing back to its default; the last is the default recipe itself.
 LADDER = {
     "template": TEMPLATE,
-    "+ prototypes": [item for item in TEMPLATE if "follow" not in item],
-    "+ descriptions": [item for item in TEMPLATE if "follow" not in item and "describer" not in item],
+    "+ prototypes": TEMPLATE[1:],
+    "+ descriptions": TEMPLATE[2:],
     "+ consistency loss": TEMPLATE[3:],
     "+ selection": [],
 }
@@ -112,27 +114,27 @@ def _base(train: Scenes, out: Path, changes: list[str]) -> Path:
 
 def _rung(name: str, changes: list[str], train: Scenes, base: Path, args: argparse.Namespace) -> DistilledSet:
     config: Config = load_config(sets=[*args.set, *changes], base=str(base))
-    folder = args.out / name.strip("+ ").replace(" ", "-")
-    if not (folder / "distilled").is_dir():
-        _take_over(folder, args.out)
+    folder = args.out / _folder_name(name)
+    _take_over(folder, args.out)
     distilled = distill(train, config, out=folder, command=_command())
     draw_grid(distilled, folder / "grid.png")
     return distilled
 
 
+def _folder_name(rung: str) -> str:
+    return rung.strip("+ ").replace(" ", "-")
+
+
 def _take_over(folder: Path, out: Path) -> None:
-    """Copy the stages of earlier rungs; `Run.stage` builds anew those whose fingerprint is another."""
-    if (folder / "run.json").exists():
+    """Copy the stages of the rung before; `Run.stage` builds anew those whose fingerprint is another."""
+    earlier = [path for path in out.glob("*/run.json") if path.parent.name != "base"]
+    if (folder / "run.json").exists() or not earlier:
         return
-    finished = sorted(out.glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns)
-    folder.mkdir(parents=True, exist_ok=True)
-    for run in [path.parent for path in finished if path.parent.name != "base"]:
-        for stage in SHARED:
-            record = run / "stages" / f"{stage}.json"
-            if record.exists() and (run / stage).is_dir():
-                shutil.copytree(run / stage, folder / stage, dirs_exist_ok=True)
-                (folder / "stages").mkdir(exist_ok=True)
-                shutil.copy2(record, folder / "stages")
+    before = max(earlier, key=lambda path: path.stat().st_mtime_ns).parent
+    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    for stage in SHARED:
+        shutil.copytree(before / stage, folder / stage, dirs_exist_ok=True)
+        shutil.copy2(before / "stages" / f"{stage}.json", folder / "stages")
 
 
 def _kmeans_real(train: Scenes) -> DistilledSet:
@@ -191,7 +193,7 @@ def _line(row: Row, full: float | None, random: float) -> dict[str, Any]:
 
 def _write_stages(out: Path) -> None:
     lines = []
-    for rung in ("base", *(name.strip("+ ").replace(" ", "-") for name in LADDER)):
+    for rung in ("base", *map(_folder_name, LADDER)):
         for record in records(out / rung):
             cost = {key: record[key] for key in ("stage", "wall_seconds", "cpu_seconds", "peak_memory_mib")}
             lines.append({"run": rung, **cost, "hardware": _hardware(), "command": _command()})
@@ -233,12 +235,12 @@ def _command() -> str:
 
 
 def _to_csv(lines: list[dict[str, Any]], path: Path) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     path.parent.mkdir(exist_ok=True)
-    columns = list(lines[0])
-    rows = [",".join(columns)]
-    for line in lines:
-        rows.append(",".join(f'"{value}"' if "," in str(value) else str(value) for value in line.values()))
-    write_atomic(path, "\n".join(rows) + "\n")
+    write_atomic(path, text.getvalue())
 
 
 if __name__ == "__main__":

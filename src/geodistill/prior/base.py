@@ -107,11 +107,14 @@ def check_size(prior: Prior, size: int) -> None:
     """Raise PriorError unless images of side `size` fit the autoencoder and the U-Net's own halvings."""
     # Each down block of the U-Net but the last halves its grid.
     step = prior.downscale * 2 ** (len(prior.unet.config.down_block_types) - 1)
+    refuse_odd_size(size, step, f"the base {prior.source!r}")
+
+
+def refuse_odd_size(size: int, step: int, base: str) -> None:
+    """Raise PriorError unless `size` is a multiple of `step`, which is what `base` needs."""
     if size % step:
         near = max(step, round(size / step) * step)
-        raise PriorError(
-            f"size {size} does not fit the base {prior.source!r}, which needs a multiple of {step}: use --size {near}"
-        )
+        raise PriorError(f"size {size} does not fit {base}, which needs a multiple of {step}: use --size {near}")
 
 
 def fingerprint_of_base(source: str) -> str:

@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
-from geodistill.errors import PriorError
 from geodistill.prior.autoencoder import PatchAutoencoder
-from geodistill.prior.base import Prior
+from geodistill.prior.base import Prior, refuse_odd_size
 from geodistill.prior.training import (
     TrainingData,
     TrainingPlan,
@@ -107,9 +106,7 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
 
 def check_compact_size(size: int) -> None:
     """Raise PriorError unless images of side `size` fit the compact base, which needs a multiple of 16."""
-    if size % 16:
-        near = max(16, round(size / 16) * 16)
-        raise PriorError(f"size {size} does not fit the compact base, which needs a multiple of 16: use --size {near}")
+    refuse_odd_size(size, 16, "the compact base")
 
 
 def _text_config(vocabulary: int, end: int) -> CLIPTextConfig:

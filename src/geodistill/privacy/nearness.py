@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from geodistill.errors import ConfigError
 from geodistill.evaluation.networks import backbone_features
+from geodistill.scenes.views import dihedral
 from geodistill.seeding import generator
 
 SIDE = 32
@@ -55,8 +56,7 @@ def nearness_ratio(
 
 def symmetries(images: torch.Tensor) -> list[torch.Tensor]:
     """Return the eight flips and right-angle rotations of square images [n, c, s, s]."""
-    mirrored = (images, images.flip(-1))
-    return [torch.rot90(image, turns, (-2, -1)) for image in mirrored for turns in range(4)]
+    return [dihedral(images, view) for view in range(8)]
 
 
 def pixel_distances(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
