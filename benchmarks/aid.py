@@ -2,7 +2,7 @@
 
     python benchmarks/aid.py --data ../shared/data/aid --out runs/aid-bench
 
-Rows go to benchmarks/results/aid_<protocol>_<network>.csv (figures) and aid_stages.csv (what each stage cost). The script
+Rows go to benchmarks/results/aid_<protocol>_<network>.csv (figures) and aid_stages.csv (the stages' cost). The script
 resumes: runs, predictions and nearness ratios that are there are used again. Nothing in it is chosen on the test split.
 """
 
