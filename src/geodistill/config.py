@@ -27,9 +27,9 @@ class CompactSettings(_Settings):
 
     channels: int = Field(48, ge=1, le=192, description="latent channels per 8x8-pixel patch")
     width: tuple[_Width, _Width] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
-    steps: int = Field(2500, ge=1, description="training steps of the U-Net")
-    batch: int = Field(32, ge=1, description="latents per step")
-    lr: float = Field(6e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
+    steps: int = Field(4000, ge=1, description="training steps of the U-Net")
+    batch: int = Field(64, ge=1, description="latents per step")
+    lr: float = Field(8e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are what is kept")
     prediction: Literal["v_prediction", "epsilon"] = Field("v_prediction", description="what the U-Net predicts")
 
