@@ -2,9 +2,10 @@ import re
 
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 
 from geodistill.errors import ConfigError
-from geodistill.evaluation.networks import NETWORKS, backbone_features, build_network, normalise
+from geodistill.evaluation.networks import NETWORKS, PRETRAINED, backbone_features, build_network, normalise
 
 
 def noise(count, size=32, seed=0):
@@ -23,6 +24,17 @@ def test_shapes_seeds_and_silence(name, capfd):
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_pretrained_network_computes_what_its_package_does(size):
+    ours = build_network(PRETRAINED, 5, 0).eval()
+    theirs = EfficientNet.from_name(PRETRAINED).eval()
+    theirs._fc = torch.nn.Linear(1280, 5)
+    theirs.load_state_dict(ours.state_dict())
+    images = normalise(noise(3, size))
+    with torch.no_grad():
+        assert torch.allclose(ours(images), theirs(images), atol=1e-4)
 
 
 def test_unknown_network_names_the_nearest():

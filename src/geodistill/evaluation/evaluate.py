@@ -23,7 +23,7 @@ from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator
 
 # Raise it when the same inputs give other predictions or another nearness ratio.
-VERSION = 1
+VERSION = 2
 
 Progress = Callable[[str, int, int], None]
 

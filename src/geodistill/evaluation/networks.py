@@ -65,7 +65,33 @@ def _efficientnet_lite0(classes: int) -> nn.Module:
     network: nn.Module = EfficientNet.from_name(PRETRAINED)
     network.load_state_dict(_imagenet_weights())
     network._fc = nn.Linear(FEATURES, classes)
+    _fold_padding(network)
     return network
+
+
+class _SameConv2d(nn.Conv2d):
+    """A convolution of stride 1 and odd kernel that pads by itself, and leaves out taps that only ever see padding.
+
+    The package pads in a layer of its own, and its 5x5 kernels meet maps of 2x2 at 64 px. The values are the same; a
+    training step on two cores takes about half the time.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        centre = self.kernel_size[0] // 2
+        reach = min(centre, max(images.shape[2:]) - 1)
+        taps = slice(centre - reach, centre + reach + 1)
+        return F.conv2d(images, self.weight[:, :, taps, taps], self.bias, padding=reach, groups=self.groups)
+
+
+def _fold_padding(network: nn.Module) -> None:
+    """Replace every convolution of `network` that has stride 1 and a kernel above 1x1 by its `_SameConv2d`."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d) and tuple(child.stride) == (1, 1) and child.kernel_size[0] > 1:
+                size, bias = child.kernel_size[0], child.bias is not None
+                folded = _SameConv2d(child.in_channels, child.out_channels, size, groups=child.groups, bias=bias)
+                folded.load_state_dict(child.state_dict())
+                setattr(parent, name, folded)
 
 
 def _resnet18(classes: int) -> nn.Module:
