@@ -22,7 +22,8 @@ import torch
 
 from geodistill.config import Config, load_config
 from geodistill.distilled import DistilledSet
-from geodistill.evaluation.evaluate import Evaluation, evaluate
+from geodistill.evaluation.bench import Bench, Training, open_store
+from geodistill.evaluation.evaluate import random_real
 from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.evaluation.networks import backbone_features
 from geodistill.methods.dpd import distill, make_base
@@ -32,7 +33,7 @@ from geodistill.progress import stages
 from geodistill.prototypes import find_prototypes
 from geodistill.report.grid import draw_grid
 from geodistill.run import Run, records, versions, write_atomic
-from geodistill.scenes import SceneData, Scenes, open_scenes
+from geodistill.scenes import Scenes, open_scenes
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -77,15 +78,16 @@ def main() -> None:
         return
     kmeans = _kmeans_real(data.train)
     sets = {"k-means real": kmeans, "reconstruction": _reconstructed(kmeans, base)} | sets
-    # Training on everything takes longest and comes last; until then its columns are empty.
-    rows: list[Row] = []
-    for name, distilled in sets.items():
-        result = _evaluate(distilled, data, args, full=False)
-        rows = rows or [Row("random real", result.random, COPIES)]
-        rows.append(Row(name, result.distilled, result.nearness))
-        _write(rows, args)
-    full = _evaluate(kmeans, data, args, full=True).full
-    _write([Row("all real images", full, COPIES), *rows], args)
+    with stages() as advance:
+        bench = Bench(data, Config().size, store=open_store(args.out), progress=advance)
+        # Training on everything takes longest and comes last; until then its columns are empty.
+        rows = [Row("random real", _of_random(bench, kmeans, args), COPIES)]
+        for name, distilled in sets.items():
+            training = Training.on_set(_folder_name(name), distilled)
+            rows.append(Row(name, _measure(bench, [training] * args.seeds, args), bench.nearness(distilled)))
+            _write(rows, args)
+        full = Training.on_scenes("full", data.train, bench.size)
+        _write([Row("all real images", _measure(bench, [full] * args.seeds, args), COPIES), *rows], args)
 
 
 def _arguments() -> argparse.Namespace:
@@ -156,18 +158,15 @@ def _reconstructed(real: DistilledSet, base: Path) -> DistilledSet:
     return DistilledSet(prior.decode(prior.encode(real.images)), real.labels, real.classes)
 
 
-def _evaluate(distilled: DistilledSet, data: SceneData, args: argparse.Namespace, *, full: bool) -> Evaluation:
-    with stages() as advance:
-        return evaluate(
-            distilled,
-            data,
-            protocol=args.protocol,
-            network=args.network,
-            seeds=args.seeds,
-            full=full,
-            out=args.out,
-            progress=advance,
-        )
+def _of_random(bench: Bench, like: DistilledSet, args: argparse.Namespace) -> tuple[Measures, ...]:
+    """Return the measures of random real images, for each seed another draw."""
+    draws = [random_real(bench.train, like, seed) for seed in range(args.seeds)]
+    return _measure(bench, [Training.on_scenes("random", draw, bench.size) for draw in draws], args)
+
+
+def _measure(bench: Bench, trainings: list[Training], args: argparse.Namespace) -> tuple[Measures, ...]:
+    """Return the measures of one training for each seed."""
+    return tuple(bench.measure(one, args.protocol, args.network, seed) for seed, one in enumerate(trainings))
 
 
 def _write(rows: list[Row], args: argparse.Namespace) -> None:

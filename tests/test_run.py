@@ -215,3 +215,17 @@ def test_files_that_safetensors_was_writing_are_cleared(tmp_path: Path) -> None:
         run.stage("base", build, version=1)
     with Run(tmp_path, {}) as run:
         run.stage("base", build, version=1)
+
+
+def test_a_lender_makes_and_keeps_the_stages_that_runs_share(tmp_path: Path) -> None:
+    calls: list[int] = []
+    with Run(tmp_path / "all", {}) as lender:
+        for name in ("one", "two"):
+            with Run(tmp_path / name, {}, lender=lender) as run:
+                assert run.stage("latents", _counting(calls), version=1) == tmp_path / "all" / "latents"
+                assert run.fingerprint_of("latents") == lender.fingerprint_of("latents")
+                run.stage("candidates", _counting(calls), version=1)
+                assert run.used == ["latents", "candidates"]
+    assert len(calls) == 3
+    assert not (tmp_path / "one" / "latents").exists()
+    assert (tmp_path / "two" / "candidates").is_dir()

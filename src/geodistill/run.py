@@ -29,6 +29,8 @@ from geodistill.errors import RunError
 
 _FORMAT = 1
 _MARK = ".fingerprint"
+# Stages that depend on neither method nor IPC: a run that compares several makes them once and lends them.
+_LENT = frozenset({"base", "latents", "teacher"})
 
 
 def fingerprint(*parts: Any) -> str:
@@ -96,13 +98,21 @@ class Run:
         folder: where everything goes; created when absent.
         settings: what the result depends on (resolved config and data fingerprint), representable in JSON.
         command: the command line that made the run, kept for the reader.
+        lender: an open run that makes and keeps the stages `base`, `latents` and `teacher` in this one's stead.
+
+    Attributes:
+        used: names of the stages asked for so far, in that order, whether they were there or had to be built.
 
     Raises:
         RunError: the folder holds another run's results, is in use by another process, or cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], command: str = "") -> None:
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], command: str = "", *, lender: "Run | None" = None
+    ) -> None:
         self.folder = folder
+        self.used: list[str] = []
+        self._lender = lender
         with explain_os_errors(folder):
             if folder.exists() and not folder.is_dir():
                 raise RunError(f"{folder} is a file, not a folder: choose another --out")
@@ -180,6 +190,9 @@ class Run:
         Raises:
             RunError: the folder cannot be written or the disk is full.
         """
+        self.used.append(name)
+        if self._lender and name in _LENT:
+            return self._lender.stage(name, build, version=version, inputs=inputs)
         target, partial = self.folder / name, self.folder / f".{name}.partial"
         mark = fingerprint(name, version, list(inputs))
         if _mark_of(target) == mark:
@@ -205,6 +218,8 @@ class Run:
 
     def record_of(self, name: str) -> dict[str, Any]:
         """Return what stage `name` recorded: fingerprint, facts, wall_seconds, cpu_seconds, peak_memory_mib."""
+        if self._lender and name in _LENT:
+            return self._lender.record_of(name)
         record: dict[str, Any] = json.loads(self._record_path(name).read_text())
         return record
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
-from geodistill.evaluation import evaluate as module
+from geodistill.evaluation import bench as module
 from geodistill.evaluation.evaluate import class_table, evaluate, summary_table
 from geodistill.scenes import SceneData, Scenes
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from geodistill.errors import ConfigError
-from geodistill.evaluation import backbone_features
-from geodistill.privacy import nearness_ratio
+from geodistill.privacy import nearness_ratio, real_distances
 from geodistill.privacy.nearness import _least_l2, symmetries
+from geodistill.seeding import generator
 
 
 def smooth(count, seed, size=32):
@@ -25,14 +25,14 @@ def test_the_eight_symmetries_are_different_and_hold_the_same_pixels():
 def test_copies_give_zero_in_any_orientation(turn):
     train = smooth(6, 0)
     copies = symmetries(train[2:4])[turn]
-    found = nearness_ratio(copies, train, smooth(3, 1), train_features=backbone_features(train))
+    found = nearness_ratio(copies, real_distances(train, smooth(3, 1)))
     assert found.pixel == 0
     assert found.feature == pytest.approx(0, abs=1e-3)
     assert found.ratio == min(found.pixel, found.feature)
 
 
 def test_fresh_images_give_about_one():
-    found = nearness_ratio(smooth(12, 2), smooth(12, 0), smooth(12, 1))
+    found = nearness_ratio(smooth(12, 2), real_distances(smooth(12, 0), smooth(12, 1)))
     assert found.pixel == pytest.approx(1, abs=0.2)
     assert found.feature == pytest.approx(1, abs=0.4)
 
@@ -47,14 +47,17 @@ def test_blocked_search_is_exact(monkeypatch):
 def test_held_out_images_are_limited(monkeypatch):
     monkeypatch.setattr("geodistill.privacy.nearness.MAX_HELD_OUT", 4)
     train, held_out = smooth(4, 0), smooth(8, 1)
-    one, two = (nearness_ratio(smooth(2, 2), train, held_out, seed=5) for _ in range(2))
-    assert one == two
+    drawn = torch.randperm(8, generator=generator(5, "nearness"))[:4]
+    limited, by_hand = real_distances(train, held_out, seed=5), real_distances(train, held_out[drawn])
+    assert (limited.pixel, limited.feature) == (by_hand.pixel, by_hand.feature)
 
 
 def test_bad_sets():
     images = smooth(2, 0)
     with pytest.raises(ConfigError, match=r"^no held-out images: the nearness ratio needs distilled, training and"):
-        nearness_ratio(images, images, images[:0])
+        real_distances(images, images[:0])
+    with pytest.raises(ConfigError, match=r"^no distilled images: the nearness ratio needs"):
+        nearness_ratio(images[:0], real_distances(images, smooth(2, 1)))
     message = r"^half of the held-out images are copies of training images \(in pixels\): remove the copies$"
     with pytest.raises(ConfigError, match=message):
-        nearness_ratio(images, images, images)
+        real_distances(images, images)

@@ -1,31 +1,24 @@
 """A distilled set against all real images and against random real images, under one protocol."""
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
-from geodistill.distilled import MANIFEST, DistilledSet
+from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
-from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, measure, share
+from geodistill.evaluation.bench import VERSION, Bench, Progress, Training, hash_of, open_store
+from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
 from geodistill.evaluation.networks import PRETRAINED
-from geodistill.evaluation.protocols import check_protocol, recipe_steps, train_and_predict
-from geodistill.privacy.nearness import Nearness, nearness_ratio
-from geodistill.run import explain_os_errors, fingerprint, write_atomic
+from geodistill.evaluation.protocols import check_protocol
+from geodistill.privacy.nearness import Nearness
+from geodistill.run import fingerprint
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator
-
-# Raise it when the same inputs give other predictions or another nearness ratio.
-VERSION = 2
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -109,10 +102,14 @@ def evaluate(
     check_protocol(protocol, network)
     chosen = _seeds(seeds)
     subject = _sized(distilled, size)
-    test = _check_classes(subject, data)
-    bench = _Bench(protocol, network, subject.size, steps, data.train, test, _store(out, protocol, network), progress)
-    own = _Training("distilled", _hash(subject), lambda: (subject.images, subject.labels))
-    picks = [_random_real(data.train, subject, seed) for seed in chosen]
+    _check_classes(subject, data)
+    bench = Bench(data, subject.size, store=open_store(out), steps=steps, progress=progress)
+    real = Training.on_scenes("full", data.train, subject.size)
+    picks = [random_real(data.train, subject, seed) for seed in chosen]
+
+    def each_seed(trainings: Sequence[Training]) -> tuple[Measures, ...]:
+        return tuple(bench.measure(one, protocol, network, seed) for one, seed in zip(trainings, chosen, strict=True))
+
     result = Evaluation(
         protocol,
         network,
@@ -120,93 +117,15 @@ def evaluate(
         subject.classes,
         subject.ipc,
         subject.size,
-        tuple(bench.measure(own, len(subject), seed) for seed in chosen),
-        tuple(bench.measure_real("random", real, seed) for real, seed in zip(picks, chosen, strict=True)),
-        tuple(bench.measure_real("full", data.train, seed) for seed in chosen) if full else (),
-        bench.nearness(subject, own.key),
+        each_seed([Training.on_set("distilled", subject)] * len(chosen)),
+        each_seed([Training.on_scenes("random", pick, subject.size) for pick in picks]),
+        each_seed([real] * len(chosen)) if full else (),
+        bench.nearness(subject),
     )
-    bench.record(result, own.key)
+    name = fingerprint(VERSION, hash_of(subject), list(chosen), steps, full)
+    text = json.dumps(result.as_dict(), indent=2, sort_keys=True)
+    bench.write(f"{protocol}-{network}/figures-{name[:16]}.json", text)
     return result
-
-
-@dataclass(frozen=True)
-class _Training:
-    """Images to train on, read only when they are needed; `key` stands for their content."""
-
-    name: str
-    key: str
-    read: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """One protocol on one test set: trains, predicts, and remembers what it predicted."""
-
-    protocol: str
-    network: str
-    size: int
-    steps: int | None
-    train: Scenes
-    test: Scenes
-    store: Path | None
-    progress: Progress | None
-    memo: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def measure_real(self, name: str, scenes: Scenes, seed: int) -> Measures:
-        training = _Training(name, scenes.fingerprint(), lambda: (scenes.pixels(size=self.size), scenes.labels))
-        return self.measure(training, len(scenes), seed)
-
-    def measure(self, training: _Training, count: int, seed: int) -> Measures:
-        logits = self._logits(training, count, seed)
-        return measure(logits.argmax(1), self.test.labels, len(self.test.classes))
-
-    def _logits(self, training: _Training, count: int, seed: int) -> torch.Tensor:
-        # The probe has nothing random in it: one training serves all seeds that see the same images.
-        seed = 0 if self.protocol == "probe" else seed
-        steps = recipe_steps(self.protocol, count, self.steps)
-        key = fingerprint(
-            VERSION, training.key, self.test.fingerprint(), self.protocol, self.network, self.size, seed, steps
-        )
-        path = self.store and self.store / f"{training.name}-{seed}-{key[:16]}.safetensors"
-        logits = self.memo.get(key)
-        if logits is None:
-            logits = _read_logits(path, (len(self.test), len(self.test.classes)))
-        if logits is None:
-            logits = self._train(training, seed)
-            _write(path, save({"logits": logits, "labels": self.test.labels}, {"key": key}))
-        return self.memo.setdefault(key, logits)
-
-    def _train(self, training: _Training, seed: int) -> torch.Tensor:
-        images, labels = training.read()
-        report = self.progress
-        return train_and_predict(
-            self.protocol,
-            self.network,
-            images,
-            labels,
-            self.test.pixels(size=self.size),
-            classes=len(self.test.classes),
-            seed=seed,
-            steps=self.steps,
-            progress=None if report is None else lambda done, of: report(f"{training.name}, seed {seed}", done, of),
-        )
-
-    def nearness(self, subject: DistilledSet, key: str) -> Nearness:
-        name = fingerprint(VERSION, key, self.train.fingerprint(), self.test.fingerprint(), self.size)
-        # Beside the protocols' folders: it depends on none of them.
-        path = self.store and self.store.parent / f"nearness-{name[:16]}.json"
-        if path and path.is_file():
-            return Nearness(**json.loads(path.read_text()))
-        train, held_out = self.train.pixels(size=self.size), self.test.pixels(size=self.size)
-        found = nearness_ratio(subject.images, train, held_out)
-        _write(path, json.dumps(asdict(found), indent=2).encode())
-        return found
-
-    def record(self, result: Evaluation, key: str) -> None:
-        """Write the figures beside the predictions that they follow from."""
-        name = fingerprint(VERSION, key, list(result.seeds), self.steps, bool(result.full))
-        text = json.dumps(result.as_dict(), indent=2, sort_keys=True)
-        _write(self.store and self.store / f"figures-{name[:16]}.json", text.encode())
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -224,22 +143,16 @@ def _sized(distilled: DistilledSet | Path | str, size: int | None) -> DistilledS
     return distilled
 
 
-def _check_classes(distilled: DistilledSet, data: SceneData) -> Scenes:
-    """Return the test scenes; all three sets have the same classes, which are sorted, so labels agree as well."""
-    if data.test is None or not len(data.test):
-        raise SceneError("the data has no test images: add test/<class>/<image> beside train")
+def _check_classes(distilled: DistilledSet, data: SceneData) -> None:
+    """Classes are sorted by name on both sides, so that equal names are equal labels."""
     ours, theirs = set(distilled.classes), set(data.train.classes)
     if theirs - ours:
         raise SceneError(f"the distilled set has no class {min(theirs - ours)!r}, which the data has: distil it again")
     if ours - theirs:
         raise SceneError(f"the data has no class {min(ours - theirs)!r}, which the distilled set has: use its own data")
-    present = {data.test.classes[label] for label in data.test.labels.tolist()}
-    if ours - present:
-        raise SceneError(f"the test images have no class {min(ours - present)!r}: add test images of it")
-    return data.test
 
 
-def _random_real(train: Scenes, distilled: DistilledSet, seed: int) -> Scenes:
+def random_real(train: Scenes, distilled: DistilledSet, seed: int) -> Scenes:
     """Return as many random real images of each class as the distilled set has."""
     wanted = torch.bincount(distilled.labels, minlength=len(distilled.classes)).tolist()
     chosen = []
@@ -253,40 +166,6 @@ def _random_real(train: Scenes, distilled: DistilledSet, seed: int) -> Scenes:
         order = torch.randperm(len(members), generator=generator(seed, "random reference", label))
         chosen += members[order[:count]].tolist()
     return train.subset(chosen)
-
-
-def _hash(distilled: DistilledSet) -> str:
-    digest = hashlib.sha256(json.dumps([list(distilled.images.shape), distilled.labels.tolist()]).encode())
-    digest.update(distilled.images.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _store(out: Path | str | None, protocol: str, network: str) -> Path | None:
-    if out is None:
-        return None
-    if (Path(out) / MANIFEST).is_file():
-        raise ConfigError(f"{out} is a distilled set, where every folder is a class: choose another folder for results")
-    folder = Path(out) / "evaluation" / f"{protocol}-{network}"
-    with explain_os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _read_logits(path: Path | None, shape: tuple[int, int]) -> torch.Tensor | None:
-    """Return stored logits, or None where there are none or the file is damaged: then they are made anew."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        logits = load(path.read_bytes())["logits"]
-    except (SafetensorError, KeyError):
-        return None
-    return logits if logits.shape == shape else None
-
-
-def _write(path: Path | None, content: bytes) -> None:
-    if path is not None:
-        with explain_os_errors(path.parent):
-            write_atomic(path, content)
 
 
 def summary_table(result: Evaluation) -> Table:

@@ -47,6 +47,7 @@ def train_and_predict(
     classes: int,
     seed: int,
     steps: int | None = None,
+    features: Callable[[torch.Tensor], torch.Tensor] = backbone_features,
     progress: Progress | None = None,
 ) -> torch.Tensor:
     """Train `network` under `protocol` and return logits float32 [n_test, classes] of the test images.
@@ -54,13 +55,14 @@ def train_and_predict(
     Images are uint8 [n, 3, s, s], labels int64. `probe` is logistic regression on frozen pretrained features (the seed
     changes nothing); `finetune` starts from the network's own initial weights (ImageNet for efficientnet-lite0);
     `scratch` starts every network at random. `steps` replaces the recipe's (400 and 1,000; three times as many above
-    2,000 images). `progress(done, steps)` is called after each step. The same seed gives the same logits.
+    2,000 images). `features` gives the probe's. `progress(done, steps)` is called after each step. The same seed gives
+    the same logits.
     Raises ConfigError for names or sizes that cannot work, TrainingError when the loss is no longer a number.
     """
     check_protocol(protocol, network)
     _check_sizes(train_images, test_images)
     if protocol == "probe":
-        return _probe(train_images, train_labels, test_images, classes)
+        return _probe(features(train_images), train_labels, features(test_images), classes)
     recipe = _recipe(protocol, len(train_images), steps)
     model = build_network(network, classes, seed)
     if protocol == "scratch":
@@ -102,11 +104,12 @@ def _recipe(protocol: str, count: int, steps: int | None) -> Recipe:
 
 
 def _probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return logits of logistic regression from features `train` [n, d] to features `test`."""
     present = torch.unique(labels)
     if len(present) < 2:
         raise ConfigError("the training images are of one class: a classifier needs at least 2")
-    model = LogisticRegression(C=100, max_iter=2000).fit(backbone_features(train).numpy(), labels.numpy())
-    scores = torch.from_numpy(model.decision_function(backbone_features(test).numpy())).float()
+    model = LogisticRegression(C=100, max_iter=2000).fit(train.numpy(), labels.numpy())
+    scores = torch.from_numpy(model.decision_function(test.numpy())).float()
     if scores.ndim == 1:  # two classes: one score, positive for the second
         scores = torch.stack([-scores, scores], dim=1)
     logits = torch.full((len(test), classes), -1e4)

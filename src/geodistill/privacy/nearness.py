@@ -28,29 +28,45 @@ class Nearness:
     ratio: float
 
 
-def nearness_ratio(
-    distilled: torch.Tensor,
-    train: torch.Tensor,
-    held_out: torch.Tensor,
-    *,
-    train_features: torch.Tensor | None = None,
-    seed: int = 0,
-) -> Nearness:
-    """Return the nearness ratio of uint8 images [n, 3, s, s] (METHOD.md §4).
+@dataclass(frozen=True)
+class RealDistances:
+    """What distances of distilled images are read against.
 
-    The distance of an image is to its nearest image of `train`, the best over the eight flips and right-angle
-    rotations. Of `held_out` (real images that are not in `train`) at most 500 are used, drawn by `seed`.
-    `train_features` are `backbone_features(train)` where they are at hand: they take most of the time.
-    Raises ConfigError when a set is empty or all held-out images are themselves copies of training images.
+    `pixels`: float32 [m, 3 * 32 * 32] and `features`: float32 [m, 1280] of the training images. `pixel`, `feature`:
+    medians of the held-out real images' distances to them.
     """
-    _check(distilled, train, held_out)
+
+    pixels: torch.Tensor
+    features: torch.Tensor
+    pixel: float
+    feature: float
+
+
+def real_distances(train: torch.Tensor, held_out: torch.Tensor, *, seed: int = 0) -> RealDistances:
+    """Return how far fresh real images are from the training images; both uint8 [n, 3, s, s].
+
+    Of `held_out` (real images that are not in `train`) at most 500 are used, drawn by `seed`.
+    Raises ConfigError when a set is empty or half of the held-out images are themselves copies of training images.
+    """
+    _refuse_empty("training", train)
+    _refuse_empty("held-out", held_out)
     if len(held_out) > MAX_HELD_OUT:
         chosen = torch.randperm(len(held_out), generator=generator(seed, "nearness"))[:MAX_HELD_OUT]
         held_out = held_out[chosen]
-    real = _pixels(train)
-    pixel = _ratio(pixel_distances(distilled, real), pixel_distances(held_out, real), "pixels")
-    real = backbone_features(train) if train_features is None else train_features
-    feature = _ratio(feature_distances(distilled, real), feature_distances(held_out, real), "features")
+    pixels, features = _pixels(train), backbone_features(train)
+    pixel = _reference(pixel_distances(held_out, pixels), "pixels")
+    return RealDistances(pixels, features, pixel, _reference(feature_distances(held_out, features), "features"))
+
+
+def nearness_ratio(distilled: torch.Tensor, real: RealDistances) -> Nearness:
+    """Return the nearness ratio of uint8 images [n, 3, s, s] (METHOD.md §4).
+
+    The distance of an image is to its nearest training image, the best over the eight flips and right-angle rotations.
+    Raises ConfigError when there are no images.
+    """
+    _refuse_empty("distilled", distilled)
+    pixel = float(pixel_distances(distilled, real.pixels).median()) / real.pixel
+    feature = float(feature_distances(distilled, real.features).median()) / real.feature
     return Nearness(pixel, feature, min(pixel, feature))
 
 
@@ -75,10 +91,9 @@ def feature_distances(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor
     return (1 - best).clamp(min=0)
 
 
-def _check(distilled: torch.Tensor, train: torch.Tensor, held_out: torch.Tensor) -> None:
-    for name, images in (("distilled", distilled), ("training", train), ("held-out", held_out)):
-        if not len(images):
-            raise ConfigError(f"no {name} images: the nearness ratio needs distilled, training and held-out images")
+def _refuse_empty(name: str, images: torch.Tensor) -> None:
+    if not len(images):
+        raise ConfigError(f"no {name} images: the nearness ratio needs distilled, training and held-out images")
 
 
 def _shrink(images: torch.Tensor) -> torch.Tensor:
@@ -105,9 +120,9 @@ def _least_l2(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return distances
 
 
-def _ratio(distilled: torch.Tensor, held_out: torch.Tensor, what: str) -> float:
+def _reference(held_out: torch.Tensor, what: str) -> float:
     reference = float(held_out.median())
     # 1e-6: what rounding leaves of the distance between two equal images.
     if reference <= 1e-6:
         raise ConfigError(f"half of the held-out images are copies of training images (in {what}): remove the copies")
-    return float(distilled.median()) / reference
+    return reference

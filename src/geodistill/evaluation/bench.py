@@ -1,0 +1,204 @@
+"""The test bench: trains classifiers on images, predicts the real test images, and remembers what it predicted.
+
+Every figure follows from predictions kept in files; what was predicted once is read, not trained, again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from geodistill.distilled import MANIFEST, DistilledSet
+from geodistill.errors import ConfigError, SceneError
+from geodistill.evaluation.measures import Measures, measure
+from geodistill.evaluation.networks import backbone_features
+from geodistill.evaluation.protocols import check_protocol, recipe_steps, train_and_predict
+from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
+from geodistill.run import explain_os_errors, fingerprint, write_atomic
+from geodistill.scenes.scenes import SceneData, Scenes
+
+# Raise it when the same inputs give other predictions or another nearness ratio.
+VERSION = 2
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Images to train on, read only when they are needed.
+
+    `name`: for messages and file names. `key`: stands for their content. `count`: how many. `read`: returns uint8
+    images [n, 3, s, s] and int64 labels [n].
+    """
+
+    name: str
+    key: str
+    count: int
+    read: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def on_set(cls, name: str, distilled: DistilledSet) -> "Training":
+        """Return the training on a distilled set."""
+        return cls(name, hash_of(distilled), len(distilled), lambda: (distilled.images, distilled.labels))
+
+    @classmethod
+    def on_scenes(cls, name: str, scenes: Scenes, size: int) -> "Training":
+        """Return the training on real scenes at `size` pixels."""
+        return cls(name, scenes.fingerprint(), len(scenes), lambda: (scenes.pixels(size=size), scenes.labels))
+
+
+class Bench:
+    """Real scenes that sets are tested on and compared with, at one image size.
+
+    Args:
+        data: `test` gives the predictions; `train` is what nearness is measured to.
+        size: side in pixels at which everything is read.
+        store: folder for predictions, nearness and features; nothing is kept when None.
+        steps: replaces the protocols' numbers of training steps.
+        progress: called as progress(what, done, steps) after each training step.
+
+    Raises:
+        SceneError: there are no test images, or none of some class.
+    """
+
+    def __init__(
+        self,
+        data: SceneData,
+        size: int,
+        *,
+        store: Path | None = None,
+        steps: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.train, self.test = data.train, _complete_test(data)
+        self.size, self.store, self.steps = size, store, steps
+        self._progress = progress
+        self._memo: dict[str, torch.Tensor] = {}
+
+    def measure(self, training: Training, protocol: str, network: str, seed: int) -> Measures:
+        """Return how well the test images are predicted after `training`."""
+        logits = self.logits(training, protocol, network, seed)
+        return measure(logits.argmax(1), self.test.labels, len(self.test.classes))
+
+    def logits(self, training: Training, protocol: str, network: str, seed: int) -> torch.Tensor:
+        """Return logits float32 [n_test, classes] of `network` after `training` under `protocol`; stored or trained."""
+        check_protocol(protocol, network)
+        # The probe has nothing random in it: one training serves all seeds that see the same images.
+        seed = 0 if protocol == "probe" else seed
+        steps = recipe_steps(protocol, training.count, self.steps)
+        key = fingerprint(VERSION, training.key, self.test.fingerprint(), protocol, network, self.size, seed, steps)
+        if key not in self._memo:
+            path = self._path(f"{protocol}-{network}/{training.name}-{seed}-{key[:16]}.safetensors")
+            logits = _read_logits(path, (len(self.test), len(self.test.classes)))
+            if logits is None:
+                logits = self._train(training, protocol, network, seed)
+                _write(path, save({"logits": logits, "labels": self.test.labels}, {"key": key}))
+            self._memo[key] = logits
+        return self._memo[key]
+
+    def nearness(self, distilled: DistilledSet) -> Nearness:
+        """Return how near `distilled` lies to the training images, stored or measured."""
+        both = (self.train.fingerprint(), self.test.fingerprint(), self.size)
+        path = self._path(f"nearness-{fingerprint(VERSION, hash_of(distilled), *both)[:16]}.json")
+        if path and path.is_file():
+            return Nearness(**json.loads(path.read_text()))
+        found = nearness_ratio(distilled.images, self._real)
+        _write(path, json.dumps(asdict(found), indent=2).encode())
+        return found
+
+    def write(self, name: str, content: str) -> None:
+        """Keep `content` in file `name` of the store."""
+        _write(self._path(name), content.encode())
+
+    def _train(self, training: Training, protocol: str, network: str, seed: int) -> torch.Tensor:
+        images, labels = training.read()
+        report = self._progress
+        return train_and_predict(
+            protocol,
+            network,
+            images,
+            labels,
+            self._test_pixels,
+            classes=len(self.test.classes),
+            seed=seed,
+            steps=self.steps,
+            features=self._features,
+            progress=None if report is None else lambda done, of: report(f"{training.name}, seed {seed}", done, of),
+        )
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the backbone's features; those of the test images are computed once for all probes."""
+        return self._test_features if images is self._test_pixels else backbone_features(images)
+
+    @cached_property
+    def _test_pixels(self) -> torch.Tensor:
+        return self.test.pixels(size=self.size)
+
+    @cached_property
+    def _test_features(self) -> torch.Tensor:
+        return backbone_features(self._test_pixels)
+
+    @cached_property
+    def _real(self) -> RealDistances:
+        return real_distances(self.train.pixels(size=self.size), self._test_pixels)
+
+    def _path(self, name: str) -> Path | None:
+        return self.store and self.store / name
+
+
+def open_store(out: Path | str | None) -> Path | None:
+    """Return the folder `<out>/evaluation`, made where it is not there.
+
+    Raises:
+        ConfigError: `out` is itself a distilled set.
+        RunError: it cannot be written.
+    """
+    if out is None:
+        return None
+    if (Path(out) / MANIFEST).is_file():
+        raise ConfigError(f"{out} is a distilled set, where every folder is a class: choose another folder for results")
+    folder = Path(out) / "evaluation"
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def hash_of(distilled: DistilledSet) -> str:
+    """Return a sha256 over images and labels; what is told of them does not count."""
+    digest = hashlib.sha256(json.dumps([list(distilled.images.shape), distilled.labels.tolist()]).encode())
+    digest.update(distilled.images.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _complete_test(data: SceneData) -> Scenes:
+    if data.test is None or not len(data.test):
+        raise SceneError("the data has no test images: add test/<class>/<image> beside train")
+    present = set(data.test.labels.tolist())
+    for label, name in enumerate(data.test.classes):
+        if label not in present:
+            raise SceneError(f"the test images have no class {name!r}: add test images of it")
+    return data.test
+
+
+def _read_logits(path: Path | None, shape: tuple[int, int]) -> torch.Tensor | None:
+    """Return stored logits, or None where there are none or the file is damaged: then they are made anew."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        logits = load(path.read_bytes())["logits"]
+    except (SafetensorError, KeyError):
+        return None
+    return logits if logits.shape == shape else None
+
+
+def _write(path: Path | None, content: bytes) -> None:
+    if path is not None:
+        with explain_os_errors(path.parent):
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, content)
