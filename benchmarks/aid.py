@@ -7,18 +7,14 @@ resumes: runs, predictions and nearness ratios that are there are used again. No
 """
 
 import argparse
-import csv
-import io
-import platform
-import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import circumstances, command, hardware, to_csv
 
 from geodistill.config import Config, load_config
 from geodistill.distilled import DistilledSet
@@ -32,10 +28,8 @@ from geodistill.privacy.nearness import Nearness
 from geodistill.progress import stages
 from geodistill.prototypes import find_prototypes
 from geodistill.report.grid import draw_grid
-from geodistill.run import Run, records, versions, write_atomic
+from geodistill.run import Run, records
 from geodistill.scenes import Scenes, open_scenes
-
-RESULTS = Path(__file__).parent / "results"
 
 TEMPLATE = [
     "sampling.follow=none",
@@ -109,7 +103,7 @@ def _base(train: Scenes, out: Path, changes: list[str]) -> Path:
     """Build the compact base once, in a run of its own, for all rungs."""
     config = load_config(sets=changes)
     settings = {"base": config.compact.model_dump(mode="json"), "scenes": train.fingerprint()}
-    with Run(out / "base", settings, _command()) as run:
+    with Run(out / "base", settings, command()) as run:
         make_base(train, config, run)
     return out / "base" / "base"
 
@@ -118,7 +112,7 @@ def _rung(name: str, changes: list[str], train: Scenes, base: Path, args: argpar
     config: Config = load_config(sets=[*args.set, *changes], base=str(base))
     folder = args.out / _folder_name(name)
     _take_over(folder, args.out)
-    distilled = distill(train, config, out=folder, command=_command())
+    distilled = distill(train, config, out=folder, command=command())
     draw_grid(distilled, folder / "grid.png")
     return distilled
 
@@ -173,7 +167,7 @@ def _write(rows: list[Row], args: argparse.Namespace) -> None:
     """Write the figures so far; a row says all that is needed to make it again."""
     means = {row.name: mean_std([measures.oa for measures in row.measures])[0] for row in rows}
     lines = [_line(row, means.get("all real images"), means["random real"]) | _circumstances(args) for row in rows]
-    _to_csv(lines, RESULTS / f"aid_{args.protocol}_{args.network}.csv")
+    to_csv(lines, f"aid_{args.protocol}_{args.network}.csv")
 
 
 def _line(row: Row, full: float | None, random: float) -> dict[str, Any]:
@@ -195,8 +189,8 @@ def _write_stages(out: Path) -> None:
     for rung in ("base", *map(_folder_name, LADDER)):
         for record in records(out / rung):
             cost = {key: record[key] for key in ("stage", "wall_seconds", "cpu_seconds", "peak_memory_mib")}
-            lines.append({"run": rung, **cost, "hardware": _hardware(), "command": _command()})
-    _to_csv(lines, RESULTS / "aid_stages.csv")
+            lines.append({"run": rung, **cost, "hardware": hardware(), "command": command()})
+    to_csv(lines, "aid_stages.csv")
 
 
 def _circumstances(args: argparse.Namespace) -> dict[str, str]:
@@ -205,41 +199,8 @@ def _circumstances(args: argparse.Namespace) -> dict[str, str]:
         "protocol": args.protocol,
         "network": args.network,
         "seeds": " ".join(str(seed) for seed in range(args.seeds)),
-        "hardware": _hardware(),
-        "versions": " ".join(f"{name}={version}" for name, version in versions().items()),
-        "commit": _commit(),
-        "command": _command(),
+        **circumstances(),
     }
-
-
-def _hardware() -> str:
-    return f"{platform.machine()} {_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _commit() -> str:
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or "unknown"
-
-
-def _command() -> str:
-    return shlex.join(["python", *sys.argv])
-
-
-def _to_csv(lines: list[dict[str, Any]], path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, text.getvalue())
 
 
 if __name__ == "__main__":
