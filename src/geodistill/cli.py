@@ -3,16 +3,18 @@
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from typer.core import TyperCommand
 
 from geodistill.errors import GeodistillError
 
@@ -156,6 +158,119 @@ def evaluate(
             )
         _console.print(class_table(result))
         _console.print(summary_table(result))
+
+
+class _ManyValues(TyperCommand):
+    """A command whose repeatable options take several values at once: `--ipc 1 10 50`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write `--ipc 1 10` as `--ipc 1 --ipc 10`, which is what the parser knows."""
+        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        return super().parse_args(ctx, list(_one_by_one(args, repeatable)))
+
+
+def _one_by_one(args: Iterable[str], repeatable: set[str]) -> Iterator[str]:
+    open_option, taken = "", 0
+    for arg in args:
+        if arg.startswith("-"):
+            open_option, taken = arg if arg in repeatable else "", 0
+        elif open_option:
+            if taken:
+                yield open_option
+            taken += 1
+        yield arg
+
+
+@app.command(
+    cls=_ManyValues,
+    epilog="Example: **geodistill compare ~/AID --ipc 1 10 --methods random dpd --protocols probe --out runs/all**",
+)
+def compare(
+    data: _Data,
+    out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
+    ipc: Annotated[
+        list[int] | None, typer.Option(help="Images per class; each of several values gets its rows [default: 10].")
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="Names that `geodistill methods` lists [default: all of them].")
+    ] = None,
+    protocols: Annotated[list[str] | None, typer.Option(help="probe, finetune, scratch [default: finetune].")] = None,
+    networks: Annotated[
+        list[str] | None, typer.Option(help="Classifiers, as in `evaluate` [default: efficientnet-lite0].")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
+    full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
+    base: Annotated[str | None, typer.Option(help="As in `distill`; all methods share it.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
+    config: Annotated[str | None, typer.Option(help="TOML file with settings, or the name of a preset.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
+) -> None:
+    """Compare methods on DATA: same prior, same budget, same evaluation, one table.
+
+    OUT/compare.csv and OUT/compare.json have the rows, OUT/sets the images of each method. Rows that are there are used
+    again: another method or IPC costs only what is new. A row marked [copies] (nearness ratio ρ under 0.5) gets its
+    points by showing the training images; `geodistill report OUT` draws it all.
+    """
+    with _told():
+        from geodistill.compare import compare as run_comparison
+        from geodistill.compare import comparison_table
+        from geodistill.config import load_config
+        from geodistill.methods import METHODS
+        from geodistill.progress import stages
+        from geodistill.scenes import open_scenes
+
+        settings = load_config(_config_file(config), set_ or [], base=base, size=size, seed=seed)
+        with stages() as advance:
+            run_comparison(
+                open_scenes(data),
+                settings,
+                out=out,
+                methods=methods or tuple(METHODS),
+                ipcs=ipc or [10],
+                protocols=protocols or ["finetune"],
+                networks=networks or ["efficientnet-lite0"],
+                seeds=seeds,
+                full=full,
+                command=shlex.join(["geodistill", *sys.argv[1:]]),
+                progress=advance,
+            )
+        _console.print(comparison_table(out))
+        _console.print(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}", soft_wrap=True)
+
+
+@app.command(epilog="Example: **geodistill methods**")
+def methods() -> None:
+    """List the methods that `compare` knows, and whether what they make holds real pixels."""
+    from geodistill.methods import METHODS
+
+    table = Table("method", "what it makes", "real pixels")
+    for method in METHODS.values():
+        table.add_row(method.name, method.summary, "yes" if method.real_pixels else "no")
+    _console.print(table)
+
+
+@app.command(epilog="Example: **geodistill report runs/aid --data ~/AID**")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a `distill` or `compare` run, which may still be going.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The run's scenes: for the embedding map, and for --with-sources.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The page [default: RUN/report.html].")] = None,
+    with_sources: Annotated[
+        bool, typer.Option("--with-sources", help="Show real training images beside the distilled ones.")
+    ] = False,
+) -> None:
+    """Write one self-contained HTML page that shows what the images of a run are worth.
+
+    Without --with-sources no pixel of a real image is in the page.
+    """
+    with _told():
+        from geodistill.report import write_report
+        from geodistill.scenes import open_scenes
+
+        page = write_report(run, out=out, data=open_scenes(data) if data else None, with_sources=with_sources)
+        _console.print(f"report: {page}", soft_wrap=True)
 
 
 @app.command(epilog="Example: **geodistill scenes demo/scenes --train 60 --test 30**")

@@ -1,0 +1,438 @@
+"""The comparison: every method on the same scenes, prior and protocols, in one table.
+
+The run holds one folder for each set (`sets/<method>-ipc<k>`), the predictions (`evaluation/`) and the table
+(`compare.json`, `compare.csv`), written anew after each row. Sets and predictions that are there are used again, so
+that adding a method or an IPC costs only what is new.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from safetensors.torch import load_file
+
+from geodistill.config import Config, to_toml
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError, RunError
+from geodistill.evaluation.bench import Bench, Progress, Training, open_store
+from geodistill.evaluation.measures import hlr, ior, mean_std, measure, share
+from geodistill.evaluation.networks import PRETRAINED
+from geodistill.evaluation.pairs import compare_pair
+from geodistill.evaluation.protocols import check_protocol
+from geodistill.methods import METHODS, check_method, make_distilled
+from geodistill.methods.stages import check_counts, make_base
+from geodistill.run import Run, save_tensors, write_atomic
+from geodistill.scenes.scenes import SceneData, Scenes
+
+# Below this nearness ratio an image is nearer to its source than half a fresh image is: such a row copies.
+COPIES_BELOW = 0.5
+# What every other method is compared with: the project's own.
+SUBJECT = "dpd"
+_TABLE, _SHEET = "compare.json", "compare.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one IPC under one protocol and network; accuracies as fractions, `oa` of each seed.
+
+    Training on all real images is the method "full" with IPC 0. `wall_seconds` and `peak_memory_mib` are of the stages
+    the method used, without the base, which all share; `images_per_second` is images over that time. `rho` is the
+    nearness ratio. Fields are None where they do not apply or are not known yet.
+    """
+
+    method: str
+    ipc: int
+    protocol: str
+    network: str
+    seeds: tuple[int, ...]
+    oa: tuple[float, ...]
+    oa_mean: float
+    oa_std: float
+    aa_mean: float
+    aa_std: float
+    kappa_mean: float
+    kappa_std: float
+    real_pixels: bool
+    per_class: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    rho: float | None = None
+    rho_pixel: float | None = None
+    rho_feature: float | None = None
+    coverage: float | None = None
+    images_per_second: float | None = None
+    wall_seconds: float | None = None
+    peak_memory_mib: int | None = None
+    share_of_full: float | None = None
+    hlr: float | None = None
+    ior: float | None = None
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """What tells a row from the others of its table."""
+        return self.method, self.ipc, self.protocol, self.network
+
+    @property
+    def copies(self) -> bool:
+        """Whether its accuracy is to be read as that of copies."""
+        return self.rho is not None and self.rho < COPIES_BELOW
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The sets of one method at one IPC, one for each seed (the same one again where it is made once)."""
+
+    method: str
+    ipc: int
+    sets: tuple[DistilledSet, ...]
+    facts: dict[str, Any]
+
+
+def compare(
+    data: SceneData,
+    config: Config | None = None,
+    *,
+    out: Path | str,
+    methods: Sequence[str] = tuple(METHODS),
+    ipcs: Sequence[int] = (10,),
+    protocols: Sequence[str] = ("finetune",),
+    networks: Sequence[str] = (PRETRAINED,),
+    seeds: int = 3,
+    steps: int | None = None,
+    full: bool = True,
+    command: str = "",
+    progress: Progress | None = None,
+    report: Callable[[Row], None] | None = None,
+) -> tuple[Row, ...]:
+    """Make the sets of `methods` at each of `ipcs`, test them under each protocol and network, return the table.
+
+    A set of real images is selected anew for each seed; a generated one is made once, with the config's seed, and the
+    seeds vary the training of the classifier. Nothing of the test scenes reaches any method.
+
+    Args:
+        data: train and test scenes.
+        config: settings of all methods; its `ipc` is not used.
+        out: the run folder; rows, sets and predictions there are kept.
+        methods: names in METHODS.
+        ipcs: images per class.
+        protocols: probe, finetune, scratch; the probe is done with the pretrained network alone.
+        networks: names of classifiers.
+        seeds: how many repetitions.
+        steps: replaces the protocols' numbers of training steps.
+        full: also train on all real images; without it there is no share of full-data OA and no HLR.
+        command: the command line, for the record.
+        progress: called as progress(what, done, steps) after each training step.
+        report: called with each row when it is done.
+
+    Raises:
+        ConfigError: an unknown name, an IPC or a number of seeds below 1.
+        RunError: `out` holds a comparison with other settings or another kind of run.
+        SceneError: a class with fewer images than an IPC needs, or no test images.
+    """
+    config = config or Config()
+    cells = _cells(protocols, networks)
+    _check(data.train, methods, ipcs, seeds)
+    settings = {
+        "kind": "compare",
+        "config": config.model_dump(mode="json", exclude={"ipc"}),
+        "scenes": data.train.fingerprint(),
+    }
+    with Run(Path(out), settings, command) as run:
+        write_atomic(run.folder / "config.toml", to_toml(config))
+        bench = Bench(data, config.size, store=open_store(run.folder), steps=steps, progress=progress)
+        ledger = _Ledger(run.folder, data.train.classes, bench.test.labels)
+        for row, predicted in _rows(data.train, config, run, bench, methods, ipcs, cells, seeds, full):
+            ledger.enter(row, predicted)
+            if report:
+                report(row)
+        return ledger.rows
+
+
+def load_rows(folder: Path) -> list[Row]:
+    """Return the rows of the comparison in `folder`, an empty list where none is done yet.
+
+    Raises:
+        RunError: the table is not one that this version of `compare` wrote.
+    """
+    try:
+        return [_row_of(entry) for entry in _read_table(folder)["rows"]]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{folder / _TABLE} is no table of this version of geodistill: delete it, predictions are kept"
+        ) from None
+
+
+def load_pairs(folder: Path) -> list[dict[str, Any]]:
+    """Return the paired comparisons in `folder`: cell, methods a and b, difference with interval, verdict."""
+    pairs: list[dict[str, Any]] = _read_table(folder)["pairs"]
+    return pairs
+
+
+def _read_table(folder: Path) -> dict[str, Any]:
+    path = folder / _TABLE
+    table: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": [], "pairs": []}
+    )
+    return table
+
+
+def _pair_key(pair: dict[str, Any]) -> tuple[str, int, str, str]:
+    return pair["b"], pair["ipc"], pair["protocol"], pair["network"]
+
+
+def _row_of(entry: dict[str, Any]) -> Row:
+    lists = {name: tuple(entry[name]) for name in ("seeds", "oa", "per_class")}
+    return Row(**{**entry, **lists, "confusion": tuple(tuple(line) for line in entry["confusion"])})
+
+
+def _cells(protocols: Sequence[str], networks: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the (protocol, network) pairs; the probe has features of the pretrained network alone."""
+    cells = [(p, n) for p, n in product(protocols, networks) if p != "probe"]
+    cells = [("probe", PRETRAINED)] * ("probe" in protocols) + cells
+    for protocol, network in cells:
+        check_protocol(protocol, network)
+    if not cells:
+        raise ConfigError("no protocols or no networks: give at least one of each")
+    return cells
+
+
+def _check(train: Scenes, methods: Sequence[str], ipcs: Sequence[int], seeds: int) -> None:
+    for name in methods:
+        check_method(name)
+    if not methods or not ipcs:
+        raise ConfigError("no methods or no IPC: give at least one of each")
+    if min(ipcs) < 1 or seeds < 1:
+        raise ConfigError(f"IPC is {min(ipcs)} and seeds is {seeds}: both have to be at least 1")
+    check_counts(train, max(ipcs))
+
+
+def _rows(
+    train: Scenes,
+    config: Config,
+    run: Run,
+    bench: Bench,
+    methods: Sequence[str],
+    ipcs: Sequence[int],
+    cells: Sequence[tuple[str, str]],
+    seeds: int,
+    full: bool,
+) -> Iterator[tuple[Row, torch.Tensor]]:
+    """Yield each row with its predictions, int64 [seeds, n_test]."""
+    based = config.model_copy(update={"base": make_base(train, config, run).source})
+    for ipc, method in product(ipcs, [name for name in METHODS if name in methods]):
+        made = _make(method, train, based.model_copy(update={"ipc": ipc}), run, seeds)
+        facts = made.facts | _of_set(made.sets[0], bench, real_pixels=METHODS[method].real_pixels)
+        trainings = [Training.on_set(f"{method}-ipc{ipc}", distilled) for distilled in made.sets]
+        for cell in cells:
+            yield _row(method, ipc, cell, trainings, bench, real_pixels=METHODS[method].real_pixels, **facts)
+    # Training on everything takes longest and comes last; until then the columns that need it are empty.
+    everything = [Training.on_scenes("full", train, bench.size)] * seeds
+    for cell in cells if full else ():
+        yield _row("full", 0, cell, everything, bench, real_pixels=True)
+
+
+def _make(method: str, train: Scenes, config: Config, run: Run, seeds: int) -> _Made:
+    redrawn = METHODS[method].real_pixels
+    folder = run.folder / "sets" / f"{method}-ipc{config.ipc}"
+    made = [_make_one(method, train, config, run, folder)]
+    for seed in range(1, seeds):
+        if not redrawn:
+            made.append(made[0])
+            continue
+        other = config.model_copy(update={"seed": config.seed + seed})
+        made.append(_make_one(method, train, other, run, folder.with_name(f"{folder.name}-seed{seed}")))
+    return _Made(method, config.ipc, tuple(distilled for distilled, _ in made), made[0][1])
+
+
+def _make_one(
+    method: str, train: Scenes, config: Config, lender: Run, folder: Path
+) -> tuple[DistilledSet, dict[str, Any]]:
+    """Return the set and what its making cost."""
+    settings = {"method": method, "config": config.model_dump(mode="json"), "scenes": train.fingerprint()}
+    with Run(folder, settings, lender=lender) as run:
+        write_atomic(folder / "config.toml", to_toml(config))
+        distilled = make_distilled(method, train, config, run)
+        used = [run.record_of(stage) for stage in dict.fromkeys(run.used) if stage != "base"]
+    wall = sum(record["wall_seconds"] for record in used)
+    return distilled, {
+        "wall_seconds": round(wall, 2),
+        "images_per_second": round(len(distilled) / max(wall, 0.01), 3),
+        "peak_memory_mib": max(record["peak_memory_mib"] for record in used),
+    }
+
+
+def _of_set(distilled: DistilledSet, bench: Bench, *, real_pixels: bool) -> dict[str, Any]:
+    """Return nearness and coverage of a set; real training images are at distance 0 from themselves."""
+    covered = {"coverage": bench.coverage(distilled)}
+    if real_pixels:
+        return covered | {"rho": 0.0, "rho_pixel": 0.0, "rho_feature": 0.0}
+    near = bench.nearness(distilled)
+    return covered | {"rho": near.ratio, "rho_pixel": near.pixel, "rho_feature": near.feature}
+
+
+def _row(
+    method: str,
+    ipc: int,
+    cell: tuple[str, str],
+    trainings: Sequence[Training],
+    bench: Bench,
+    *,
+    real_pixels: bool,
+    **facts: Any,
+) -> tuple[Row, torch.Tensor]:
+    """Return the row of one training for each seed, and what each predicted."""
+    predicted = torch.stack([bench.logits(one, *cell, seed).argmax(1) for seed, one in enumerate(trainings)])
+    measures = [measure(each, bench.test.labels, len(bench.test.classes)) for each in predicted]
+    oa = tuple(m.oa for m in measures)
+    oa_mean, oa_std = mean_std(oa)
+    aa_mean, aa_std = mean_std([m.aa for m in measures])
+    kappa_mean, kappa_std = mean_std([m.kappa for m in measures])
+    row = Row(
+        method=method,
+        ipc=ipc,
+        protocol=cell[0],
+        network=cell[1],
+        seeds=tuple(range(len(trainings))),
+        oa=oa,
+        oa_mean=oa_mean,
+        oa_std=oa_std,
+        aa_mean=aa_mean,
+        aa_std=aa_std,
+        kappa_mean=kappa_mean,
+        kappa_std=kappa_std,
+        real_pixels=real_pixels,
+        per_class=tuple(mean_std(values)[0] for values in zip(*(m.per_class for m in measures), strict=True)),
+        confusion=tuple(map(tuple, torch.tensor([m.confusion for m in measures]).sum(0).tolist())),
+        **facts,
+    )
+    return row, predicted
+
+
+class _Ledger:
+    """The table on disk: rows of this call and of earlier ones, what follows from them together, their predictions."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], labels: torch.Tensor) -> None:
+        self._folder, self._classes, self._labels = folder, classes, labels
+        self._rows = {row.key: row for row in load_rows(folder)}
+        self._pairs = {_pair_key(pair): pair for pair in load_pairs(folder)}
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows, the figures that depend on other rows filled in; full data first, then by IPC and method."""
+        order = {name: rank for rank, name in enumerate(["full", *METHODS])}
+        rows = sorted(self._rows.values(), key=lambda r: (r.protocol, r.network, r.ipc, order[r.method]))
+        return tuple(self._related(row) for row in rows)
+
+    def enter(self, row: Row, predicted: torch.Tensor) -> None:
+        """Take a row in and write the table anew."""
+        save_tensors({"predicted": predicted, "labels": self._labels}, self._predictions(row))
+        self._rows[row.key] = row
+        self._pair_up(row)
+        about = {
+            "classes": self._classes,
+            "rows": [asdict(one) for one in self.rows],
+            "pairs": [self._pairs[one.key] for one in self.rows if one.key in self._pairs],
+        }
+        write_atomic(self._folder / _TABLE, json.dumps(about, indent=1, ensure_ascii=False))
+        write_atomic(self._folder / _SHEET, _sheet(self.rows))
+
+    def _related(self, row: Row) -> Row:
+        full = self._rows.get(("full", 0, row.protocol, row.network))
+        random = self._rows.get(("random", row.ipc, row.protocol, row.network))
+        return replace(
+            row,
+            share_of_full=share(full.oa_mean, row.oa_mean) if full else None,
+            hlr=hlr(full.oa_mean, row.oa_mean) if full else None,
+            ior=ior(row.oa_mean, random.oa_mean) if random else None,
+        )
+
+    def _pair_up(self, row: Row) -> None:
+        """Compare the project's own method with `row`, or with every row of the cell where it is itself the row."""
+        subject = self._rows.get((SUBJECT, row.ipc, row.protocol, row.network))
+        if subject is None:
+            return
+        for other in self._rows.values() if row is subject else [row]:
+            if other.key[1:] == subject.key[1:] and other is not subject:
+                self._pairs[other.key] = self._pair(subject, other)
+
+    def _pair(self, subject: Row, other: Row) -> dict[str, Any]:
+        ours, theirs = (load_file(self._predictions(row))["predicted"] for row in (subject, other))
+        found = compare_pair(ours, theirs, self._labels, seed=0)
+        cell = {"protocol": other.protocol, "network": other.network, "ipc": other.ipc}
+        return {**cell, "a": subject.method, "b": other.method, **asdict(found)}
+
+    def _predictions(self, row: Row) -> Path:
+        folder = self._folder / "evaluation" / f"{row.protocol}-{row.network.replace(':', '_')}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"row-{row.method}-ipc{row.ipc}.safetensors"
+
+
+def _sheet(rows: Sequence[Row]) -> str:
+    """Return the table as CSV: all but the fields that hold more than one value for each class."""
+    text = io.StringIO()
+    names = [field.name for field in fields(Row) if field.name not in ("per_class", "confusion")]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_cell(getattr(row, name)) for name in names])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(_cell(each) for each in value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def comparison_table(folder: Path) -> Table:
+    """Return the comparison in `folder` as a rich table, figures in per cent; see `compare` for its columns."""
+    rows = load_rows(folder)
+    verdicts = {_pair_key(pair): pair for pair in load_pairs(folder)}
+    table = Table(caption=_CAPTION)
+    for name in ("protocol", "network", "method"):
+        table.add_column(name)
+    for name in ("IPC", "OA %", "share", "HLR", "IOR", "ρ", "images/s", "time", "memory", f"{SUBJECT} against it"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.protocol,
+            row.network,
+            row.method + (" [copies]" if row.copies else ""),
+            str(row.ipc) if row.ipc else "all",
+            f"{100 * row.oa_mean:.1f} ± {100 * row.oa_std:.1f}",
+            _shown(row.share_of_full, "{:.0%}"),
+            _shown(row.hlr, "{:.1%}"),
+            _shown(row.ior, "{:+.1%}"),
+            _shown(row.rho, "{:.2f}"),
+            _shown(row.images_per_second, "{:.3g}"),
+            _shown(row.wall_seconds, "{:.0f} s"),
+            _shown(row.peak_memory_mib, "{} MiB"),
+            _verdict(verdicts.get(row.key)),
+        )
+    return table
+
+
+_CAPTION = (
+    "share, HLR: of and below the full data's OA; IOR: above random real images; ρ: 1 no nearer to training images "
+    "than fresh real ones, 0 copies (marked below 0.5); against it: points of OA, with the 95 % interval over test "
+    "images and seeds"
+)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _verdict(pair: dict[str, Any] | None) -> str:
+    if pair is None:
+        return ""
+    points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * pair[name] for name in ("difference", "low", "high")))
+    return f"{pair['verdict']}, {points}"
