@@ -25,7 +25,8 @@ from geodistill.distilled import DistilledSet
 from geodistill.evaluation.evaluate import Evaluation, evaluate
 from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.evaluation.networks import backbone_features
-from geodistill.methods.dpd import distill, make_base
+from geodistill.methods.dpd import distill
+from geodistill.methods.stages import make_base
 from geodistill.prior.base import load_prior
 from geodistill.privacy.nearness import Nearness
 from geodistill.progress import stages

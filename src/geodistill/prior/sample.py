@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
-from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import SamplingSettings
 from geodistill.prior.base import Prior
 from geodistill.prior.guidance import classifier_free, pull, start_from
 from geodistill.prior.training import batches
-from geodistill.progress import progress
-from geodistill.run import save_tensors
+from geodistill.run import kept_parts
 from geodistill.seeding import generator
 
 
@@ -41,17 +39,11 @@ class Requests:
 
 def sample(prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, folder: Path) -> Tensor:
     """Return latents [n, C, h, w] of all requests; every batch drawn is kept in `folder`, so that it resumes."""
-    count = len(requests.prompts)
-    drawn = []
-    with progress("candidates", count) as advance:
-        for index, which in enumerate(batches(count, settings.batch)):
-            part = folder / f".part-{index:05d}.safetensors"
-            if not part.exists():
-                latents = sample_batch(prior, requests.part(which), settings, seed=seed)
-                save_tensors({"latents": latents}, part)
-            drawn.append(load_file(part)["latents"])
-            advance(which.stop)
-    return torch.cat(drawn)
+
+    def drawn(which: slice) -> Tensor:
+        return sample_batch(prior, requests.part(which), settings, seed=seed)
+
+    return kept_parts("candidates", batches(len(requests.prompts), settings.batch), drawn, folder)
 
 
 @torch.inference_mode()
