@@ -6,12 +6,13 @@ a stage that the settings leave out.
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from geodistill.config import Config
 from geodistill.descriptions import class_prompt, make_describer
@@ -21,6 +22,7 @@ from geodistill.evaluation.networks import backbone_features
 from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior
 from geodistill.prior.compact import build_compact
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
+from geodistill.prior.guidance import ModeGuidance
 from geodistill.prior.sample import Requests, sample
 from geodistill.prior.training import (
     TrainingData,
@@ -31,7 +33,7 @@ from geodistill.prior.training import (
     train_denoiser,
 )
 from geodistill.progress import progress
-from geodistill.prototypes import Prototypes, find_prototypes, latent_features
+from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
 from geodistill.run import Run, forget_parts, kept_parts, save_tensors, versions, write_atomic
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
@@ -123,6 +125,21 @@ def cluster(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Protot
     return Prototypes.load(run.stage("prototypes", build, version=1, inputs=inputs))
 
 
+def centroids(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Tensor:
+    """Return float32 [classes * IPC, C, h, w]: k-means centroids of the latents, in place of stage `prototypes`."""
+
+    def build(folder: Path) -> None:
+        found = find_centroids(
+            latents[:, 0], scenes.labels, classes=scenes.classes, per_class=config.ipc, seed=config.seed
+        )
+        save_tensors({"centroids": found}, folder / "centroids.safetensors")
+
+    inputs = ["centroids", run.fingerprint_of("latents"), config.ipc, config.seed]
+    stage = run.stage("prototypes", build, version=1, inputs=inputs)
+    found: Tensor = load_file(stage / "centroids.safetensors")["centroids"]
+    return found
+
+
 def scene_features(scenes: Scenes, config: Config) -> Tensor:
     """Return float32 [N, 1280]: the pretrained backbone's features of all scenes, of unit length."""
     parts = []
@@ -182,10 +199,12 @@ def finetune(
     *,
     after: Sequence[str | None],
     teacher: Teacher | None = None,
+    auxiliary: nn.Module | None = None,
 ) -> None:
     """Train the adapter in stage `adapter` and merge it into `prior`; with 0 steps the base stays as it is.
 
-    `texts` has the prompt of each scene. `teacher` gives the consistency loss.
+    `texts` has the prompt of each scene. `teacher` gives the consistency loss, `auxiliary` a further one that
+    remembers (see TrainingPlan); its representation says all that its values depend on.
     """
     settings = config.finetune
     if not settings.steps:
@@ -197,22 +216,31 @@ def finetune(
         table, rows = prompt_table([[text] for text in texts])
         data = TrainingData(latents, scenes.labels, rows, adapted.embed(table))
         shared = settings.model_dump(exclude={"rank"})
-        plan = TrainingPlan(seed=derive_seed(config.seed, "adapter"), teacher=teacher, **shared)
+        plan = TrainingPlan(seed=derive_seed(config.seed, "adapter"), teacher=teacher, auxiliary=auxiliary, **shared)
         facts = train_denoiser(adapted.unet, adapted.scheduler, data, plan, folder, "adapter")
         save_adapter(adapted, folder)
         forget_checkpoint(folder)
         return facts
 
     inputs = [*_fingerprints(run, after), settings.model_dump(), config.seed]
+    inputs += [] if auxiliary is None else [repr(auxiliary)]
     merge_adapter(prior, run.stage("adapter", build, version=1, inputs=inputs))
 
 
 def draw(
-    prior: Prior, prototypes: Tensor, texts: list[str], config: Config, run: Run, *, after: Sequence[str | None]
+    prior: Prior,
+    prototypes: Tensor,
+    texts: list[str],
+    config: Config,
+    run: Run,
+    *,
+    after: Sequence[str | None],
+    modes: ModeGuidance | None = None,
 ) -> Tensor:
     """Return candidates, float32 [P * R, C, h, w] with the R of a slot side by side, from stage `candidates`.
 
-    `prototypes` float [P, C, h, w] and `texts` [P] are what each slot's candidates follow.
+    `prototypes` float [P, C, h, w] and `texts` [P] are what each slot's candidates follow; with `modes` the prototypes
+    are followed as MGD3 does.
     """
 
     def build(folder: Path) -> dict[str, Any]:
@@ -226,12 +254,14 @@ def draw(
             slots=slots,
             seeds=slots * MOST_CANDIDATES + ranks,
         )
-        drawn = sample(prior, requests, config.sampling, seed=derive_seed(config.seed, "candidates"), folder=folder)
+        seed = derive_seed(config.seed, "candidates")
+        drawn = sample(prior, requests, config.sampling, seed=seed, folder=folder, modes=modes)
         save_tensors({"latents": drawn}, folder / "candidates.safetensors")
         forget_parts(folder)
         return {"images": len(drawn)}
 
     inputs = [*_fingerprints(run, after), config.sampling.model_dump(), config.seed]
+    inputs += [] if modes is None else [asdict(modes)]
     stage = run.stage("candidates", build, version=1, inputs=inputs)
     candidates: Tensor = load_file(stage / "candidates.safetensors")["latents"]
     return candidates
