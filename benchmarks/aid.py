@@ -22,7 +22,8 @@ from geodistill.evaluation.bench import Bench, Training, open_store
 from geodistill.evaluation.evaluate import random_real
 from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.evaluation.networks import backbone_features
-from geodistill.methods.dpd import distill, make_base
+from geodistill.methods.dpd import distill
+from geodistill.methods.stages import make_base
 from geodistill.prior.base import load_prior
 from geodistill.privacy.nearness import Nearness
 from geodistill.progress import stages

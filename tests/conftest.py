@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import Config, make_config
 from geodistill.prior.compact import _tokenizer
-from geodistill.scenes import SceneData, builtin_scenes
+from geodistill.scenes import SceneData, Scenes, builtin_scenes, draw_scene
 
 WORDS = ["a satellite image of beach river forest harbour runway", "mostly vegetation with a little water, dark green"]
 
@@ -90,6 +90,27 @@ def save_tiny_pipeline(folder: Path, *, prediction: str = "epsilon", class_embed
         requires_safety_checker=False,
     ).save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair() -> Scenes:
+    """Two classes of 30 scenes, 32 px, that even the latents of an autoencoder of random weights tell apart."""
+    classes = ("Beach", "Forest")
+    images = [draw_scene(name, seed, size=32) for name in classes for seed in range(30)]
+    return Scenes.from_arrays(images, torch.arange(60) // 30, classes)
+
+
+@pytest.fixture(scope="session")
+def on_pipeline(tiny: Config, sd_folder: Path) -> Config:
+    """Settings for `pair` as small as they go, on a tiny pipeline of random weights."""
+    return make_config(
+        {
+            **tiny.model_dump(),
+            "base": str(sd_folder),
+            "prototypes": {"features": "latent"},
+            "teacher": {**tiny.teacher.model_dump(), "steps": 200, "held_out": 0.4},
+        }
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geodistill.errors import ConfigError, SceneError
-from geodistill.prototypes import Prototypes, find_prototypes, latent_features
+from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
 
 
 def blobs(sizes: list[int], seed: int = 0) -> Tensor:
@@ -168,3 +168,25 @@ class TestLatentFeatures:
         features = latent_features(torch.zeros(1, 2, 8, 8, dtype=torch.bfloat16))
         assert features.dtype == torch.float32
         assert features.abs().sum() == 0
+
+
+class TestFindCentroids:
+    def test_by_hand(self):
+        # Class 0: {0, 1, 2} and {100, 102}; class 1: {50, 50, 53} and {7}. Latents are [1, 1, 2] of value and minus it.
+        values = torch.tensor([100.0, 50, 0, 53, 1, 7, 2, 50, 102])
+        labels = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0])
+        latents = torch.stack([values, -values], dim=1).view(9, 1, 1, 2).half()
+        found = find_centroids(latents, labels, classes=("Beach", "Port"), per_class=2, seed=0)
+        assert found.shape == (4, 1, 1, 2)
+        assert found.dtype == torch.float32
+        assert found.flatten(1).tolist() == [[1, -1], [101, -101], [51, -51], [7, -7]]
+
+    def test_one_centroid_is_the_mean(self):
+        latents = torch.randn(7, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+        found = find_centroids(latents, torch.zeros(7, dtype=torch.int64), classes=("Beach",), per_class=1, seed=0)
+        assert torch.allclose(found, latents.mean(0, keepdim=True), atol=1e-6)
+
+    def test_too_few_images(self):
+        with pytest.raises(SceneError) as caught:
+            find_centroids(torch.zeros(1, 1, 2, 2), torch.tensor([0]), classes=("Beach",), per_class=2, seed=0)
+        assert str(caught.value) == "class 'Beach' has 1 image, IPC 2 needs at least 2: lower --ipc or add images"

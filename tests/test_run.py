@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from geodistill.errors import RunError
-from geodistill.run import Run, fingerprint, records, save_tensors, write_atomic
+from geodistill.run import Run, fingerprint, forget_parts, kept_parts, records, save_tensors, write_atomic
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -229,3 +230,23 @@ def test_a_lender_makes_and_keeps_the_stages_that_runs_share(tmp_path: Path) -> 
     assert len(calls) == 3
     assert not (tmp_path / "one" / "latents").exists()
     assert (tmp_path / "two" / "candidates").is_dir()
+
+
+def test_parts_are_made_once_and_joined_in_order(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make(part: slice) -> torch.Tensor:
+        if part.start == 4 and len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(part.start)
+        return torch.arange(part.start, part.stop)
+
+    parts = [slice(0, 2), slice(2, 4), slice(4, 5)]
+    with pytest.raises(KeyboardInterrupt):
+        kept_parts("work", parts, make, tmp_path)
+    made.append(-1)
+    assert kept_parts("work", parts, make, tmp_path).tolist() == [0, 1, 2, 3, 4]
+    assert made == [0, 2, -1, 4]
+    (tmp_path / "whole.safetensors").write_text("")
+    forget_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.safetensors"]

@@ -86,6 +86,22 @@ def find_prototypes(
     return Prototypes(torch.tensor(indices), repeated, tuple(members))
 
 
+def find_centroids(latents: Tensor, labels: Tensor, *, classes: tuple[str, ...], per_class: int, seed: int) -> Tensor:
+    """Return float32 [classes * per_class, C, h, w]: the k-means centroids of each class's latents [N, C, h, w].
+
+    Classes lie side by side, of each the largest cluster first. Distances are those of whole latents, unpooled.
+    Raises the errors of `find_prototypes`.
+    """
+    _check(latents.flatten(1), labels, classes, per_class)
+    centroids = []
+    for label in range(len(classes)):
+        own = latents[labels == label].float()
+        points = own.flatten(1).double().numpy()
+        for _, cluster in _of_class(points, per_class, derive_seed(seed, "centroids", label), alpha=1.0):
+            centroids.append(own[torch.from_numpy(cluster)].mean(dim=0))
+    return torch.stack(centroids)
+
+
 def _check(features: Tensor, labels: Tensor, classes: tuple[str, ...], per_class: int) -> None:
     if per_class < 1:
         raise ConfigError(f"IPC is {per_class}, it has to be at least 1: raise --ipc")

@@ -17,15 +17,17 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from geodistill.errors import RunError
+from geodistill.progress import progress
 
 _FORMAT = 1
 _MARK = ".fingerprint"
@@ -56,6 +58,31 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     save_file({name: value.contiguous() for name, value in tensors.items()}, aside, metadata)
     _fsync(aside)
     aside.replace(path)
+
+
+def kept_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tensor], folder: Path) -> Tensor:
+    """Return `make(part)` of all `parts`, joined along the first axis, with a progress bar titled `title`.
+
+    Each is kept in `folder` once it is made: called again after an interruption, none is made a second time. Parts
+    follow on each other, the last one's stop is the number of items. When the whole is saved, `forget_parts` removes
+    what was kept.
+    """
+    slices = list(parts)
+    made = []
+    with progress(title, slices[-1].stop) as advance:
+        for index, which in enumerate(slices):
+            path = folder / f".part-{index:05d}.safetensors"
+            if not path.exists():
+                save_tensors({"part": make(which)}, path)
+            made.append(load_file(path)["part"])
+            advance(which.stop)
+    return torch.cat(made)
+
+
+def forget_parts(folder: Path) -> None:
+    """Remove what `kept_parts` kept in `folder`."""
+    for path in folder.glob(".part-*.safetensors"):
+        path.unlink()
 
 
 def versions() -> dict[str, str]:

@@ -1,18 +1,22 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import save_tiny_pipeline
+from diffusers import UNet2DConditionModel
 
 import geodistill
 from geodistill.config import Config
 from geodistill.errors import ConfigError, PriorError, SceneError
 from geodistill.methods.dpd import distill
-from geodistill.scenes import SceneData, Scenes, draw_scene, write_scenes
+from geodistill.scenes import SceneData, Scenes, write_scenes
 
 
 def _with(config: Config, **changes: object) -> Config:
@@ -53,18 +57,65 @@ def test_without_a_folder_nothing_is_left(data: SceneData, tiny: Config, run: Pa
     assert torch.equal(distilled.images, geodistill.DistilledSet.load(run / "distilled").images)
 
 
-def test_any_pipeline_folder_goes_the_same_way(data: SceneData, tiny: Config, sd_folder: Path, tmp_path: Path) -> None:
-    # Two classes that even the latents of an autoencoder of random weights tell apart.
-    classes = ("Beach", "Forest")
-    images = [draw_scene(name, seed, size=32) for name in classes for seed in range(30)]
-    scenes = Scenes.from_arrays(images, torch.arange(60) // 30, classes)
-    teacher = tiny.teacher.model_copy(update={"steps": 200, "held_out": 0.4}).model_dump()
-    config = _with(
-        tiny, base=str(sd_folder), prototypes={"features": "latent"}, selection={"by": "margin"}, teacher=teacher
-    )
-    distilled = distill(scenes, config, out=tmp_path / "run")
+def test_any_pipeline_folder_goes_the_same_way(pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+    distilled = distill(pair, _with(on_pipeline, selection={"by": "margin"}), out=tmp_path / "run")
     assert torch.bincount(distilled.labels).tolist() == [2, 2]
     assert not (tmp_path / "run" / "base").exists()
+
+
+def test_base_of_v_prediction_with_class_embeddings(
+    pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_tiny_pipeline(tmp_path / "base", prediction="v_prediction", class_embeddings=3)
+    given: list[tuple[bool, torch.Tensor]] = []
+    forward = UNet2DConditionModel.forward
+
+    def seeing(self: Any, noisy: torch.Tensor, *args: Any, class_labels: torch.Tensor, **named: Any) -> Any:
+        given.append((self.training, class_labels))
+        assert len(class_labels) == len(noisy)
+        return forward(self, noisy, *args, class_labels=class_labels, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", seeing)
+    distilled = distill(pair, _with(on_pipeline, base=str(base)), out=tmp_path / "run")
+    assert torch.bincount(distilled.labels).tolist() == [2, 2]
+    assert {training for training, _ in given} == {True, False}  # trained and sampled
+    assert all((labels == 0).all() for _, labels in given)
+    assert len({image.numpy().tobytes() for image in distilled.images}) == 4
+
+
+def test_killed_among_the_candidates_ends_with_the_same_bytes(
+    run: Path, data: SceneData, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "run"
+    shutil.copytree(run, killed)
+    for stage in ("candidates", "distilled"):
+        shutil.rmtree(killed / stage)
+        (killed / "stages" / f"{stage}.json").unlink()
+    forward, steps = UNet2DConditionModel.forward, []
+
+    def dying(self: Any, noisy: torch.Tensor, *args: Any, **named: Any) -> Any:
+        steps.append(len(noisy))
+        if len(steps) == 5:  # two steps of `start` a batch: in the midst of the third batch
+            raise KeyboardInterrupt
+        return forward(self, noisy, *args, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", dying)
+    with pytest.raises(KeyboardInterrupt):
+        distill(data.train, tiny, out=killed)
+    partial = killed / ".candidates.partial"
+    kept = sorted(path.name for path in partial.glob(".part-*"))
+    assert kept == [".part-00000.safetensors", ".part-00001.safetensors"]
+    steps.clear()
+
+    def counting(self: Any, noisy: torch.Tensor, *args: Any, **named: Any) -> Any:
+        steps.append(len(noisy) // 2)
+        return forward(self, noisy, *args, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counting)
+    distill(data.train, tiny, out=killed)
+    assert sum(steps) == 2 * (40 - 14)  # the two batches of 7 that were finished are not drawn again
+    for stage in ("candidates", "distilled"):
+        assert _bytes(killed / stage) == _bytes(run / stage)
 
 
 def test_more_candidates_change_none_drawn_before(data: SceneData, tiny: Config, run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
+import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from geodistill.prior.guidance import classifier_free, pull, start_from
+from geodistill.prior.guidance import classifier_free, pull, start_from, towards_mode
 
 
 def test_classifier_free_guidance_by_hand() -> None:
@@ -26,3 +28,26 @@ def test_pull_on_the_prototype_stays_finite() -> None:
     noisy = torch.ones(1, 1, 2, 2)
     moved = pull(noisy, torch.zeros_like(noisy), noisy / 0.6, 0.36, "epsilon", 1.0)
     assert torch.isfinite(moved).all()
+
+
+def test_towards_mode_by_hand() -> None:
+    # From abar 0.36 to 0.64 the reverse step has variance (0.36 / 0.64) (1 - 0.36 / 0.64) = 0.24609.
+    stepped, estimate, mode = (torch.full((1, 1, 2, 2), value) for value in (5.0, 1.0, 4.0))
+    moved = towards_mode(stepped, estimate, mode, 0.36, 0.64, 0.1)
+    assert torch.allclose(moved, torch.full((1, 1, 2, 2), 5 + 0.1 * 0.496078 * 3), atol=1e-6)
+
+
+def test_towards_mode_moves_by_more_where_the_gap_is_wider() -> None:
+    stepped, estimate = torch.zeros(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)
+    moved = towards_mode(stepped, estimate, torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), 0.2, 0.5, 1.0)
+    assert moved[1].item() == pytest.approx(3 * moved[0].item())
+
+
+def test_deviation_is_that_of_stock_ddpm() -> None:
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="fixed_small")
+    scheduler.set_timesteps(50)
+    for time in scheduler.timesteps[:-1]:
+        level, following = (float(scheduler.alphas_cumprod[t]) for t in (time, time - 20))
+        zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+        deviation = towards_mode(zero, zero, one, level, following, 1.0).item()
+        assert deviation == pytest.approx(float(scheduler._get_variance(time)) ** 0.5, rel=1e-3)

@@ -1,4 +1,6 @@
-"""Two ways to follow a prototype while denoising. Formulas: METHOD §2."""
+"""Ways to follow a prototype or a mode while denoising. Formulas: METHOD §2 and Chan-Santiago et al., ICML 2025."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,4 +33,32 @@ def pull(noisy: Tensor, output: Tensor, prototype: Tensor, alpha_bar: float, pre
     gap = prototype - estimate_clean(output, noisy, level, prediction)
     length = gap.flatten(1).norm(dim=1).clamp_min(1e-8).view(-1, 1, 1, 1)
     moved: Tensor = noisy + scale * (1 - alpha_bar) ** 0.5 * gap / length
+    return moved
+
+
+@dataclass(frozen=True)
+class ModeGuidance:
+    """How MGD3 follows modes: scale λ, and for how many of the first steps."""
+
+    scale: float
+    steps: int
+
+
+def towards_mode(
+    stepped: Tensor, estimate: Tensor, mode: Tensor, alpha_bar: float, following: float, scale: float
+) -> Tensor:
+    """Return `z_{t-1} + λ σ_t (m - ẑ0)`: latents [n, C, h, w] moved towards their modes.
+
+    σ_t² = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) · (1 - ᾱ_t / ᾱ_{t-1}), the variance of DDPM's reverse step (Ho et al. 2020).
+
+    Args:
+        stepped: z_{t-1}, what the solver gives.
+        estimate: ẑ0 at step t, after classifier-free guidance.
+        mode: m.
+        alpha_bar: ᾱ_t.
+        following: ᾱ_{t-1}, that of the next step in the solver's list.
+        scale: λ.
+    """
+    variance = (1 - following) / (1 - alpha_bar) * (1 - alpha_bar / following)
+    moved: Tensor = stepped + scale * variance**0.5 * (mode - estimate)
     return moved

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
-from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import SamplingSettings
 from geodistill.prior.base import Prior
-from geodistill.prior.guidance import classifier_free, pull, start_from
+from geodistill.prior.guidance import ModeGuidance, classifier_free, pull, start_from, towards_mode
+from geodistill.prior.losses import estimate_clean
 from geodistill.prior.training import batches
-from geodistill.progress import progress
-from geodistill.run import save_tensors
+from geodistill.run import kept_parts
 from geodistill.seeding import generator
 
 
@@ -39,24 +38,31 @@ class Requests:
         return Requests(self.prompts[which], self.embeddings, self.prototypes, self.slots[which], self.seeds[which])
 
 
-def sample(prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, folder: Path) -> Tensor:
+def sample(
+    prior: Prior,
+    requests: Requests,
+    settings: SamplingSettings,
+    *,
+    seed: int,
+    folder: Path,
+    modes: ModeGuidance | None = None,
+) -> Tensor:
     """Return latents [n, C, h, w] of all requests; every batch drawn is kept in `folder`, so that it resumes."""
-    count = len(requests.prompts)
-    drawn = []
-    with progress("candidates", count) as advance:
-        for index, which in enumerate(batches(count, settings.batch)):
-            part = folder / f".part-{index:05d}.safetensors"
-            if not part.exists():
-                latents = sample_batch(prior, requests.part(which), settings, seed=seed)
-                save_tensors({"latents": latents}, part)
-            drawn.append(load_file(part)["latents"])
-            advance(which.stop)
-    return torch.cat(drawn)
+
+    def drawn(which: slice) -> Tensor:
+        return sample_batch(prior, requests.part(which), settings, seed=seed, modes=modes)
+
+    return kept_parts("candidates", batches(len(requests.prompts), settings.batch), drawn, folder)
 
 
 @torch.inference_mode()
-def sample_batch(prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int) -> Tensor:
-    """Return latents [n, C, h, w] drawn together; each depends on its own seed, not on its neighbours."""
+def sample_batch(
+    prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, modes: ModeGuidance | None = None
+) -> Tensor:
+    """Return latents [n, C, h, w] drawn together; each depends on its own seed, not on its neighbours.
+
+    With `modes` the prototypes are followed as MGD3 follows modes, whatever `settings.follow` says besides.
+    """
     scheduler, times = _schedule(prior.scheduler.config, settings)
     alphas = prior.scheduler.alphas_cumprod
     prototypes = requests.prototypes[requests.slots].float()
@@ -70,7 +76,14 @@ def sample_batch(prior: Prior, requests: Requests, settings: SamplingSettings, *
         if settings.follow == "guide" and index / len(times) <= settings.until:
             level = float(alphas[time])
             latents = pull(latents, output, prototypes, level, scheduler.config.prediction_type, settings.scale)
-        latents = scheduler.step(output, time, latents).prev_sample
+        stepped = scheduler.step(output, time, latents).prev_sample
+        if modes and index < modes.steps and index + 1 < len(times):
+            level, following = float(alphas[time]), float(alphas[times[index + 1]])
+            estimate = estimate_clean(
+                output, latents, torch.full((len(latents),), level), scheduler.config.prediction_type
+            )
+            stepped = towards_mode(stepped, estimate, prototypes, level, following, modes.scale)
+        latents = stepped
     return latents
 
 

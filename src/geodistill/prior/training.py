@@ -38,7 +38,12 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how. `teacher` is frozen and takes latents; without one there is no consistency loss."""
+    """How long and how.
+
+    `teacher` is frozen and takes latents; without one there is no consistency loss. `auxiliary`, called with the
+    estimates ẑ0, the clean latents and their labels, gives a further term of the loss; what it remembers from step to
+    step are its buffers, which the checkpoints keep.
+    """
 
     seed: int
     steps: int
@@ -53,6 +58,7 @@ class TrainingPlan:
     consistency: float = 0.0
     cross_entropy: float = 1.0
     kl: float = 1.0
+    auxiliary: nn.Module | None = None
     checkpoint_every: int = 250
 
 
@@ -111,12 +117,15 @@ def _loss(unet: Any, alphas: Tensor, prediction: str, data: TrainingData, plan: 
         output = unet(noisy, times, embedding, class_labels=_class_labels(unet, len(chosen))).sample
     output = output.float()
     loss = diffusion_loss(output, target(clean, noise, alpha_bar, prediction), alpha_bar, prediction, plan.gamma)
-    if plan.teacher is None or not plan.consistency:
-        return loss
     estimate = estimate_clean(output, noisy, alpha_bar, prediction)
-    return loss + plan.consistency * consistency_loss(
-        plan.teacher, estimate, clean, data.labels[chosen], alpha_bar, cross_entropy=plan.cross_entropy, kl=plan.kl
-    )
+    labels = data.labels[chosen]
+    if plan.teacher is not None and plan.consistency:
+        loss = loss + plan.consistency * consistency_loss(
+            plan.teacher, estimate, clean, labels, alpha_bar, cross_entropy=plan.cross_entropy, kl=plan.kl
+        )
+    if plan.auxiliary is not None:
+        loss = loss + plan.auxiliary(estimate, clean, labels)
+    return loss
 
 
 def _class_labels(unet: Any, count: int) -> Tensor | None:
@@ -207,14 +216,21 @@ class _State:
         for name, p in self.named.items():
             tensors[f"model.{name}"] = p.detach()
             tensors |= {f"optimiser.{name}.{key}": value for key, value in self.optimiser.state[p].items()}
+        tensors |= {f"auxiliary.{name}": value for name, value in self._remembered().items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         save_tensors(tensors, folder / _CHECKPOINT)
+
+    def _remembered(self) -> dict[str, Tensor]:
+        """Return the buffers of the auxiliary loss themselves, so that copying into them sets them."""
+        return dict(self.plan.auxiliary.named_buffers()) if self.plan.auxiliary is not None else {}
 
     def _load(self, folder: Path) -> None:
         tensors = load_file(folder / _CHECKPOINT)
         self.losses = tensors["losses"].tolist()
         self.step = len(self.losses)
         with torch.no_grad():
+            for name, buffer in self._remembered().items():
+                buffer.copy_(tensors[f"auxiliary.{name}"])
             for name, p in self.named.items():
                 p.copy_(tensors[f"model.{name}"])
                 self.average[name].copy_(tensors[f"average.{name}"])

@@ -1,0 +1,38 @@
+"""Herding (Welling, ICML 2009): real images, chosen so that their mean features follow those of the class.
+
+Features: those of the ImageNet backbone, of unit length. Weights start as w_0 = μ, the mean over the class; each step
+takes the scene with the largest ⟨w, φ⟩ among those not yet taken and sets w to w + μ - φ. For features of unit length
+that is the scene which brings the mean of those taken nearest to μ.
+"""
+
+import torch
+from torch import Tensor
+
+from geodistill.config import Config
+from geodistill.distilled import DistilledSet
+from geodistill.methods.stages import each_class, keep_scenes, scene_features
+from geodistill.run import Run
+from geodistill.scenes.scenes import Scenes
+
+
+def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+    """Return the first `config.ipc` real scenes of each class that herding takes."""
+
+    def select() -> Tensor:
+        features = scene_features(scenes, config)
+        return each_class(scenes, lambda own: own[herd(features[own], config.ipc)])
+
+    return keep_scenes("herding", select, scenes, config, run)
+
+
+def herd(features: Tensor, count: int) -> Tensor:
+    """Return int64 [count]: the rows of `features` [n, D] that herding takes, in that order; ties to the first."""
+    points = features.double()
+    mean = points.mean(dim=0)
+    weights, free, taken = mean, torch.ones(len(points), dtype=torch.bool), []
+    for _ in range(count):
+        best = int((points @ weights).masked_fill(~free, -torch.inf).argmax())
+        taken.append(best)
+        free[best] = False
+        weights = weights + mean - points[best]
+    return torch.tensor(taken)

@@ -1,0 +1,406 @@
+"""The stages that methods are lines of: each is a folder of the run that holds all that the next ones need.
+
+`after` names the stages that a call's arguments come from; their fingerprints go into its own. None in it stands for
+a stage that the settings leave out.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from geodistill.config import Config
+from geodistill.descriptions import class_prompt, make_describer
+from geodistill.distilled import DistilledSet
+from geodistill.errors import SceneError
+from geodistill.evaluation.networks import backbone_features
+from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior
+from geodistill.prior.compact import build_compact
+from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
+from geodistill.prior.guidance import ModeGuidance
+from geodistill.prior.sample import Requests, sample
+from geodistill.prior.training import (
+    TrainingData,
+    TrainingPlan,
+    batches,
+    forget_checkpoint,
+    prompt_table,
+    train_denoiser,
+)
+from geodistill.progress import progress
+from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
+from geodistill.run import Run, forget_parts, kept_parts, save_tensors, versions, write_atomic
+from geodistill.scenes.scenes import Scenes
+from geodistill.scenes.splits import hold_out
+from geodistill.scenes.views import dihedral
+from geodistill.seeding import derive_seed
+from geodistill.selection import by_coverage, by_margin
+from geodistill.teacher import Teacher, judge, load_teacher, train_teacher
+
+# Noise of a candidate depends on its prototype and its rank alone, so that drawing more changes none drawn before.
+MOST_CANDIDATES = 10_000
+# Members nearest the prototype that a description is made from.
+_DESCRIBED = 16
+# Scenes decoded together where their features are asked for.
+_READ_TOGETHER = 1024
+
+
+def check_counts(scenes: Scenes, ipc: int) -> None:
+    """Raise SceneError, before anything is computed, for a class with fewer than `ipc` images."""
+    counts = torch.bincount(scenes.labels, minlength=len(scenes.classes))
+    for name, count in zip(scenes.classes, counts.tolist(), strict=True):
+        if count < ipc:
+            raise SceneError(
+                f"class '{name}' has {count} images, IPC {ipc} needs at least {ipc}: lower --ipc or add images"
+            )
+
+
+def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
+    """Return the prior: the base named in the config, or the compact one, built from the scenes in stage `base`."""
+    source = config.base
+    if source == "compact":
+        # Every scene is known to the compact base by its class alone and by what can be measured in it.
+        def build(folder: Path) -> dict[str, Any]:
+            pixels = scenes.pixels(size=config.size)
+            names = [scenes.classes[label] for label in scenes.labels]
+            texts = zip(*(make_describer(kind).each(pixels, names) for kind in ("template", "measured")), strict=True)
+            return build_compact(
+                pixels, scenes.labels, [list(row) for row in texts], config.compact, seed=config.seed, folder=folder
+            )
+
+        inputs = [scenes.fingerprint(), config.compact.model_dump(), config.size, config.seed]
+        source = str(run.stage("base", build, version=2, inputs=inputs))
+    prior = load_prior(source)
+    check_size(prior, config.size)
+    return prior
+
+
+def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
+    """Return the scenes' latents, float16 [N, V, C, h, w] with V views of each scene, from stage `latents`."""
+
+    def views(which: slice) -> Tensor:
+        pixels = scenes.pixels(range(which.start, which.stop), size=config.size)
+        return torch.stack([prior.encode(dihedral(pixels, view)).half() for view in range(config.latents.views)], dim=1)
+
+    def build(folder: Path) -> None:
+        latents = kept_parts("latents", batches(len(scenes), 100), views, folder)
+        save_tensors({"latents": latents}, folder / "latents.safetensors")
+        forget_parts(folder)
+
+    inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.size, config.latents.views]
+    stage = run.stage("latents", build, version=1, inputs=inputs)
+    latents: Tensor = load_file(stage / "latents.safetensors")["latents"]
+    return latents
+
+
+def teach(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Teacher:
+    """Return the frozen teacher from stage `teacher`."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        _, held = hold_out(scenes, config.teacher.held_out, "teacher")
+        return train_teacher(latents, scenes.labels, held, config.teacher, seed=config.seed, folder=folder)
+
+    inputs = [run.fingerprint_of("latents"), config.teacher.model_dump(), config.seed]
+    return load_teacher(run.stage("teacher", build, version=1, inputs=inputs))
+
+
+def cluster(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Prototypes:
+    """Return the prototypes from stage `prototypes`."""
+
+    def build(folder: Path) -> None:
+        if config.prototypes.features == "latent":
+            features = latent_features(latents[:, 0].float())
+        else:
+            features = scene_features(scenes, config)
+        find_prototypes(features, scenes.labels, per_class=config.ipc, seed=config.seed, classes=scenes.classes).save(
+            folder
+        )
+
+    inputs = [run.fingerprint_of("latents"), config.prototypes.model_dump(), config.ipc, config.seed]
+    return Prototypes.load(run.stage("prototypes", build, version=1, inputs=inputs))
+
+
+def centroids(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Tensor:
+    """Return float32 [classes * IPC, C, h, w]: k-means centroids of the latents, in place of stage `prototypes`."""
+
+    def build(folder: Path) -> None:
+        found = find_centroids(
+            latents[:, 0], scenes.labels, classes=scenes.classes, per_class=config.ipc, seed=config.seed
+        )
+        save_tensors({"centroids": found}, folder / "centroids.safetensors")
+
+    inputs = ["centroids", run.fingerprint_of("latents"), config.ipc, config.seed]
+    stage = run.stage("prototypes", build, version=1, inputs=inputs)
+    found: Tensor = load_file(stage / "centroids.safetensors")["centroids"]
+    return found
+
+
+def scene_features(scenes: Scenes, config: Config) -> Tensor:
+    """Return float32 [N, 1280]: the pretrained backbone's features of all scenes, of unit length."""
+    parts = []
+    with progress("features", len(scenes)) as advance:
+        for which in batches(len(scenes), _READ_TOGETHER):
+            parts.append(backbone_features(scenes.pixels(range(which.start, which.stop), size=config.size)))
+            advance(which.stop)
+    return torch.cat(parts)
+
+
+def describe(prototypes: Prototypes, scenes: Scenes, config: Config, run: Run) -> list[str]:
+    """Return one description for each prototype from stage `descriptions`."""
+
+    def build(folder: Path) -> None:
+        describer = make_describer(config.descriptions.describer)
+        texts = []
+        with progress("descriptions", len(prototypes.labels)) as advance:
+            for rank, (label, members) in enumerate(zip(prototypes.labels, prototypes.members, strict=True)):
+                images = scenes.pixels(members[:_DESCRIBED], size=config.size)
+                texts.append(describer(images, scenes.classes[label]))
+                advance(rank + 1)
+        write_atomic(folder / "descriptions.json", json.dumps(texts, indent=1, ensure_ascii=False))
+
+    inputs = [run.fingerprint_of("prototypes"), config.descriptions.model_dump(), config.size]
+    stage = run.stage("descriptions", build, version=1, inputs=inputs)
+    texts: list[str] = json.loads((stage / "descriptions.json").read_text(encoding="utf-8"))
+    return texts
+
+
+def text_of_each(prototypes: Prototypes, texts: list[str], count: int) -> list[str]:
+    """Return for each of `count` training scenes the description of the cluster it belongs to."""
+    own = [""] * count
+    for text, members in zip(texts, prototypes.members, strict=True):
+        for member in members.tolist():
+            own[member] = text
+    return own
+
+
+def class_prompts(scenes: Scenes, labels: Tensor) -> list[str]:
+    """Return the class prompt of each of `labels`, int64 [n]."""
+    prompts = [class_prompt(name) for name in scenes.classes]
+    return [prompts[label] for label in labels.tolist()]
+
+
+def slot_labels(scenes: Scenes, config: Config) -> Tensor:
+    """Return int64 [classes * IPC]: the class of each image of the set to be, IPC of a class side by side."""
+    return torch.arange(len(scenes.classes)).repeat_interleave(config.ipc)
+
+
+def finetune(
+    prior: Prior,
+    latents: Tensor,
+    scenes: Scenes,
+    texts: list[str],
+    config: Config,
+    run: Run,
+    *,
+    after: Sequence[str | None],
+    teacher: Teacher | None = None,
+    auxiliary: nn.Module | None = None,
+) -> None:
+    """Train the adapter in stage `adapter` and merge it into `prior`; with 0 steps the base stays as it is.
+
+    `texts` has the prompt of each scene. `teacher` gives the consistency loss, `auxiliary` a further one that
+    remembers (see TrainingPlan); its representation says all that its values depend on.
+    """
+    settings = config.finetune
+    if not settings.steps:
+        return
+
+    def build(folder: Path) -> dict[str, Any]:
+        adapted = load_prior(prior.source)
+        add_adapter(adapted, rank=settings.rank, seed=config.seed)
+        table, rows = prompt_table([[text] for text in texts])
+        data = TrainingData(latents, scenes.labels, rows, adapted.embed(table))
+        shared = settings.model_dump(exclude={"rank"})
+        plan = TrainingPlan(seed=derive_seed(config.seed, "adapter"), teacher=teacher, auxiliary=auxiliary, **shared)
+        facts = train_denoiser(adapted.unet, adapted.scheduler, data, plan, folder, "adapter")
+        save_adapter(adapted, folder)
+        forget_checkpoint(folder)
+        return facts
+
+    inputs = [*_fingerprints(run, after), settings.model_dump(), config.seed]
+    inputs += [] if auxiliary is None else [repr(auxiliary)]
+    merge_adapter(prior, run.stage("adapter", build, version=1, inputs=inputs))
+
+
+def draw(
+    prior: Prior,
+    prototypes: Tensor,
+    texts: list[str],
+    config: Config,
+    run: Run,
+    *,
+    after: Sequence[str | None],
+    modes: ModeGuidance | None = None,
+) -> Tensor:
+    """Return candidates, float32 [P * R, C, h, w] with the R of a slot side by side, from stage `candidates`.
+
+    `prototypes` float [P, C, h, w] and `texts` [P] are what each slot's candidates follow; with `modes` the prototypes
+    are followed as MGD3 does.
+    """
+
+    def build(folder: Path) -> dict[str, Any]:
+        table, rows = prompt_table([[text] for text in texts])
+        slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
+        ranks = torch.arange(config.sampling.candidates).repeat(len(texts))
+        requests = Requests(
+            prompts=rows[slots, 0],
+            embeddings=prior.embed(table),
+            prototypes=prototypes,
+            slots=slots,
+            seeds=slots * MOST_CANDIDATES + ranks,
+        )
+        seed = derive_seed(config.seed, "candidates")
+        drawn = sample(prior, requests, config.sampling, seed=seed, folder=folder, modes=modes)
+        save_tensors({"latents": drawn}, folder / "candidates.safetensors")
+        forget_parts(folder)
+        return {"images": len(drawn)}
+
+    inputs = [*_fingerprints(run, after), config.sampling.model_dump(), config.seed]
+    inputs += [] if modes is None else [asdict(modes)]
+    stage = run.stage("candidates", build, version=1, inputs=inputs)
+    candidates: Tensor = load_file(stage / "candidates.safetensors")["latents"]
+    return candidates
+
+
+def _fingerprints(run: Run, stages: Iterable[str | None]) -> list[str | None]:
+    return [run.fingerprint_of(stage) if stage else None for stage in stages]
+
+
+def choose(
+    candidates: Tensor,
+    latents: Tensor,
+    prior: Prior,
+    teacher: Teacher,
+    scenes: Scenes,
+    prototypes: Prototypes,
+    texts: list[str],
+    config: Config,
+    run: Run,
+) -> DistilledSet:
+    """Return the distilled set of DPD, one candidate for each prototype, from stage `distilled`."""
+
+    def build(folder: Path) -> None:
+        slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
+        logits, features = judge(teacher, candidates)
+        real = judge(teacher, latents[:, 0])[1] if config.selection.by == "coverage" else None
+        chosen = torch.cat(
+            [
+                _choose_of_class(label, logits, features, real, slots, scenes, prototypes, config)
+                for label in range(len(scenes.classes))
+            ]
+        )
+        labels = prototypes.labels[slots[chosen]]
+        DistilledSet(
+            images=decode(prior, candidates[chosen], config),
+            labels=labels,
+            classes=scenes.classes,
+            records=_records(chosen, slots, labels, logits, texts, config),
+            about=_about("dpd", config),
+        ).write(folder)
+
+    inputs = [run.fingerprint_of("candidates"), run.fingerprint_of("teacher"), config.selection.model_dump()]
+    return DistilledSet.load(run.stage("distilled", build, version=1, inputs=inputs))
+
+
+def _choose_of_class(
+    label: int,
+    logits: Tensor,
+    features: Tensor,
+    real: Tensor | None,
+    slots: Tensor,
+    scenes: Scenes,
+    prototypes: Prototypes,
+    config: Config,
+) -> Tensor:
+    """Return which candidates stand for class `label`, as rows of all candidates."""
+    own = (prototypes.labels[slots] == label).nonzero()[:, 0]
+    if config.selection.by == "margin":
+        return own[by_margin(logits[own], label, slots[own])]
+    if real is not None:
+        return own[by_coverage(features[own], real[scenes.labels == label], slots[own])]
+    return own[:: config.sampling.candidates]
+
+
+def _records(
+    chosen: Tensor, slots: Tensor, labels: Tensor, logits: Tensor, texts: list[str], config: Config
+) -> tuple[dict[str, Any], ...]:
+    """Return what is told of each image; nothing that names a source scene."""
+    probability = logits.softmax(dim=1)
+    return tuple(
+        {
+            "prototype": int(slots[index]) % config.ipc,
+            "candidate": int(index) % config.sampling.candidates,
+            "seed": int(slots[index]) * MOST_CANDIDATES + int(index) % config.sampling.candidates,
+            "description": texts[slots[index]],
+            "scores": {"teacher_probability": round(float(probability[index, label]), 4)},
+        }
+        for index, label in zip(chosen.tolist(), labels.tolist(), strict=True)
+    )
+
+
+def write_set(
+    method: str,
+    make_images: Callable[[Path], Tensor],
+    scenes: Scenes,
+    config: Config,
+    run: Run,
+    *,
+    inputs: Sequence[Any],
+    records: tuple[dict[str, Any], ...] = (),
+) -> DistilledSet:
+    """Return the distilled set of a rival from stage `distilled`.
+
+    `make_images` is given the stage's folder, where it may keep parts, and returns uint8 images
+    [classes * IPC, 3, s, s], those of a class side by side. `inputs` are what they depend on besides `method`.
+    """
+
+    def build(folder: Path) -> None:
+        images = make_images(folder)
+        forget_parts(folder)
+        labels = slot_labels(scenes, config)
+        DistilledSet(images, labels, scenes.classes, records, _about(method, config)).write(folder)
+
+    return DistilledSet.load(run.stage("distilled", build, version=1, inputs=[method, *inputs]))
+
+
+def keep_scenes(method: str, select: Callable[[], Tensor], scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+    """Return the set of real scenes whose indices, int64 [classes * IPC], `select` gives, from stage `distilled`."""
+
+    def images(_: Path) -> Tensor:
+        return scenes.pixels(select(), size=config.size)
+
+    inputs = [scenes.fingerprint(), config.ipc, config.size, config.seed]
+    return write_set(method, images, scenes, config, run, inputs=inputs)
+
+
+def each_class(scenes: Scenes, select: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return int64 indices into `scenes`, class after class: what `select` returns of the indices of each."""
+    own = [(scenes.labels == label).nonzero()[:, 0] for label in range(len(scenes.classes))]
+    return torch.cat([select(indices) for indices in own])
+
+
+def keep_candidates(
+    method: str, candidates: Tensor, texts: list[str], prior: Prior, scenes: Scenes, config: Config, run: Run
+) -> DistilledSet:
+    """Return the set of all `candidates` [classes * IPC, C, h, w], drawn under `texts`, from stage `distilled`."""
+    records = tuple({"seed": slot * MOST_CANDIDATES, "description": text} for slot, text in enumerate(texts))
+
+    def images(_: Path) -> Tensor:
+        return decode(prior, candidates, config)
+
+    inputs = [run.fingerprint_of("candidates")]
+    return write_set(method, images, scenes, config, run, inputs=inputs, records=records)
+
+
+def decode(prior: Prior, latents: Tensor, config: Config) -> Tensor:
+    """Return uint8 images of `latents`, as many together as are sampled together."""
+    return torch.cat([prior.decode(part) for part in latents.split(config.sampling.batch)])
+
+
+def _about(method: str, config: Config) -> dict[str, Any]:
+    return {"method": method, "config": config.model_dump(mode="json"), "versions": versions()}

@@ -1,0 +1,90 @@
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from geodistill.config import Config
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError, SceneError
+from geodistill.methods import METHODS, dm, make_distilled
+from geodistill.run import Run
+from geodistill.scenes import Scenes
+
+
+def _made(name: str, scenes: Scenes, config: Config, out: Path) -> DistilledSet:
+    with Run(out, {"method": name}) as run:
+        return make_distilled(name, scenes, config, run)
+
+
+def _are_real(images: torch.Tensor, scenes: Scenes) -> list[bool]:
+    real = {image.numpy().tobytes() for image in scenes.pixels(size=32)}
+    return [image.numpy().tobytes() in real for image in images]
+
+
+def test_methods_in_order() -> None:
+    order = "random herding kcenter kmeans reconstruction template d4m minimax mgd3 dm dpd"
+    assert list(METHODS) == order.split()
+    assert [method.name for method in METHODS.values()] == order.split()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_ipc_images_of_each_class(
+    name: str, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dm, "STEPS", 2)
+    made = _made(name, pair, on_pipeline, tmp_path)
+    assert made.about["method"] == name
+    assert made.classes == ("Beach", "Forest")
+    assert made.labels.tolist() == [0, 0, 1, 1]
+    assert made.images.shape == (4, 3, 32, 32)
+    assert len({image.numpy().tobytes() for image in made.images}) == 4
+    assert _are_real(made.images, pair) == [METHODS[name].real_pixels] * 4
+    # Called again, the run has it: no stage is built a second time.
+    whole = (tmp_path / "distilled").stat().st_mtime_ns
+    assert torch.equal(_made(name, pair, on_pipeline, tmp_path).images, made.images)
+    assert (tmp_path / "distilled").stat().st_mtime_ns == whole
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.real_pixels])
+def test_real_images_are_of_their_class(name: str, pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+    # The same scenes with classes in turn rather than side by side.
+    turned = pair.subset(torch.arange(60).view(2, 30).T.flatten())
+    for label, image in zip(*_labelled(_made(name, turned, on_pipeline, tmp_path)), strict=True):
+        assert _are_real(image[None], turned.subset((turned.labels == label).nonzero()[:, 0])) == [True]
+
+
+def _labelled(made: DistilledSet) -> tuple[list[int], torch.Tensor]:
+    return made.labels.tolist(), made.images
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_module_says_where_it_is_from(name: str) -> None:
+    module = import_module(f"geodistill.methods.{METHODS[name].home}")
+    assert len(module.__doc__ or "") > 80
+    assert "\n" not in METHODS[name].summary
+
+
+@pytest.mark.parametrize(("name", "hint"), [("hurding", "did you mean 'herding'? "), ("x", "")])
+def test_unknown_method(name: str, hint: str, pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _made(name, pair, on_pipeline, tmp_path)
+    assert str(caught.value) == (
+        f"unknown method '{name}': {hint}known: random, herding, kcenter, kmeans, reconstruction, template, d4m, "
+        "minimax, mgd3, dm, dpd"
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_class_with_too_few_images(name: str, pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+    with pytest.raises(SceneError) as caught:
+        _made(name, pair, on_pipeline.model_copy(update={"ipc": 31}), tmp_path)
+    assert str(caught.value) == "class 'Beach' has 30 images, IPC 31 needs at least 31: lower --ipc or add images"
+    assert not (tmp_path / "stages").exists()
+
+
+def test_naming_the_methods_takes_no_torch() -> None:
+    code = "import geodistill.methods, sys; assert geodistill.methods.METHODS; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
