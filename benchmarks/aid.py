@@ -79,7 +79,7 @@ def main() -> None:
         rows = [Row("random real", _of_random(bench, kmeans, args), COPIES)]
         for name, distilled in sets.items():
             training = Training.on_set(_folder_name(name), distilled)
-            rows.append(Row(name, _measure(bench, [training] * args.seeds, args), bench.nearness(distilled)))
+            rows.append(Row(name, _measure(bench, [training] * args.seeds, args), bench.likeness(distilled).nearness))
             _write(rows, args)
         full = Training.on_scenes("full", data.train, bench.size)
         _write([Row("all real images", _measure(bench, [full] * args.seeds, args), COPIES), *rows], args)

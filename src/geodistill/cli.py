@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -34,6 +33,10 @@ Try it on the built-in scenes:
 )
 
 _console = Console()
+_NETWORKS = (
+    "Classifiers: efficientnet-lite0 (ImageNet weights), resnet18, convnet3, vgg16, densenet121, inception_v3 (random "
+    "weights), timm:NAME with the vision extra; several give a table across networks [default: efficientnet-lite0]."
+)
 _Data = Annotated[
     Path, typer.Argument(help="Scenes: DATA/<split>/<class>/<image>, or DATA/<class>/<image>, then 20 % become test.")
 ]
@@ -111,59 +114,10 @@ def distill(
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
 
 
-@app.command(epilog="Example: **geodistill evaluate runs/aid --data ~/AID --protocol probe --seeds 3**")
-def evaluate(
-    what: Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any <class>/<image> folder.")],
-    data: Annotated[
-        Path, typer.Option(help="Real scenes with the same class names; their test part gives the figures.")
-    ],
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="probe: logistic regression on frozen features (seconds); finetune: from ImageNet "
-            "weights; scratch: from random weights."
-        ),
-    ] = "finetune",
-    network: Annotated[str, typer.Option(help="efficientnet-lite0, resnet18 or convnet3.")] = "efficientnet-lite0",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
-    out: Annotated[
-        Path | None, typer.Option(help="Where predictions are kept for the next call [default: the run].")
-    ] = None,
-    full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
-) -> None:
-    """Train a classifier on a distilled set, test it on real scenes, and compare.
-
-    Prints overall accuracy (OA), average accuracy over classes (AA) and Cohen's kappa for the distilled set, for as
-    many random real images and for all real images; the share of full-data OA, the improvement over random (IOR), what
-    hard labels lose (HLR), the accuracy of each class, and the nearness ratio (1: no nearer to training images than
-    fresh real images are; towards 0: copies).
-    """
-    with _told():
-        from geodistill.evaluation.evaluate import class_table, summary_table
-        from geodistill.evaluation.evaluate import evaluate as run_evaluation
-        from geodistill.progress import stages
-        from geodistill.scenes import open_scenes
-
-        folder, store = (what / "distilled", out or what) if (what / "run.json").is_file() else (what, out)
-        with stages() as advance:
-            result = run_evaluation(
-                folder,
-                open_scenes(data),
-                protocol=protocol,
-                network=network,
-                seeds=seeds,
-                full=full,
-                out=store,
-                progress=advance,
-            )
-        _console.print(class_table(result))
-        _console.print(summary_table(result))
-
-
 class _ManyValues(TyperCommand):
     """A command whose repeatable options take several values at once: `--ipc 1 10 50`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Write `--ipc 1 10` as `--ipc 1 --ipc 10`, which is what the parser knows."""
         repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         return super().parse_args(ctx, list(_one_by_one(args, repeatable)))
@@ -183,6 +137,67 @@ def _one_by_one(args: Iterable[str], repeatable: set[str]) -> Iterator[str]:
 
 @app.command(
     cls=_ManyValues,
+    epilog="Example: **geodistill evaluate runs/aid --data ~/AID --network resnet18 convnet3 --seeds 3**",
+)
+def evaluate(
+    what: Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any <class>/<image> folder.")],
+    data: Annotated[
+        Path, typer.Option(help="Real scenes with the same class names; their test part gives the figures.")
+    ],
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="probe: logistic regression on frozen features (seconds); finetune: from ImageNet "
+            "weights; scratch: from random weights."
+        ),
+    ] = "finetune",
+    network: Annotated[list[str] | None, typer.Option(help=_NETWORKS)] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="Where predictions are kept for the next call [default: the run].")
+    ] = None,
+    full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP model, a folder or a hub name, for the CLIP score of images and texts.")
+    ] = None,
+) -> None:
+    """Train a classifier on a distilled set, test it on real scenes, and compare.
+
+    Prints overall accuracy (OA), average accuracy over classes (AA) and Cohen's kappa for the distilled set, for as
+    many random real images and for all real images; the share of full-data OA, the improvement over random (IOR), what
+    hard labels lose (HLR), the accuracy of each class, the nearness ratio (1: no nearer to training images than fresh
+    real images are; towards 0: copies), coverage of the training images, and KID and FID against the test images.
+    """
+    with _told():
+        from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
+        from geodistill.evaluation.evaluate import evaluate as run_evaluation
+        from geodistill.progress import stages
+        from geodistill.scenes import open_scenes
+
+        folder, store = (what / "distilled", out or what) if (what / "run.json").is_file() else (what, out)
+        scenes, results = open_scenes(data), []
+        for name in network or ["efficientnet-lite0"]:
+            with stages() as advance:
+                result = run_evaluation(
+                    folder,
+                    scenes,
+                    protocol=protocol,
+                    network=name,
+                    seeds=seeds,
+                    full=full,
+                    clip=clip,
+                    out=store,
+                    progress=advance,
+                )
+            _console.print(class_table(result))
+            _console.print(summary_table(result))
+            results.append(result)
+        if len(results) > 1:
+            _console.print(cross_table(results))
+
+
+@app.command(
+    cls=_ManyValues,
     epilog="Example: **geodistill compare ~/AID --ipc 1 10 --methods random dpd --protocols probe --out runs/all**",
 )
 def compare(
@@ -195,9 +210,7 @@ def compare(
         list[str] | None, typer.Option(help="Names that `geodistill methods` lists [default: all of them].")
     ] = None,
     protocols: Annotated[list[str] | None, typer.Option(help="probe, finetune, scratch [default: finetune].")] = None,
-    networks: Annotated[
-        list[str] | None, typer.Option(help="Classifiers, as in `evaluate` [default: efficientnet-lite0].")
-    ] = None,
+    networks: Annotated[list[str] | None, typer.Option(help=_NETWORKS)] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
     full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
     base: Annotated[str | None, typer.Option(help="As in `distill`; all methods share it.")] = None,

@@ -66,6 +66,8 @@ class Row:
     rho_pixel: float | None = None
     rho_feature: float | None = None
     coverage: float | None = None
+    fid: float | None = None
+    kid: float | None = None
     images_per_second: float | None = None
     wall_seconds: float | None = None
     peak_memory_mib: int | None = None
@@ -227,7 +229,7 @@ def _rows(
     based = config.model_copy(update={"base": make_base(train, config, run).source})
     for ipc, method in product(ipcs, [name for name in METHODS if name in methods]):
         made = _make(method, train, based.model_copy(update={"ipc": ipc}), run, seeds)
-        facts = made.facts | _of_set(made.sets[0], bench, real_pixels=METHODS[method].real_pixels)
+        facts = made.facts | _of_set(made.sets[0], bench)
         trainings = [Training.on_set(f"{method}-ipc{ipc}", distilled) for distilled in made.sets]
         for cell in cells:
             yield _row(method, ipc, cell, trainings, bench, real_pixels=METHODS[method].real_pixels, **facts)
@@ -267,13 +269,11 @@ def _make_one(
     }
 
 
-def _of_set(distilled: DistilledSet, bench: Bench, *, real_pixels: bool) -> dict[str, Any]:
-    """Return nearness and coverage of a set; real training images are at distance 0 from themselves."""
-    covered = {"coverage": bench.coverage(distilled)}
-    if real_pixels:
-        return covered | {"rho": 0.0, "rho_pixel": 0.0, "rho_feature": 0.0}
-    near = bench.nearness(distilled)
-    return covered | {"rho": near.ratio, "rho_pixel": near.pixel, "rho_feature": near.feature}
+def _of_set(distilled: DistilledSet, bench: Bench) -> dict[str, float | None]:
+    """Return how a set lies to the real images, as fields of its rows."""
+    found = bench.likeness(distilled)
+    near = {"rho": found.nearness.ratio, "rho_pixel": found.nearness.pixel, "rho_feature": found.nearness.feature}
+    return {**near, "coverage": found.coverage, "fid": found.fid.value, "kid": found.kid.value}
 
 
 def _row(

@@ -9,21 +9,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from geodistill.distilled import MANIFEST, DistilledSet
 from geodistill.errors import ConfigError, SceneError
+from geodistill.evaluation.coverage import coverage
+from geodistill.evaluation.fidelity import Score, fid, kid
 from geodistill.evaluation.measures import Measures, measure
-from geodistill.evaluation.networks import backbone_features
+from geodistill.evaluation.networks import backbone_features, pooled_features
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, train_and_predict
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
 from geodistill.run import explain_os_errors, fingerprint, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 
-# Raise it when the same inputs give other predictions or another nearness ratio.
+# Raise it when the same inputs give other predictions or another likeness.
 VERSION = 2
 
 Progress = Callable[[str, int, int], None]
@@ -53,13 +57,26 @@ class Training:
         return cls(name, scenes.fingerprint(), len(scenes), lambda: (scenes.pixels(size=size), scenes.labels))
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How a set lies to the real images: near to single training images, covering them, like the test images as a set.
+
+    The fields are those of privacy.nearness, evaluation.coverage and evaluation.fidelity.
+    """
+
+    nearness: Nearness
+    coverage: float
+    fid: Score
+    kid: Score
+
+
 class Bench:
     """Real scenes that sets are tested on and compared with, at one image size.
 
     Args:
-        data: `test` gives the predictions; `train` is what nearness is measured to.
+        data: `test` gives the predictions; `train` is what nearness and coverage are measured to.
         size: side in pixels at which everything is read.
-        store: folder for predictions, nearness and features; nothing is kept when None.
+        store: folder for predictions and likeness; nothing is kept when None.
         steps: replaces the protocols' numbers of training steps.
         progress: called as progress(what, done, steps) after each training step.
 
@@ -102,13 +119,19 @@ class Bench:
             self._memo[key] = logits
         return self._memo[key]
 
-    def nearness(self, distilled: DistilledSet) -> Nearness:
-        """Return how near `distilled` lies to the training images, stored or measured."""
+    def likeness(self, distilled: DistilledSet) -> Likeness:
+        """Return how `distilled` lies to the real images, stored or measured."""
         both = (self.train.fingerprint(), self.test.fingerprint(), self.size)
-        path = self._path(f"nearness-{fingerprint(VERSION, hash_of(distilled), *both)[:16]}.json")
+        path = self._path(f"likeness-{fingerprint(VERSION, hash_of(distilled), *both)[:16]}.json")
         if path and path.is_file():
-            return Nearness(**json.loads(path.read_text()))
-        found = nearness_ratio(distilled.images, self._real)
+            return _likeness_of(json.loads(path.read_text()))
+        pooled = pooled_features(distilled.images)
+        found = Likeness(
+            nearness_ratio(distilled.images, self._real),
+            coverage(F.normalize(pooled, dim=1), distilled.labels, self._real.features, self.train.labels),
+            fid(pooled, self._test_pooled),
+            kid(pooled, self._test_pooled),
+        )
         _write(path, json.dumps(asdict(found), indent=2).encode())
         return found
 
@@ -134,15 +157,15 @@ class Bench:
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the backbone's features; those of the test images are computed once for all probes."""
-        return self._test_features if images is self._test_pixels else backbone_features(images)
+        return F.normalize(self._test_pooled, dim=1) if images is self._test_pixels else backbone_features(images)
 
     @cached_property
     def _test_pixels(self) -> torch.Tensor:
         return self.test.pixels(size=self.size)
 
     @cached_property
-    def _test_features(self) -> torch.Tensor:
-        return backbone_features(self._test_pixels)
+    def _test_pooled(self) -> torch.Tensor:
+        return pooled_features(self._test_pixels)
 
     @cached_property
     def _real(self) -> RealDistances:
@@ -184,6 +207,11 @@ def _complete_test(data: SceneData) -> Scenes:
         if label not in present:
             raise SceneError(f"the test images have no class {name!r}: add test images of it")
     return data.test
+
+
+def _likeness_of(stored: dict[str, Any]) -> Likeness:
+    scores = {name: Score(**stored[name]) for name in ("fid", "kid")}
+    return Likeness(Nearness(**stored["nearness"]), stored["coverage"], **scores)
 
 
 def _read_logits(path: Path | None, shape: tuple[int, int]) -> torch.Tensor | None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from geodistill.descriptions import class_prompt
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
-from geodistill.evaluation.bench import VERSION, Bench, Progress, Training, hash_of, open_store
+from geodistill.evaluation.bench import VERSION, Bench, Likeness, Progress, Training, hash_of, open_store
+from geodistill.evaluation.fidelity import Score, clip_score
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.protocols import check_protocol
-from geodistill.privacy.nearness import Nearness
 from geodistill.run import fingerprint
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator
@@ -25,7 +26,8 @@ from geodistill.seeding import generator
 class Evaluation:
     """What one distilled set is worth: measures for each seed, trained on it, on random real and on all real images.
 
-    `full` is empty where that reference was left out. Ratios and differences are of means over the seeds.
+    `full` is empty where that reference was left out; `clip` is the CLIP score, where one was asked for. Ratios and
+    differences are of means over the seeds.
     """
 
     protocol: str
@@ -37,7 +39,8 @@ class Evaluation:
     distilled: tuple[Measures, ...]
     random: tuple[Measures, ...]
     full: tuple[Measures, ...]
-    nearness: Nearness
+    likeness: Likeness
+    clip: float | None = None
 
     @property
     def oa(self) -> float:
@@ -76,6 +79,7 @@ def evaluate(
     size: int | None = None,
     steps: int | None = None,
     full: bool = True,
+    clip: str | None = None,
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -90,6 +94,7 @@ def evaluate(
         size: side in pixels at which everything is read; the distilled set's own by default.
         steps: replaces the protocol's number of training steps, for the references too.
         full: also train on all real images, which takes longest; without it there is no share and no HLR.
+        clip: a CLIP model's folder or hub name, for the CLIP score of images and their descriptions.
         out: folder; predictions go to `<out>/evaluation/<protocol>-<network>/` and are used again from there.
         progress: called as progress(what, done, steps) after each training step.
 
@@ -120,12 +125,19 @@ def evaluate(
         each_seed([Training.on_set("distilled", subject)] * len(chosen)),
         each_seed([Training.on_scenes("random", pick, subject.size) for pick in picks]),
         each_seed([real] * len(chosen)) if full else (),
-        bench.nearness(subject),
+        bench.likeness(subject),
+        clip_score(subject.images, _texts(subject), clip) if clip else None,
     )
-    name = fingerprint(VERSION, hash_of(subject), list(chosen), steps, full)
+    name = fingerprint(VERSION, hash_of(subject), list(chosen), steps, full, clip)
     text = json.dumps(result.as_dict(), indent=2, sort_keys=True)
     bench.write(f"{protocol}-{network}/figures-{name[:16]}.json", text)
     return result
+
+
+def _texts(distilled: DistilledSet) -> list[str]:
+    """Return each image's description, or its class's prompt where none is told."""
+    prompts = [class_prompt(distilled.classes[label]) for label in distilled.labels.tolist()]
+    return [record.get("description", prompt) for record, prompt in zip(distilled.records, prompts, strict=True)]
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
@@ -213,8 +225,30 @@ def _caption(result: Evaluation) -> str:
     parts = [f"improvement over random (IOR) {100 * result.ior:+.1f} points"]
     if result.share is not None and result.hlr is not None:
         parts.insert(0, f"{100 * result.share:.1f} % of the full data's OA (HLR {100 * result.hlr:.1f} points)")
-    near = result.nearness
+    near = result.likeness.nearness
     parts.append(
         f"nearness ρ {near.ratio:.2f} (pixel {near.pixel:.2f}, feature {near.feature:.2f}; 1: fresh, 0: copies)"
     )
+    parts.append(f"coverage {result.likeness.coverage:.3f}")
+    parts += [_told("KID", result.likeness.kid), _told("FID", result.likeness.fid)]
+    if result.clip is not None:
+        parts.append(f"CLIP score {result.clip:.1f}")
     return "; ".join(parts)
+
+
+def _told(name: str, score: Score) -> str:
+    return f"no {name} ({score.reason})" if score.value is None else f"{name} {score.value:.3g}"
+
+
+def cross_table(results: Sequence[Evaluation]) -> Table:
+    """Return one row for each network: OA in per cent after the distilled set, random real and all real images."""
+    table = Table(title=f"{results[0].protocol}, across networks, OA %")
+    table.add_column("network")
+    for name in ("distilled", "random real", "all real", "share of full"):
+        table.add_column(name, justify="right")
+    for result in results:
+        columns = [
+            _percent([m.oa for m in one]) if one else "" for one in (result.distilled, result.random, result.full)
+        ]
+        table.add_row(result.network, *columns, "" if result.share is None else f"{result.share:.1%}")
+    return table
