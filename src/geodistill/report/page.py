@@ -1,12 +1,7 @@
-"""The report: one HTML file that shows a run, with nothing loaded from elsewhere.
-
-`write_report` gathers a `Page` section by section from what the run folder holds so far, and renders it.
-"""
+"""The report: one HTML file that shows a run, with nothing loaded from elsewhere."""
 
 import base64
 import hashlib
-import json
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,12 +9,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from geodistill.errors import ConfigError, RunError
-from geodistill.report import sections
-from geodistill.report.rows import Figures, read_comparison, read_evaluations
-from geodistill.report.sets import SetFolder, compared_sets, main_set
+from geodistill.errors import ConfigError
+from geodistill.report import classes, overview, record, results
+from geodistill.report.found import Found, find
 from geodistill.run import explain_os_errors, write_atomic
-from geodistill.scenes.scenes import SceneData, Scenes
+from geodistill.scenes.scenes import SceneData
 
 _PER_CLASS, _OTHERS_PER_CLASS = 10, 3
 
@@ -58,12 +52,7 @@ def write_report(
     """
     if with_sources and data is None:
         raise ConfigError("source images are to be shown, but there are no scenes: give the data as well")
-    about = _about(run)
-    compared = about["settings"].get("kind") == "compare"
-    method = str(about["settings"].get("method", "unknown"))
-    sets = compared_sets(run) if compared else [_own_set(run, about, method)]
-    figures = read_comparison(run / "compare.json") if compared else read_evaluations(run / "evaluation", method)
-    page = _page(run, about, sets, figures, None if data is None else data.train, with_sources)
+    page = _page(find(run, None if data is None else data.train, with_sources))
     target = out or run / "report.html"
     with explain_os_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,63 +60,33 @@ def write_report(
     return target
 
 
-def _about(run: Path) -> dict[str, Any]:
-    """Return what run.json holds."""
-    path = run / "run.json"
-    if not path.is_file():
-        what = "holds no run.json" if run.is_dir() else "is no folder"
-        raise RunError(
-            f"{run} is no run, it {what}: give the folder that `geodistill distill` or `geodistill compare` wrote"
-        )
-    try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        about["settings"].get("kind")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise RunError(f"{path} is not the record of a geodistill run: give the folder of another run") from None
-    return about
-
-
-def _own_set(run: Path, about: dict[str, Any], method: str) -> SetFolder:
-    return SetFolder(run, method, int(about["settings"].get("config", {}).get("ipc", 0)))
-
-
-def _page(
-    run: Path,
-    about: dict[str, Any],
-    sets: Sequence[SetFolder],
-    figures: Figures,
-    train: Scenes | None,
-    with_sources: bool,
-) -> dict[str, Any]:
-    """Return everything that the template shows."""
-    shown = [one for one in sets if one.finished and (with_sources or not one.holds_real(figures.rows))]
-    main = main_set(shown)
-    if main is not None and train is not None:
-        main.check_scenes(train)
-    name = run.resolve().name
-    folders = {"": run} | {one.name: one.run for one in sets if one.run != run}
+def _page(found: Found) -> dict[str, Any]:
+    """Return everything that the template shows, by the names that it uses."""
+    gallery = classes.images(found, _PER_CLASS)
+    rows = found.figures.rows
     return {
-        "title": f"geodistill report: {name}",
-        "lead": sections.lead(about, sets),
-        "missing": sections.missing(run, about, sets, figures),
-        "facts": sections.facts(about, sets, main),
-        "summary": sections.summary(figures, main),
-        "gallery": sections.pictures(main, _PER_CLASS, train if with_sources else None),
-        "others": sections.others(shown, main, _OTHERS_PER_CLASS),
-        "accuracy": sections.accuracy(figures.rows),
-        "nearness": sections.nearness(figures.rows),
-        "ablation": sections.ablation_table(figures.rows),
-        "rows": sections.rows_table(figures.rows),
-        "pairs": sections.pairs_table(figures.pairs),
-        "classes": sections.class_tables(figures, main),
-        "confusion": sections.confusion(figures, main),
-        "map": sections.embedding_map(main, train),
-        "training": sections.training(folders),
-        "cost": sections.cost(folders),
-        "command": about.get("command", ""),
-        "settings": sections.settings(run, about),
-        "versions": sections.versions_table(about),
-        "notes": sections.notes(sets, shown, main, figures, train, folders),
+        "title": f"geodistill report: {found.run.resolve().name}",
+        "lead": overview.lead(found),
+        "missing": overview.missing(found),
+        "facts": overview.facts(found),
+        "summary": overview.summary(found),
+        "definitions": overview.definitions(found),
+        "gallery": gallery,
+        "others": classes.others(found, _OTHERS_PER_CLASS),
+        "accuracy": results.accuracy(rows),
+        "nearness": results.nearness(rows),
+        "ablation": results.ablation_table(rows),
+        "rows": results.rows_table(rows),
+        "pairs": results.pairs_table(found.figures.pairs),
+        "classes": classes.class_tables(found),
+        "confusion": classes.confusion(found),
+        "map": classes.embedding_map(found),
+        "training": record.training(found.folders),
+        "cost": record.cost(found.folders),
+        "command": found.about.get("command", ""),
+        "settings": record.settings(found),
+        "versions": record.versions_table(found),
+        "notes": overview.notes(found, gallery),
     }
 
 

@@ -7,7 +7,8 @@ import io
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle
+from itertools import count, cycle
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -26,11 +27,12 @@ _CSS = {_INK: "currentColor", _FAINT: "var(--faint)"} | {
 }
 _MARKERS = "os^DvPX*"
 _LINES = ("-", "--", "-.", ":")
-_WIDTH = 4.9
+# Inches: narrow, so that text is still large enough where a phone shrinks the plot.
+_WIDTH = 4.0
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "geodistill",
     # A class named "a$b" is no formula.
@@ -73,7 +75,6 @@ def _for_page(svg: bytes, name: str) -> str:
         root.attrib.pop(attribute, None)
     # The figure around it has the text alternative.
     root.set("aria-hidden", "true")
-    root.set("focusable", "false")
     ET.register_namespace("", _SVG)
     return ET.tostring(root, encoding="unicode")
 
@@ -124,7 +125,11 @@ def accuracy_plot(name: str, rows: Sequence[Row]) -> Markup:
 
 
 def nearness_plot(name: str, rows: Sequence[Row]) -> Markup:
-    """Return overall accuracy against the nearness ratio of rows that have one; crosses are rows that copy."""
+    """Return overall accuracy against the nearness ratio of rows that have one; crosses are rows that copy.
+
+    A line joins the rows of one method, whose name stands at the largest IPC.
+    """
+    methods = {row.method: sorted((r for r in rows if r.method == row.method), key=lambda r: r.ipc) for row in rows}
 
     def paint(axes: Axes) -> None:
         right = max(1.1, *(1.05 * _rho(row) for row in rows))
@@ -136,15 +141,21 @@ def nearness_plot(name: str, rows: Sequence[Row]) -> Markup:
         axes.axvline(1, color=_INK, linestyle=":", linewidth=1, label="fresh real images (ρ = 1)")
         for copying, mark, colour in ((True, "X", _COLOURS[4]), (False, "o", _COLOURS[0])):
             own = [row for row in rows if row.copying is copying]
+            if not own:
+                continue
             label = f"copying (ρ < {COPYING})" if copying else f"not copying (ρ ≥ {COPYING})"
             values = [100 * row.oa_mean for row in own]
             axes.plot([_rho(row) for row in own], values, mark, color=colour, markersize=6, label=label)
-        _label_points(axes, [(_rho(row), 100 * row.oa_mean, row.name.replace(", IPC ", " ")) for row in rows])
+        for own in methods.values():
+            axes.plot([_rho(row) for row in own], [100 * row.oa_mean for row in own], color=_FAINT, zorder=1)
+        _label_points(
+            axes, [(_rho(row), 100 * row.oa_mean, row.method if row is methods[row.method][-1] else "") for row in rows]
+        )
         axes.set_xlabel("nearness ratio ρ (0: copies, 1: as fresh real images)")
         axes.set_ylabel("overall accuracy, %")
         _legend_below(axes)
 
-    return _draw(name, 4.2, paint)
+    return _draw(name, 3.9, paint)
 
 
 def _rho(row: Row) -> float:
@@ -152,18 +163,34 @@ def _rho(row: Row) -> float:
 
 
 def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each (x, y, text) right of its point, moved down where it would lie on another label."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    width, height = (right - left) / 60, (top - bottom) / 22  # of a letter and of a line
-    placed: list[tuple[float, float, float]] = []
-    for x, y, text in sorted(points, key=lambda point: -point[1]):
-        start, end, line = x + 1.5 * width, x + (2.5 + len(text)) * width, y
-        while any(start < e and s < end and abs(line - other) < height for s, e, other in placed):
-            line -= height / 4
+    """Write each (x, y, text) right of its point, moved where it would lie on a point or another label."""
+    width, height = _letter(axes)
+    placed = [(x - width, x + width, y) for x, y, _ in points]
+    for x, y, text in sorted((point for point in points if point[2]), key=lambda point: -point[1]):
+        start, end = x + 1.5 * width, x + (2.5 + len(text)) * width
+        line = _free_line(placed, start, end, y, height)
         placed.append((start, end, line))
-        arrow = {"arrowstyle": "-", "color": _FAINT, "linewidth": 0.6}
-        axes.annotate(text, (x, y), (start, line), fontsize=7, va="center", arrowprops=arrow if line != y else None)
-    axes.set_ylim(min(bottom, *(line - height for *_, line in placed)), top)
+        arrow = {"arrowstyle": "-", "color": _INK, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3}
+        moved = abs(line - y) > height
+        axes.annotate(text, (x, y), (start, line), fontsize=7, va="center", arrowprops=arrow if moved else None)
+
+
+def _letter(axes: Axes) -> tuple[float, float]:
+    """Return about the width of a letter and the height of a line of the smallest text, in data units."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    return (right - left) / 48, (top - bottom) / 24
+
+
+def _free_line(
+    placed: Sequence[tuple[float, float, float]], start: float, end: float, y: float, height: float
+) -> float:
+    """Return the y nearest to `y` at which [start, end] touches none of `placed`: (start, end, y) each."""
+    offsets = (sign * step * height / 4 for step in count() for sign in (1, -1))
+    return next(
+        y + offset
+        for offset in offsets
+        if not any(start < e and s < end and abs(y + offset - other) < height for s, e, other in placed)
+    )
 
 
 def curves_plot(name: str, curves: Mapping[str, Sequence[float]]) -> Markup:
@@ -203,14 +230,13 @@ def map_plot(
     """Return `points` [n, 2]: real images as dots, distilled ones as stars, each class's name amid its real images."""
 
     def paint(axes: Axes) -> None:
-        for label, class_name in enumerate(classes):
+        for label in range(len(classes)):
             colour, own = _COLOURS[label % SERIES], labels == label
-            axes.plot(*points[own & real].T, ".", color=colour, markersize=3, alpha=0.6)
+            axes.plot(*points[own & real].T, ".", color=colour, markersize=4, alpha=0.8)
             axes.plot(
                 *points[own & ~real].T, "*", color=colour, markersize=8, markeredgecolor=_INK, markeredgewidth=0.5
             )
-            if (own & real).any():
-                axes.annotate(class_name, np.median(points[own & real], axis=0), fontsize=6.5, ha="center")
+        _name_groups(axes, [(name, points[(labels == k) & real]) for k, name in enumerate(classes)])
         for mark, size, label_text in ((".", 4, "real image"), ("*", 8, "distilled image")):
             axes.plot([], [], mark, color=_INK, markersize=size, label=label_text)
         axes.set_xticks([])
@@ -219,7 +245,20 @@ def map_plot(
             spine.set_visible(False)
         _legend_below(axes)
 
-    return _draw(name, 5.0, paint)
+    return _draw(name, 4.4, paint)
+
+
+def _name_groups(axes: Axes, groups: Sequence[tuple[str, npt.NDArray[np.float64]]]) -> None:
+    """Write each name at the median of its points [n, 2], moved where it would lie on another name."""
+    width, height = _letter(axes)
+    placed: list[tuple[float, float, float]] = []
+    for name, points in groups:
+        if len(points):
+            x, y = np.median(points, axis=0)
+            half = len(name) * width / 2
+            line = _free_line(placed, x - half, x + half, y, height)
+            placed.append((x - half, x + half, line))
+            axes.text(x, line, name, fontsize=7, ha="center", va="center")
 
 
 def _legend_below(axes: Axes) -> None:

@@ -7,10 +7,13 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from geodistill.errors import RunError
 from geodistill.evaluation.measures import hlr, ior, mean_std, share
 
 FULL = "full"
+_RANDOM = "random real"
 # Nearer to the training images than half of what fresh real images are: accuracy that comes from copying.
 COPYING = 0.5
 
@@ -130,7 +133,7 @@ def _latest(bench: Path) -> dict[str, Any] | None:
 
 
 def _rows_of(found: dict[str, Any], method: str) -> list[Row]:
-    kinds = {"distilled": method, "random": "random real", FULL: FULL}
+    kinds = {"distilled": method, "random": _RANDOM, FULL: FULL}
     near = {key: found["nearness"][name] for key, name in _NEARNESS.items()}
     rows = []
     for kind, name in kinds.items():
@@ -143,8 +146,10 @@ _NEARNESS = {"rho": "ratio", "rho_pixel": "pixel", "rho_feature": "feature"}
 
 
 def _of_measures(found: dict[str, Any], measures: list[dict[str, Any]], name: str, near: dict[str, float]) -> Row:
-    means = {what: mean_std([one[what] for one in measures]) for what in ("oa", "aa", "kappa")}
-    own, random = means["oa"][0], mean_std([one["oa"] for one in found["random"]])[0]
+    values: dict[str, Any] = dict(near)
+    for what in ("oa", "aa", "kappa"):
+        values[f"{what}_mean"], values[f"{what}_std"] = mean_std([one[what] for one in measures])
+    own, random = values["oa_mean"], mean_std([one["oa"] for one in found["random"]])[0]
     full = mean_std([one["oa"] for one in found[FULL]])[0] if found[FULL] else None
     return Row(
         method=name,
@@ -153,23 +158,15 @@ def _of_measures(found: dict[str, Any], measures: list[dict[str, Any]], name: st
         network=found["network"],
         seeds=found["seeds"],
         oa=[one["oa"] for one in measures],
-        **{f"{what}_{kind}": value for what, pair in means.items() for kind, value in zip(_MEAN, pair, strict=True)},
         share_of_full=None if full is None else _finite(share(full, own)),
         hlr=None if full is None else hlr(full, own),
         ior=ior(own, random),
-        real_pixels=name in (FULL, "random real"),
-        per_class=[mean_std(values)[0] for values in zip(*(one["per_class"] for one in measures), strict=True)],
-        confusion=[[sum(cell) for cell in zip(*lines, strict=True)] for lines in _lines(measures)],
-        **near,
+        real_pixels=name in (FULL, _RANDOM),
+        per_class=[mean_std(of_class)[0] for of_class in zip(*(one["per_class"] for one in measures), strict=True)],
+        # [seeds, classes, classes] -> [classes, classes]
+        confusion=np.sum([one["confusion"] for one in measures], axis=0).tolist(),
+        **values,
     )
-
-
-_MEAN = ("mean", "std")
-
-
-def _lines(measures: list[dict[str, Any]]) -> Iterable[tuple[list[int], ...]]:
-    """Return, for each true class, its line of every seed's confusion matrix."""
-    return zip(*(one["confusion"] for one in measures), strict=True)
 
 
 def ablation(rows: Sequence[Row]) -> list[tuple[Row, float | None]]:
