@@ -22,10 +22,18 @@ METHODS: dict[str, tuple[float, float, float, bool]] = {
     "dpd": (0.4, 0.19, 0.64, False),
 }
 BENCHES = (("probe", "efficientnet-lite0"), ("scratch", "convnet3"))
+_FULL = (0.85, 0.0, 0.0, True)
+
+
+def make_scenes(classes: tuple[str, ...], per_class: int = 4) -> Scenes:
+    """Scenes of noise: no two alike."""
+    random = np.random.default_rng(5)
+    images = random.integers(0, 256, (len(classes) * per_class, 32, 32, 3), dtype=np.uint8)
+    return Scenes.from_arrays(images, torch.arange(len(images)) // per_class, classes)
 
 
 def confusion_of(oa: float, classes: int, count: int = 30) -> list[list[int]]:
-    """Each class is right in about `oa` of `count` cases and otherwise taken for the next one, later ones less often."""
+    """Of `count` test images about `oa` are right, less in later classes; the others are taken for the next class."""
     lines = []
     for label in range(classes):
         line = [0] * classes
@@ -35,29 +43,47 @@ def confusion_of(oa: float, classes: int, count: int = 30) -> list[list[int]]:
     return lines
 
 
-def row(method: str, ipc: int, bench: tuple[str, str], classes: int) -> dict[str, Any]:
-    base, gain, rho, real = METHODS.get(method, (0.85, 0.0, 0.0, True))
+def make_row(method: str, ipc: int, bench: tuple[str, str], classes: int) -> dict[str, Any]:
+    base, gain, rho, real = METHODS.get(method, _FULL)
     mean = base + gain * float(np.log10(max(ipc, 1))) - 0.1 * (bench[0] == "scratch")
-    oa = [mean - 0.01, mean, mean + 0.01]
     confusion = confusion_of(mean, classes)
     full = method == "full"
     return {
-        **{"method": method, "ipc": ipc, "protocol": bench[0], "network": bench[1], "seeds": [0, 1, 2], "oa": oa},
-        **{"oa_mean": mean, "oa_std": 0.01, "aa_mean": mean, "aa_std": 0.01, "kappa_mean": mean - 0.03},
-        **{"kappa_std": 0.01, "share_of_full": mean / 0.85, "hlr": 0.85 - mean, "ior": mean - 0.42},
-        **{
-            "rho": None if full else rho,
-            "rho_pixel": None if full else rho,
-            "rho_feature": None if full else rho + 0.2,
-        },
-        **{"real_pixels": real, "images_per_second": None if real else 3.1, "wall_seconds": 64.2},
-        **{"peak_memory_mib": 1210, "coverage": 0.71, "per_class": [line[k] / 30 for k, line in enumerate(confusion)]},
+        "method": method,
+        "ipc": ipc,
+        "protocol": bench[0],
+        "network": bench[1],
+        "seeds": [0, 1, 2],
+        "oa": [mean - 0.01, mean, mean + 0.01],
+        "oa_mean": mean,
+        "oa_std": 0.01,
+        "aa_mean": mean,
+        "aa_std": 0.01,
+        "kappa_mean": mean - 0.03,
+        "kappa_std": 0.01,
+        "share_of_full": mean / 0.85,
+        "hlr": 0.85 - mean,
+        "ior": mean - 0.42,
+        "rho": None if full else rho,
+        "rho_pixel": None if full else rho,
+        "rho_feature": None if full else rho + 0.2,
+        "real_pixels": real,
+        "images_per_second": None if real else 3.1,
+        "wall_seconds": 64.2,
+        "peak_memory_mib": 1210,
+        "coverage": float("nan") if full else 0.71,
+        "per_class": [line[label] / 30 for label, line in enumerate(confusion)],
         "confusion": confusion,
     }
 
 
 def make_compare(
-    folder: Path, scenes: Scenes, *, methods: tuple[str, ...] = tuple(METHODS), ipcs: tuple[int, ...] = (1, 3)
+    folder: Path,
+    scenes: Scenes,
+    *,
+    methods: tuple[str, ...] = tuple(METHODS),
+    ipcs: tuple[int, ...] = (1, 3),
+    command: str = "geodistill compare DATA --out x",
 ) -> Path:
     """Write a finished comparison of `methods` on `scenes`; sets of real images hold scenes, others hold noise."""
     for method in methods:
@@ -65,12 +91,12 @@ def make_compare(
             _write_set(folder / "sets" / f"{method}-ipc{ipc}", scenes, method, ipc)
     count = len(scenes.classes)
     sets = [("full", 0), *((method, ipc) for method in methods for ipc in ipcs)]
-    rows = [row(method, ipc, bench, count) for bench in BENCHES for method, ipc in sets]
+    rows = [make_row(method, ipc, bench, count) for bench in BENCHES for method, ipc in sets]
     pair = {"protocol": "probe", "network": "efficientnet-lite0", "ipc": ipcs[-1], "a": "dpd", "b": "random"}
     pair |= {"difference": -0.03, "low": -0.06, "high": 0.01, "verdict": "no difference shown"}
     comparison = {"classes": scenes.classes, "rows": rows, "pairs": [pair]}
     (folder / "compare.json").write_text(json.dumps(comparison))
-    write_about(folder, {"kind": "compare", "methods": methods, "ipcs": ipcs}, "geodistill compare DATA --out x")
+    write_about(folder, {"kind": "compare", "methods": methods, "ipcs": ipcs}, command)
     return folder
 
 
@@ -81,16 +107,17 @@ def write_about(folder: Path, settings: dict[str, Any], command: str = "") -> No
 
 
 def _write_set(folder: Path, scenes: Scenes, method: str, ipc: int) -> None:
-    real = METHODS.get(method, (0, 0, 0, False))[3] or method == "reconstruction"
+    real = METHODS[method][3] or method == "reconstruction"
     labels = torch.arange(len(scenes.classes)).repeat_interleave(ipc)
     if real:
-        chosen = [int((scenes.labels == label).nonzero()[k % ipc, 0]) for k, label in enumerate(labels)]
+        ranks = torch.arange(len(labels)) % ipc
+        chosen = [int((scenes.labels == label).nonzero()[rank, 0]) for label, rank in zip(labels, ranks, strict=True)]
         images = scenes.pixels(chosen, size=32)
     else:
-        random = np.random.default_rng([ipc, len(method)])
+        random = np.random.default_rng([ipc, *method.encode()])
         images = torch.from_numpy(random.integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8))
-    description = {} if real else {"description": "A satellite image", "scores": {"teacher_probability": 0.9}}
-    records = tuple({"seed": k, **description} for k in range(len(labels)))
+    told = {} if real else {"description": "A satellite image", "scores": {"teacher_probability": 0.9}}
+    records = tuple({"seed": index, **told} for index in range(len(labels)))
     DistilledSet(images, labels, scenes.classes, records, {"method": method}).save(folder / "distilled")
     write_about(folder, {"method": method, "config": {"ipc": ipc}, "scenes": scenes.fingerprint()})
     (folder / "stages").mkdir()

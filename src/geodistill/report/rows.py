@@ -115,31 +115,30 @@ def read_evaluations(folder: Path, method: str) -> Figures:
 
     The references are rows of their own. Raises RunError on damage.
     """
-    found = [found for bench in sorted(folder.glob("*-*/")) if (found := _latest(bench))]
-    rows = tuple(row for evaluation in found for row in _rows_of(evaluation, method))
-    return Figures(tuple(found[0]["classes"]) if found else (), rows)
+    classes: tuple[str, ...] = ()
+    rows: list[Row] = []
+    for bench in sorted(folder.glob("*-*/")):
+        paths = sorted(bench.glob("figures-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        if paths:
+            classes, own = _read_evaluation(paths[-1], method)
+            rows += own
+    return Figures(classes, tuple(rows))
 
 
-def _latest(bench: Path) -> dict[str, Any] | None:
-    paths = sorted(bench.glob("figures-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    if not paths:
-        return None
-    try:
-        found: dict[str, Any] = json.loads(paths[-1].read_text(encoding="utf-8"))
-        found["distilled"][0]["oa"], found["nearness"]["ratio"], found["classes"]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise RunError(f"{paths[-1]} is no record of an evaluation ({error!r}): delete it and evaluate again") from None
-    return found
-
-
-def _rows_of(found: dict[str, Any], method: str) -> list[Row]:
+def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row]]:
+    """Return the classes and the rows in one file of figures."""
     kinds = {"distilled": method, "random": _RANDOM, FULL: FULL}
-    near = {key: found["nearness"][name] for key, name in _NEARNESS.items()}
-    rows = []
-    for kind, name in kinds.items():
-        if found[kind]:
-            rows.append(_of_measures(found, found[kind], name, {} if kind != "distilled" else near))
-    return rows
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        near = {key: found["nearness"][name] for key, name in _NEARNESS.items()}
+        rows = [
+            _of_measures(found, found[kind], name, near if kind == "distilled" else {})
+            for kind, name in kinds.items()
+            if found[kind]
+        ]
+        return tuple(found["classes"]), rows
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is no record of an evaluation ({error!r}): delete it and evaluate again") from None
 
 
 _NEARNESS = {"rho": "ratio", "rho_pixel": "pixel", "rho_feature": "feature"}

@@ -124,7 +124,7 @@ def _picture(distilled: DistilledSet, index: int, rank: int, sources: "_Sources 
 def _facts(record: dict[str, Any]) -> tuple[str, ...]:
     facts = [f"seed {record['seed']}"] if "seed" in record else []
     probability = record.get("scores", {}).get("teacher_probability")
-    return (*facts, f"teacher {100 * probability:.1f} %") if probability is not None else tuple(facts)
+    return (*facts, f"teacher {probability:.2f}") if probability is not None else tuple(facts)
 
 
 class _Sources:
