@@ -61,7 +61,9 @@ def test_what_is_not_known_to_be_generated_counts_as_real(
 def test_sets_of_a_comparison(tmp_path: Path) -> None:
     for name in ("k-means-ipc10", "dpd-ipc10", "dpd-ipc2", "notes", "x-ipcy"):
         (tmp_path / "sets" / name).mkdir(parents=True)
-    assert [one.name for one in compared_sets(tmp_path)] == ["dpd, IPC 2", "dpd, IPC 10", "k-means, IPC 10"]
+    assert [one.name for one in compared_sets(tmp_path, [])] == ["dpd, IPC 2", "dpd, IPC 10", "k-means, IPC 10"]
+    rows = [Row("k-means", 10, "probe", "n", 0.5, 0.0)]
+    assert [one.name for one in compared_sets(tmp_path, rows)] == ["k-means, IPC 10", "dpd, IPC 2", "dpd, IPC 10"]
 
 
 def test_dpd_stands_for_a_comparison_and_otherwise_the_last_method() -> None:
@@ -69,7 +71,7 @@ def test_dpd_stands_for_a_comparison_and_otherwise_the_last_method() -> None:
         return [SetFolder(Path(), name, ipc) for name in names for ipc in (1, 10)]
 
     assert main_set(sets("d4m", "dpd", "mgd3")) == SetFolder(Path(), "dpd", 10)
-    assert main_set(sets("d4m", "mgd3")) == SetFolder(Path(), "mgd3", 10)
+    assert main_set(sets("mgd3", "d4m")) == SetFolder(Path(), "d4m", 10)
     assert main_set([]) is None
 
 

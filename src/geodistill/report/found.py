@@ -67,7 +67,8 @@ def find(run: Path, train: Scenes | None, with_sources: bool) -> Found:
     settings = about["settings"]
     method = str(settings.get("method", "unknown"))
     if is_comparison(about):
-        sets, figures = compared_sets(run), read_comparison(run / "compare.json")
+        figures = read_comparison(run / "compare.json")
+        sets = compared_sets(run, figures.rows)
     else:
         sets = [SetFolder(run, method, int(settings.get("config", {}).get("ipc", 0)))]
         figures = read_evaluations(run / "evaluation", method)

@@ -262,4 +262,7 @@ def _name_groups(axes: Axes, groups: Sequence[tuple[str, npt.NDArray[np.float64]
 
 
 def _legend_below(axes: Axes) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, handlelength=2.2)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.get_figure(root=True).legend(  # type: ignore[union-attr]
+        handles, labels, loc="outside lower center", ncols=2, fontsize=8, handlelength=2.2
+    )

@@ -72,20 +72,21 @@ class SetFolder:
         return any(told) if told else self.images.about.get("method") != _GENERATED
 
 
-def compared_sets(run: Path) -> list[SetFolder]:
-    """Return the sets of a `compare` run, by method, then IPC."""
+def compared_sets(run: Path, rows: Sequence[Row]) -> list[SetFolder]:
+    """Return the sets of a `compare` run: methods in the order of `rows`, those without figures last; by IPC."""
+    place = {method: k for k, method in enumerate(dict.fromkeys(row.method for row in rows))}
     found = []
     for folder in sorted((run / "sets").glob("*-ipc*/")):
         match = re.fullmatch(r"(.+)-ipc(\d+)", folder.name)
         if match:
             found.append(SetFolder(folder, match[1], int(match[2])))
-    return sorted(found, key=lambda one: (one.method, one.ipc))
+    return sorted(found, key=lambda one: (place.get(one.method, len(place)), one.method, one.ipc))
 
 
 def main_set(sets: Sequence[SetFolder]) -> SetFolder | None:
     """Return the set that stands for the run: `dpd` if it is there, else the last method, at its largest IPC."""
-    ours = [one for one in sets if one.method == _GENERATED] or list(sets)
-    return max(ours, key=lambda one: (one.method, one.ipc), default=None)
+    last = [one for one in sets if one.method == _GENERATED] or [one for one in sets if one.method == sets[-1].method]
+    return max(last, key=lambda one: one.ipc, default=None)
 
 
 @dataclass(frozen=True)
