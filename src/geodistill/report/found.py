@@ -1,0 +1,99 @@
+"""What a run folder holds so far, and what of it may be shown."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geodistill.errors import RunError
+from geodistill.report.rows import Figures, Row, read_comparison, read_evaluations
+from geodistill.report.sets import SetFolder, compared_sets, main_set
+from geodistill.scenes.scenes import Scenes
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run as the report sees it.
+
+    `about`: what run.json holds. `sets`: all that were begun; `shown`: those whose images may be shown.
+    `train`: the real scenes, where the user gave them; `with_sources`: whether they may be shown.
+    """
+
+    run: Path
+    about: dict[str, Any]
+    sets: Sequence[SetFolder]
+    shown: Sequence[SetFolder]
+    figures: Figures
+    train: Scenes | None
+    with_sources: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run."""
+        settings: dict[str, Any] = self.about["settings"]
+        return settings
+
+    @property
+    def compared(self) -> bool:
+        """Whether it is a comparison of methods."""
+        return is_comparison(self.about)
+
+    @property
+    def main(self) -> SetFolder | None:
+        """The set that stands for the run, where one may be shown."""
+        return main_set(self.shown)
+
+    @property
+    def main_rows(self) -> list[Row]:
+        """The rows of the main set; where none may be shown, of the last set that is not all real images."""
+        sets = [(row.method, row.ipc) for row in self.figures.rows if not row.full]
+        wanted = (self.main.method, self.main.ipc) if self.main is not None else (sets[-1] if sets else None)
+        return [row for row in self.figures.rows if (row.method, row.ipc) == wanted]
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The run folders in it by what they are of: its own, and those of a comparison's sets."""
+        return {"this run": self.run} | {one.name: one.run for one in self.sets if one.run != self.run}
+
+
+def find(run: Path, train: Scenes | None, with_sources: bool) -> Found:
+    """Return what is in the folder `run`.
+
+    Raises RunError where it is no run, holds damaged records, or was made from other scenes than `train`;
+    DistilledSetError where a distilled set in it is damaged.
+    """
+    about = _about(run)
+    settings = about["settings"]
+    method = str(settings.get("method", "unknown"))
+    if is_comparison(about):
+        figures = read_comparison(run / "compare.json")
+        sets = compared_sets(run, figures.rows)
+    else:
+        sets = [SetFolder(run, method, int(settings.get("config", {}).get("ipc", 0)))]
+        figures = read_evaluations(run / "evaluation", method)
+    shown = [one for one in sets if one.finished and (with_sources or not one.holds_real(figures.rows))]
+    found = Found(run, about, sets, shown, figures, train, with_sources)
+    if found.main is not None and train is not None:
+        found.main.check_scenes(train)
+    return found
+
+
+def is_comparison(about: dict[str, Any]) -> bool:
+    """Whether run.json is of a comparison."""
+    return bool(about["settings"].get("kind") == "compare")
+
+
+def _about(run: Path) -> dict[str, Any]:
+    path = run / "run.json"
+    if not path.is_file():
+        what = "holds no run.json" if run.is_dir() else "is no folder"
+        raise RunError(
+            f"{run} is no run, it {what}: give the folder that `geodistill distill` or `geodistill compare` wrote"
+        )
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        about["settings"].get("kind")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RunError(f"{path} is not the record of a geodistill run: give the folder of another run") from None
+    return about

@@ -1,0 +1,147 @@
+"""The head of the page: what the run is, what it lacks, and what each section means."""
+
+from collections.abc import Mapping, Sequence
+
+from geodistill.report.found import Found
+from geodistill.report.parts import Cell, Table, bench_name, percent, points, rho
+from geodistill.report.record import training_curves
+from geodistill.report.rows import COPYING
+from geodistill.report.sets import Picture
+from geodistill.run import records
+
+# The stages of a `dpd` run, in order.
+_STAGES = ("base", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "distilled")
+
+
+def lead(found: Found) -> str:
+    """Return one sentence on what the run is."""
+    if not found.compared:
+        return f"A distilled set made by the method {found.settings.get('method', 'unknown')}."
+    methods = list(dict.fromkeys(one.method for one in found.sets))
+    return (
+        f"A comparison of {len(methods)} method{'' if len(methods) == 1 else 's'}: {', '.join(methods) or 'none yet'}."
+    )
+
+
+def missing(found: Found) -> list[str]:
+    """Return a line for each thing that a finished run would have and this one has not (yet)."""
+    rows = found.figures.rows
+    if not found.compared:
+        lines = [f"stage {stage} is not finished: {_GO_ON}" for stage in _open_stages(found)]
+        if not rows:
+            lines.append(
+                f"no accuracy yet: run `geodistill evaluate {found.run} --data DATA`, with the scenes for DATA"
+            )
+        return lines
+    lines = [f"the images of {one.name} are not finished: {_GO_ON}" for one in found.sets if not one.finished]
+    measured = {(row.method, row.ipc) for row in rows}
+    lines += [f"no accuracy of {one.name} yet: {_GO_ON}" for one in found.sets if (one.method, one.ipc) not in measured]
+    return lines or ([] if rows else [f"no images and no figures yet: {_GO_ON}"])
+
+
+_GO_ON = "the run's command goes on with it"
+
+
+def _open_stages(found: Found) -> list[str]:
+    """Return the stages that are still to be done; of other methods than `dpd` only the last is known."""
+    config = found.settings.get("config", {})
+    expected = list(_STAGES) if found.settings.get("method") == "dpd" else ["distilled"]
+    if config.get("base", "compact") != "compact":
+        expected = [stage for stage in expected if stage != "base"]
+    if config.get("finetune", {}).get("steps") == 0:
+        expected = [stage for stage in expected if stage != "adapter"]
+    return [stage for stage in expected if not (found.run / stage).is_dir()]
+
+
+def facts(found: Found) -> list[tuple[str, str]]:
+    """Return names and values for the head of the page."""
+    lines = []
+    if found.main is not None:
+        images = found.main.images
+        lines = [
+            ("Set shown", found.main.name if found.compared else found.main.method),
+            ("Images", f"{len(images)} of {images.size} × {images.size} pixels"),
+            ("Classes", str(len(images.classes))),
+            ("Images per class", str(images.ipc)),
+        ]
+    if found.compared:
+        lines.append(("Sets", f"{sum(one.finished for one in found.sets)} of {len(found.sets)} finished"))
+    return lines
+
+
+def summary(found: Found) -> Table | None:
+    """Return what the main set is worth in each protocol and network."""
+    rows = found.main_rows
+    if not rows:
+        return None
+    lines = [
+        (
+            Cell(bench_name(row)),
+            percent(row.oa_mean, row.oa_std),
+            percent(row.share_of_full),
+            points(row.ior),
+            rho(row),
+        )
+        for row in rows
+    ]
+    heads = ("Tested with", "OA, %", "share of full data, %", "over random, points", "nearness ρ")
+    return Table(f"What {rows[0].name} is worth", heads, lines, frozenset(range(1, 5)))
+
+
+def definitions(found: Found) -> list[str]:
+    """Return what the summary's figures mean."""
+    return [_OA, _RHO] if found.main_rows else []
+
+
+def notes(found: Found, gallery: Mapping[str, Sequence[Picture]]) -> dict[str, list[str]]:
+    """Return for each section the sentences that explain it, or say why it is empty."""
+    rows = found.figures.rows
+    empty = [] if rows else ["No figures yet."]
+    near = any(row.rho is not None for row in rows)
+    costs = any(records(folder) for folder in found.folders.values())
+    return {
+        "images": _notes_on_images(found, [picture for group in gallery.values() for picture in group]),
+        "accuracy": empty or ["Mean over the seeds; the bars are one standard deviation to each side."],
+        "nearness": [_RHO] if near else empty or ["No row has a nearness ratio."],
+        "ablation": ["Each rung adds one part of the method to the rung above it."],
+        "rows": empty or [_OA, _MEASURES],
+        "classes": empty or ["The worst class first, with the class that its test images are most often taken for."],
+        "confusion": empty
+        or ["Lines are true classes, columns predictions, summed over the seeds; right ones are framed."],
+        "map": _notes_on_map(found),
+        "training": [] if training_curves(found.folders) else ["No training has left its losses yet."],
+        "cost": [] if costs else ["No stage has been begun yet."],
+    }
+
+
+_OA = "OA: overall accuracy of a classifier that was trained on the images and tested on real ones."
+_RHO = (
+    "Nearness ratio ρ: how far the images are from their nearest training images, as a share of what fresh real images "
+    f"are. 1: no nearer than those; towards 0: copies. Below {COPYING} accuracy comes from copying."
+)
+_MEASURES = (
+    "AA: mean of the classes' accuracies. Over random: difference to as many random real images (IOR). Lost: "
+    "difference to all real images (HLR). Coverage: mean similarity of a training image to the nearest image of its "
+    "class."
+)
+
+
+def _notes_on_images(found: Found, pictures: Sequence[Picture]) -> list[str]:
+    lines = [] if pictures else ["There are no images to show."]
+    if any(picture.facts for picture in pictures):
+        lines.append("Teacher: the probability that the run's own classifier gives the image's class.")
+    if any(picture.sources for picture in pictures):
+        lines.append("Under the dotted line: the real images nearest the centre of the cluster that it stands for.")
+    held = dict.fromkeys(one.method for one in found.sets if one.finished and one not in found.shown)
+    return [*lines, f"Not shown because the images are real ones, or may be: {', '.join(held)}."] if held else lines
+
+
+def _notes_on_map(found: Found) -> list[str]:
+    if found.main is None:
+        return ["There are no distilled images to put on a map."]
+    if found.train is None:
+        return ["The map needs the real images: write the report again with the data."]
+    return [
+        "Each point is an image: features of a network pretrained on ImageNet, flattened by t-SNE. Near means alike; "
+        "distances between far groups mean little."
+    ]

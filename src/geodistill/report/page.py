@@ -1,0 +1,111 @@
+"""The report: one HTML file that shows a run, with nothing loaded from elsewhere."""
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from geodistill.errors import ConfigError
+from geodistill.report import classes, overview, record, results
+from geodistill.report.found import Found, find
+from geodistill.run import explain_os_errors, write_atomic
+from geodistill.scenes.scenes import SceneData
+
+_PER_CLASS, _OTHERS_PER_CLASS = 10, 3
+
+_SECTIONS = {
+    "summary": "Summary",
+    "images": "Images",
+    "accuracy": "Accuracy",
+    "nearness": "Accuracy against nearness",
+    "ablation": "Ablation",
+    "rows": "All figures",
+    "classes": "Accuracy by class",
+    "confusion": "Confusion matrix",
+    "map": "Map of real and distilled images",
+    "training": "Training",
+    "cost": "Time and memory",
+    "settings": "Settings",
+}
+
+
+def write_report(
+    run: Path, *, out: Path | None = None, data: SceneData | None = None, with_sources: bool = False
+) -> Path:
+    """Write the report of `run`, finished or still going, and return its path.
+
+    Args:
+        run: folder of a `distill` or `compare` run.
+        out: the HTML file; RUN/report.html when None.
+        data: the scenes that the run was made from, for the map of real and distilled images.
+        with_sources: also show real images: those near each prototype, and the sets that consist of real images.
+            Without it nothing of a real image is in the page.
+
+    Raises:
+        RunError: `run` is no run, holds damaged records, was made from other scenes, or `out` cannot be written.
+        ConfigError: `with_sources` without `data`.
+        DistilledSetError: a distilled set in the run is damaged.
+    """
+    if with_sources and data is None:
+        raise ConfigError("source images are to be shown, but there are no scenes: give the data as well")
+    page = _page(find(run, None if data is None else data.train, with_sources))
+    target = out or run / "report.html"
+    with explain_os_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, _render(page))
+    return target
+
+
+def _page(found: Found) -> dict[str, Any]:
+    """Return everything that the template shows, by the names that it uses."""
+    gallery = classes.images(found, _PER_CLASS)
+    rows = found.figures.rows
+    return {
+        "title": f"geodistill report: {found.run.resolve().name}",
+        "lead": overview.lead(found),
+        "missing": overview.missing(found),
+        "facts": overview.facts(found),
+        "summary": overview.summary(found),
+        "definitions": overview.definitions(found),
+        "gallery": gallery,
+        "others": classes.others(found, _OTHERS_PER_CLASS),
+        "accuracy": results.accuracy(rows),
+        "nearness": results.nearness(rows),
+        "ablation": results.ablation_table(rows),
+        "rows": results.rows_table(rows),
+        "pairs": results.pairs_table(found.figures.pairs),
+        "classes": classes.class_tables(found),
+        "confusion": classes.confusion(found),
+        "map": classes.embedding_map(found),
+        "training": record.training(found.folders),
+        "cost": record.cost(found.folders),
+        "command": found.about.get("command", ""),
+        "settings": record.settings(found),
+        "versions": record.versions_table(found),
+        "notes": overview.notes(found, gallery),
+    }
+
+
+def _render(page: dict[str, Any]) -> str:
+    # StrictUndefined: a name misspelt in the template is an error, not an empty place in the page.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("geodistill.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script, style = _text("sort.js"), _text("style.css")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown = {key: name for key, name in _SECTIONS.items() if key != "ablation" or page["ablation"]}
+    return environment.get_template("template.html.j2").render(
+        page, sections=shown, script=Markup(script), style=Markup(style), script_hash=f"sha256-{digest}"
+    )
+
+
+def _text(name: str) -> str:
+    return (files("geodistill.report") / name).read_text(encoding="utf-8")

@@ -1,0 +1,78 @@
+"""How the run came about: training, time and memory, settings and versions."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from geodistill.report.found import Found
+from geodistill.report.parts import Cell, Plot, Table, number
+from geodistill.report.plots import curves_plot, thin
+from geodistill.run import records
+
+_TRAINED = {"base": "Training of the base", "adapter": "Training of the adapter"}
+
+
+def training_curves(folders: Mapping[str, Path]) -> dict[str, dict[str, list[float]]]:
+    """Return for `base` and `adapter` the losses of every folder that has them.
+
+    Sets that share a training count once.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for stage in _TRAINED:
+        curves: dict[str, list[float]] = {}
+        for name, folder in folders.items():
+            path = folder / stage / "losses.json"
+            losses = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+            if losses and losses not in curves.values():
+                curves[name] = losses
+        if curves:
+            found[stage] = curves
+    return found
+
+
+def training(folders: Mapping[str, Path]) -> list[Plot]:
+    """Return the training curves of the base and of the adapters."""
+    return [_curves_plot(stage, curves) for stage, curves in training_curves(folders).items()]
+
+
+def _curves_plot(stage: str, curves: dict[str, list[float]]) -> Plot:
+    lines = []
+    for name, losses in curves.items():
+        for step, value in zip(*thin(losses, 10), strict=True):
+            lines.append((Cell(name), Cell(str(step), step), number(value, 4)))
+    heads = ("Training", "up to step", "mean loss since the row above")
+    table = Table(f"{_TRAINED[stage]}: losses", heads, lines, frozenset({1, 2}))
+    told = [f"{name} from {thin(v, 10)[1][0]:.3f} to {thin(v, 10)[1][-1]:.3f}" for name, v in curves.items()]
+    return Plot(curves_plot(f"training-{stage}", curves), _TRAINED[stage], f"Loss: {'; '.join(told)}.", table)
+
+
+def cost(folders: Mapping[str, Path]) -> Table | None:
+    """Return time and memory of every stage."""
+    lines = []
+    for name, folder in folders.items():
+        for record in records(folder):
+            lines.append(
+                (
+                    Cell(record["stage"] + ("" if record["facts"] is not None else " (so far)")),
+                    Cell(name),
+                    Cell(f"{record['wall_seconds']:.1f}", record["wall_seconds"]),
+                    Cell(f"{record['cpu_seconds']:.1f}", record["cpu_seconds"]),
+                    Cell(str(record["peak_memory_mib"]), record["peak_memory_mib"]),
+                )
+            )
+    heads = ("Stage", "of", "wall time, s", "processor time, s", "peak memory, MiB")
+    return Table("Time and memory of each stage", heads, lines, frozenset({2, 3, 4}), sortable=True) if lines else None
+
+
+def settings(found: Found) -> str:
+    """Return all settings as TOML where the run has them so, otherwise as its record has them."""
+    path = found.run / "config.toml"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    return json.dumps(found.settings, indent=2, sort_keys=True, ensure_ascii=False)
+
+
+def versions_table(found: Found) -> Table:
+    """Return the versions that the figures depend on."""
+    lines = [(Cell(name), Cell(str(version))) for name, version in found.about.get("versions", {}).items()]
+    return Table("Versions", ("Software", "version"), lines)

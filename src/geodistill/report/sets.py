@@ -1,0 +1,166 @@
+"""The distilled sets of a run and their images, ready for a page.
+
+Without the user's word no image that holds a real one is shown: neither sources nor sets that consist of real images.
+"""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from geodistill.distilled import DistilledSet
+from geodistill.errors import RunError
+from geodistill.prototypes import Prototypes
+from geodistill.report.rows import Row
+from geodistill.scenes.scenes import Scenes
+
+# Real images that went through the autoencoder are still those images.
+_RECONSTRUCTION = "reconstruction"
+_GENERATED = "dpd"
+_NEIGHBOURS = 3
+_THUMB = 64
+
+
+@dataclass(frozen=True)
+class SetFolder:
+    """One set of a run: the run folder that it lies in, its method and its images per class."""
+
+    run: Path
+    method: str
+    ipc: int
+
+    @property
+    def name(self) -> str:
+        """The set in words."""
+        return f"{self.method}, IPC {self.ipc}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its images are there."""
+        return (self.run / "distilled").is_dir()
+
+    @cached_property
+    def images(self) -> DistilledSet:
+        """The images; read once."""
+        return DistilledSet.load(self.run / "distilled")
+
+    @property
+    def scenes(self) -> str | None:
+        """Fingerprint of the training scenes that it was made from, where its run tells."""
+        about = self.run / "run.json"
+        found = json.loads(about.read_text(encoding="utf-8"))["settings"].get("scenes") if about.is_file() else None
+        return found if isinstance(found, str) else None
+
+    def check_scenes(self, scenes: Scenes) -> None:
+        """Raise RunError unless `scenes` are the training scenes that the set was made from."""
+        if self.scenes is not None and self.scenes != scenes.fingerprint():
+            raise RunError(f"{self.run} was made from other scenes than these: give the data that it was made from")
+
+    def holds_real(self, rows: Sequence[Row]) -> bool:
+        """Whether its images are, or may be, real ones: what is not known to be generated counts as real."""
+        if self.method == _RECONSTRUCTION:
+            return True
+        told = [row.real_pixels for row in rows if row.method == self.method]
+        return any(told) if told else self.images.about.get("method") != _GENERATED
+
+
+def compared_sets(run: Path, rows: Sequence[Row]) -> list[SetFolder]:
+    """Return the sets of a `compare` run: methods in the order of `rows`, those without figures last; by IPC."""
+    place = {method: k for k, method in enumerate(dict.fromkeys(row.method for row in rows))}
+    found = []
+    for folder in sorted((run / "sets").glob("*-ipc*/")):
+        match = re.fullmatch(r"(.+)-ipc(\d+)", folder.name)
+        if match:
+            found.append(SetFolder(folder, match[1], int(match[2])))
+    return sorted(found, key=lambda one: (place.get(one.method, len(place)), one.method, one.ipc))
+
+
+def main_set(sets: Sequence[SetFolder]) -> SetFolder | None:
+    """Return the set that stands for the run: `dpd` if it is there, else the last method, at its largest IPC."""
+    last = [one for one in sets if one.method == _GENERATED] or [one for one in sets if one.method == sets[-1].method]
+    return max(last, key=lambda one: one.ipc, default=None)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a page; `sources` are real images near its prototype."""
+
+    uri: str
+    alt: str
+    facts: tuple[str, ...] = ()
+    description: str = ""
+    sources: tuple["Picture", ...] = ()
+
+
+def gallery(one: SetFolder, per_class: int, scenes: Scenes | None = None) -> dict[str, list[Picture]]:
+    """Return at most `per_class` pictures of every class, with sources where `scenes` (its own) are given."""
+    distilled = one.images
+    sources = None if scenes is None else _Sources(one, scenes, distilled.size)
+    found = {}
+    for label, name in enumerate(distilled.classes):
+        own = (distilled.labels == label).nonzero().flatten().tolist()[:per_class]
+        found[name] = [_picture(distilled, index, rank, sources) for rank, index in enumerate(own, start=1)]
+    return found
+
+
+def _picture(distilled: DistilledSet, index: int, rank: int, sources: "_Sources | None") -> Picture:
+    record, name = distilled.records[index], distilled.classes[distilled.labels[index]]
+    return Picture(
+        png_uri(distilled.images[index]),
+        f"distilled image {rank} of {name}",
+        _facts(record),
+        record.get("description", ""),
+        () if sources is None else sources.of(int(distilled.labels[index]), record.get("prototype")),
+    )
+
+
+def _facts(record: dict[str, Any]) -> tuple[str, ...]:
+    facts = [f"seed {record['seed']}"] if "seed" in record else []
+    probability = record.get("scores", {}).get("teacher_probability")
+    return (*facts, f"teacher {probability:.2f}") if probability is not None else tuple(facts)
+
+
+class _Sources:
+    """The real images nearest the centre of each prototype's cluster."""
+
+    def __init__(self, one: SetFolder, scenes: Scenes, size: int) -> None:
+        stage = one.run / "prototypes"
+        self._prototypes = Prototypes.load(stage) if stage.is_dir() else None
+        self._scenes, self._size = scenes, size
+
+    def of(self, label: int, rank: int | None) -> tuple[Picture, ...]:
+        """Return pictures of the members of prototype `rank` of class `label`; none where there are no prototypes."""
+        if self._prototypes is None or rank is None:
+            return ()
+        which = int((self._prototypes.labels == label).nonzero().flatten()[rank])
+        members = self._prototypes.members[which][:_NEIGHBOURS]
+        name = self._scenes.classes[label]
+        pixels = self._scenes.pixels(members, size=self._size)
+        return tuple(Picture(png_uri(image), f"real image of {name} near this prototype") for image in pixels)
+
+
+def thumbnails(distilled: DistilledSet) -> dict[str, Picture]:
+    """Return one small picture of each class: its first image."""
+    found = {}
+    for label, name in enumerate(distilled.classes):
+        first = int((distilled.labels == label).nonzero()[0, 0])
+        found[name] = Picture(png_uri(distilled.images[first], most=_THUMB), f"distilled image of {name}")
+    return found
+
+
+def png_uri(image: torch.Tensor, most: int | None = None) -> str:
+    """Return uint8 [3, s, s] as the data URI of a PNG, at its own size or with sides of at most `most`."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())  # [3, s, s] -> [s, s, 3]
+    if most is not None:
+        picture.thumbnail((most, most))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

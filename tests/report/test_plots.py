@@ -1,0 +1,115 @@
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geodistill.report.plots import _free_line, accuracy_plot, curves_plot, map_plot, nearness_plot, thin
+from geodistill.report.rows import Row
+
+SVG = "{http://www.w3.org/2000/svg}"
+ROWS = [
+    Row("random", 1, "probe", "n", 0.3, 0.02, rho=0.0),
+    Row("random", 10, "probe", "n", 0.5, 0.02, rho=0.0),
+    Row("dpd", 10, "probe", "n", 0.4, 0.01, rho=0.7),
+    Row("full", 0, "probe", "n", 0.8, 0.0),
+]
+
+
+def _texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
+def _marks(svg: str) -> list[tuple[str, float, float]]:
+    """Return (colour, x, y) of all marks."""
+    found = []
+    for use in ET.fromstring(svg).iter(f"{SVG}use"):
+        colour = re.search(r"fill: (var\(--series-\d\))", use.get("style", ""))
+        if colour:
+            found.append((colour[1], float(use.get("x", "nan")), float(use.get("y", "nan"))))
+    return found
+
+
+PLOTS = {
+    "accuracy": accuracy_plot("p", ROWS),
+    "nearness": nearness_plot("p", ROWS[:3]),
+    "curves": curves_plot("p", {"a": [3.0, 2.0, 1.0], "b": [1.0]}),
+    "map": map_plot("p", np.arange(8.0).reshape(4, 2), np.array([0, 1, 0, 1]), np.array([1, 1, 0, 0]) > 0, ("x", "y")),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots_take_colours_from_the_page_and_load_nothing(name: str) -> None:
+    svg = str(PLOTS[name])
+    root = ET.fromstring(svg)
+    assert "currentColor" in svg
+    assert not re.search(r"(fill|stroke): #(0[01]){3}", svg)
+    assert not re.search(r"#0100\d\d|#0101\d\d", svg)
+    assert {element.get("id", "p-").split("-")[0] for element in root.iter()} == {"p"}
+    references = re.findall(r'href="([^"]*)"|url\(([^)]*)\)', svg)
+    assert references
+    assert all((a or b).startswith("#p-") for a, b in references)
+    assert not [element for element in root.iter() if element.tag.endswith(("metadata", "style", "image"))]
+    assert "width" not in root.attrib
+    assert "viewBox" in root.attrib
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_references_of_a_plot_lead_to_its_own_parts(name: str) -> None:
+    root = ET.fromstring(str(PLOTS[name]))
+    ids = {element.get("id") for element in root.iter()}
+    wanted = {reference[1:] for element in root.iter() if (reference := element.get("href", ""))}
+    assert wanted
+    assert wanted <= ids
+
+
+def test_the_same_plot_twice_is_the_same_text() -> None:
+    assert accuracy_plot("p", ROWS) == PLOTS["accuracy"]
+
+
+def test_accuracy_is_drawn_to_scale() -> None:
+    texts = _texts(PLOTS["accuracy"])
+    assert {"random", "dpd", "IPC 1", "IPC 10", "all real images", "overall accuracy, %"} <= set(texts)
+    marks = {k: [x for colour, x, _ in _marks(PLOTS["accuracy"]) if colour == f"var(--series-{k})"] for k in (1, 2)}
+    # Ends of the bar and the mark of each row, then the legend's. One row at IPC 1: 30 ± 2 per cent.
+    low, high = min(marks[1][:3]), max(marks[1][:3])
+    percent = [28 + 4 * (x - low) / (high - low) for x in marks[2][:6]]
+    assert sorted(percent) == pytest.approx([39, 40, 41, 48, 50, 52], abs=0.01)
+
+
+def test_copying_rows_have_another_mark_and_are_named() -> None:
+    marks = _marks(PLOTS["nearness"])
+    assert [colour for colour, *_ in marks].count("var(--series-5)") == 3  # two rows and the legend
+    assert {"copying (ρ < 0.5)", "not copying (ρ ≥ 0.5)", "dpd"} <= set(_texts(PLOTS["nearness"]))
+    assert _texts(PLOTS["nearness"]).count("random") == 1
+
+
+def test_names_are_text_and_no_formulas() -> None:
+    name = "a$b_{$ <script>&"
+    row = Row(name, 1, "probe", "n", 0.3, 0.0, rho=0.7)
+    assert name in _texts(accuracy_plot("p", [row]))
+    assert name in _texts(nearness_plot("p", [row]))
+    assert name in _texts(map_plot("p", np.zeros((1, 2)), np.array([0]), np.array([True]), (name,)))
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=300), st.integers(1, 50))
+def test_thinned_values_keep_length_and_mean(values: list[float], points: int) -> None:
+    steps, means = thin(values, points)
+    assert len(steps) == len(means) == min(points, len(values))
+    assert steps[-1] == len(values)
+    weights = np.diff([0, *steps])
+    assert weights.max() - weights.min() <= 1
+    assert np.average(means, weights=weights) == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_thinned_by_hand() -> None:
+    assert thin([1, 3, 5, 7, 10], 2) == ([3, 5], [3.0, 8.5])
+
+
+def test_a_label_moves_to_the_nearest_free_line() -> None:
+    assert _free_line([], 0, 1, 5.0, 1.0) == 5.0
+    assert _free_line([(2, 3, 5.0)], 0, 1, 5.0, 1.0) == 5.0
+    assert _free_line([(0.5, 3, 5.25)], 0, 1, 5.0, 1.0) == 4.25
+    assert _free_line([(0.5, 3, 5.0)], 0, 1, 5.0, 1.0) == 6.0
