@@ -31,8 +31,8 @@ def test_loss_against_a_plain_loop() -> None:
         for label in present:
             own = [estimate[i] for i in range(4) if labels[i] == label]
             if real[label]:
-                least = min((_cosine(one, other) for one in own for other in real[label]), key=float)
-                most = max((_cosine(one, other) for one in own for other in made[label]), key=float)
+                least = min((_cosine(one, other) for one in own for other in real[label]), key=torch.Tensor.item)
+                most = max((_cosine(one, other) for one in own for other in made[label]), key=torch.Tensor.item)
                 expected = expected + (0.002 * (1 - least) + 0.008 * most) / len(present)
         value = loss(estimate, clean, labels)
         assert torch.allclose(value, expected, atol=1e-7)
