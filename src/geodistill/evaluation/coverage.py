@@ -1,0 +1,36 @@
+"""Coverage: does every real training image have a distilled one like it?"""
+
+import torch
+import torch.nn.functional as F
+
+from geodistill.errors import ConfigError
+
+BLOCK = 2048
+
+
+def coverage(
+    features: torch.Tensor, labels: torch.Tensor, real_features: torch.Tensor, real_labels: torch.Tensor
+) -> float:
+    """Return the mean over the real training images of the largest cosine to a distilled image of the class.
+
+    `features` [n, d] with labels int64 [n] are of the distilled images, `real_features` [m, d] with labels int64 [m] of
+    the real training images, both from `backbone_features` (METHOD.md §4). 1: every real image has its like.
+    Raises ConfigError when there are no real images, or a class of theirs has no distilled image.
+    """
+    if not len(real_labels):
+        raise ConfigError("no real training images: coverage is a mean over them")
+    features, total = F.normalize(features, dim=1), 0.0
+    for label in real_labels.unique().tolist():
+        ours, theirs = features[labels == label], real_features[real_labels == label]
+        if not len(ours):
+            raise ConfigError(
+                f"class {label} has {len(theirs)} real training images and no distilled one: coverage needs one"
+            )
+        total += sum(float(_largest(block, ours).double().sum()) for block in theirs.split(BLOCK))
+    return total / len(real_labels)
+
+
+def _largest(queries: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Return the largest cosine [n] of each query [n, d] to rows of norm 1 of `known` [m, d], a block at a time."""
+    queries = F.normalize(queries, dim=1)
+    return torch.stack([(queries @ block.T).amax(1) for block in known.split(BLOCK)]).amax(0)
