@@ -38,7 +38,8 @@ class DistilledSet:
     """Images that stand for a data set.
 
     `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
-    keys from RECORD_KEYS. `about`: method, config, versions; representable in JSON.
+    keys from RECORD_KEYS. `about`: method, real_pixels (whether the images are
+    real ones as they are), config, versions; representable in JSON.
     Raises DistilledSetError when these do not fit together.
     """
 
@@ -267,7 +268,7 @@ task_categories:
 tags:
 - dataset-distillation
 - remote-sensing
-- synthetic
+- {kind}
 size_categories:
 - {bucket}
 configs:
@@ -279,8 +280,8 @@ configs:
 
 # {title}
 
-{count} synthetic overhead images of {size} x {size} pixels, {classes} classes, made by geodistill with the method
-`{method}`. They stand for a larger set of real images when a classifier is trained; none of them is a photograph.
+{count} {kind} overhead images of {size} x {size} pixels, {classes} classes, made by geodistill with the method
+`{method}`. They stand for a larger set of real images when a classifier is trained; {nature}.
 
 Load them with `datasets.load_dataset(FOLDER)`, `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or
 `torchvision.datasets.ImageFolder(FOLDER)`.
@@ -305,6 +306,7 @@ def _title(distilled: DistilledSet) -> str:
 def _data_card(distilled: DistilledSet) -> str:
     buckets = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
     counts = torch.bincount(distilled.labels, minlength=len(distilled.classes)).tolist()
+    real = distilled.about.get("real_pixels", False)
     return _CARD.format(
         title=_title(distilled),
         bucket=next((name for limit, name in buckets if len(distilled) < limit), "100K<n<1M"),
@@ -312,6 +314,8 @@ def _data_card(distilled: DistilledSet) -> str:
         size=distilled.size,
         classes=len(distilled.classes),
         method=distilled.about.get("method", "unknown"),
+        kind="real" if real else "synthetic",
+        nature="each of them is one of those" if real else "none of them is a photograph",
         listing="\n".join(f"- {name}: {count}" for name, count in zip(distilled.classes, counts, strict=True)),
     )
 
@@ -345,7 +349,7 @@ def _croissant(distilled: DistilledSet, manifest: str) -> dict[str, Any]:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": "distilled-overhead-scenes",
-        "description": f"{_title(distilled)}: {len(distilled)} synthetic images made by geodistill.",
+        "description": f"{_title(distilled)}: {len(distilled)} images made or chosen by geodistill.",
         "license": "As the source data",
         "version": "1.0.0",
         "distribution": [_manifest_object(manifest), _image_files()],

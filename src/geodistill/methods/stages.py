@@ -19,6 +19,7 @@ from geodistill.descriptions import class_prompt, make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import SceneError
 from geodistill.evaluation.networks import backbone_features
+from geodistill.methods import METHODS
 from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior
 from geodistill.prior.compact import build_compact
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
@@ -304,7 +305,7 @@ def choose(
         ).write(folder)
 
     inputs = [run.fingerprint_of("candidates"), run.fingerprint_of("teacher"), config.selection.model_dump()]
-    return DistilledSet.load(run.stage("distilled", build, version=1, inputs=inputs))
+    return DistilledSet.load(run.stage("distilled", build, version=2, inputs=inputs))
 
 
 def _choose_of_class(
@@ -365,7 +366,7 @@ def write_set(
         labels = slot_labels(scenes, config)
         DistilledSet(images, labels, scenes.classes, records, _about(method, config)).write(folder)
 
-    return DistilledSet.load(run.stage("distilled", build, version=1, inputs=[method, *inputs]))
+    return DistilledSet.load(run.stage("distilled", build, version=2, inputs=[method, *inputs]))
 
 
 def keep_scenes(method: str, select: Callable[[], Tensor], scenes: Scenes, config: Config, run: Run) -> DistilledSet:
@@ -403,4 +404,5 @@ def decode(prior: Prior, latents: Tensor, config: Config) -> Tensor:
 
 
 def _about(method: str, config: Config) -> dict[str, Any]:
-    return {"method": method, "config": config.model_dump(mode="json"), "versions": versions()}
+    real = METHODS[method].real_pixels
+    return {"method": method, "real_pixels": real, "config": config.model_dump(mode="json"), "versions": versions()}
