@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from geodistill.config import Config, to_toml
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
-from geodistill.evaluation.bench import Bench, Progress, Training, open_store
+from geodistill.evaluation.bench import Bench, Progress, Training, cell_name, open_store
 from geodistill.evaluation.measures import hlr, ior, mean_std, measure, share
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_pair
@@ -368,7 +368,7 @@ class _Ledger:
         return {**cell, "a": subject.method, "b": other.method, **asdict(found)}
 
     def _predictions(self, row: Row) -> Path:
-        folder = self._folder / "evaluation" / f"{row.protocol}-{row.network.replace(':', '_')}"
+        folder = self._folder / "evaluation" / cell_name(row.protocol, row.network)
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"row-{row.method}-ipc{row.ipc}.safetensors"
 

@@ -89,7 +89,8 @@ def versions() -> dict[str, str]:
     """Return the versions that a figure depends on."""
     from importlib.metadata import version
 
-    names = ("geodistill", "torch", "diffusers", "transformers", "peft", "scikit-learn", "numpy", "pillow")
+    libraries = ("torch", "diffusers", "transformers", "peft", "scikit-learn", "scipy", "numpy", "pillow", "pytorchcv")
+    names = ("geodistill", *libraries)
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 

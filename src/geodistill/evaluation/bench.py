@@ -111,7 +111,7 @@ class Bench:
         steps = recipe_steps(protocol, training.count, self.steps)
         key = fingerprint(VERSION, training.key, self.test.fingerprint(), protocol, network, self.size, seed, steps)
         if key not in self._memo:
-            path = self._path(f"{protocol}-{network}/{training.name}-{seed}-{key[:16]}.safetensors")
+            path = self._path(f"{cell_name(protocol, network)}/{training.name}-{seed}-{key[:16]}.safetensors")
             logits = _read_logits(path, (len(self.test), len(self.test.classes)))
             if logits is None:
                 logits = self._train(training, protocol, network, seed)
@@ -173,6 +173,11 @@ class Bench:
 
     def _path(self, name: str) -> Path | None:
         return self.store and self.store / name
+
+
+def cell_name(protocol: str, network: str) -> str:
+    """Return the name of the folder for what `network` predicts under `protocol`; no system objects to it."""
+    return f"{protocol}-{network}".replace(":", "-")
 
 
 def open_store(out: Path | str | None) -> Path | None:

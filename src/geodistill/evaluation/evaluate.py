@@ -12,7 +12,7 @@ from rich.table import Table
 from geodistill.descriptions import class_prompt
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
-from geodistill.evaluation.bench import VERSION, Bench, Likeness, Progress, Training, hash_of, open_store
+from geodistill.evaluation.bench import VERSION, Bench, Likeness, Progress, Training, cell_name, hash_of, open_store
 from geodistill.evaluation.fidelity import Score, clip_score
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
 from geodistill.evaluation.networks import PRETRAINED
@@ -89,7 +89,7 @@ def evaluate(
         distilled: a DistilledSet, a folder that it was saved to, or any image folder `<class>/<image>`.
         data: real scenes with the same class names; `test` gives the figures, `train` the references.
         protocol: probe, finetune or scratch.
-        network: a name in NETWORKS.
+        network: a name that `check_network` knows.
         seeds: how many (0, 1, ...), or which.
         size: side in pixels at which everything is read; the distilled set's own by default.
         steps: replaces the protocol's number of training steps, for the references too.
@@ -130,7 +130,7 @@ def evaluate(
     )
     name = fingerprint(VERSION, hash_of(subject), list(chosen), steps, full, clip)
     text = json.dumps(result.as_dict(), indent=2, sort_keys=True)
-    bench.write(f"{protocol}-{network}/figures-{name[:16]}.json", text)
+    bench.write(f"{cell_name(protocol, network)}/figures-{name[:16]}.json", text)
     return result
 
 
