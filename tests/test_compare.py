@@ -37,7 +37,7 @@ def test_table_has_a_row_for_each_method_and_one_for_all_real_images(done: Path)
         assert torch.tensor(row.confusion).diag().sum() / 60 == pytest.approx(row.oa_mean)
     assert full.ior is None
     assert rows["dpd"].ior == pytest.approx(rows["dpd"].oa_mean - random.oa_mean)
-    assert [rows[name].copies for name in METHODS[:2]] == [True, True]
+    assert [rows[name].copying for name in METHODS[:2]] == [True, True]
     assert random.seeds == (0, 1)
 
 

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,17 @@ def test_parts_are_made_once_and_joined_in_order(tmp_path: Path) -> None:
     (tmp_path / "whole.safetensors").write_text("")
     forget_parts(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.safetensors"]
+
+
+def test_cost_is_written_down_while_a_stage_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geodistill.run._HEARTBEAT_SECONDS", 0.01)
+    record = tmp_path / "run" / "stages" / "base.json"
+
+    def build(folder: Path) -> None:
+        while not record.exists():
+            time.sleep(0.01)
+        assert json.loads(record.read_text())["facts"] is None
+
+    with Run(tmp_path / "run", {}) as run:
+        run.stage("base", build, version=1)
+    assert json.loads(record.read_text())["facts"] == {}

@@ -22,68 +22,19 @@ from geodistill.config import Config, to_toml
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
 from geodistill.evaluation.bench import Bench, Progress, Training, cell_name, open_store
-from geodistill.evaluation.measures import hlr, ior, mean_std, measure, share
+from geodistill.evaluation.measures import hlr, ior, measure, share
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.protocols import check_protocol
+from geodistill.evaluation.rows import Row, summarise
 from geodistill.methods import METHODS, check_method, make_distilled
 from geodistill.methods.stages import check_counts, make_base
 from geodistill.run import Run, save_tensors, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 
-# Below this nearness ratio an image is nearer to its source than half a fresh image is: such a row copies.
-COPIES_BELOW = 0.5
 # What every other method is compared with: the project's own.
 SUBJECT = "dpd"
 _TABLE, _SHEET = "compare.json", "compare.csv"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method at one IPC under one protocol and network; accuracies as fractions, `oa` of each seed.
-
-    Training on all real images is the method "full" with IPC 0. `wall_seconds` and `peak_memory_mib` are of the stages
-    the method used, without the base, which all share; `images_per_second` is images over that time. `rho` is the
-    nearness ratio. Fields are None where they do not apply or are not known yet.
-    """
-
-    method: str
-    ipc: int
-    protocol: str
-    network: str
-    seeds: tuple[int, ...]
-    oa: tuple[float, ...]
-    oa_mean: float
-    oa_std: float
-    aa_mean: float
-    aa_std: float
-    kappa_mean: float
-    kappa_std: float
-    real_pixels: bool
-    per_class: tuple[float, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    rho: float | None = None
-    rho_pixel: float | None = None
-    rho_feature: float | None = None
-    coverage: float | None = None
-    fid: float | None = None
-    kid: float | None = None
-    images_per_second: float | None = None
-    wall_seconds: float | None = None
-    peak_memory_mib: int | None = None
-    share_of_full: float | None = None
-    hlr: float | None = None
-    ior: float | None = None
-
-    @property
-    def key(self) -> tuple[str, int, str, str]:
-        """What tells a row from the others of its table."""
-        return self.method, self.ipc, self.protocol, self.network
-
-    @property
-    def copies(self) -> bool:
-        """Whether its accuracy is to be read as that of copies."""
-        return self.rho is not None and self.rho < COPIES_BELOW
 
 
 @dataclass(frozen=True)
@@ -289,29 +240,8 @@ def _row(
     """Return the row of one training for each seed, and what each predicted."""
     predicted = torch.stack([bench.logits(one, *cell, seed).argmax(1) for seed, one in enumerate(trainings)])
     measures = [measure(each, bench.test.labels, len(bench.test.classes)) for each in predicted]
-    oa = tuple(m.oa for m in measures)
-    oa_mean, oa_std = mean_std(oa)
-    aa_mean, aa_std = mean_std([m.aa for m in measures])
-    kappa_mean, kappa_std = mean_std([m.kappa for m in measures])
-    row = Row(
-        method=method,
-        ipc=ipc,
-        protocol=cell[0],
-        network=cell[1],
-        seeds=tuple(range(len(trainings))),
-        oa=oa,
-        oa_mean=oa_mean,
-        oa_std=oa_std,
-        aa_mean=aa_mean,
-        aa_std=aa_std,
-        kappa_mean=kappa_mean,
-        kappa_std=kappa_std,
-        real_pixels=real_pixels,
-        per_class=tuple(mean_std(values)[0] for values in zip(*(m.per_class for m in measures), strict=True)),
-        confusion=tuple(map(tuple, torch.tensor([m.confusion for m in measures]).sum(0).tolist())),
-        **facts,
-    )
-    return row, predicted
+    seeds = range(len(trainings))
+    return summarise(method, ipc, *cell, seeds, measures, real_pixels=real_pixels, **facts), predicted
 
 
 class _Ledger:
@@ -405,7 +335,7 @@ def comparison_table(folder: Path) -> Table:
         table.add_row(
             row.protocol,
             row.network,
-            row.method + (" [copies]" if row.copies else ""),
+            row.method + (" \\[copies]" if row.copying else ""),
             str(row.ipc) if row.ipc else "all",
             f"{100 * row.oa_mean:.1f} ± {100 * row.oa_std:.1f}",
             _shown(row.share_of_full, "{:.0%}"),

@@ -16,6 +16,7 @@ import re
 import resource
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from geodistill.progress import progress
 
 _FORMAT = 1
 _MARK = ".fingerprint"
+_HEARTBEAT_SECONDS = 30.0
 # Stages that depend on neither method nor IPC: a run that compares several makes them once and lends them.
 _LENT = frozenset({"base", "latents", "teacher"})
 
@@ -228,13 +230,9 @@ class Run:
         with explain_os_errors(self.folder):
             shutil.rmtree(target, ignore_errors=True)
             _prepare_partial(partial, mark)
-            clock = _Clock(self._record_path(name), mark)
-            try:
+            with _Clock(self._record_path(name), name, mark) as clock:
                 facts = build(partial)
-            finally:
-                # Time spent before an interruption counts: a stage's cost is what it took in all.
-                clock.record(name)
-            clock.record(name, facts or {})
+            clock.record(facts or {})
             _flush_folder(partial)
             partial.replace(target)
             _flush_folder(self.folder, recursive=False)
@@ -257,18 +255,40 @@ class Run:
 
 
 class _Clock:
-    """Wall time, processor time and peak memory of a stage, over all the times it was gone on with."""
+    """Wall time, processor time and peak memory of a stage, over all the times it was gone on with.
 
-    def __init__(self, path: Path, mark: str) -> None:
-        self._path, self._mark, self._before = path, mark, _read_record(path, mark)
+    Time spent before an interruption counts. It is written down every half minute: a killed process writes nothing.
+    """
+
+    def __init__(self, path: Path, stage: str, mark: str) -> None:
+        self._path, self._stage, self._mark = path, stage, mark
+        self._before = _read_record(path, mark)
         # Linux resets the high-water mark on this write; elsewhere the peak is the process's own so far.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._over = threading.Event()
+        self._beat = threading.Thread(target=self._keep_recording, daemon=True)
 
-    def record(self, name: str, facts: dict[str, Any] | None = None) -> None:
+    def __enter__(self) -> "_Clock":
+        self._beat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._beat.join()
+        self.record()
+
+    def _keep_recording(self) -> None:
+        while not self._over.wait(_HEARTBEAT_SECONDS):
+            # A full disk stops the stage itself, with a message of its own.
+            with contextlib.suppress(OSError):
+                self.record()
+
+    def record(self, facts: dict[str, Any] | None = None) -> None:
+        """Write the cost so far; with `facts` the stage counts as finished."""
         record = {
-            "stage": name,
+            "stage": self._stage,
             "fingerprint": self._mark,
             "facts": facts,
             "wall_seconds": round(self._before.get("wall_seconds", 0) + time.monotonic() - self._wall, 2),
@@ -291,7 +311,8 @@ def _read_record(path: Path, mark: str) -> dict[str, Any]:
 def records(folder: Path) -> list[dict[str, Any]]:
     """Return what the finished stages of the run in `folder` recorded, in the order in which they were done."""
     paths = sorted((folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return [json.loads(path.read_text()) for path in paths]
+    found = [json.loads(path.read_text()) for path in paths]
+    return [record for record in found if record["facts"] is not None]
 
 
 def peak_memory_mib() -> int:

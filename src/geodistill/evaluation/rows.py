@@ -1,0 +1,106 @@
+"""Rows of a table: what a set is worth under one protocol and network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from geodistill.evaluation.measures import Measures, mean_std
+
+FULL = "full"
+# Nearer to the training images than half of what fresh real images are: accuracy that comes from copying.
+COPYING = 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one IPC under one protocol and network; accuracies as fractions, `oa` of each seed.
+
+    Training on all real images is the method "full" with IPC 0. `wall_seconds` and `peak_memory_mib` are of the stages
+    the method used, without the base, which all share; `images_per_second` is images over that time. `rho` is the
+    nearness ratio. Fields are None where they do not apply or are not known yet.
+    """
+
+    method: str
+    ipc: int
+    protocol: str
+    network: str
+    seeds: tuple[int, ...]
+    oa: tuple[float, ...]
+    oa_mean: float
+    oa_std: float
+    aa_mean: float
+    aa_std: float
+    kappa_mean: float
+    kappa_std: float
+    real_pixels: bool
+    per_class: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    rho: float | None = None
+    rho_pixel: float | None = None
+    rho_feature: float | None = None
+    coverage: float | None = None
+    fid: float | None = None
+    kid: float | None = None
+    images_per_second: float | None = None
+    wall_seconds: float | None = None
+    peak_memory_mib: int | None = None
+    share_of_full: float | None = None
+    hlr: float | None = None
+    ior: float | None = None
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """What tells a row from the others of its table."""
+        return self.method, self.ipc, self.protocol, self.network
+
+    @property
+    def full(self) -> bool:
+        """Whether it was trained on all real images."""
+        return self.method == FULL
+
+    @property
+    def copying(self) -> bool:
+        """Whether the set lies so near the training images that its accuracy is that of copies."""
+        return self.rho is not None and self.rho < COPYING
+
+    @property
+    def name(self) -> str:
+        """The set in words."""
+        return "all real images" if self.full else f"{self.method}, IPC {self.ipc}"
+
+
+def summarise(
+    method: str,
+    ipc: int,
+    protocol: str,
+    network: str,
+    seeds: Sequence[int],
+    measures: Sequence[Measures],
+    *,
+    real_pixels: bool,
+    **facts: Any,
+) -> Row:
+    """Return the row of `measures`, one for each of `seeds`; `facts` are fields of Row that measures do not give."""
+    oa_mean, oa_std = mean_std([m.oa for m in measures])
+    aa_mean, aa_std = mean_std([m.aa for m in measures])
+    kappa_mean, kappa_std = mean_std([m.kappa for m in measures])
+    return Row(
+        method=method,
+        ipc=ipc,
+        protocol=protocol,
+        network=network,
+        seeds=tuple(seeds),
+        oa=tuple(m.oa for m in measures),
+        oa_mean=oa_mean,
+        oa_std=oa_std,
+        aa_mean=aa_mean,
+        aa_std=aa_std,
+        kappa_mean=kappa_mean,
+        kappa_std=kappa_std,
+        real_pixels=real_pixels,
+        per_class=tuple(mean_std(values)[0] for values in zip(*(m.per_class for m in measures), strict=True)),
+        confusion=tuple(map(tuple, torch.tensor([m.confusion for m in measures]).sum(0).tolist())),
+        **facts,
+    )
