@@ -26,7 +26,7 @@ from geodistill.evaluation.measures import hlr, ior, measure, share
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.protocols import check_protocol
-from geodistill.evaluation.rows import Row, summarise
+from geodistill.evaluation.rows import Row, row_from_json, summarise
 from geodistill.methods import METHODS, check_method, make_distilled
 from geodistill.methods.stages import check_counts, make_base
 from geodistill.run import Run, save_tensors, write_atomic
@@ -114,7 +114,7 @@ def load_rows(folder: Path) -> list[Row]:
         RunError: the table is not one that this version of `compare` wrote.
     """
     try:
-        return [_row_of(entry) for entry in _read_table(folder)["rows"]]
+        return [row_from_json(entry) for entry in _read_table(folder)["rows"]]
     except (ValueError, KeyError, TypeError):
         raise RunError(
             f"{folder / _TABLE} is no table of this version of geodistill: delete it, predictions are kept"
@@ -137,11 +137,6 @@ def _read_table(folder: Path) -> dict[str, Any]:
 
 def _pair_key(pair: dict[str, Any]) -> tuple[str, int, str, str]:
     return pair["b"], pair["ipc"], pair["protocol"], pair["network"]
-
-
-def _row_of(entry: dict[str, Any]) -> Row:
-    lists = {name: tuple(entry[name]) for name in ("seeds", "oa", "per_class")}
-    return Row(**{**entry, **lists, "confusion": tuple(tuple(line) for line in entry["confusion"])})
 
 
 def _cells(protocols: Sequence[str], networks: Sequence[str]) -> list[tuple[str, str]]:

@@ -255,7 +255,7 @@ def test_figures_of_a_distill_run_are_those_of_its_evaluation(run: Path, page: P
     own, random, full = page.rows("All figures, one row for each set, protocol and network")
     assert own[:5] == ["dpd", "2", "probe", "efficientnet-lite0", "2"]
     assert own[5] == f"{100 * found['oa']:.1f} ± 0.0"  # the probe gives the same for every seed
-    rho = found["nearness"]["ratio"]
+    rho = found["likeness"]["nearness"]["ratio"]
     assert f"{rho:.2f}{' copying' if rho < 0.5 else ''}" in own
     assert f"{100 * found['ior']:+.1f}" in own
     assert (random[0], full[0], full[1]) == ("random real", "all real images", "all")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geodistill.evaluation.rows import Row
 from geodistill.report.plots import _free_line, accuracy_plot, curves_plot, map_plot, nearness_plot, thin
-from geodistill.report.rows import Row
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROWS = [

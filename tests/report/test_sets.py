@@ -10,7 +10,7 @@ from PIL import Image
 
 from geodistill.distilled import DistilledSet
 from geodistill.prototypes import Prototypes
-from geodistill.report.rows import Row
+from geodistill.report.figures import Row
 from geodistill.report.sets import SetFolder, compared_sets, gallery, main_set, png_uri, thumbnails
 
 

@@ -1,7 +1,8 @@
 """Rows of a table: what a set is worth under one protocol and network."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
@@ -26,29 +27,29 @@ class Row:
     ipc: int
     protocol: str
     network: str
-    seeds: tuple[int, ...]
-    oa: tuple[float, ...]
     oa_mean: float
     oa_std: float
-    aa_mean: float
-    aa_std: float
-    kappa_mean: float
-    kappa_std: float
-    real_pixels: bool
-    per_class: tuple[float, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    seeds: tuple[int, ...] = ()
+    oa: tuple[float, ...] = ()
+    aa_mean: float | None = None
+    aa_std: float | None = None
+    kappa_mean: float | None = None
+    kappa_std: float | None = None
+    share_of_full: float | None = None
+    hlr: float | None = None
+    ior: float | None = None
     rho: float | None = None
     rho_pixel: float | None = None
     rho_feature: float | None = None
     coverage: float | None = None
     fid: float | None = None
     kid: float | None = None
+    real_pixels: bool = False
     images_per_second: float | None = None
     wall_seconds: float | None = None
     peak_memory_mib: int | None = None
-    share_of_full: float | None = None
-    hlr: float | None = None
-    ior: float | None = None
+    per_class: tuple[float, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
 
     @property
     def key(self) -> tuple[str, int, str, str]:
@@ -104,3 +105,16 @@ def summarise(
         confusion=tuple(map(tuple, torch.tensor([m.confusion for m in measures]).sum(0).tolist())),
         **facts,
     )
+
+
+def row_from_json(entry: dict[str, Any]) -> Row:
+    """Return the row that `entry` holds as JSON has it; KeyError or TypeError where it is none of this version."""
+    values = {name: _finite(value) for name, value in entry.items()}
+    values |= {field.name: entry[field.name] for field in fields(Row) if field.default is MISSING}
+    values |= {name: tuple(entry[name]) for name in ("seeds", "oa", "per_class") if name in entry}
+    return Row(**{**values, "confusion": tuple(map(tuple, entry.get("confusion", ())))})
+
+
+def _finite(value: Any) -> Any:
+    """Return None for NaN and infinity, which stand for what could not be measured."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

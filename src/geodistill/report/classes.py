@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from geodistill.evaluation.rows import Row
 from geodistill.report.embedding import embed
 from geodistill.report.found import Found
 from geodistill.report.parts import ABSENT, Cell, Heat, HeatCell, Plot, Table, bench_name, percent, seeds
 from geodistill.report.plots import map_plot
-from geodistill.report.rows import Row
 from geodistill.report.sets import Picture, SetFolder, gallery, thumbnails
 
 _HEAT_LEVELS = 10

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from geodistill.errors import RunError
-from geodistill.report.rows import Figures, Row, read_comparison, read_evaluations
+from geodistill.evaluation.rows import Row
+from geodistill.report.figures import Figures, read_comparison, read_evaluations
 from geodistill.report.sets import SetFolder, compared_sets, main_set
 from geodistill.scenes.scenes import Scenes
 

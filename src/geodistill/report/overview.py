@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from geodistill.evaluation.rows import COPYING
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Table, bench_name, percent, points, rho
 from geodistill.report.record import training_curves
-from geodistill.report.rows import COPYING
 from geodistill.report.sets import Picture
 from geodistill.run import records
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from geodistill.report.rows import Row
+from geodistill.evaluation.rows import Row
 from geodistill.report.sets import Picture
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geodistill.report.rows import COPYING, Row
+from geodistill.evaluation.rows import COPYING, Row
 
 SERIES = 8
 _INK, _FAINT = "#010001", "#010002"

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from geodistill.evaluation.rows import COPYING, Row
+from geodistill.report.figures import ablation, by_bench
 from geodistill.report.parts import ABSENT, Cell, Plot, Table, bench_name, number, percent, points, rho, seeds
 from geodistill.report.plots import accuracy_plot, nearness_plot
-from geodistill.report.rows import COPYING, Row, ablation, by_bench
 
 
 def accuracy(rows: Sequence[Row]) -> list[Plot]:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from geodistill.distilled import DistilledSet
 from geodistill.errors import RunError
+from geodistill.evaluation.rows import Row
 from geodistill.prototypes import Prototypes
-from geodistill.report.rows import Row
 from geodistill.scenes.scenes import Scenes
 
 # Real images that went through the autoencoder are still those images.

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from geodistill.errors import RunError
-from geodistill.report.rows import Row, ablation, by_bench, read_comparison, read_evaluations
+from geodistill.evaluation.rows import Row
+from geodistill.report.figures import ablation, by_bench, read_comparison, read_evaluations
 
 
 def _row(method: str, oa: float, ipc: int = 10, **more: object) -> Row:
@@ -23,17 +24,8 @@ def _write_figures(path: Path, oa: float, full: bool = True) -> None:
     found = {"protocol": "probe", "network": "convnet3", "seeds": [0, 1], "classes": ["a", "b"], "ipc": 2}
     found |= {"distilled": own, "random": [_measures(0.25, [[1, 2], [0, 0]])] * 2}
     found |= {"full": [_measures(0.8, [[3, 0], [0, 0]])] * 2 if full else []}
-    path.write_text(json.dumps({**found, "nearness": {"pixel": 0.5, "feature": 0.4, "ratio": 0.4}}))
-
-
-def test_copying_is_below_one_half() -> None:
-    assert [_row("a", 0.5, rho=rho).copying for rho in (None, 0.0, 0.499, 0.5, 1.0)] == [
-        False,
-        True,
-        True,
-        False,
-        False,
-    ]
+    near = {"pixel": 0.5, "feature": 0.4, "ratio": 0.4}
+    path.write_text(json.dumps({**found, "likeness": {"nearness": near, "coverage": 0.6}}))
 
 
 def test_rows_are_compared_within_protocol_and_network() -> None:
@@ -61,7 +53,8 @@ def test_evaluations_become_rows_of_their_means(tmp_path: Path) -> None:
     assert own.oa_mean == pytest.approx(0.4)
     assert own.oa_std == pytest.approx(0.1 * 2**0.5)  # two values 0.1 from their mean
     assert (own.share_of_full, own.hlr, own.ior) == pytest.approx((0.5, 0.4, 0.15))
-    assert own.confusion == [[4, 2], [0, 0]]
+    assert own.confusion == ((4, 2), (0, 0))
+    assert own.coverage == 0.6
     assert (random.method, random.ipc, random.real_pixels, random.rho) == ("random real", 2, True, None)
     assert (full.name, full.ipc, full.hlr) == ("all real images", 0, 0.0)
 
@@ -112,5 +105,5 @@ def test_damaged_evaluation(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         read_evaluations(tmp_path, "dpd")
     assert str(caught.value) == (
-        f"{path} is no record of an evaluation (KeyError('nearness')): delete it and evaluate again"
+        f"{path} is no record of an evaluation (KeyError('distilled')): delete it and evaluate again"
     )

@@ -1,0 +1,108 @@
+"""Rows of figures: one for each method, number of images per class, protocol and network."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geodistill.errors import RunError
+from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
+from geodistill.evaluation.rows import FULL, Row, row_from_json, summarise
+
+_RANDOM = "random real"
+
+Bench = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All that was measured: rows, the classes their confusion matrices are of, and compared pairs of rows."""
+
+    classes: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+    pairs: tuple[dict[str, Any], ...] = ()
+
+
+def by_bench(rows: Iterable[Row]) -> dict[Bench, list[Row]]:
+    """Return the rows of each (protocol, network): only these can be compared with each other."""
+    found: dict[Bench, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.protocol, row.network), []).append(row)
+    return found
+
+
+def read_comparison(path: Path) -> Figures:
+    """Return what a `compare` run measured so far; raise RunError where `path` is not its record."""
+    if not path.is_file():
+        return Figures()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Figures(tuple(found["classes"]), tuple(map(row_from_json, found["rows"])), tuple(found.get("pairs", ())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is no record of a comparison ({error!r}): run the same compare command again") from None
+
+
+def read_evaluations(folder: Path, method: str) -> Figures:
+    """Return what `evaluate` measured of a run's set, from `folder`: of each protocol and network the last figures.
+
+    The references are rows of their own. Raises RunError on damage.
+    """
+    classes: tuple[str, ...] = ()
+    rows: list[Row] = []
+    for bench in sorted(folder.glob("*-*/")):
+        paths = sorted(bench.glob("figures-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        if paths:
+            classes, own = _read_evaluation(paths[-1], method)
+            rows += own
+    return Figures(classes, tuple(rows))
+
+
+def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row]]:
+    """Return the classes and the rows in one file of figures."""
+    kinds = {"distilled": method, "random": _RANDOM, FULL: FULL}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = [_of_measures(found, kind, name) for kind, name in kinds.items() if found[kind]]
+        return tuple(found["classes"]), rows
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is no record of an evaluation ({error!r}): delete it and evaluate again") from None
+
+
+def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:
+    measures = {which: [Measures(**one) for one in found[which]] for which in ("random", FULL, kind)}
+    means = {which: mean_std([one.oa for one in several])[0] for which, several in measures.items() if several}
+    facts: dict[str, Any] = {"ior": ior(means[kind], means["random"])}
+    if FULL in means:
+        facts |= {"share_of_full": share(means[FULL], means[kind]), "hlr": hlr(means[FULL], means[kind])}
+    if kind == "distilled":
+        near = found["likeness"]["nearness"]
+        facts |= {"rho": near["ratio"], "rho_pixel": near["pixel"], "rho_feature": near["feature"]}
+        facts["coverage"] = found["likeness"]["coverage"]
+    return summarise(
+        name,
+        0 if kind == FULL else found["ipc"],
+        found["protocol"],
+        found["network"],
+        found["seeds"],
+        measures[kind],
+        real_pixels=kind != "distilled",
+        **facts,
+    )
+
+
+def ablation(rows: Sequence[Row]) -> list[tuple[Row, float | None]]:
+    """Return the rungs of an ablation ladder with what each adds to the OA of the one before.
+
+    Rungs are rows whose method holds a "+" ("+ prototypes"), and `template`, which they build on, where it is there.
+    """
+    if not any("+" in row.method for row in rows):
+        return []
+    found: list[tuple[Row, float | None]] = []
+    before: dict[tuple[str, str, int], float] = {}
+    for row in rows:
+        if "+" in row.method or row.method == "template":
+            key = (row.protocol, row.network, row.ipc)
+            found.append((row, row.oa_mean - before[key] if key in before else None))
+            before[key] = row.oa_mean
+    return sorted(found, key=lambda one: (one[0].protocol, one[0].network, one[0].ipc))
