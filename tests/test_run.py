@@ -190,8 +190,9 @@ def test_a_refused_run_lets_go_of_its_lock_and_leaves_nothing_behind(tmp_path: P
 
 def test_settings_may_change_until_a_stage_has_begun(tmp_path: Path) -> None:
     for seed in (0, 1):
-        with Run(tmp_path / "run", {"seed": seed}):
-            pass
+        with Run(tmp_path / "run", {"seed": seed}) as run:
+            # A report of a run that has just begun binds nobody.
+            (run.folder / "report.html").write_text("")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {"seed": 1}
 
 

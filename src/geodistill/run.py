@@ -202,7 +202,7 @@ class Run:
         return bool(self._content() - {"run.json", "config.toml"})
 
     def _content(self) -> set[str]:
-        ours = {".lock", ".run.json.tmp", ".config.toml.tmp"}
+        ours = {".lock", ".run.json.tmp", ".config.toml.tmp", "report.html"}
         return {path.name for path in self.folder.iterdir()} - ours
 
     def stage(

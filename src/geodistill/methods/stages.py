@@ -305,7 +305,7 @@ def choose(
         ).write(folder)
 
     inputs = [run.fingerprint_of("candidates"), run.fingerprint_of("teacher"), config.selection.model_dump()]
-    return DistilledSet.load(run.stage("distilled", build, version=2, inputs=inputs))
+    return DistilledSet.load(run.stage("distilled", build, version=3, inputs=inputs))
 
 
 def _choose_of_class(
@@ -366,7 +366,7 @@ def write_set(
         labels = slot_labels(scenes, config)
         DistilledSet(images, labels, scenes.classes, records, _about(method, config)).write(folder)
 
-    return DistilledSet.load(run.stage("distilled", build, version=2, inputs=[method, *inputs]))
+    return DistilledSet.load(run.stage("distilled", build, version=3, inputs=[method, *inputs]))
 
 
 def keep_scenes(method: str, select: Callable[[], Tensor], scenes: Scenes, config: Config, run: Run) -> DistilledSet:
@@ -404,5 +404,8 @@ def decode(prior: Prior, latents: Tensor, config: Config) -> Tensor:
 
 
 def _about(method: str, config: Config) -> dict[str, Any]:
-    real = METHODS[method].real_pixels
-    return {"method": method, "real_pixels": real, "config": config.model_dump(mode="json"), "versions": versions()}
+    real, settings = METHODS[method].real_pixels, config.model_dump(mode="json")
+    if Path(config.base).is_dir():
+        # The set is handed around: where folders lie on this machine is nobody's business.
+        settings["base"] = Path(config.base).name
+    return {"method": method, "real_pixels": real, "config": settings, "versions": versions()}
