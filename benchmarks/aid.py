@@ -10,6 +10,7 @@ import argparse
 import shutil
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from record import circumstances, command, hardware, to_csv
 
 from geodistill.config import Config, load_config
 from geodistill.distilled import DistilledSet
-from geodistill.evaluation.bench import Bench, Training, open_store
+from geodistill.evaluation.bench import Bench, Task, Training, open_store
 from geodistill.evaluation.evaluate import random_real
 from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.evaluation.networks import backbone_features
@@ -47,8 +48,6 @@ LADDER = {
     "+ consistency loss": TEMPLATE[3:],
     "+ selection": [],
 }
-# Training images are at distance 0 from themselves: the nearness ratio is 0 by definition.
-COPIES = Nearness(0.0, 0.0, 0.0)
 # Stages that several rungs share; a run takes them over only where the fingerprints agree.
 SHARED = ("latents", "teacher", "prototypes", "descriptions", "adapter", "candidates")
 
@@ -75,14 +74,31 @@ def main() -> None:
     sets = {"k-means real": kmeans, "reconstruction": _reconstructed(kmeans, base)} | sets
     with stages() as advance:
         bench = Bench(data, Config().size, store=open_store(args.out), progress=advance)
-        # Training on everything takes longest and comes last; until then its columns are empty.
-        rows = [Row("random real", _of_random(bench, kmeans, args), COPIES)]
-        for name, distilled in sets.items():
-            training = Training.on_set(_folder_name(name), distilled)
-            rows.append(Row(name, _measure(bench, [training] * args.seeds, args), bench.likeness(distilled).nearness))
-            _write(rows, args)
-        full = Training.on_scenes("full", data.train, bench.size)
-        _write([Row("all real images", _measure(bench, [full] * args.seeds, args), COPIES), *rows], args)
+        tasks = _tasks(sets, bench, args)
+        bench.train_all(chain.from_iterable(tasks.values()))
+        rows = [
+            Row(name, tuple(map(bench.measure, each)), _nearness(sets.get(name), bench)) for name, each in tasks.items()
+        ]
+    _write(rows, args)
+
+
+def _tasks(sets: dict[str, DistilledSet], bench: Bench, args: argparse.Namespace) -> dict[str, list[Task]]:
+    """Return what to train for each row, one task for each seed; random real images are drawn anew for each."""
+    random = [random_real(bench.train, sets["k-means real"], seed) for seed in range(args.seeds)]
+    trainings = {
+        "all real images": [Training.on_scenes("full", bench.train, bench.size)] * args.seeds,
+        "random real": [Training.on_scenes("random", draw, bench.size) for draw in random],
+        **{name: [Training.on_set(_folder_name(name), one)] * args.seeds for name, one in sets.items()},
+    }
+    return {
+        name: [Task(one, args.protocol, args.network, seed) for seed, one in enumerate(ones)]
+        for name, ones in trainings.items()
+    }
+
+
+def _nearness(distilled: DistilledSet | None, bench: Bench) -> Nearness:
+    """Return the nearness ratio; training images are at distance 0 from themselves, which makes theirs 0."""
+    return bench.likeness(distilled).nearness if distilled else Nearness(0.0, 0.0, 0.0)
 
 
 def _arguments() -> argparse.Namespace:
@@ -153,36 +169,21 @@ def _reconstructed(real: DistilledSet, base: Path) -> DistilledSet:
     return DistilledSet(prior.decode(prior.encode(real.images)), real.labels, real.classes)
 
 
-def _of_random(bench: Bench, like: DistilledSet, args: argparse.Namespace) -> tuple[Measures, ...]:
-    """Return the measures of random real images, for each seed another draw."""
-    draws = [random_real(bench.train, like, seed) for seed in range(args.seeds)]
-    return _measure(bench, [Training.on_scenes("random", draw, bench.size) for draw in draws], args)
-
-
-def _measure(bench: Bench, trainings: list[Training], args: argparse.Namespace) -> tuple[Measures, ...]:
-    """Return the measures of one training for each seed."""
-    return tuple(bench.measure(one, args.protocol, args.network, seed) for seed, one in enumerate(trainings))
-
-
 def _write(rows: list[Row], args: argparse.Namespace) -> None:
-    """Write the figures so far; a row says all that is needed to make it again."""
+    """Write the figures; a row says all that is needed to make it again."""
     means = {row.name: mean_std([measures.oa for measures in row.measures])[0] for row in rows}
-    lines = [_line(row, means.get("all real images"), means["random real"]) | _circumstances(args) for row in rows]
+    lines = [_line(row, means["all real images"], means["random real"]) | _circumstances(args) for row in rows]
     to_csv(lines, f"aid_{args.protocol}_{args.network}.csv")
 
 
-def _line(row: Row, full: float | None, random: float) -> dict[str, Any]:
+def _line(row: Row, full: float, random: float) -> dict[str, Any]:
     oa, oa_std = mean_std([measures.oa for measures in row.measures])
     aa, aa_std = mean_std([measures.aa for measures in row.measures])
     kappa, kappa_std = mean_std([measures.kappa for measures in row.measures])
     figures = {"oa": oa, "oa_std": oa_std, "aa": aa, "aa_std": aa_std, "kappa": kappa, "kappa_std": kappa_std}
-    figures |= {"ior": oa - random, "rho": row.nearness.ratio}
+    figures |= {"ior": oa - random, "share_of_full": oa / full, "hlr": full - oa, "rho": row.nearness.ratio}
     figures |= {"rho_pixel": row.nearness.pixel, "rho_feature": row.nearness.feature}
-    against = {"share_of_full": "", "hlr": ""} if full is None else {"share_of_full": oa / full, "hlr": full - oa}
-    rounded = {
-        name: round(value, 4) if isinstance(value, float) else value for name, value in (figures | against).items()
-    }
-    return {"trained_on": row.name, **rounded}
+    return {"trained_on": row.name} | {name: round(value, 4) for name, value in figures.items()}
 
 
 def _write_stages(out: Path) -> None:

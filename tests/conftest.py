@@ -14,6 +14,12 @@ from geodistill.scenes import SceneData, Scenes, builtin_scenes, draw_scene
 WORDS = ["a satellite image of beach river forest harbour runway", "mostly vegetation with a little water, dark green"]
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train classifiers here, where tests can watch; starting workers takes seconds. test_workers.py starts some."""
+    monkeypatch.setattr("geodistill.evaluation.workers.MOST_WORKERS", 1)
+
+
 @pytest.fixture(scope="session")
 def data() -> SceneData:
     """Built-in scenes: 10 classes, 12 training and 3 test images each, 32 px."""

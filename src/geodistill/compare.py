@@ -8,9 +8,9 @@ that adding a method or an IPC costs only what is new.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from geodistill.config import Config, to_toml
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
-from geodistill.evaluation.bench import Bench, Progress, Training, cell_name, open_store
+from geodistill.evaluation.bench import Bench, Progress, Task, Training, cell_name, open_store
 from geodistill.evaluation.measures import hlr, ior, measure, share
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.protocols import check_protocol
-from geodistill.evaluation.rows import Row, row_from_json, summarise
+from geodistill.evaluation.rows import FULL, Row, row_from_json, summarise
 from geodistill.methods import METHODS, check_method, make_distilled
 from geodistill.methods.stages import check_counts, make_base
 from geodistill.run import Run, save_tensors, write_atomic
@@ -38,13 +38,14 @@ _TABLE, _SHEET = "compare.json", "compare.csv"
 
 
 @dataclass(frozen=True)
-class _Made:
-    """The sets of one method at one IPC, one for each seed (the same one again where it is made once)."""
+class _Plan:
+    """What one call asks for; `cells` are pairs of protocol and network."""
 
-    method: str
-    ipc: int
-    sets: tuple[DistilledSet, ...]
-    facts: dict[str, Any]
+    methods: tuple[str, ...]
+    ipcs: tuple[int, ...]
+    cells: tuple[tuple[str, str], ...]
+    seeds: int
+    full: bool
 
 
 def compare(
@@ -57,11 +58,9 @@ def compare(
     protocols: Sequence[str] = ("finetune",),
     networks: Sequence[str] = (PRETRAINED,),
     seeds: int = 3,
-    steps: int | None = None,
     full: bool = True,
     command: str = "",
     progress: Progress | None = None,
-    report: Callable[[Row], None] | None = None,
 ) -> tuple[Row, ...]:
     """Make the sets of `methods` at each of `ipcs`, test them under each protocol and network, return the table.
 
@@ -77,11 +76,9 @@ def compare(
         protocols: probe, finetune, scratch; the probe is done with the pretrained network alone.
         networks: names of classifiers.
         seeds: how many repetitions.
-        steps: replaces the protocols' numbers of training steps.
         full: also train on all real images; without it there is no share of full-data OA and no HLR.
         command: the command line, for the record.
-        progress: called as progress(what, done, steps) after each training step.
-        report: called with each row when it is done.
+        progress: called as progress(what, done, steps) while classifiers train.
 
     Raises:
         ConfigError: an unknown name, an IPC or a number of seeds below 1.
@@ -89,21 +86,22 @@ def compare(
         SceneError: a class with fewer images than an IPC needs, or no test images.
     """
     config = config or Config()
-    cells = _cells(protocols, networks)
-    _check(data.train, methods, ipcs, seeds)
+    ordered = tuple(name for name in METHODS if name in methods)
+    plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
+    _check(data.train, methods, plan)
+    bench = Bench(data, config.size, progress=progress)
     settings = {
         "kind": "compare",
         "config": config.model_dump(mode="json", exclude={"ipc"}),
         "scenes": data.train.fingerprint(),
+        "test": bench.test.fingerprint(),
     }
     with Run(Path(out), settings, command) as run:
         write_atomic(run.folder / "config.toml", to_toml(config))
-        bench = Bench(data, config.size, store=open_store(run.folder), steps=steps, progress=progress)
+        bench.store = open_store(run.folder)
         ledger = _Ledger(run.folder, data.train.classes, bench.test.labels)
-        for row, predicted in _rows(data.train, config, run, bench, methods, ipcs, cells, seeds, full):
+        for row, predicted in _rows(plan, config, run, bench):
             ledger.enter(row, predicted)
-            if report:
-                report(row)
         return ledger.rows
 
 
@@ -139,68 +137,65 @@ def _pair_key(pair: dict[str, Any]) -> tuple[str, int, str, str]:
     return pair["b"], pair["ipc"], pair["protocol"], pair["network"]
 
 
-def _cells(protocols: Sequence[str], networks: Sequence[str]) -> list[tuple[str, str]]:
+def _cells(protocols: Sequence[str], networks: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Return the (protocol, network) pairs; the probe has features of the pretrained network alone."""
-    cells = [(p, n) for p, n in product(protocols, networks) if p != "probe"]
-    cells = [("probe", PRETRAINED)] * ("probe" in protocols) + cells
+    cells = [("probe", PRETRAINED)] if "probe" in protocols else []
+    cells += [(p, n) for p, n in product(protocols, networks) if p != "probe"]
     for protocol, network in cells:
         check_protocol(protocol, network)
-    if not cells:
-        raise ConfigError("no protocols or no networks: give at least one of each")
+    return tuple(cells)
+
+
+def _check(train: Scenes, methods: Sequence[str], plan: _Plan) -> None:
+    for name in methods:
+        check_method(name)
+    if not (plan.methods and plan.ipcs and plan.cells):
+        raise ConfigError("nothing to compare: give at least one method, IPC, protocol and network")
+    if min(plan.ipcs) < 1 or plan.seeds < 1:
+        raise ConfigError(f"IPC is {min(plan.ipcs)} and seeds is {plan.seeds}: both have to be at least 1")
+    check_counts(train, max(plan.ipcs))
+
+
+def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple[Row, torch.Tensor]]:
+    """Yield each row with its predictions, int64 [seeds, n_test]."""
+    based = config.model_copy(update={"base": make_base(bench.train, config, run).source})
+    for ipc, method in product(plan.ipcs, plan.methods):
+        sets, cost = _make(method, bench.train, based.model_copy(update={"ipc": ipc}), run, plan.seeds)
+        facts = {**cost, **_of_set(sets[0], bench)}
+        trainings = [Training.on_set(f"{method}-ipc{ipc}", distilled) for distilled in sets]
+        for tasks in _trained(trainings, plan, bench):
+            yield _row(method, ipc, tasks, bench, real_pixels=METHODS[method].real_pixels, **facts)
+    # Training on everything takes longest and comes last; until then the columns that need it are empty.
+    everything = [Training.on_scenes(FULL, bench.train, bench.size)] * plan.seeds
+    for tasks in _trained(everything, plan, bench) if plan.full else ():
+        yield _row(FULL, 0, tasks, bench, real_pixels=True)
+
+
+def _trained(trainings: Sequence[Training], plan: _Plan, bench: Bench) -> list[list[Task]]:
+    """Return the tasks of each cell, one for each seed, after all of them have been trained."""
+    cells = [[Task(one, *cell, seed) for seed, one in enumerate(trainings)] for cell in plan.cells]
+    bench.train_all(chain.from_iterable(cells))
     return cells
 
 
-def _check(train: Scenes, methods: Sequence[str], ipcs: Sequence[int], seeds: int) -> None:
-    for name in methods:
-        check_method(name)
-    if not methods or not ipcs:
-        raise ConfigError("no methods or no IPC: give at least one of each")
-    if min(ipcs) < 1 or seeds < 1:
-        raise ConfigError(f"IPC is {min(ipcs)} and seeds is {seeds}: both have to be at least 1")
-    check_counts(train, max(ipcs))
-
-
-def _rows(
-    train: Scenes,
-    config: Config,
-    run: Run,
-    bench: Bench,
-    methods: Sequence[str],
-    ipcs: Sequence[int],
-    cells: Sequence[tuple[str, str]],
-    seeds: int,
-    full: bool,
-) -> Iterator[tuple[Row, torch.Tensor]]:
-    """Yield each row with its predictions, int64 [seeds, n_test]."""
-    based = config.model_copy(update={"base": make_base(train, config, run).source})
-    for ipc, method in product(ipcs, [name for name in METHODS if name in methods]):
-        made = _make(method, train, based.model_copy(update={"ipc": ipc}), run, seeds)
-        facts = made.facts | _of_set(made.sets[0], bench)
-        trainings = [Training.on_set(f"{method}-ipc{ipc}", distilled) for distilled in made.sets]
-        for cell in cells:
-            yield _row(method, ipc, cell, trainings, bench, real_pixels=METHODS[method].real_pixels, **facts)
-    # Training on everything takes longest and comes last; until then the columns that need it are empty.
-    everything = [Training.on_scenes("full", train, bench.size)] * seeds
-    for cell in cells if full else ():
-        yield _row("full", 0, cell, everything, bench, real_pixels=True)
-
-
-def _make(method: str, train: Scenes, config: Config, run: Run, seeds: int) -> _Made:
-    redrawn = METHODS[method].real_pixels
+def _make(
+    method: str, train: Scenes, config: Config, run: Run, seeds: int
+) -> tuple[list[DistilledSet], dict[str, float]]:
+    """Return a set for each seed, the same one again where it is generated, and what making the first one cost."""
     folder = run.folder / "sets" / f"{method}-ipc{config.ipc}"
-    made = [_make_one(method, train, config, run, folder)]
+    first, cost = _make_one(method, train, config, run, folder)
+    if not METHODS[method].real_pixels:
+        return [first] * seeds, cost
+    sets = [first]
     for seed in range(1, seeds):
-        if not redrawn:
-            made.append(made[0])
-            continue
         other = config.model_copy(update={"seed": config.seed + seed})
-        made.append(_make_one(method, train, other, run, folder.with_name(f"{folder.name}-seed{seed}")))
-    return _Made(method, config.ipc, tuple(distilled for distilled, _ in made), made[0][1])
+        sets.append(_make_one(method, train, other, run, folder.with_name(f"{folder.name}-seed{seed}"))[0])
+    return sets, cost
 
 
 def _make_one(
     method: str, train: Scenes, config: Config, lender: Run, folder: Path
-) -> tuple[DistilledSet, dict[str, Any]]:
+) -> tuple[DistilledSet, dict[str, float]]:
     """Return the set and what its making cost."""
     settings = {"method": method, "config": config.model_dump(mode="json"), "scenes": train.fingerprint()}
     with Run(folder, settings, lender=lender) as run:
@@ -225,17 +220,16 @@ def _of_set(distilled: DistilledSet, bench: Bench) -> dict[str, float | None]:
 def _row(
     method: str,
     ipc: int,
-    cell: tuple[str, str],
-    trainings: Sequence[Training],
+    tasks: Sequence[Task],
     bench: Bench,
     *,
     real_pixels: bool,
     **facts: Any,
 ) -> tuple[Row, torch.Tensor]:
-    """Return the row of one training for each seed, and what each predicted."""
-    predicted = torch.stack([bench.logits(one, *cell, seed).argmax(1) for seed, one in enumerate(trainings)])
+    """Return the row of a cell's tasks, one for each seed, and what each predicted."""
+    predicted = torch.stack([bench.logits(task).argmax(1) for task in tasks])
     measures = [measure(each, bench.test.labels, len(bench.test.classes)) for each in predicted]
-    seeds = range(len(trainings))
+    cell, seeds = (tasks[0].protocol, tasks[0].network), [task.seed for task in tasks]
     return summarise(method, ipc, *cell, seeds, measures, real_pixels=real_pixels, **facts), predicted
 
 
@@ -250,7 +244,7 @@ class _Ledger:
     @property
     def rows(self) -> tuple[Row, ...]:
         """All rows, the figures that depend on other rows filled in; full data first, then by IPC and method."""
-        order = {name: rank for rank, name in enumerate(["full", *METHODS])}
+        order = {name: rank for rank, name in enumerate([FULL, *METHODS])}
         rows = sorted(self._rows.values(), key=lambda r: (r.protocol, r.network, r.ipc, order[r.method]))
         return tuple(self._related(row) for row in rows)
 
@@ -268,7 +262,7 @@ class _Ledger:
         write_atomic(self._folder / _SHEET, _sheet(self.rows))
 
     def _related(self, row: Row) -> Row:
-        full = self._rows.get(("full", 0, row.protocol, row.network))
+        full = self._rows.get((FULL, 0, row.protocol, row.network))
         random = self._rows.get(("random", row.ipc, row.protocol, row.network))
         return replace(
             row,

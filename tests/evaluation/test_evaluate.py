@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation import bench as module
+from geodistill.evaluation import workers
 from geodistill.evaluation.evaluate import class_table, evaluate, summary_table
 from geodistill.scenes import SceneData, Scenes
 
@@ -69,8 +70,8 @@ def test_second_call_uses_what_is_stored(distilled, data, tmp_path, monkeypatch)
     first = quick(distilled, data, out=tmp_path)
     monkeypatch.setattr(module, "nearness_ratio", None)
     trained = []
-    real = module.train_and_predict
-    monkeypatch.setattr(module, "train_and_predict", lambda *a, **k: trained.append(k["seed"]) or real(*a, **k))
+    real = workers.train_and_predict
+    monkeypatch.setattr(workers, "train_and_predict", lambda *a, **k: trained.append(k["seed"]) or real(*a, **k))
     assert quick(distilled, data, out=tmp_path) == first
     assert trained == []
     damaged = next((tmp_path / "evaluation/scratch-convnet3").glob("full-1-*"))

@@ -5,11 +5,11 @@ Every figure follows from predictions kept in files; what was predicted once is 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,13 @@ from geodistill.evaluation.fidelity import Score, fid, kid
 from geodistill.evaluation.measures import Measures, measure
 from geodistill.evaluation.networks import backbone_features, pooled_features
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, train_and_predict
+from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
 from geodistill.run import explain_os_errors, fingerprint, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 
 # Raise it when the same inputs give other predictions or another likeness.
-VERSION = 3
+VERSION = 4
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,6 +58,15 @@ class Training:
         return cls(name, scenes.fingerprint(), len(scenes), lambda: (scenes.pixels(size=size), scenes.labels))
 
 
+class Task(NamedTuple):
+    """One classifier to train: `network` under `protocol` on `training`, with what `seed` draws."""
+
+    training: Training
+    protocol: str
+    network: str
+    seed: int
+
+
 @dataclass(frozen=True)
 class Likeness:
     """How a set lies to the real images: near to single training images, covering them, like the test images as a set.
@@ -78,7 +88,7 @@ class Bench:
         size: side in pixels at which everything is read.
         store: folder for predictions and likeness; nothing is kept when None.
         steps: replaces the protocols' numbers of training steps.
-        progress: called as progress(what, done, steps) after each training step.
+        progress: called as progress(what, done, steps) while classifiers train.
 
     Raises:
         SceneError: there are no test images, or none of some class.
@@ -98,26 +108,33 @@ class Bench:
         self._progress = progress
         self._memo: dict[str, torch.Tensor] = {}
 
-    def measure(self, training: Training, protocol: str, network: str, seed: int) -> Measures:
-        """Return how well the test images are predicted after `training`."""
-        logits = self.logits(training, protocol, network, seed)
-        return measure(logits.argmax(1), self.test.labels, len(self.test.classes))
+    def measure(self, task: Task) -> Measures:
+        """Return how well the test images are predicted after the task's training."""
+        return measure(self.logits(task).argmax(1), self.test.labels, len(self.test.classes))
 
-    def logits(self, training: Training, protocol: str, network: str, seed: int) -> torch.Tensor:
-        """Return logits float32 [n_test, classes] of `network` after `training` under `protocol`; stored or trained."""
-        check_protocol(protocol, network)
-        # The probe has nothing random in it: one training serves all seeds that see the same images.
-        seed = 0 if protocol == "probe" else seed
-        steps = recipe_steps(protocol, training.count, self.steps)
-        key = fingerprint(VERSION, training.key, self.test.fingerprint(), protocol, network, self.size, seed, steps)
-        if key not in self._memo:
-            path = self._path(f"{cell_name(protocol, network)}/{training.name}-{seed}-{key[:16]}.safetensors")
-            logits = _read_logits(path, (len(self.test), len(self.test.classes)))
-            if logits is None:
-                logits = self._train(training, protocol, network, seed)
-                _write(path, save({"logits": logits, "labels": self.test.labels}, {"key": key}))
-            self._memo[key] = logits
-        return self._memo[key]
+    def logits(self, task: Task) -> torch.Tensor:
+        """Return logits float32 [n_test, classes] after the task's training; stored or trained."""
+        self.train_all([task])
+        return self._memo[self._key(task)]
+
+    def train_all(self, tasks: Iterable[Task]) -> None:
+        """Train, side by side, what no prediction is stored of; `logits` and `measure` then answer at once.
+
+        Raises:
+            ConfigError: a protocol or network that is not known, or images that it cannot take.
+            TrainingError: a loss is no longer a number.
+        """
+        missing = {self._key(task): task for task in tasks}
+        missing = {key: task for key, task in missing.items() if not self._known(key, task)}
+        probes = {key: task for key, task in missing.items() if task.protocol == "probe"}
+        for key, task in probes.items():
+            self._keep(key, task, self._probe(task))
+        trained = {key: task for key, task in missing.items() if key not in probes}
+        if trained:
+            jobs = [self._job(task) for task in trained.values()]
+            keys = list(trained)
+            for index, logits in train_side_by_side(jobs, self._report(len(jobs))):
+                self._keep(keys[index], trained[keys[index]], logits)
 
     def likeness(self, distilled: DistilledSet) -> Likeness:
         """Return how `distilled` lies to the real images, stored or measured."""
@@ -139,21 +156,50 @@ class Bench:
         """Keep `content` in file `name` of the store."""
         _write(self._path(name), content.encode())
 
-    def _train(self, training: Training, protocol: str, network: str, seed: int) -> torch.Tensor:
-        images, labels = training.read()
-        report = self._progress
+    def _key(self, task: Task) -> str:
+        check_protocol(task.protocol, task.network)
+        steps = recipe_steps(task.protocol, task.training.count, self.steps)
+        # The probe has nothing random in it: one training serves all seeds that see the same images.
+        seed = 0 if task.protocol == "probe" else task.seed
+        cell = (task.protocol, task.network)
+        return fingerprint(VERSION, task.training.key, self.test.fingerprint(), *cell, self.size, seed, steps)
+
+    def _known(self, key: str, task: Task) -> bool:
+        """Say whether there are predictions, read from the store where they are not at hand."""
+        if key not in self._memo:
+            # The key says it all: another call may have had another name for the same images.
+            for path in self.store.glob(f"{_cell_of(task)}/*-{key[:16]}.safetensors") if self.store else ():
+                logits = _read_logits(path, (len(self.test), len(self.test.classes)))
+                if logits is not None:
+                    self._memo[key] = logits
+        return key in self._memo
+
+    def _keep(self, key: str, task: Task, logits: torch.Tensor) -> None:
+        self._memo[key] = logits
+        path = self._path(f"{_cell_of(task)}/{task.training.name}-{task.seed}-{key[:16]}.safetensors")
+        _write(path, save({"logits": logits, "labels": self.test.labels}, {"key": key}))
+
+    def _probe(self, task: Task) -> torch.Tensor:
+        images, labels = task.training.read()
         return train_and_predict(
-            protocol,
-            network,
+            task.protocol,
+            task.network,
             images,
             labels,
             self._test_pixels,
             classes=len(self.test.classes),
-            seed=seed,
-            steps=self.steps,
+            seed=task.seed,
             features=self._features,
-            progress=None if report is None else lambda done, of: report(f"{training.name}, seed {seed}", done, of),
         )
+
+    def _job(self, task: Task) -> Job:
+        images, labels = task.training.read()
+        arrays = (images.numpy(), labels.numpy(), self._test_pixels.numpy())
+        return Job(task.protocol, task.network, *arrays, len(self.test.classes), task.seed, self.steps)
+
+    def _report(self, count: int) -> Callable[[int, int], None] | None:
+        report, what = self._progress, f"training {count} classifier{'s' if count > 1 else ''}"
+        return None if report is None else lambda done, of: report(what, done, of)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the backbone's features; those of the test images are computed once for all probes."""
@@ -173,6 +219,10 @@ class Bench:
 
     def _path(self, name: str) -> Path | None:
         return self.store and self.store / name
+
+
+def _cell_of(task: Task) -> str:
+    return cell_name(task.protocol, task.network)
 
 
 def cell_name(protocol: str, network: str) -> str:
@@ -219,10 +269,8 @@ def _likeness_of(stored: dict[str, Any]) -> Likeness:
     return Likeness(Nearness(**stored["nearness"]), stored["coverage"], **scores)
 
 
-def _read_logits(path: Path | None, shape: tuple[int, int]) -> torch.Tensor | None:
-    """Return stored logits, or None where there are none or the file is damaged: then they are made anew."""
-    if path is None or not path.is_file():
-        return None
+def _read_logits(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+    """Return stored logits, or None where the file is damaged: then they are made anew."""
     try:
         logits = load(path.read_bytes())["logits"]
     except (SafetensorError, KeyError):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ from rich.table import Table
 from geodistill.descriptions import class_prompt
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
-from geodistill.evaluation.bench import VERSION, Bench, Likeness, Progress, Training, cell_name, hash_of, open_store
+from geodistill.evaluation.bench import (
+    VERSION,
+    Bench,
+    Likeness,
+    Progress,
+    Task,
+    Training,
+    cell_name,
+    hash_of,
+    open_store,
+)
 from geodistill.evaluation.fidelity import Score, clip_score
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
 from geodistill.evaluation.networks import PRETRAINED
@@ -96,7 +107,7 @@ def evaluate(
         full: also train on all real images, which takes longest; without it there is no share and no HLR.
         clip: a CLIP model's folder or hub name, for the CLIP score of images and their descriptions.
         out: folder; predictions go to `<out>/evaluation/<protocol>-<network>/` and are used again from there.
-        progress: called as progress(what, done, steps) after each training step.
+        progress: called as progress(what, done, steps) while classifiers train.
 
     Raises:
         DistilledSetError: `distilled` is no distilled set.
@@ -109,12 +120,18 @@ def evaluate(
     subject = _sized(distilled, size)
     _check_classes(subject, data)
     bench = Bench(data, subject.size, store=open_store(out), steps=steps, progress=progress)
-    real = Training.on_scenes("full", data.train, subject.size)
     picks = [random_real(data.train, subject, seed) for seed in chosen]
-
-    def each_seed(trainings: Sequence[Training]) -> tuple[Measures, ...]:
-        return tuple(bench.measure(one, protocol, network, seed) for one, seed in zip(trainings, chosen, strict=True))
-
+    trainings = {
+        "distilled": [Training.on_set("distilled", subject)] * len(chosen),
+        "random": [Training.on_scenes("random", pick, subject.size) for pick in picks],
+        "full": [Training.on_scenes("full", data.train, subject.size)] * len(chosen) if full else [],
+    }
+    tasks = {
+        name: [Task(one, protocol, network, seed) for one, seed in zip(ones, chosen, strict=False)]
+        for name, ones in trainings.items()
+    }
+    bench.train_all(chain.from_iterable(tasks.values()))
+    measured = {name: tuple(map(bench.measure, ones)) for name, ones in tasks.items()}
     result = Evaluation(
         protocol,
         network,
@@ -122,9 +139,9 @@ def evaluate(
         subject.classes,
         subject.ipc,
         subject.size,
-        each_seed([Training.on_set("distilled", subject)] * len(chosen)),
-        each_seed([Training.on_scenes("random", pick, subject.size) for pick in picks]),
-        each_seed([real] * len(chosen)) if full else (),
+        measured["distilled"],
+        measured["random"],
+        measured["full"],
         bench.likeness(subject),
         clip_score(subject.images, _texts(subject), clip) if clip else None,
     )

@@ -1,0 +1,117 @@
+"""Classifiers trained side by side, each in a process with one thread.
+
+Small networks keep one core busy and leave others waiting: several trainings at once finish sooner than one after the
+other with all threads (benchmarks/harness.py). With one thread each, they also come out the same on any number of
+cores.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geodistill.evaluation.protocols import recipe_steps, train_and_predict
+
+# Each process takes up to a gigabyte with the largest networks.
+MOST_WORKERS = 8
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Arguments of one `train_and_predict`, which tells what they are; as NumPy arrays, which go between processes."""
+
+    protocol: str
+    network: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    test: NDArray[np.uint8]
+    classes: int
+    seed: int
+    steps: int | None = None
+
+
+def train_side_by_side(
+    jobs: Sequence[Job], progress: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (index of the job, logits float32 [n_test, classes]) as the jobs finish.
+
+    `progress(done, steps)` is told about once a second how many training steps of all jobs are done. Raises what
+    `train_and_predict` raises.
+    """
+    steps = sum(recipe_steps(job.protocol, len(job.images), job.steps) for job in jobs)
+    workers = min(len(jobs), joblib.cpu_count(), MOST_WORKERS)
+    with tempfile.TemporaryDirectory(prefix="geodistill-") as folder, _told(Path(folder), steps, progress):
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", temp_folder=folder)
+        yield from parallel(
+            joblib.delayed(_train)(index, job, Path(folder) / f"{index}.steps", os.getpid())
+            for index, job in enumerate(jobs)
+        )
+
+
+def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Tensor]:
+    """Train in a worker, or here where one is enough; `told` grows by one byte with each step."""
+    images, labels, test = (torch.from_numpy(np.array(part)) for part in (job.images, job.labels, job.test))
+    with _one_thread(), told.open("wb", buffering=0) as file:
+
+        def tell(done: int, of: int) -> None:
+            file.write(b".")
+            if parent not in (os.getpid(), os.getppid()):
+                os._exit(1)  # Killed without warning, the command cannot stop its workers: they stop by themselves.
+
+        logits = train_and_predict(
+            job.protocol,
+            job.network,
+            images,
+            labels,
+            test,
+            classes=job.classes,
+            seed=job.seed,
+            steps=job.steps,
+            progress=tell,
+        )
+    return index, logits
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _told(folder: Path, steps: int, progress: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Tell `progress` how many bytes there are in the files that `_train` writes, until the block ends."""
+    if progress is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def tell() -> None:
+        with suppress(FileNotFoundError):
+            progress(sum(path.stat().st_size for path in folder.glob("*.steps")), steps)
+
+    def watch() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            tell()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+        tell()
+    finally:
+        ended.set()
+        watcher.join()

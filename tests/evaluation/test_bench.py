@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from geodistill.distilled import DistilledSet
+from geodistill.evaluation import workers
+from geodistill.evaluation.bench import Bench, Task, Training
+from geodistill.scenes import SceneData, Scenes
+
+CLASSES = ("field", "lake")
+
+
+def scenes(count: int, seed: int) -> Scenes:
+    images = np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return Scenes.from_arrays(images, [k % 2 for k in range(count)], CLASSES)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(SceneData(scenes(12, 0), scenes(6, 1)), 32, store=tmp_path, steps=2)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the seed of each training."""
+    seeds: list[int] = []
+    real = workers.train_and_predict
+    monkeypatch.setattr(workers, "train_and_predict", lambda *a, **k: seeds.append(k["seed"]) or real(*a, **k))
+    return seeds
+
+
+def on(name: str, images: Scenes, seed: int) -> Task:
+    return Task(Training.on_scenes(name, images, 32), "scratch", "convnet3", seed)
+
+
+def test_equal_tasks_are_trained_once_whatever_their_name(bench: Bench, trained: list[int]) -> None:
+    some, other = scenes(4, 2), scenes(4, 3)
+    bench.train_all([on("some", some, 0), on("some", some, 1), on("again", some, 0), on("other", other, 0)])
+    assert trained == [0, 1, 0]
+    assert torch.equal(bench.logits(on("again", some, 0)), bench.logits(on("some", some, 0)))
+    assert not torch.equal(bench.logits(on("other", other, 0)), bench.logits(on("some", some, 0)))
+    later = Bench(SceneData(bench.train, bench.test), 32, store=bench.store, steps=2)
+    assert torch.equal(later.logits(on("renamed", some, 1)), bench.logits(on("some", some, 1)))
+    assert trained == [0, 1, 0]
+
+
+def test_real_scenes_and_a_set_of_them_train_alike(bench: Bench) -> None:
+    some = scenes(4, 2)
+    distilled = DistilledSet(some.pixels(size=32), some.labels, CLASSES)
+    as_set = Task(Training.on_set("set", distilled), "scratch", "convnet3", 0)
+    assert torch.equal(bench.logits(as_set), bench.logits(on("scenes", some, 0)))
+
+
+def test_progress_counts_the_steps_of_all_trainings(bench: Bench) -> None:
+    told: list[tuple[str, int, int]] = []
+    loud = Bench(SceneData(bench.train, bench.test), 32, steps=2, progress=lambda *now: told.append(now))
+    loud.train_all([on("some", scenes(4, 2), seed) for seed in range(3)])
+    assert told[-1] == ("training 3 classifiers", 6, 6)
