@@ -1,0 +1,160 @@
+"""AID at 64 px: all methods at several IPC under several protocols, as a table and a plot.
+
+    python benchmarks/aid_compare.py --data ../shared/data/aid --out runs/aid-compare --ipc 1 10 50 \
+        --protocols probe finetune
+
+It is `geodistill compare`, whose run folder `--out` is; the same command goes on where it stopped. Rows go to
+benchmarks/results/aid_compare.csv, where they replace rows of the same method, IPC, protocol and network and leave the
+others; the plot of all of them goes to docs/images/aid_compare.png. Nothing in it is chosen on the test split.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from record import RESULTS, circumstances, command, to_csv
+
+from geodistill.compare import compare
+from geodistill.config import load_config
+from geodistill.evaluation.networks import PRETRAINED
+from geodistill.evaluation.rows import COPYING, FULL, Row
+from geodistill.methods import METHODS
+from geodistill.progress import stages
+from geodistill.scenes import open_scenes
+
+SHEET = "aid_compare.csv"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "aid_compare.png"
+KEY = ("protocol", "network", "ipc", "method")
+FIGURES = (
+    "oa_mean",
+    "oa_std",
+    "aa_mean",
+    "kappa_mean",
+    "share_of_full",
+    "hlr",
+    "ior",
+    "rho",
+    "rho_pixel",
+    "rho_feature",
+    "coverage",
+    "fid",
+    "kid",
+    "images_per_second",
+    "wall_seconds",
+    "peak_memory_mib",
+)
+
+
+def main() -> None:
+    """Compare, merge the rows into the CSV file, draw them all."""
+    args = _arguments()
+    with stages() as advance:
+        rows = compare(
+            open_scenes(args.data),
+            load_config(sets=args.set, base=args.base),
+            out=args.out,
+            methods=args.methods,
+            ipcs=args.ipc,
+            protocols=args.protocols,
+            networks=args.networks,
+            full=not args.no_full,
+            command=command(),
+            progress=advance,
+        )
+    asked = [row for row in rows if row.protocol in args.protocols and (row.ipc in args.ipc or row.full)]
+    _merge([_line(row) for row in asked])
+    _draw(list(csv.DictReader((RESULTS / SHEET).open())))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/aid"))
+    parser.add_argument("--out", type=Path, default=Path("runs/aid-compare"))
+    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--protocols", nargs="+", default=["probe", "finetune"])
+    parser.add_argument("--networks", nargs="+", default=[PRETRAINED])
+    parser.add_argument("--no-full", action="store_true", help="do not train on all real images")
+    parser.add_argument("--base", help="a base that is there already")
+    parser.add_argument("--set", action="append", default=[], help="a setting, such as compact.steps=9")
+    args = parser.parse_args()
+    if not args.data.is_dir():
+        sys.exit(f"benchmark skipped: AID is not at {args.data}")
+    return args
+
+
+def _line(row: Row) -> dict[str, Any]:
+    values = asdict(row)
+    figures = {name: _short(values[name]) for name in FIGURES}
+    seeds = {"seeds": " ".join(map(str, row.seeds)), "oa": " ".join(map(_short, row.oa))}
+    about = {"dataset": "AID 64 px, 6000 train, 2000 test", **circumstances()}
+    return {name: str(values[name]) for name in KEY} | figures | seeds | about
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _merge(lines: list[dict[str, Any]]) -> None:
+    """Put `lines` in the CSV file, in the place of those with the same key."""
+    path = RESULTS / SHEET
+    kept = list(csv.DictReader(path.open())) if path.is_file() else []
+    merged = {tuple(line[name] for name in KEY): line for line in [*kept, *lines]}
+    order = {name: rank for rank, name in enumerate([FULL, *METHODS])}
+    to_csv(
+        sorted(merged.values(), key=lambda x: (x["protocol"], x["network"], int(x["ipc"]), order[x["method"]])), SHEET
+    )
+
+
+def _draw(lines: Sequence[dict[str, str]]) -> None:
+    """Draw a row of two plots for each protocol and network: accuracy by method, and against nearness."""
+    cells = sorted({(line["protocol"], line["network"]) for line in lines})
+    figure = Figure(figsize=(11, 4.6 * len(cells)), layout="constrained")
+    grid = figure.subplots(len(cells), 2, squeeze=False, width_ratios=(3, 2))
+    for (left, right), (protocol, network) in zip(grid, cells, strict=True):
+        own = [line for line in lines if (line["protocol"], line["network"]) == (protocol, network)]
+        _accuracy(left, own)
+        _nearness(right, [line for line in own if line["rho"]])
+        left.set_title(f"{protocol}, {network}")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=110)
+
+
+def _accuracy(axes: Axes, lines: Sequence[dict[str, str]]) -> None:
+    methods = [name for name in METHODS if any(line["method"] == name for line in lines)]
+    for ipc in sorted({int(line["ipc"]) for line in lines} - {0}):
+        own = [line for line in lines if line["ipc"] == str(ipc)]
+        places = [methods.index(line["method"]) for line in own]
+        axes.errorbar(places, _percent(own, "oa_mean"), _percent(own, "oa_std"), fmt="o", capsize=3, label=f"IPC {ipc}")
+    for line in (line for line in lines if line["method"] == FULL):
+        axes.axhline(100 * float(line["oa_mean"]), color="black", linestyle="--", linewidth=1, label="all real images")
+    axes.set_xticks(range(len(methods)), methods, rotation=45, ha="right")
+    axes.set_ylabel("overall accuracy, %")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _nearness(axes: Axes, lines: Sequence[dict[str, str]]) -> None:
+    axes.axvspan(0, COPYING, color="0.92", label=f"copies (ρ < {COPYING})")
+    for ipc in sorted({int(line["ipc"]) for line in lines}):
+        own = [line for line in lines if line["ipc"] == str(ipc)]
+        axes.plot([float(line["rho"]) for line in own], _percent(own, "oa_mean"), "o", label=f"IPC {ipc}")
+        for line in own:
+            at = float(line["rho"]), 100 * float(line["oa_mean"])
+            axes.annotate(line["method"], at, (4, 3), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("nearness ratio ρ (0: copies, 1: as fresh real images)")
+    axes.legend(frameon=False)
+
+
+def _percent(lines: Sequence[dict[str, str]], name: str) -> list[float]:
+    return [100 * float(line[name]) for line in lines]
+
+
+if __name__ == "__main__":
+    main()
