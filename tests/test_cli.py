@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from geodistill.cli import _one_by_one
+
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from geodistill.cli import app; app()", *map(str, arguments)]
@@ -35,6 +37,34 @@ def test_scenes_distill_evaluate(tmp_path: Path) -> None:
     assert (run / "evaluation" / "probe-efficientnet-lite0").is_dir()
 
 
+def test_compare_and_report(tmp_path: Path) -> None:
+    scenes, run = tmp_path / "scenes", tmp_path / "run"
+    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
+    asked = ["--ipc", 1, 2, "--methods", "random", "dpd", "--protocols", "probe", "--seeds", 2, "--config", "tiny"]
+    made = _run("compare", scenes, *asked, "--out", run)
+    assert made.returncode == 0, made.stderr
+    for row in (r"full +│ +all", r"random \[copies\] +│ +1", r"dpd +│ +1", r"dpd +│ +2"):
+        assert re.search(row, made.stdout), made.stdout
+    assert (run / "compare.csv").read_text().count("\n") == 1 + 5
+    shown = _run("report", run, "--data", scenes)
+    assert shown.returncode == 0, shown.stderr
+    page = (run / "report.html").read_text()
+    assert "dpd" in page
+    assert not re.search(r"https?://(?!www\.w3\.org/)", page)
+
+
+def test_methods_are_listed() -> None:
+    told = _run("methods").stdout
+    assert re.search(r"kmeans +│ .* │ yes", told)
+    assert re.search(r"dpd +│ .* │ no", told)
+
+
+def test_an_option_takes_several_values() -> None:
+    args = ["DATA", "--ipc", "1", "10", "--seeds", "3", "--methods", "random", "--out", "RUN"]
+    wanted = ["DATA", "--ipc", "1", "--ipc", "10", "--seeds", "3", "--methods", "random", "--out", "RUN"]
+    assert list(_one_by_one(args, {"--ipc", "--methods"})) == wanted
+
+
 def test_errors_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     failed = _run("distill", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert failed.returncode == 2
@@ -44,7 +74,7 @@ def test_errors_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert failed.stderr.strip() == "error: setting 'ipc': input should be greater than or equal to 1, got 0"
 
 
-@pytest.mark.parametrize("command", ["distill", "evaluate", "scenes"])
+@pytest.mark.parametrize("command", ["distill", "evaluate", "compare", "methods", "report", "scenes"])
 def test_help_teaches_with_an_example(command: str) -> None:
     told = _run(command, "--help")
     assert told.returncode == 0
