@@ -36,15 +36,15 @@ def progress(title: str, total: int) -> Iterator[Advance]:
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """Show one bar for each kind of work as it comes up; the yielded function takes its name, done and total."""
     with ExitStack() as stack:
-        bars: dict[str, Advance] = {}
+        bars: dict[tuple[str, int], Advance] = {}
 
         def advance(name: str, done: int, total: int) -> None:
-            if name not in bars:
+            if (name, total) not in bars:
                 # The bar of the work before ends where it stands.
                 stack.close()
                 bars.clear()
-                bars[name] = stack.enter_context(progress(name, total))
-            bars[name](done)
+                bars[name, total] = stack.enter_context(progress(name, total))
+            bars[name, total](done)
 
         yield advance
 

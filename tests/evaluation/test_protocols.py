@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from geodistill.errors import ConfigError, TrainingError
+from geodistill.evaluation import protocols
 from geodistill.evaluation.protocols import _check_loss, augment, batches, recipe_steps, train_and_predict
 
 GREEN = torch.tensor([40, 160, 40])[:, None, None]
@@ -44,6 +45,22 @@ def test_scratch_forgets_imagenet_and_reports_progress(monkeypatch):
     scratch = train_and_predict("scratch", "efficientnet-lite0", train, labels, train, **options)
     assert torch.isfinite(scratch).all()
     assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("network", "dtype"), [("convnet3", torch.bfloat16), ("efficientnet-lite0", torch.float32)])
+def test_dense_networks_train_in_bfloat16_and_all_predict_in_float32(network, dtype, monkeypatch):
+    monkeypatch.setattr(protocols, "BATCH", 8)
+    seen, build = [], protocols.build_network
+
+    def watched(*args):
+        model = build(*args)
+        model.register_forward_hook(lambda model, _, logits: seen.append((model.training, logits.dtype)))
+        return model
+
+    monkeypatch.setattr(protocols, "build_network", watched)
+    train, labels = coloured(8)
+    train_and_predict("scratch", network, train, labels, train, classes=2, seed=0, steps=2)
+    assert seen == [(True, dtype), (True, dtype), (False, torch.float32)]
 
 
 def test_probe_never_predicts_an_absent_class():

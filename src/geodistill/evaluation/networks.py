@@ -38,7 +38,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def build_network(name: str, classes: int, seed: int) -> nn.Module:
-    """Return network `name` for `classes` classes, channels last; new weights depend on `seed` alone.
+    """Return network `name` for `classes` classes; new weights depend on `seed` alone.
 
     efficientnet-lite0 starts from ImageNet with a new head; all others start at random: convnet3 (three blocks of 128
     channels, instance norm, as is standard in dataset distillation), resnet18, vgg16, densenet121, inception_v3 (which
@@ -50,7 +50,17 @@ def build_network(name: str, classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, f"network {name}"))
         network = _timm_network(name, classes) if name.startswith(TIMM) else NETWORKS[name](classes)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    # Instance norm is twice as fast the other way round.
+    memory = torch.contiguous_format if name == "convnet3" else torch.channels_last
+    return network.to(memory_format=memory)  # type: ignore[call-overload, no-any-return]
+
+
+def trains_in_bfloat16(name: str) -> bool:
+    """Whether `name` trains under bf16 autocast, 1.3 to 1.9 times as fast where convolutions are dense.
+
+    With depthwise convolutions, as in efficientnet-lite0 and many of timm's networks, bf16 is the slower one.
+    """
+    return name in NETWORKS and name != PRETRAINED
 
 
 def check_network(name: str) -> None:
@@ -129,8 +139,15 @@ class _Logits(nn.Module):
         return logits
 
 
+class _Contiguous(nn.Module):
+    """Lays images out channel after channel, whatever they were."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.contiguous()
+
+
 def _convnet3(classes: int) -> nn.Module:
-    blocks: list[nn.Module] = []
+    blocks: list[nn.Module] = [_Contiguous()]
     for channels in (3, 128, 128):
         norm = nn.GroupNorm(128, 128)  # as many groups as channels: instance norm with learned scale
         blocks += [nn.Conv2d(channels, 128, 3, padding=1), norm, nn.ReLU(), nn.AvgPool2d(2)]

@@ -14,7 +14,14 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from geodistill.errors import ConfigError, TrainingError
-from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network, check_network, normalise
+from geodistill.evaluation.networks import (
+    PRETRAINED,
+    backbone_features,
+    build_network,
+    check_network,
+    normalise,
+    trains_in_bfloat16,
+)
 from geodistill.seeding import derive_seed, generator
 
 Progress = Callable[[int, int], None]
@@ -73,7 +80,8 @@ def train_and_predict(
     model = build_network(network, classes, seed)
     if protocol == "scratch":
         _forget(model, seed)
-    _train(model, train_images, train_labels, recipe, seed, progress)
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=trains_in_bfloat16(network))
+    _train(model, train_images, train_labels, recipe, seed, precision, progress)
     return predict(model, test_images)
 
 
@@ -141,6 +149,7 @@ def _train(
     labels: torch.Tensor,
     recipe: Recipe,
     seed: int,
+    precision: torch.autocast,
     progress: Progress | None,
 ) -> None:
     optimiser = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
@@ -151,7 +160,9 @@ def _train(
         for step, chosen in enumerate(order):
             torch.manual_seed(derive_seed(seed, "dropout", step))
             batch = augment(normalise(images[chosen]), generator(seed, "augment", step))
-            loss = F.cross_entropy(model(batch), labels[chosen])
+            with precision:
+                logits = model(batch)
+            loss = F.cross_entropy(logits.float(), labels[chosen])
             _check_loss(loss, step)
             optimiser.zero_grad()
             loss.backward()
