@@ -118,6 +118,16 @@ def test_classes_must_agree(distilled, data):
         quick(wide, data)
 
 
+def test_uneven_classes_are_told(distilled, data, caplog):
+    uneven = DistilledSet(distilled.images[:3], distilled.labels[:3], CLASSES)
+    result = quick(uneven, data, protocol="probe", network="efficientnet-lite0", full=False)
+    assert result.ipc == 1
+    told = (
+        "class 'lake' has 1 images, class 'field' 2: are some missing? Random real images are drawn in the same numbers"
+    )
+    assert caplog.messages == [told]
+
+
 def test_test_images_must_be_there(distilled, data):
     message = "the data has no test images: add test/<class>/<image> beside train"
     with pytest.raises(SceneError, match=f"^{re.escape(message)}$"):

@@ -1,6 +1,7 @@
 """A distilled set against all real images and against random real images, under one protocol."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -31,6 +32,8 @@ from geodistill.evaluation.protocols import check_protocol
 from geodistill.run import fingerprint
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def evaluate(
     chosen = _seeds(seeds)
     subject = _sized(distilled, size)
     _check_classes(subject, data)
+    _warn_of_uneven(subject)
     bench = Bench(data, subject.size, store=open_store(out), steps=steps, progress=progress)
     picks = [random_real(data.train, subject, seed) for seed in chosen]
     trainings = {
@@ -179,6 +183,17 @@ def _check_classes(distilled: DistilledSet, data: SceneData) -> None:
         raise SceneError(f"the distilled set has no class {min(theirs - ours)!r}, which the data has: distil it again")
     if ours - theirs:
         raise SceneError(f"the data has no class {min(ours - theirs)!r}, which the distilled set has: use its own data")
+
+
+def _warn_of_uneven(distilled: DistilledSet) -> None:
+    counts = torch.bincount(distilled.labels, minlength=len(distilled.classes))
+    few, many = int(counts.argmin()), int(counts.argmax())
+    if counts[few] < counts[many]:
+        log.warning(
+            "class %r has %d images, class %r %d: are some missing? Random real images are drawn in the same numbers",
+            *(distilled.classes[few], int(counts[few])),
+            *(distilled.classes[many], int(counts[many])),
+        )
 
 
 def random_real(train: Scenes, distilled: DistilledSet, seed: int) -> Scenes:
