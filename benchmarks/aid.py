@@ -8,14 +8,13 @@ resumes: runs, predictions and nearness ratios that are there are used again. No
 
 import argparse
 import shutil
-import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import circumstances, command, hardware, to_csv
+from record import circumstances, command, hardware, parsed, parser, to_csv
 
 from geodistill.config import Config, load_config
 from geodistill.distilled import DistilledSet
@@ -102,18 +101,14 @@ def _nearness(distilled: DistilledSet | None, bench: Bench) -> Nearness:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/aid"))
-    parser.add_argument("--out", type=Path, default=Path("runs/aid-bench"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--protocol", default="finetune")
-    parser.add_argument("--network", default="efficientnet-lite0")
-    parser.add_argument("--set", action="append", default=[], help="a setting for every rung, such as compact.steps=9")
-    parser.add_argument("--only-distill", action="store_true", help="make the sets, evaluate nothing")
-    args = parser.parse_args()
-    if not args.data.is_dir():
-        sys.exit(f"benchmark skipped: AID is not at {args.data}")
-    return args
+    options = parser(__doc__)
+    options.add_argument("--out", type=Path, default=Path("runs/aid-bench"))
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--protocol", default="finetune")
+    options.add_argument("--network", default="efficientnet-lite0")
+    options.add_argument("--set", action="append", default=[], help="a setting for every rung, such as compact.steps=9")
+    options.add_argument("--only-distill", action="store_true", help="make the sets, evaluate nothing")
+    return parsed(options)
 
 
 def _base(train: Scenes, out: Path, changes: list[str]) -> Path:

@@ -10,7 +10,6 @@ others; the plot of all of them goes to docs/images/aid_compare.png. Nothing in 
 
 import argparse
 import csv
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from record import RESULTS, circumstances, command, to_csv
+from record import RESULTS, circumstances, command, merged, parsed, parser, to_csv
 
 from geodistill.compare import compare
 from geodistill.config import load_config
@@ -73,20 +72,16 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/aid"))
-    parser.add_argument("--out", type=Path, default=Path("runs/aid-compare"))
-    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--protocols", nargs="+", default=["probe", "finetune"])
-    parser.add_argument("--networks", nargs="+", default=[PRETRAINED])
-    parser.add_argument("--no-full", action="store_true", help="do not train on all real images")
-    parser.add_argument("--base", help="a base that is there already")
-    parser.add_argument("--set", action="append", default=[], help="a setting, such as compact.steps=9")
-    args = parser.parse_args()
-    if not args.data.is_dir():
-        sys.exit(f"benchmark skipped: AID is not at {args.data}")
-    return args
+    options = parser(__doc__)
+    options.add_argument("--out", type=Path, default=Path("runs/aid-compare"))
+    options.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    options.add_argument("--methods", nargs="+", default=list(METHODS))
+    options.add_argument("--protocols", nargs="+", default=["probe", "finetune"])
+    options.add_argument("--networks", nargs="+", default=[PRETRAINED])
+    options.add_argument("--no-full", action="store_true", help="do not train on all real images")
+    options.add_argument("--base", help="a base that is there already")
+    options.add_argument("--set", action="append", default=[], help="a setting, such as compact.steps=9")
+    return parsed(options)
 
 
 def _line(row: Row) -> dict[str, Any]:
@@ -103,13 +98,9 @@ def _short(value: float | None) -> str:
 
 def _merge(lines: list[dict[str, Any]]) -> None:
     """Put `lines` in the CSV file, in the place of those with the same key."""
-    path = RESULTS / SHEET
-    kept = list(csv.DictReader(path.open())) if path.is_file() else []
-    merged = {tuple(line[name] for name in KEY): line for line in [*kept, *lines]}
     order = {name: rank for rank, name in enumerate([FULL, *METHODS])}
-    to_csv(
-        sorted(merged.values(), key=lambda x: (x["protocol"], x["network"], int(x["ipc"]), order[x["method"]])), SHEET
-    )
+    rows = merged(lines, SHEET, KEY)
+    to_csv(sorted(rows, key=lambda x: (x["protocol"], x["network"], int(x["ipc"]), order[x["method"]])), SHEET)
 
 
 def _draw(lines: Sequence[dict[str, str]]) -> None:

@@ -9,11 +9,9 @@ methods are asked for. Rounds of the two alternate; a row has the median of each
 only time is taken, and that of starting (processes, first steps) is left out on both sides.
 """
 
-import argparse
 import math
 import random
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
-from record import circumstances, to_csv
+from record import circumstances, parsed, parser, to_csv
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -39,12 +37,9 @@ WARM, TIMED, ROUNDS = 4, 24, 3
 
 def main() -> None:
     """Time both loops for each network, write the CSV file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/aid"))
-    parser.add_argument("--networks", nargs="+", default=[PRETRAINED, "convnet3"])
-    args = parser.parse_args()
-    if not args.data.is_dir():
-        sys.exit(f"benchmark skipped: AID is not at {args.data}")
+    options = parser(__doc__)
+    options.add_argument("--networks", nargs="+", default=[PRETRAINED, "convnet3"])
+    args = parsed(options)
     files = sorted((args.data / "train").glob("*/*.jpg"))[:: max(1, 6000 // IMAGES)]
     to_csv([_row(network, args.data, files) for network in args.networks], "harness.csv")
 

@@ -7,17 +7,14 @@ for each seed. A row of benchmarks/results/recipes.csv is one recipe; what was c
 geodistill/evaluation/protocols.py. The number of steps is that of the reference figures and is not searched.
 """
 
-import argparse
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import product
-from pathlib import Path
 
 import joblib
 import torch
-from record import circumstances, to_csv
+from record import circumstances, merged, parsed, parser, to_csv
 
 from geodistill.evaluation import protocols
 from geodistill.evaluation.measures import mean_std
@@ -37,19 +34,16 @@ TRIED = {
 
 def main() -> None:
     """Try each recipe with each seed, write the CSV file after each cell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/aid"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--protocols", nargs="+", default=list(RECIPES), choices=list(RECIPES))
-    args = parser.parse_args()
-    if not args.data.is_dir():
-        sys.exit(f"benchmark skipped: AID is not at {args.data}")
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--protocols", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    args = parsed(options)
     train = open_scenes(args.data).train
     kept, held = hold_out(train, HELD_OUT, "recipes")
     lines = [
         line for name in args.protocols for line in _lines(name, train.subset(kept), train.subset(held), args.seeds)
     ]
-    to_csv(lines, f"recipes_{'_'.join(args.protocols)}.csv")
+    to_csv(merged(lines, "recipes.csv", ("protocol", "network", "learning_rate", "clip")), "recipes.csv")
 
 
 def _lines(protocol: str, rest: Scenes, held: Scenes, seeds: int) -> Iterator[dict[str, str]]:

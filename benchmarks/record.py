@@ -1,11 +1,13 @@
 """Under what circumstances a benchmark's figures came about, and the CSV file they go to."""
 
+import argparse
 import csv
 import io
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,21 @@ import torch
 from geodistill.run import versions, write_atomic
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser that shows `doc` as its help and knows where AID lies."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, default=Path("../shared/data/aid"), help="AID as train/ and test/")
+    return made
+
+
+def parsed(known: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the arguments of the command line; end here, by name, where the data is not."""
+    args = known.parse_args()
+    if not args.data.is_dir():
+        sys.exit(f"benchmark skipped: AID is not at {args.data}")
+    return args
 
 
 def circumstances() -> dict[str, str]:
@@ -48,6 +65,13 @@ def commit() -> str:
 def command() -> str:
     """Return the command line that runs."""
     return shlex.join(["python", *sys.argv])
+
+
+def merged(lines: Sequence[dict[str, Any]], name: str, key: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of benchmarks/results/<name> with `lines` in the place of those that have the same key."""
+    path = RESULTS / name
+    kept = list(csv.DictReader(path.open())) if path.is_file() else []
+    return list({tuple(line[column] for column in key): line for line in [*kept, *lines]}.values())
 
 
 def to_csv(lines: list[dict[str, Any]], name: str) -> None:
