@@ -16,7 +16,7 @@ from geodistill.seeding import derive_seed, generator
 def _convnet3(image: torch.Tensor, weights: dict[str, torch.Tensor]) -> np.ndarray:
     """Return the features of one image [3, s, s], layer by layer in float64."""
     x = image.double()[None]
-    for layer in (0, 4, 8):
+    for layer in (1, 5, 9):  # layer 0 only lays the image out
         x = F.conv2d(x, weights[f"{layer}.weight"].double(), weights[f"{layer}.bias"].double(), padding=1)
         x = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
         x = F.avg_pool2d(x.relu(), 2)
