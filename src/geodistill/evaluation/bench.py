@@ -29,7 +29,7 @@ from geodistill.run import explain_os_errors, fingerprint, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 
 # Raise it when the same inputs give other predictions or another likeness.
-VERSION = 4
+VERSION = 5
 
 Progress = Callable[[str, int, int], None]
 
