@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from geodistill.distilled import DistilledSet
+from geodistill.evaluation import bench as module
 from geodistill.evaluation import workers
 from geodistill.evaluation.bench import Bench, Task, Training
 from geodistill.scenes import SceneData, Scenes
@@ -51,6 +52,16 @@ def test_real_scenes_and_a_set_of_them_train_alike(bench: Bench) -> None:
     distilled = DistilledSet(some.pixels(size=32), some.labels, CLASSES)
     as_set = Task(Training.on_set("set", distilled), "scratch", "convnet3", 0)
     assert torch.equal(bench.logits(as_set), bench.logits(on("scenes", some, 0)))
+
+
+def test_seeds_share_the_images_in_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[workers.Job] = []
+    monkeypatch.setattr(module, "train_side_by_side", lambda given, _: jobs.extend(given) or ())
+    some, other = scenes(4, 2), scenes(4, 3)
+    bench.train_all([on("some", some, 0), on("some", some, 1), on("other", other, 0)])
+    assert jobs[0].images is jobs[1].images
+    assert jobs[0].test is jobs[2].test
+    assert np.array_equal(jobs[2].images, other.pixels(size=32).numpy())
 
 
 def test_progress_counts_the_steps_of_all_trainings(bench: Bench) -> None:

@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -107,6 +109,7 @@ class Bench:
         self.size, self.store, self.steps = size, store, steps
         self._progress = progress
         self._memo: dict[str, torch.Tensor] = {}
+        self._arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
 
     def measure(self, task: Task) -> Measures:
         """Return how well the test images are predicted after the task's training."""
@@ -193,9 +196,13 @@ class Bench:
         )
 
     def _job(self, task: Task) -> Job:
-        images, labels = task.training.read()
-        arrays = (images.numpy(), labels.numpy(), self._test_pixels.numpy())
-        return Job(task.protocol, task.network, *arrays, len(self.test.classes), task.seed, self.steps)
+        if task.training.key not in self._arrays:
+            # Seeds that see the same images, one after the other, share them in memory.
+            images, labels = task.training.read()
+            self._arrays = {task.training.key: (images.numpy(), labels.numpy())}
+        images_and_labels = self._arrays[task.training.key]
+        classes = len(self.test.classes)
+        return Job(task.protocol, task.network, *images_and_labels, self._test_array, classes, task.seed, self.steps)
 
     def _report(self, count: int) -> Callable[[int, int], None] | None:
         report, what = self._progress, f"training {count} classifier{'s' if count > 1 else ''}"
@@ -208,6 +215,10 @@ class Bench:
     @cached_property
     def _test_pixels(self) -> torch.Tensor:
         return self.test.pixels(size=self.size)
+
+    @cached_property
+    def _test_array(self) -> NDArray[np.uint8]:
+        return self._test_pixels.numpy()  # the one object, so that all jobs share it
 
     @cached_property
     def _test_pooled(self) -> torch.Tensor:
