@@ -125,9 +125,9 @@ _INTRODUCTION = f"""# AID under every method
 
 30 classes, 64 px, 6,000 training and 2,000 test images; overall accuracy on the test images in per cent, mean ±
 standard deviation over the seeds. All methods share one base, trained on the training scenes alone. ρ is the nearness
-ratio: 1 is no nearer to a training image than fresh real images are, 0 is a copy; below {COPYING} the
-accuracy is that of copies.
-Sets of real images are drawn anew for each seed; generated ones are made once, and the seeds vary the classifier.
+ratio: 1 is no nearer to a training image than fresh real images are, 0 is a copy; below {COPYING} the accuracy is that
+of copies. Sets of real images are drawn anew for each seed; generated ones are made once, and the seeds vary the
+classifier.
 
 Source: `benchmarks/results/{SHEET}` (seeds, hardware, versions, command), made by `benchmarks/aid_compare.py`.
 
@@ -149,7 +149,8 @@ def _section(protocol: str, network: str, lines: Sequence[dict[str, str]]) -> st
         oa = f"{100 * float(line['oa_mean']):.1f} ± {100 * float(line['oa_std']):.1f}"
         points = f"{100 * float(line['ior']):+.1f}" if line["ior"] else ""
         share = f"{100 * float(line['share_of_full']):.0f} %" if line["share_of_full"] else ""
-        rest = [_two(line[name]) for name in ("rho", "coverage", "kid", "images_per_second")]
+        speed = f"{float(line['images_per_second']):.3g}" if line["images_per_second"] else ""
+        rest = [*(_two(line[name]) for name in ("rho", "coverage", "kid")), speed]
         ipc, method = ("all", "all real images") if line["method"] == FULL else (line["ipc"], line["method"])
         rows.append("| " + " | ".join([ipc, method, oa, share, points, *rest]) + " |")
     return f"## {protocol}, {network}\n\n" + "\n".join([head, *rows]) + "\n"
@@ -181,6 +182,7 @@ def _nearness(axes: Axes, lines: Sequence[dict[str, str]]) -> None:
         for line in own:
             at = float(line["rho"]), 100 * float(line["oa_mean"])
             axes.annotate(line["method"], at, (4, 3), textcoords="offset points", fontsize=7)
+    axes.margins(x=0.16)  # room for names
     axes.set_xlabel("nearness ratio ρ (0: copies, 1: as fresh real images)")
     axes.legend(frameon=False)
 
