@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from record import RESULTS, circumstances, command, merged, parsed, parser, to_csv
 
-from geodistill.compare import compare
+from geodistill.compare import SUBJECT, compare, load_pairs
 from geodistill.config import load_config
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.rows import COPYING, FULL, Row
@@ -69,7 +69,8 @@ def main() -> None:
             progress=advance,
         )
     asked = [row for row in rows if row.protocol in args.protocols and (row.ipc in args.ipc or row.full)]
-    _merge([_line(row) for row in asked])
+    pairs = {(pair["b"], pair["ipc"], pair["protocol"], pair["network"]): pair for pair in load_pairs(args.out)}
+    _merge([_line(row, pairs.get(row.key, {})) for row in asked])
     everything = list(csv.DictReader((RESULTS / SHEET).open()))
     _draw(everything)
     write_atomic(DOCS / "comparison.md", _page(everything))
@@ -88,12 +89,21 @@ def _arguments() -> argparse.Namespace:
     return parsed(options)
 
 
-def _line(row: Row) -> dict[str, Any]:
+def _line(row: Row, pair: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the CSV file; `pair` is how far the project's own method is ahead of this one."""
     values = asdict(row)
     figures = {name: _short(values[name]) for name in FIGURES}
     seeds = {"seeds": " ".join(map(str, row.seeds)), "oa": " ".join(map(_short, row.oa))}
     about = {"dataset": "AID 64 px, 6000 train, 2000 test", **circumstances()}
-    return {name: str(values[name]) for name in KEY} | figures | seeds | about
+    return {name: str(values[name]) for name in KEY} | figures | _ahead(pair) | seeds | about
+
+
+def _ahead(pair: dict[str, Any]) -> dict[str, str]:
+    points = {
+        f"{SUBJECT}_ahead{end}": pair.get(name)
+        for name, end in (("difference", ""), ("low", "_low"), ("high", "_high"))
+    }
+    return {name: _short(value) for name, value in points.items()} | {f"{SUBJECT}_is": pair.get("verdict", "")}
 
 
 def _short(value: float | None) -> str:
