@@ -1,6 +1,11 @@
 """Small things that several tests need, each built once."""
 
+import os
 from pathlib import Path
+
+# Before torch is there, and for the commands that tests start too: what they compute is small, and threads that wait
+# for one another crawl where something else is running.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

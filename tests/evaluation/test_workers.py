@@ -54,8 +54,12 @@ def test_errors_come_through() -> None:
 
 def test_threads_are_as_before() -> None:
     before = torch.get_num_threads()
-    list(train_side_by_side([job(0)]))
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(3)
+    try:
+        list(train_side_by_side([job(0)]))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 KILLED = """
