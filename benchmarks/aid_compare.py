@@ -9,7 +9,6 @@ others; all of them are shown in docs/comparison.md and its plot. Nothing in it 
 """
 
 import argparse
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from record import RESULTS, circumstances, command, merged, parsed, parser, to_csv
+from record import circumstances, command, merged, parsed, parser, to_csv
 
 from geodistill.compare import SUBJECT, compare, load_pairs
 from geodistill.config import load_config
@@ -70,8 +69,7 @@ def main() -> None:
         )
     asked = [row for row in rows if row.protocol in args.protocols and (row.ipc in args.ipc or row.full)]
     pairs = {(pair["b"], pair["ipc"], pair["protocol"], pair["network"]): pair for pair in load_pairs(args.out)}
-    _merge([_line(row, pairs.get(row.key, {})) for row in asked])
-    everything = list(csv.DictReader((RESULTS / SHEET).open()))
+    everything = _merge([_line(row, pairs.get(row.key, {})) for row in asked])
     _draw(everything)
     write_atomic(DOCS / "comparison.md", _page(everything))
 
@@ -89,7 +87,7 @@ def _arguments() -> argparse.Namespace:
     return parsed(options)
 
 
-def _line(row: Row, pair: dict[str, Any]) -> dict[str, Any]:
+def _line(row: Row, pair: dict[str, Any]) -> dict[str, str]:
     """Return a row of the CSV file; `pair` is how far the project's own method is ahead of this one."""
     values = asdict(row)
     figures = {name: _short(values[name]) for name in FIGURES}
@@ -110,11 +108,13 @@ def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _merge(lines: list[dict[str, Any]]) -> None:
-    """Put `lines` in the CSV file, in the place of those with the same key."""
+def _merge(lines: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Put `lines` in the CSV file, in the place of those with the same key, and return all its rows."""
     order = {name: rank for rank, name in enumerate([FULL, *METHODS])}
     rows = merged(lines, SHEET, KEY)
-    to_csv(sorted(rows, key=lambda x: (x["protocol"], x["network"], int(x["ipc"]), order[x["method"]])), SHEET)
+    rows.sort(key=lambda x: (x["protocol"], x["network"], int(x["ipc"]), order[x["method"]]))
+    to_csv(rows, SHEET)
+    return rows
 
 
 def _draw(lines: Sequence[dict[str, str]]) -> None:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def parsed(known: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
+@cache  # one script, one answer for all its rows
 def circumstances() -> dict[str, str]:
     """Return hardware, versions, commit and command: what is needed to make a row again."""
     return {

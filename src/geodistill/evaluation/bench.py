@@ -109,7 +109,6 @@ class Bench:
         self.size, self.store, self.steps = size, store, steps
         self._progress = progress
         self._memo: dict[str, torch.Tensor] = {}
-        self._arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
 
     def measure(self, task: Task) -> Measures:
         """Return how well the test images are predicted after the task's training."""
@@ -134,7 +133,7 @@ class Bench:
             self._keep(key, task, self._probe(task))
         trained = {key: task for key, task in missing.items() if key not in probes}
         if trained:
-            jobs = [self._job(task) for task in trained.values()]
+            jobs = self._jobs(trained.values())
             keys = list(trained)
             for index, logits in train_side_by_side(jobs, self._report(len(jobs))):
                 self._keep(keys[index], trained[keys[index]], logits)
@@ -195,14 +194,17 @@ class Bench:
             features=self._features,
         )
 
-    def _job(self, task: Task) -> Job:
-        if task.training.key not in self._arrays:
-            # Seeds that see the same images, one after the other, share them in memory.
-            images, labels = task.training.read()
-            self._arrays = {task.training.key: (images.numpy(), labels.numpy())}
-        images_and_labels = self._arrays[task.training.key]
-        classes = len(self.test.classes)
-        return Job(task.protocol, task.network, *images_and_labels, self._test_array, classes, task.seed, self.steps)
+    def _jobs(self, tasks: Iterable[Task]) -> list[Job]:
+        """Return the tasks with what they train on; those on the same images share them in memory."""
+        arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
+        test, classes, jobs = self._test_pixels.numpy(), len(self.test.classes), []
+        for task in tasks:
+            if task.training.key not in arrays:
+                images, labels = task.training.read()
+                arrays[task.training.key] = (images.numpy(), labels.numpy())
+            own = arrays[task.training.key]
+            jobs.append(Job(task.protocol, task.network, *own, test, classes, task.seed, self.steps))
+        return jobs
 
     def _report(self, count: int) -> Callable[[int, int], None] | None:
         report, what = self._progress, f"training {count} classifier{'s' if count > 1 else ''}"
@@ -215,10 +217,6 @@ class Bench:
     @cached_property
     def _test_pixels(self) -> torch.Tensor:
         return self.test.pixels(size=self.size)
-
-    @cached_property
-    def _test_array(self) -> NDArray[np.uint8]:
-        return self._test_pixels.numpy()  # the one object, so that all jobs share it
 
     @cached_property
     def _test_pooled(self) -> torch.Tensor:
