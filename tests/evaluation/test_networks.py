@@ -15,6 +15,7 @@ from geodistill.evaluation.networks import (
     NETWORKS,
     PRETRAINED,
     _any_size,
+    _AvgPool2d,
     backbone_features,
     build_network,
     check_network,
@@ -49,6 +50,20 @@ def test_the_pretrained_network_computes_what_its_package_does(size):
     images = normalise(noise(3, size))
     with torch.no_grad():
         assert torch.allclose(ours(images), theirs(images), atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (2, 6), (5, 4), (4, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_is_torchs_bit_for_bit(rows, columns, dtype):
+    random = torch.Generator().manual_seed(rows + columns)
+    ours = torch.randn(2, 3, rows, columns, generator=random).to(dtype).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    a, b = _AvgPool2d()(ours), F.avg_pool2d(theirs, 2)
+    gradient = torch.randn(a.shape, generator=random).to(dtype)
+    a.backward(gradient)
+    b.backward(gradient)
+    assert torch.equal(a, b)
+    assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_unknown_network_names_the_nearest():

@@ -1,4 +1,6 @@
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import torch
 
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import train_and_predict
-from geodistill.evaluation.workers import Job, train_side_by_side
+from geodistill.evaluation.workers import Job, _keep_memory, train_side_by_side
 
 
 def job(seed: int, steps: int = 3) -> Job:
@@ -60,6 +62,18 @@ def test_threads_are_as_before() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_is_used_again() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 * 2**20)  # 64 MiB, 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    _keep_memory()
+    faults()
+    assert faults() < 1000
 
 
 KILLED = """

