@@ -14,22 +14,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from record import circumstances, command, merged, parsed, parser, to_csv
 
-from geodistill.compare import SUBJECT, compare, load_pairs
+from geodistill.compare import SUBJECT, compare, load_pairs, pair_key
 from geodistill.config import load_config
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.rows import COPYING, FULL, Row
 from geodistill.methods import METHODS
 from geodistill.progress import stages
+from geodistill.report.plots import accuracy_plot, nearness_plot, standalone
 from geodistill.run import write_atomic
 from geodistill.scenes import open_scenes
 
 SHEET = "aid_compare.csv"
 DOCS = Path(__file__).parents[1] / "docs"
-PICTURE = "images/aid_compare.png"
+PICTURES = "images"
 KEY = ("protocol", "network", "ipc", "method")
 FIGURES = (
     "oa_mean",
@@ -68,7 +67,7 @@ def main() -> None:
             progress=advance,
         )
     asked = [row for row in rows if row.protocol in args.protocols and (row.ipc in args.ipc or row.full)]
-    pairs = {(pair["b"], pair["ipc"], pair["protocol"], pair["network"]): pair for pair in load_pairs(args.out)}
+    pairs = {pair_key(pair): pair for pair in load_pairs(args.out)}
     everything = _merge([_line(row, pairs.get(row.key, {})) for row in asked])
     _draw(everything)
     write_atomic(DOCS / "comparison.md", _page(everything))
@@ -117,18 +116,31 @@ def _merge(lines: list[dict[str, str]]) -> list[dict[str, str]]:
     return rows
 
 
+def _cells(lines: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Return the lines of each protocol and network, under a name for both."""
+    names = dict.fromkeys(f"{line['protocol']}, {line['network']}" for line in lines)
+    return {name: [line for line in lines if f"{line['protocol']}, {line['network']}" == name] for name in names}
+
+
 def _draw(lines: Sequence[dict[str, str]]) -> None:
-    """Draw a row of two plots for each protocol and network: accuracy by method, and against nearness."""
-    cells = sorted({(line["protocol"], line["network"]) for line in lines})
-    figure = Figure(figsize=(11, 4.6 * len(cells)), layout="constrained")
-    grid = figure.subplots(len(cells), 2, squeeze=False, width_ratios=(3, 2))
-    for (left, right), (protocol, network) in zip(grid, cells, strict=True):
-        own = [line for line in lines if (line["protocol"], line["network"]) == (protocol, network)]
-        _accuracy(left, own)
-        _nearness(right, [line for line in own if line["rho"]])
-        left.set_title(f"{protocol}, {network}")
-    (DOCS / PICTURE).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(DOCS / PICTURE, dpi=110)
+    """Draw two plots for each protocol and network: accuracy by method, and against nearness."""
+    (DOCS / PICTURES).mkdir(parents=True, exist_ok=True)
+    for cell, own in _cells(lines).items():
+        rows = [_row(line) for line in own]
+        near = [row for row in rows if row.rho is not None and not row.full]
+        write_atomic(DOCS / _picture(cell, "accuracy"), standalone(accuracy_plot("accuracy", rows)))
+        write_atomic(DOCS / _picture(cell, "nearness"), standalone(nearness_plot("nearness", near)))
+
+
+def _picture(cell: str, what: str) -> str:
+    return f"{PICTURES}/aid_{cell.replace(', ', '_')}_{what}.svg"
+
+
+def _row(line: dict[str, str]) -> Row:
+    """Return what the plots need of a line."""
+    rho = float(line["rho"]) if line["rho"] else None
+    cell = (line["protocol"], line["network"])
+    return Row(line["method"], int(line["ipc"]), *cell, float(line["oa_mean"]), float(line["oa_std"]), rho=rho)
 
 
 _INTRODUCTION = f"""# AID under every method
@@ -140,19 +152,17 @@ of copies. Sets of real images are drawn anew for each seed; generated ones are 
 classifier.
 
 Source: `benchmarks/results/{SHEET}` (seeds, hardware, versions, command), made by `benchmarks/aid_compare.py`.
-
-![Accuracy by method, and against nearness]({PICTURE})
 """
 
 
 def _page(lines: Sequence[dict[str, str]]) -> str:
-    """Return the rows as Markdown, a table for each protocol and network."""
-    cells = dict.fromkeys((line["protocol"], line["network"]) for line in lines)
-    own = {cell: [line for line in lines if (line["protocol"], line["network"]) == cell] for cell in cells}
-    return "\n".join([_INTRODUCTION, *(_section(*cell, rows) for cell, rows in own.items())])
+    """Return the rows as Markdown, two plots and a table for each protocol and network."""
+    return "\n".join([_INTRODUCTION, *(_section(cell, own) for cell, own in _cells(lines).items())])
 
 
-def _section(protocol: str, network: str, lines: Sequence[dict[str, str]]) -> str:
+def _section(cell: str, lines: Sequence[dict[str, str]]) -> str:
+    drawn = {"by method": "accuracy", "against nearness": "nearness"}
+    plots = " ".join(f"![Accuracy {words}]({_picture(cell, what)})" for words, what in drawn.items())
     head = "| IPC | method | OA % | share of full | IOR | ρ | coverage | KID | images/s |\n|" + "---|" * 9
     rows = []
     for line in lines:
@@ -163,42 +173,11 @@ def _section(protocol: str, network: str, lines: Sequence[dict[str, str]]) -> st
         rest = [*(_two(line[name]) for name in ("rho", "coverage", "kid")), speed]
         ipc, method = ("all", "all real images") if line["method"] == FULL else (line["ipc"], line["method"])
         rows.append("| " + " | ".join([ipc, method, oa, share, points, *rest]) + " |")
-    return f"## {protocol}, {network}\n\n" + "\n".join([head, *rows]) + "\n"
+    return "\n".join([f"## {cell}", "", plots, "", head, *rows, ""])
 
 
 def _two(value: str) -> str:
     return f"{float(value):.2f}" if value else ""
-
-
-def _accuracy(axes: Axes, lines: Sequence[dict[str, str]]) -> None:
-    methods = [name for name in METHODS if any(line["method"] == name for line in lines)]
-    for ipc in sorted({int(line["ipc"]) for line in lines} - {0}):
-        own = [line for line in lines if line["ipc"] == str(ipc)]
-        places = [methods.index(line["method"]) for line in own]
-        axes.errorbar(places, _percent(own, "oa_mean"), _percent(own, "oa_std"), fmt="o", capsize=3, label=f"IPC {ipc}")
-    for line in (line for line in lines if line["method"] == FULL):
-        axes.axhline(100 * float(line["oa_mean"]), color="black", linestyle="--", linewidth=1, label="all real images")
-    axes.set_xticks(range(len(methods)), methods, rotation=45, ha="right")
-    axes.set_ylabel("overall accuracy, %")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False)
-
-
-def _nearness(axes: Axes, lines: Sequence[dict[str, str]]) -> None:
-    axes.axvspan(0, COPYING, color="0.92", label=f"copies (ρ < {COPYING})")
-    for ipc in sorted({int(line["ipc"]) for line in lines}):
-        own = [line for line in lines if line["ipc"] == str(ipc)]
-        axes.plot([float(line["rho"]) for line in own], _percent(own, "oa_mean"), "o", label=f"IPC {ipc}")
-        for line in own:
-            at = float(line["rho"]), 100 * float(line["oa_mean"])
-            axes.annotate(line["method"], at, (4, 3), textcoords="offset points", fontsize=7)
-    axes.margins(x=0.16)  # room for names
-    axes.set_xlabel("nearness ratio ρ (0: copies, 1: as fresh real images)")
-    axes.legend(frameon=False)
-
-
-def _percent(lines: Sequence[dict[str, str]], name: str) -> list[float]:
-    return [100 * float(line[name]) for line in lines]
 
 
 if __name__ == "__main__":

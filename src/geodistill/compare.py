@@ -133,7 +133,8 @@ def _read_table(folder: Path) -> dict[str, Any]:
     return table
 
 
-def _pair_key(pair: dict[str, Any]) -> tuple[str, int, str, str]:
+def pair_key(pair: dict[str, Any]) -> tuple[str, int, str, str]:
+    """Return the key of the row that the project's own method is compared with."""
     return pair["b"], pair["ipc"], pair["protocol"], pair["network"]
 
 
@@ -239,7 +240,7 @@ class _Ledger:
     def __init__(self, folder: Path, classes: tuple[str, ...], labels: torch.Tensor) -> None:
         self._folder, self._classes, self._labels = folder, classes, labels
         self._rows = {row.key: row for row in load_rows(folder)}
-        self._pairs = {_pair_key(pair): pair for pair in load_pairs(folder)}
+        self._pairs = {pair_key(pair): pair for pair in load_pairs(folder)}
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -314,7 +315,7 @@ def _cell(value: Any) -> str:
 def comparison_table(folder: Path) -> Table:
     """Return the comparison in `folder` as a rich table, figures in per cent; see `compare` for its columns."""
     rows = load_rows(folder)
-    verdicts = {_pair_key(pair): pair for pair in load_pairs(folder)}
+    verdicts = {pair_key(pair): pair for pair in load_pairs(folder)}
     table = Table(caption=_CAPTION)
     for name in ("protocol", "network", "method"):
         table.add_column(name)

@@ -15,7 +15,7 @@ import torch
 
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import train_and_predict
-from geodistill.evaluation.workers import Job, _keep_memory, train_side_by_side
+from geodistill.evaluation.workers import Job, keep_memory, train_side_by_side
 
 
 def job(seed: int, steps: int = 3) -> Job:
@@ -71,7 +71,7 @@ def test_freed_memory_is_used_again() -> None:
         torch.ones(16 * 2**20)  # 64 MiB, 16,384 pages
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    _keep_memory()
+    keep_memory()
     faults()
     assert faults() < 1000
 

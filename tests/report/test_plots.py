@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geodistill.evaluation.rows import Row
-from geodistill.report.plots import _free_line, accuracy_plot, curves_plot, map_plot, nearness_plot, thin
+from geodistill.report.plots import _free_line, accuracy_plot, curves_plot, map_plot, nearness_plot, standalone, thin
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROWS = [
@@ -54,6 +54,17 @@ def test_plots_take_colours_from_the_page_and_load_nothing(name: str) -> None:
     assert not [element for element in root.iter() if element.tag.endswith(("metadata", "style", "image"))]
     assert "width" not in root.attrib
     assert "viewBox" in root.attrib
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_file_of_its_own_defines_every_colour_it_uses(name: str) -> None:
+    svg = standalone(PLOTS[name])
+    root = ET.fromstring(svg)
+    palette = next(root.iter(f"{SVG}style")).text or ""
+    assert {*re.findall(r"var\((--[\w-]+)\)", svg)} <= {*re.findall(r"(--[\w-]+):", palette)}
+    assert "prefers-color-scheme: dark" in palette
+    assert root.get("width") == "560"
+    assert _texts(svg) == _texts(PLOTS[name])
 
 
 @pytest.mark.parametrize("name", PLOTS)

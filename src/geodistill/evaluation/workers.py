@@ -62,7 +62,7 @@ def train_side_by_side(
 
 def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Tensor]:
     """Train in a worker, or here where one is enough; `told` grows by one byte with each step."""
-    _keep_memory()
+    keep_memory()
     images, labels, test = (torch.from_numpy(np.array(part)) for part in (job.images, job.labels, job.test))
     with _one_thread(), told.open("wb", buffering=0) as file:
 
@@ -85,7 +85,7 @@ def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Te
     return index, logits
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have glibc reuse freed memory rather than return it; other C libraries are left as they are.
 
     It gives every array above 32 MiB back to the system, and a training that asks for the same ones at each step waits

@@ -7,6 +7,7 @@ import io
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from itertools import count, cycle
 from typing import Any
 
@@ -29,6 +30,8 @@ _MARKERS = "os^DvPX*"
 _LINES = ("-", "--", "-.", ":")
 # Inches: narrow, so that text is still large enough where a phone shrinks the plot.
 _WIDTH = 4.0
+# CSS pixels, of a plot in a file of its own.
+_FILE_WIDTH = 560
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 
@@ -92,6 +95,13 @@ def _rewrite(element: ET.Element, name: str) -> None:
         for colour, css in _CSS.items():
             style = style.replace(colour, css)
         element.set("style", style)
+
+
+def standalone(plot: Markup) -> str:
+    """Return `plot` as an SVG file of its own, with the page's colours, light or dark as the reader's system is."""
+    css = resources.files("geodistill.report").joinpath("style.css").read_text(encoding="utf-8")
+    palette = css[: css.index("* {")] + "svg { background: var(--page); color: var(--ink); font-family: sans-serif; }"
+    return str(plot).replace(">", f' width="{_FILE_WIDTH}"><style>{palette}</style>', 1)
 
 
 def accuracy_plot(name: str, rows: Sequence[Row]) -> Markup:
