@@ -9,7 +9,6 @@ resumes: runs, predictions and nearness ratios that are there are used again. No
 import argparse
 import shutil
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from record import circumstances, command, hardware, parsed, parser, to_csv
 
 from geodistill.config import Config, load_config
 from geodistill.distilled import DistilledSet
-from geodistill.evaluation.bench import Bench, Task, Training, open_store
+from geodistill.evaluation.bench import Bench, Training, open_store
 from geodistill.evaluation.evaluate import random_real
 from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.evaluation.networks import backbone_features
@@ -73,25 +72,19 @@ def main() -> None:
     sets = {"k-means real": kmeans, "reconstruction": _reconstructed(kmeans, base)} | sets
     with stages() as advance:
         bench = Bench(data, Config().size, store=open_store(args.out), progress=advance)
-        tasks = _tasks(sets, bench, args)
-        bench.train_all(chain.from_iterable(tasks.values()))
-        rows = [
-            Row(name, tuple(map(bench.measure, each)), _nearness(sets.get(name), bench)) for name, each in tasks.items()
-        ]
+        trainings = _trainings(sets, bench, args.seeds)
+        measured = bench.measure_all(trainings, args.protocol, args.network, range(args.seeds))
+        rows = [Row(name, measures, _nearness(sets.get(name), bench)) for name, measures in measured.items()]
     _write(rows, args)
 
 
-def _tasks(sets: dict[str, DistilledSet], bench: Bench, args: argparse.Namespace) -> dict[str, list[Task]]:
-    """Return what to train for each row, one task for each seed; random real images are drawn anew for each."""
-    random = [random_real(bench.train, sets["k-means real"], seed) for seed in range(args.seeds)]
-    trainings = {
-        "all real images": [Training.on_scenes("full", bench.train, bench.size)] * args.seeds,
-        "random real": [Training.on_scenes("random", draw, bench.size) for draw in random],
-        **{name: [Training.on_set(_folder_name(name), one)] * args.seeds for name, one in sets.items()},
-    }
+def _trainings(sets: dict[str, DistilledSet], bench: Bench, seeds: int) -> dict[str, list[Training]]:
+    """Return what to train on for each row, once for each seed; random real images are drawn anew for each."""
+    random = [random_real(bench.train, sets["k-means real"], seed) for seed in range(seeds)]
     return {
-        name: [Task(one, args.protocol, args.network, seed) for seed, one in enumerate(ones)]
-        for name, ones in trainings.items()
+        "all real images": [Training.on_scenes("full", bench.train, bench.size)] * seeds,
+        "random real": [Training.on_scenes("random", draw, bench.size) for draw in random],
+        **{name: [Training.on_set(_folder_name(name), one)] * seeds for name, one in sets.items()},
     }
 
 

@@ -5,9 +5,10 @@ Every figure follows from predictions kept in files; what was predicted once is 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +138,20 @@ class Bench:
             keys = list(trained)
             for index, logits in train_side_by_side(jobs, self._report(len(jobs))):
                 self._keep(keys[index], trained[keys[index]], logits)
+
+    def measure_all(
+        self, trainings: Mapping[str, Sequence[Training]], protocol: str, network: str, seeds: Sequence[int]
+    ) -> dict[str, tuple[Measures, ...]]:
+        """Return the measures under each name, of its first training with the first of `seeds` and so on.
+
+        All are trained side by side; a name without trainings has no measures. Raises the errors of `train_all`.
+        """
+        tasks = {
+            name: [Task(one, protocol, network, seed) for one, seed in zip(ones, seeds, strict=False)]
+            for name, ones in trainings.items()
+        }
+        self.train_all(chain.from_iterable(tasks.values()))
+        return {name: tuple(map(self.measure, ones)) for name, ones in tasks.items()}
 
     def likeness(self, distilled: DistilledSet) -> Likeness:
         """Return how `distilled` lies to the real images, stored or measured."""

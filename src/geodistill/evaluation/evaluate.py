@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from geodistill.evaluation.bench import (
     Bench,
     Likeness,
     Progress,
-    Task,
     Training,
     cell_name,
     hash_of,
@@ -130,12 +128,7 @@ def evaluate(
         "random": [Training.on_scenes("random", pick, subject.size) for pick in picks],
         "full": [Training.on_scenes("full", data.train, subject.size)] * len(chosen) if full else [],
     }
-    tasks = {
-        name: [Task(one, protocol, network, seed) for one, seed in zip(ones, chosen, strict=False)]
-        for name, ones in trainings.items()
-    }
-    bench.train_all(chain.from_iterable(tasks.values()))
-    measured = {name: tuple(map(bench.measure, ones)) for name, ones in tasks.items()}
+    measured = bench.measure_all(trainings, protocol, network, chosen)
     result = Evaluation(
         protocol,
         network,
