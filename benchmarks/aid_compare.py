@@ -146,18 +146,42 @@ def _row(line: dict[str, str]) -> Row:
 _INTRODUCTION = f"""# AID under every method
 
 30 classes, 64 px, 6,000 training and 2,000 test images; overall accuracy on the test images in per cent, mean ±
-standard deviation over the seeds. All methods share one base, trained on the training scenes alone. ρ is the nearness
-ratio: 1 is no nearer to a training image than fresh real images are, 0 is a copy; below {COPYING} the accuracy is that
-of copies. Sets of real images are drawn anew for each seed; generated ones are made once, and the seeds vary the
-classifier.
+standard deviation over the seeds (a probe of the same images comes out the same for each). All methods share one base,
+trained on the training scenes alone. ρ is the nearness ratio: 1 is no nearer to a training image than fresh real images
+are, 0 is a copy; below {COPYING} the accuracy is that of copies. Sets of real images are drawn anew for each seed;
+generated ones are made once, and the seeds vary the classifier.
 
 Source: `benchmarks/results/{SHEET}` (seeds, hardware, versions, command), made by `benchmarks/aid_compare.py`.
 """
 
 
 def _page(lines: Sequence[dict[str, str]]) -> str:
-    """Return the rows as Markdown, two plots and a table for each protocol and network."""
-    return "\n".join([_INTRODUCTION, *(_section(cell, own) for cell, own in _cells(lines).items())])
+    """Return the rows as Markdown: all in one table, then two plots and a table for each protocol and network."""
+    sections = (_section(cell, own) for cell, own in _cells(lines).items())
+    return "\n".join([_INTRODUCTION, _overview(lines), *sections])
+
+
+def _overview(lines: Sequence[dict[str, str]]) -> str:
+    """Return a table: a line for each method, a column for each protocol and IPC, ρ at the middle IPC."""
+    columns = sorted({(line["protocol"], int(line["ipc"])) for line in lines if line["method"] != FULL})
+    ipcs = sorted({ipc for _, ipc in columns})
+    middle = ipcs[len(ipcs) // 2]
+    found = {(line["method"], line["protocol"], int(line["ipc"])): line for line in lines}
+    heads = ["OA %", *(f"{protocol}, IPC {ipc}" for protocol, ipc in columns), f"ρ, IPC {middle}"]
+    rows = [heads, ["---"] * len(heads)]
+    for method in METHODS:
+        cells = [found.get((method, *column)) for column in columns]
+        of_middle = [line["rho"] for line in lines if line["method"] == method and line["ipc"] == str(middle)]
+        rows.append([method, *(_oa(line) if line else "" for line in cells), _two(of_middle[0] if of_middle else "")])
+    everything = {line["protocol"]: _oa(line) for line in lines if line["method"] == FULL}
+    rows.append(["all real images", *(everything.get(protocol, "") for protocol, _ in columns), ""])
+    return "\n".join(["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def _oa(line: dict[str, str]) -> str:
+    """Return mean ± standard deviation in per cent; the mean alone where the seeds change nothing."""
+    mean, std = (f"{100 * float(line[name]):.1f}" for name in ("oa_mean", "oa_std"))
+    return mean if std == "0.0" else f"{mean} ± {std}"
 
 
 def _section(cell: str, lines: Sequence[dict[str, str]]) -> str:
@@ -166,13 +190,12 @@ def _section(cell: str, lines: Sequence[dict[str, str]]) -> str:
     head = "| IPC | method | OA % | share of full | IOR | ρ | coverage | KID | images/s |\n|" + "---|" * 9
     rows = []
     for line in lines:
-        oa = f"{100 * float(line['oa_mean']):.1f} ± {100 * float(line['oa_std']):.1f}"
         points = f"{100 * float(line['ior']):+.1f}" if line["ior"] else ""
         share = f"{100 * float(line['share_of_full']):.0f} %" if line["share_of_full"] else ""
         speed = f"{float(line['images_per_second']):.3g}" if line["images_per_second"] else ""
         rest = [*(_two(line[name]) for name in ("rho", "coverage", "kid")), speed]
         ipc, method = ("all", "all real images") if line["method"] == FULL else (line["ipc"], line["method"])
-        rows.append("| " + " | ".join([ipc, method, oa, share, points, *rest]) + " |")
+        rows.append("| " + " | ".join([ipc, method, _oa(line), share, points, *rest]) + " |")
     return "\n".join([f"## {cell}", "", plots, "", head, *rows, ""])
 
 

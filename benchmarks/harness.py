@@ -136,7 +136,11 @@ def _stock(network: str, classes: int) -> nn.Module:
     if network == PRETRAINED:
         stock: nn.Module = EfficientNet.from_name(PRETRAINED, num_classes=classes)
         return stock
-    return build_network(network, classes, 0).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+    built = build_network(network, classes, 0).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for name, layer in list(built.named_children()):
+        if isinstance(layer, nn.AvgPool2d):  # ConvNet-3's own has a gradient of our own
+            setattr(built, name, nn.AvgPool2d(2))
+    return built  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":
