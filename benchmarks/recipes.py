@@ -21,7 +21,7 @@ from geodistill.evaluation import protocols
 from geodistill.evaluation.measures import mean_std
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.protocols import RECIPES, Recipe, train_and_predict
-from geodistill.evaluation.workers import keep_memory
+from geodistill.evaluation.workers import kept_memory
 from geodistill.methods.random import select
 from geodistill.scenes import Scenes, open_scenes
 from geodistill.scenes.splits import hold_out
@@ -80,9 +80,9 @@ def _accuracy(
 ) -> float:
     """Return the overall accuracy on held-out scenes after training in this process, on one thread."""
     torch.set_num_threads(1)
-    keep_memory()
     protocols.RECIPES[protocol] = recipe
-    logits = train_and_predict(protocol, network, *draw, test, classes=int(labels.max()) + 1, seed=seed)
+    with kept_memory():
+        logits = train_and_predict(protocol, network, *draw, test, classes=int(labels.max()) + 1, seed=seed)
     return float((logits.argmax(1) == labels).float().mean())
 
 

@@ -15,7 +15,7 @@ import torch
 
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import train_and_predict
-from geodistill.evaluation.workers import Job, keep_memory, train_side_by_side
+from geodistill.evaluation.workers import Job, kept_memory, train_side_by_side
 
 
 def job(seed: int, steps: int = 3) -> Job:
@@ -66,14 +66,19 @@ def test_threads_are_as_before() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 def test_freed_memory_is_used_again() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
     def faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(16 * 2**20)  # 64 MiB, 16,384 pages
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    keep_memory()
-    faults()
-    assert faults() < 1000
+    with kept_memory():
+        faults()
+        assert faults() < 1000
+        before = resident()
+    assert resident() < before - 50 * 2**20
 
 
 KILLED = """

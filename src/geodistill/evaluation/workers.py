@@ -62,9 +62,8 @@ def train_side_by_side(
 
 def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Tensor]:
     """Train in a worker, or here where one is enough; `told` grows by one byte with each step."""
-    keep_memory()
     images, labels, test = (torch.from_numpy(np.array(part)) for part in (job.images, job.labels, job.test))
-    with _one_thread(), told.open("wb", buffering=0) as file:
+    with _one_thread(), kept_memory(), told.open("wb", buffering=0) as file:
 
         def tell(done: int, of: int) -> None:
             file.write(b".")
@@ -85,16 +84,30 @@ def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Te
     return index, logits
 
 
-def keep_memory() -> None:
-    """Have glibc reuse freed memory rather than return it; other C libraries are left as they are.
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Have glibc reuse freed memory rather than return it, until the block ends; other C libraries stay as they are.
 
     It gives every array above 32 MiB back to the system, and a training that asks for the same ones at each step waits
     for their pages to be cleared: a third of ConvNet-3's time.
     """
-    with suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
+    libc = _glibc()
+    if libc:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    try:
+        yield
+    finally:
+        if libc:
+            libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    with suppress(OSError, TypeError):
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
+            return library
+    return None
 
 
 @contextmanager
