@@ -118,8 +118,11 @@ def _merge(lines: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def _cells(lines: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """Return the lines of each protocol and network, under a name for both."""
-    names = dict.fromkeys(f"{line['protocol']}, {line['network']}" for line in lines)
-    return {name: [line for line in lines if f"{line['protocol']}, {line['network']}" == name] for name in names}
+    return {cell: [line for line in lines if _cell(line) == cell] for cell in dict.fromkeys(map(_cell, lines))}
+
+
+def _cell(line: dict[str, str]) -> str:
+    return f"{line['protocol']}, {line['network']}"
 
 
 def _draw(lines: Sequence[dict[str, str]]) -> None:
@@ -162,19 +165,19 @@ def _page(lines: Sequence[dict[str, str]]) -> str:
 
 
 def _overview(lines: Sequence[dict[str, str]]) -> str:
-    """Return a table: a line for each method, a column for each protocol and IPC, ρ at the middle IPC."""
-    columns = sorted({(line["protocol"], int(line["ipc"])) for line in lines if line["method"] != FULL})
+    """Return a table: a line for each method, a column for each cell and IPC, ρ at the middle IPC."""
+    found = {(line["method"], _cell(line), int(line["ipc"])): line for line in lines}
+    columns = sorted({(cell, ipc) for _, cell, ipc in found if ipc})
     ipcs = sorted({ipc for _, ipc in columns})
     middle = ipcs[len(ipcs) // 2]
-    found = {(line["method"], line["protocol"], int(line["ipc"])): line for line in lines}
-    heads = ["OA %", *(f"{protocol}, IPC {ipc}" for protocol, ipc in columns), f"ρ, IPC {middle}"]
+    heads = ["OA %", *(f"{cell.replace(', ', '<br>')}<br>IPC {ipc}" for cell, ipc in columns), f"ρ<br>IPC {middle}"]
     rows = [heads, ["---"] * len(heads)]
     for method in METHODS:
-        cells = [found.get((method, *column)) for column in columns]
-        of_middle = [line["rho"] for line in lines if line["method"] == method and line["ipc"] == str(middle)]
-        rows.append([method, *(_oa(line) if line else "" for line in cells), _two(of_middle[0] if of_middle else "")])
-    everything = {line["protocol"]: _oa(line) for line in lines if line["method"] == FULL}
-    rows.append(["all real images", *(everything.get(protocol, "") for protocol, _ in columns), ""])
+        own = [found.get((method, *column)) for column in columns]
+        near = [line["rho"] for (name, _, ipc), line in found.items() if (name, ipc) == (method, middle)]
+        rows.append([method, *(_oa(line) if line else "" for line in own), _two(near[0] if near else "")])
+    everything = [found.get((FULL, cell, 0)) for cell, _ in columns]
+    rows.append(["all real images", *(_oa(line) if line else "" for line in everything), ""])
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 

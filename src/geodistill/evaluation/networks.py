@@ -151,7 +151,7 @@ class _Contiguous(nn.Module):
 
 
 class _Halve(torch.autograd.Function):
-    """Average pooling over 2x2; the gradient's values are torch's, in a fifth of its time on the CPU."""
+    """Average pooling over 2x2; the gradient's values are torch's, sooner on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor) -> torch.Tensor:
