@@ -44,8 +44,8 @@ class Recipe:
 
 # finetune: the settings of the reference figures in METHOD.md. scratch: a random start takes more steps and a higher
 # rate. Chosen on a quarter of AID's training scenes held out (benchmarks/results/recipes.csv): 0.05 gave 38.3 % in 300
-# steps, 0.02 36.7 and 0.1 37.4, clipping gradients to norm 1 36.6. Clipping cost finetune 5.6 points (69.7 to 64.1 %
-# after ten k-means images a class, tried by hand).
+# steps, 0.02 36.7 and 0.1 37.4, clipping gradients to norm 1 36.6; 1,000 steps gave 42.0. Clipping cost finetune 5.6
+# points (69.7 to 64.1 % after ten k-means images a class, tried by hand).
 RECIPES = {"finetune": Recipe(0.02, 400, 1200, math.inf), "scratch": Recipe(0.05, 1000, 3000, math.inf)}
 PROTOCOLS = ("probe", *RECIPES)
 
