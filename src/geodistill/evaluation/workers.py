@@ -86,7 +86,7 @@ def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Te
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Have glibc reuse freed memory rather than return it, until the block ends; other C libraries stay as they are.
+    """Have glibc reuse freed memory, and return it only when the block ends; other C libraries stay as they are.
 
     It gives every array above 32 MiB back to the system, and a training that asks for the same ones at each step waits
     for their pages to be cleared: a third of ConvNet-3's time.

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from markupsafe import Markup
 from geodistill.errors import ConfigError
 from geodistill.report import classes, overview, record, results
 from geodistill.report.found import Found, find
+from geodistill.report.parts import page_file
 from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.scenes import SceneData
 
@@ -99,13 +99,9 @@ def _render(page: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script, style = _text("sort.js"), _text("style.css")
+    script, style = page_file("sort.js"), page_file("style.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     shown = {key: name for key, name in _SECTIONS.items() if key != "ablation" or page["ablation"]}
     return environment.get_template("template.html.j2").render(
         page, sections=shown, script=Markup(script), style=Markup(style), script_hash=f"sha256-{digest}"
     )
-
-
-def _text(name: str) -> str:
-    return (files("geodistill.report") / name).read_text(encoding="utf-8")

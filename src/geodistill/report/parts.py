@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 from markupsafe import Markup
 
@@ -97,3 +98,8 @@ def rho(row: Row) -> Cell:
     if row.rho is None:
         return ABSENT
     return Cell(f"{row.rho:.2f}{' copying' if row.copying else ''}", row.rho, flag=row.copying)
+
+
+def page_file(name: str) -> str:
+    """Return the text of a file that the page is made of, such as style.css."""
+    return (files("geodistill.report") / name).read_text(encoding="utf-8")

@@ -7,7 +7,6 @@ import io
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from itertools import count, cycle
 from typing import Any
 
@@ -19,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from geodistill.evaluation.rows import COPYING, Row
+from geodistill.report.parts import page_file
 
 SERIES = 8
 _INK, _FAINT = "#010001", "#010002"
@@ -99,7 +99,7 @@ def _rewrite(element: ET.Element, name: str) -> None:
 
 def standalone(plot: Markup) -> str:
     """Return `plot` as an SVG file of its own, with the page's colours, light or dark as the reader's system is."""
-    css = resources.files("geodistill.report").joinpath("style.css").read_text(encoding="utf-8")
+    css = page_file("style.css")
     palette = css[: css.index("* {")] + "svg { background: var(--page); color: var(--ink); font-family: sans-serif; }"
     return str(plot).replace(">", f' width="{_FILE_WIDTH}"><style>{palette}</style>', 1)
 
