@@ -52,7 +52,7 @@ def test_the_pretrained_network_computes_what_its_package_does(size):
         assert torch.allclose(ours(images), theirs(images), atol=1e-4)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (2, 6), (5, 4), (4, 7)])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (2, 6), (5, 4), (4, 7), (64, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pooling_is_torchs_bit_for_bit(rows, columns, dtype):
     random = torch.Generator().manual_seed(rows + columns)

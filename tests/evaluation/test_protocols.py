@@ -100,7 +100,7 @@ def test_batches_pass_over_all_images():
 
 def test_steps_follow_the_size_of_the_set():
     assert [recipe_steps("finetune", n, None) for n in (300, 6000)] == [400, 1200]
-    assert [recipe_steps("scratch", n, None) for n in (300, 6000)] == [1000, 3000]
+    assert [recipe_steps("scratch", n, None) for n in (300, 6000)] == [500, 1500]
     assert (recipe_steps("probe", 300, None), recipe_steps("finetune", 300, 7)) == (0, 7)
 
 

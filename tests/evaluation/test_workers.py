@@ -75,8 +75,8 @@ def test_freed_memory_is_used_again() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     with kept_memory():
-        faults()
-        assert faults() < 1000
+        found = [faults() for _ in range(20)]  # the heap grows a few times, where small arrays lie in between
+        assert found[-1] < 1000
         before = resident()
     assert resident() < before - 50 * 2**20
 

@@ -7,7 +7,6 @@ ImageNet weights of EfficientNet-Lite0 come with a package, all other networks s
 import difflib
 from collections.abc import Callable
 from functools import cache
-from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -150,30 +149,19 @@ class _Contiguous(nn.Module):
         return images.contiguous()
 
 
-class _Halve(torch.autograd.Function):
-    """Average pooling over 2x2; the gradient's values are torch's, sooner on the CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(maps, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        quarter = gradients[0] * 0.25
-        n, channels, rows, columns = quarter.shape
-        whole = quarter.new_empty(n, channels, 2 * rows, 2 * columns)
-        for row, column in product(range(2), range(2)):
-            whole[:, :, row::2, column::2] = quarter
-        return whole
-
-
 class _AvgPool2d(nn.AvgPool2d):
+    """Average pooling over 2x2 as a product of each two rows and a fixed matrix: the same values, sooner on the CPU."""
+
     def __init__(self) -> None:
         super().__init__(2)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        even = not (maps.shape[2] % 2 or maps.shape[3] % 2)
-        pooled: torch.Tensor = _Halve.apply(maps) if even else super().forward(maps)  # type: ignore[no-untyped-call]
+        n, channels, height, width = maps.shape
+        if height % 2 or width % 2:
+            return super().forward(maps)
+        quarter = torch.full((2, 1), 0.25, dtype=maps.dtype, device=maps.device)
+        pairs = torch.kron(torch.eye(width // 2, dtype=maps.dtype, device=maps.device), quarter)
+        pooled: torch.Tensor = maps.reshape(n, channels, height // 2, 2 * width) @ pairs.repeat(2, 1)
         return pooled
 
 
