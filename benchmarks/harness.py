@@ -138,7 +138,7 @@ def _stock(network: str, classes: int) -> nn.Module:
         return stock
     built = build_network(network, classes, 0).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for name, layer in list(built.named_children()):
-        if isinstance(layer, nn.AvgPool2d):  # ConvNet-3's own has a gradient of our own
+        if isinstance(layer, nn.AvgPool2d):  # ConvNet-3's own pools by a matrix product
             setattr(built, name, nn.AvgPool2d(2))
     return built  # type: ignore[no-any-return]
 

@@ -159,8 +159,7 @@ class _AvgPool2d(nn.AvgPool2d):
         n, channels, height, width = maps.shape
         if height % 2 or width % 2:
             return super().forward(maps)
-        quarter = torch.full((2, 1), 0.25, dtype=maps.dtype, device=maps.device)
-        pairs = torch.kron(torch.eye(width // 2, dtype=maps.dtype, device=maps.device), quarter)
+        pairs = torch.eye(width // 2, dtype=maps.dtype, device=maps.device).repeat_interleave(2, dim=0) / 4
         pooled: torch.Tensor = maps.reshape(n, channels, height // 2, 2 * width) @ pairs.repeat(2, 1)
         return pooled
 
