@@ -22,13 +22,12 @@ from geodistill.evaluation.evaluate import random_real
 from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.evaluation.networks import backbone_features
 from geodistill.methods.dpd import distill
-from geodistill.methods.stages import make_base
-from geodistill.prior.base import load_prior
+from geodistill.prior.base import SHIPPED, load_prior, shipped_base
 from geodistill.privacy.nearness import Nearness
 from geodistill.progress import stages
 from geodistill.prototypes import find_prototypes
 from geodistill.report.grid import draw_grid
-from geodistill.run import Run, records
+from geodistill.run import records
 from geodistill.scenes import Scenes, open_scenes
 
 TEMPLATE = [
@@ -60,16 +59,15 @@ class Row:
 
 
 def main() -> None:
-    """Build the base, run the ladder, evaluate every row, write the CSV files."""
+    """Run the ladder, evaluate every row, write the CSV files."""
     args = _arguments()
     data = open_scenes(args.data)
-    base = _base(data.train, args.out, args.set)
-    sets = {name: _rung(name, changes, data.train, base, args) for name, changes in LADDER.items()}
+    sets = {name: _rung(name, changes, data.train, args) for name, changes in LADDER.items()}
     _write_stages(args.out)
     if args.only_distill:
         return
     kmeans = _kmeans_real(data.train)
-    sets = {"k-means real": kmeans, "reconstruction": _reconstructed(kmeans, base)} | sets
+    sets = {"k-means real": kmeans, "reconstruction": _reconstructed(kmeans, load_config(sets=args.set).base)} | sets
     with stages() as advance:
         bench = Bench(data, Config().size, store=open_store(args.out), progress=advance)
         trainings = _trainings(sets, bench, args.seeds)
@@ -99,22 +97,13 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--protocol", default="finetune")
     options.add_argument("--network", default="efficientnet-lite0")
-    options.add_argument("--set", action="append", default=[], help="a setting for every rung, such as compact.steps=9")
+    options.add_argument("--set", action="append", default=[], help="a setting for every rung, such as base=FOLDER")
     options.add_argument("--only-distill", action="store_true", help="make the sets, evaluate nothing")
     return parsed(options)
 
 
-def _base(train: Scenes, out: Path, changes: list[str]) -> Path:
-    """Build the compact base once, in a run of its own, for all rungs."""
-    config = load_config(sets=changes)
-    settings = {"base": config.compact.model_dump(mode="json"), "scenes": train.fingerprint()}
-    with Run(out / "base", settings, command()) as run:
-        make_base(train, config, run)
-    return out / "base" / "base"
-
-
-def _rung(name: str, changes: list[str], train: Scenes, base: Path, args: argparse.Namespace) -> DistilledSet:
-    config: Config = load_config(sets=[*args.set, *changes], base=str(base))
+def _rung(name: str, changes: list[str], train: Scenes, args: argparse.Namespace) -> DistilledSet:
+    config = load_config(sets=[*args.set, *changes])
     folder = args.out / _folder_name(name)
     _take_over(folder, args.out)
     distilled = distill(train, config, out=folder, command=command())
@@ -128,7 +117,7 @@ def _folder_name(rung: str) -> str:
 
 def _take_over(folder: Path, out: Path) -> None:
     """Copy the stages of the rung before; `Run.stage` builds anew those whose fingerprint is another."""
-    earlier = [path for path in out.glob("*/run.json") if path.parent.name != "base"]
+    earlier = list(out.glob("*/run.json"))
     if (folder / "run.json").exists() or not earlier:
         return
     before = max(earlier, key=lambda path: path.stat().st_mtime_ns).parent
@@ -152,8 +141,8 @@ def _kmeans_real(train: Scenes) -> DistilledSet:
     return DistilledSet(train.pixels(medoids, size=config.size), found.labels, train.classes)
 
 
-def _reconstructed(real: DistilledSet, base: Path) -> DistilledSet:
-    prior = load_prior(str(base))
+def _reconstructed(real: DistilledSet, base: str) -> DistilledSet:
+    prior = load_prior(str(shipped_base(Config().size)) if base == SHIPPED else base)
     return DistilledSet(prior.decode(prior.encode(real.images)), real.labels, real.classes)
 
 
@@ -176,7 +165,7 @@ def _line(row: Row, full: float, random: float) -> dict[str, Any]:
 
 def _write_stages(out: Path) -> None:
     lines = []
-    for rung in ("base", *map(_folder_name, LADDER)):
+    for rung in map(_folder_name, LADDER):
         for record in records(out / rung):
             cost = {key: record[key] for key in ("stage", "wall_seconds", "cpu_seconds", "peak_memory_mib")}
             lines.append({"run": rung, **cost, "hardware": hardware(), "command": command()})

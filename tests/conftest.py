@@ -38,6 +38,7 @@ def tiny() -> Config:
         {
             "ipc": 2,
             "size": 32,
+            "base": "scratch",
             "compact": {"channels": 8, "width": (32, 32), "steps": 4, "batch": 4},
             "latents": {"views": 2},
             "teacher": {"steps": 150, "batch": 32, "width": 16, "held_out": 0.2},

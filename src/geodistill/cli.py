@@ -82,7 +82,8 @@ def distill(
     base: Annotated[
         str | None,
         typer.Option(
-            help="'compact' (built from the scenes), a diffusers pipeline folder, or a hub name [default: compact]."
+            help="'compact' (comes with the package), 'scratch' (built from the scenes alone), a diffusers pipeline "
+            "folder, or a hub name [default: compact]."
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
@@ -112,6 +113,38 @@ def distill(
         _print_stages(out)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: **geodistill pretrain ~/archive --out runs/base**, then **distill … --base runs/base/base**"
+)
+def pretrain(
+    data: _Data,
+    out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
+    config: Annotated[str, typer.Option(help="TOML file with settings, or the name of a preset.")] = "pretrain",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, such as compact.steps=20000; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
+    data_note: Annotated[str, typer.Option(help="What the model card says about the data and their licence.")] = "",
+) -> None:
+    """Train a base on the training scenes of DATA, once, for any number of later runs.
+
+    Takes hours on two cores and shows the time left: first a convolutional autoencoder, then the U-Net, on all that
+    leaves an overhead scene one (flips, right-angle turns, nearer views). OUT/base is a diffusers pipeline with a model
+    card, for --base.
+    """
+    with _told():
+        from geodistill.config import load_config
+        from geodistill.pretrain import pretrain as run_pretraining
+        from geodistill.scenes import open_scenes
+
+        settings = load_config(_config_file(config), set_ or [], size=size, seed=seed)
+        command = shlex.join(["geodistill", *sys.argv[1:]])
+        folder = run_pretraining(open_scenes(data).train, settings, out=out, data_note=data_note, command=command)
+        _print_stages(out)
+        _console.print(f"base: {folder}   its model card: {folder / 'README.md'}", soft_wrap=True)
 
 
 class _ManyValues(TyperCommand):

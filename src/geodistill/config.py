@@ -23,8 +23,13 @@ _Width = Annotated[int, Field(ge=32, multiple_of=32)]
 
 
 class CompactSettings(_Settings):
-    """Building the `compact` base from the training scenes; not used with another base."""
+    """Building a base from the training scenes: `--base scratch` and `geodistill pretrain`."""
 
+    autoencoder: Literal["linear", "convolutional"] = Field(
+        "linear", description="principal components of 8x8-pixel patches, or convolutions that have to be trained"
+    )
+    autoencoder_steps: int = Field(8000, ge=1, description="training steps of a convolutional autoencoder")
+    autoencoder_lr: float = Field(1e-3, gt=0, description="its peak learning rate")
     channels: int = Field(48, ge=1, le=192, description="latent channels per 8x8-pixel patch")
     width: tuple[_Width, _Width] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
     steps: int = Field(4000, ge=1, description="training steps of the U-Net")
@@ -84,20 +89,24 @@ class SamplingSettings(_Settings):
     """Drawing candidates."""
 
     follow: Literal["start", "guide", "none"] = Field("start", description="how a prototype is followed")
-    strength: float = Field(0.6, gt=0, le=1, description="start: how far the prototype is noised (1: all the way)")
+    strength: float = Field(0.7, gt=0, le=1, description="start: how far the prototype is noised (1: all the way)")
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")
     steps: int = Field(30, ge=1, le=1000)
     solver: Literal["ddim", "dpmsolver++", "pndm"] = "dpmsolver++"
-    candidates: int = Field(5, ge=1, description="candidates per prototype")
+    candidates: int = Field(10, ge=1, description="candidates per prototype")
     batch: int = Field(64, ge=1, description="images denoised together")
 
 
 class SelectionSettings(_Settings):
-    """Choosing one candidate per prototype."""
+    """Choosing among the candidates."""
 
-    by: Literal["first", "margin", "coverage"] = "coverage"
+    by: Literal["first", "margin", "coverage", "herding"] = Field(
+        "herding",
+        description="'first' candidate of each prototype, the one with the largest 'margin', those that together give "
+        "'coverage' of the real scenes, or by 'herding' the class's candidates whose mean features follow the class's",
+    )
 
 
 class Config(_Settings):
@@ -106,7 +115,11 @@ class Config(_Settings):
     ipc: int = Field(10, ge=1, description="images per class")
     size: int = Field(64, ge=8, description="side of the images in pixels")
     seed: int = Field(0, ge=0)
-    base: str = Field("compact", description="'compact' (built from the scenes), a pipeline folder, or a hub name")
+    base: str = Field(
+        "compact",
+        description="'compact' (comes with the package), 'scratch' (built from the scenes), a pipeline folder, or a "
+        "hub name",
+    )
     compact: CompactSettings = CompactSettings()
     latents: LatentsSettings = LatentsSettings()
     teacher: TeacherSettings = TeacherSettings()

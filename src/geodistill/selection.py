@@ -1,8 +1,9 @@
-"""Choosing, among the candidates of one class, one for each slot (a slot is the prototype a candidate followed).
+"""Choosing among the candidates of one class: one for each slot (the prototype a candidate followed), or all together.
 
 By margin: the candidate the teacher is surest of (DPD, arXiv 2601.15829), which leans towards easy images.
 By coverage: the set whose members lie nearest to all real scenes of the class, greedily (facility location;
 within 1/2 of the best set when one is taken per slot: Fisher, Nemhauser, Wolsey, 1978).
+By herding: the set whose mean features are those of the class (Welling, ICML 2009), whatever slots they come from.
 """
 
 import torch
@@ -53,6 +54,26 @@ def by_coverage(features: Tensor, real: Tensor, slots: Tensor) -> Tensor:
         covered = torch.maximum(covered, similarity[:, best, None])
         free &= slots != slots[best]
     return torch.tensor([chosen[slot] for slot in sorted(chosen)])
+
+
+def herd(features: Tensor, count: int, mean: Tensor | None = None) -> Tensor:
+    """Return int64 [count]: the rows of `features` [n, D] that herding towards `mean` [D] takes, in that order.
+
+    Weights start as w_0 = `mean`, by default that of `features`; each step takes the row with the largest ⟨w, φ⟩ among
+    those not yet taken, ties to the first, and sets w to w + mean - φ. For features of one length that is the row which
+    brings the mean of those taken nearest to `mean`.
+    Raises TrainingError if a feature is not finite.
+    """
+    _require_finite(features, "candidate features")
+    points = features.double()
+    wanted = points.mean(dim=0) if mean is None else mean.double()
+    weights, free, taken = wanted, torch.ones(len(points), dtype=torch.bool), []
+    for _ in range(count):
+        best = int((points @ weights).masked_fill(~free, -torch.inf).argmax())
+        taken.append(best)
+        free[best] = False
+        weights = weights + wanted - points[best]
+    return torch.tensor(taken)
 
 
 def _require_finite(values: Tensor, what: str) -> None:

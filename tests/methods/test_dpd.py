@@ -11,12 +11,16 @@ import pytest
 import torch
 from conftest import save_tiny_pipeline
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 
 import geodistill
 from geodistill.config import Config
 from geodistill.errors import ConfigError, PriorError, SceneError
+from geodistill.evaluation.networks import backbone_features
 from geodistill.methods.dpd import distill
+from geodistill.prior.base import load_prior
 from geodistill.scenes import SceneData, Scenes, write_scenes
+from geodistill.teacher import judge, load_teacher
 
 
 def _with(config: Config, **changes: object) -> Config:
@@ -47,7 +51,7 @@ def test_set_has_ipc_images_of_every_class(run: Path, data: SceneData) -> None:
 def test_stock_diffusers_loads_the_adapter_of_the_run(run: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(run / "base")
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "base", torch_dtype=torch.float32)
     pipeline.load_lora_weights(run / "adapter")
     assert len(pipeline.get_active_adapters()) == 1
 
@@ -119,8 +123,6 @@ def test_killed_among_the_candidates_ends_with_the_same_bytes(
 
 
 def test_more_candidates_change_none_drawn_before(data: SceneData, tiny: Config, run: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     more = tiny.sampling.model_copy(update={"candidates": 3}).model_dump()
     distill(data.train, _with(tiny, sampling=more, base=str(run / "base")), out=tmp_path / "run")
     few = load_file(run / "candidates" / "candidates.safetensors")["latents"].view(20, 2, -1)
@@ -152,6 +154,26 @@ def test_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run([*command, str(killed)], check=True, env=environment, **quiet)  # type: ignore[call-overload]
     assert _bytes(killed / "distilled") == _bytes(tmp_path / "whole" / "distilled")
     assert _bytes(killed / "adapter") == _bytes(tmp_path / "whole" / "adapter")
+
+
+def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
+    pair: Scenes, on_pipeline: Config, tmp_path: Path
+) -> None:
+    one = on_pipeline.model_copy(update={"ipc": 1})
+    herded = _with(one, selection={"by": "herding"})
+    distilled = distill(pair, herded, out=tmp_path / "run")
+    candidates = load_file(tmp_path / "run" / "candidates" / "candidates.safetensors")["latents"]
+    prior, teacher = load_prior(one.base), load_teacher(tmp_path / "run" / "teacher")
+
+    def features(latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([judge(teacher, latents)[1], backbone_features(pixels)], dim=1)
+
+    pixels = prior.decode(candidates)
+    real = features(prior.encode(pair.pixels(size=32)).half(), pair.pixels(size=32))
+    for label, image in enumerate(distilled.images):
+        own = torch.arange(2) + 2 * label
+        away = (features(candidates[own], pixels[own]) - real[pair.labels == label].mean(dim=0)).norm(dim=1)
+        assert (image.int() - pixels[own[away.argmin()]].int()).abs().max() <= 1
 
 
 def test_class_with_too_few_images(data: SceneData, tiny: Config) -> None:

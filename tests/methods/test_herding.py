@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from geodistill.methods.herding import herd
+from geodistill.selection import herd
 
 
 def test_by_hand() -> None:
@@ -33,3 +33,10 @@ def test_each_scene_brings_the_mean_nearest_to_the_class_s(seed: int, many: int,
 
 def test_scenes_that_coincide_are_taken_once_each() -> None:
     assert sorted(herd(torch.tensor([[1.0, 0.0]] * 4), 4).tolist()) == [0, 1, 2, 3]
+
+
+def test_towards_a_mean_from_elsewhere() -> None:
+    # 0 degrees is nearest to the mean at 20; then w = 2 mu - phi_0 lies at 43 degrees, and of 45 and 90 takes 45.
+    angles = torch.tensor([0.0, 45.0, 90.0, 20.0]).deg2rad()
+    points = torch.stack([angles.cos(), angles.sin()], dim=1)
+    assert herd(points[:3], 2, points[3]).tolist() == [0, 1]

@@ -1,12 +1,17 @@
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from sklearn.decomposition import PCA
+from torch import nn
 
-from geodistill.prior.autoencoder import PatchAutoencoder
+from geodistill.evaluation.networks import backbone_maps
+from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder
 from geodistill.scenes import SceneData
 
 
@@ -56,3 +61,82 @@ def test_posterior_is_narrower_in_components_that_matter_more(images: torch.Tens
     posterior = PatchAutoencoder(latent_channels=8).fit([images]).encode(images[:1]).latent_dist
     spread = posterior.std[0, :, 0, 0]
     assert (spread.diff() > 0).all()
+
+
+@pytest.fixture(scope="module")
+def convolutional() -> ConvAutoencoder:
+    torch.manual_seed(0)
+    return ConvAutoencoder(latent_channels=4, block_out_channels=(8, 8, 16, 16)).eval()
+
+
+def test_standardised_latents_have_mean_0_and_deviation_1(convolutional: ConvAutoencoder, images: torch.Tensor) -> None:
+    latents = convolutional.standardise(images.split(50)).encode(images).latent_dist.mean
+    assert latents.shape == (len(images), 4, 4, 4)
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)
+
+
+def test_standardising_changes_no_image(convolutional: ConvAutoencoder, images: torch.Tensor, tmp_path: Path) -> None:
+    def there_and_back(model: ConvAutoencoder) -> torch.Tensor:
+        with torch.no_grad():
+            image: torch.Tensor = model.decode(model.encode(images[:4]).latent_dist.mean).sample
+        return image
+
+    torch.manual_seed(1)
+    raw = ConvAutoencoder(latent_channels=4, block_out_channels=(8, 8, 16, 16)).eval()
+    before, wide = there_and_back(raw), raw.encode(images[:4]).latent_dist.std
+    after = there_and_back(raw.standardise(images.split(50)))
+    assert torch.allclose(before, after, atol=1e-4)
+    narrow = raw.encode(images[:4]).latent_dist.std * raw.deviation[:, None, None]
+    assert torch.allclose(wide, narrow, rtol=1e-4)
+    raw.save_pretrained(tmp_path)
+    assert torch.equal(there_and_back(ConvAutoencoder.from_pretrained(tmp_path).eval()), after)
+
+
+class _Perfect(nn.Module):
+    """Gives every batch back as it was, with one posterior for all."""
+
+    def __init__(self, images: torch.Tensor, mean: float, logvar: float) -> None:
+        super().__init__()
+        size = (len(images), 4, 4, 4)
+        moments = torch.cat([torch.full(size, mean), torch.full(size, logvar)], dim=1)
+        self.posterior, self.images = DiagonalGaussianDistribution(moments), images
+
+    def encode(self, _: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(latent_dist=self.posterior)
+
+    def decode(self, _: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=self.images)
+
+
+class _Opposite(nn.Module):
+    """Reads the contrary of the backbone's deepest map."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = -backbone_maps(images)[-1]
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.answer
+
+
+def test_loss_of_a_perfect_autoencoder_is_its_divergence_and_alignment_alone(images: torch.Tensor) -> None:
+    batch = images[:6]
+    loss = AutoencoderLoss(ConvAutoencoder(latent_channels=4, block_out_channels=(8, 8, 16, 16)))
+    loss.autoencoder, loss.reader = _Perfect(batch, 0.5, -1.0), _Opposite(batch)  # type: ignore[assignment]
+    divergence = 0.5 * (0.5**2 + math.exp(-1) - 1 + 1)
+    assert float(loss(batch, torch.zeros(6, 4, 4, 4))) == pytest.approx(2e-3 * divergence + 0.2 * 2, abs=1e-6)
+
+
+def test_training_lowers_the_loss(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    loss = AutoencoderLoss(ConvAutoencoder(latent_channels=4, block_out_channels=(8, 8, 16, 16)))
+    optimiser = torch.optim.Adam(loss.parameters(), lr=3e-3)
+    values = []
+    for _ in range(25):
+        value = loss(images[:16], torch.randn(16, 4, 4, 4))
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        values.append(float(value))
+    assert values[-1] < 0.7 * values[0]

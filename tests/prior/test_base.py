@@ -8,6 +8,7 @@ from conftest import save_tiny_pipeline
 import geodistill.prior  # noqa: F401  (makes stock diffusers know our autoencoder)
 from geodistill.config import CompactSettings
 from geodistill.errors import PriorError
+from geodistill.prior import compact
 from geodistill.prior.base import check_size, fingerprint_of_base, load_prior
 from geodistill.prior.compact import _byte_pairs, build_compact, new_compact
 from geodistill.scenes import SceneData
@@ -39,7 +40,7 @@ def test_base_that_is_not_there() -> None:
     with pytest.raises(PriorError) as caught:
         load_prior("./nowhere")
     assert str(caught.value) == (
-        "no such base './nowhere': give 'compact', a pipeline folder, or a hub name such as owner/name"
+        "no such base './nowhere': give 'compact', 'scratch', a pipeline folder, or a hub name such as owner/name"
     )
 
 
@@ -78,12 +79,25 @@ def test_stock_diffusers_loads_the_compact_base_and_draws(data: SceneData, tmp_p
     facts = build_compact(
         pixels, data.train.labels[:20], [["a beach", "sand and sea"]] * 20, settings, seed=0, folder=tmp_path
     )
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
     image = pipeline("a beach", height=32, width=32, num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 32, 32, 3)
     ours = load_prior(str(tmp_path))
     error = (ours.decode(ours.encode(pixels)).double() - pixels.double()).square().mean(dim=(1, 2, 3))
     assert facts["autoencoder_psnr_db"] == pytest.approx(float((10 * torch.log10(255**2 / error)).mean()), abs=0.05)
+
+
+def test_channels_of_the_text_embeddings_tell_prompts_apart() -> None:
+    prompts = [f"a satellite image of {name}" for name in ("beach", "river", "forest", "harbour")]
+    prior = new_compact(prompts, CompactSettings(), size=32, seed=0)
+    before = prior.embed(prompts).flatten(1)
+    compact._tell_apart(prior, prompts)
+    states = prior.embed(prompts)
+    assert states.mean(dim=(0, 1)).abs().max() < 1e-4
+    assert torch.allclose(states.std(dim=(0, 1), correction=0), torch.ones(states.shape[-1]), atol=0.01)
+    after = states.flatten(1)
+    likeness = [float(torch.corrcoef(each)[0, 1:].mean()) for each in (before, after)]
+    assert likeness[1] < likeness[0]
 
 
 def test_compact_tokenizer_spells_anything_and_cuts_what_is_too_long() -> None:

@@ -324,7 +324,7 @@ def test_nothing_is_missing_from_a_finished_run(page: Page, compared: Page) -> N
 
 
 def test_run_that_has_just_begun(tmp_path: Path) -> None:
-    config = {"base": "compact", "finetune": {"steps": 5}, "ipc": 2}
+    config = {"base": "scratch", "finetune": {"steps": 5}, "ipc": 2}
     fakes.write_about(tmp_path / "run", {"method": "dpd", "config": config})
     shown = Page(write_report(tmp_path / "run"))
     missing = [line for line in shown.all("li") if "not finished" in line]

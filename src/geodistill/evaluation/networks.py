@@ -25,6 +25,8 @@ from geodistill.seeding import derive_seed
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FEATURES = 1280
+# The last block of the pretrained network at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
+_MAPS = (0, 2, 4, 10)
 PRETRAINED = "efficientnet-lite0"
 TIMM = "timm:"
 # The least side at which each of Inception v3's maps is at least 1x1.
@@ -240,6 +242,22 @@ def backbone_features(images: torch.Tensor, *, batch: int = 128) -> torch.Tensor
     return F.normalize(pooled_features(images, batch=batch), dim=1)
 
 
+def backbone_maps(images: torch.Tensor) -> list[torch.Tensor]:
+    """Return maps of the pretrained network at 1/2, 1/4, 1/8 and 1/16 of the resolution of `images`, shallow to deep.
+
+    `images` float [n, 3, s, s] in [-1, 1], through which gradients flow; the maps have 16, 24, 40 and 112 channels.
+    """
+    network = _frozen_backbone()
+    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    scaled = ((images + 1) / 2 - mean) / std
+    maps = network._swish(network._bn0(network._conv_stem(scaled.contiguous(memory_format=torch.channels_last))))
+    kept = []
+    for index, block in enumerate(network._blocks[: max(_MAPS) + 1]):
+        maps = block(maps)
+        kept += [maps] if index in _MAPS else []
+    return kept
+
+
 @cache
 def _frozen_backbone() -> EfficientNet:
-    return build_network(PRETRAINED, 2, 0).eval()
+    return build_network(PRETRAINED, 2, 0).eval().requires_grad_(False)

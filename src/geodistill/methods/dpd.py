@@ -25,6 +25,7 @@ from geodistill.methods.stages import (
     teach,
     text_of_each,
 )
+from geodistill.prior.base import SCRATCH, SHIPPED, shipped_base
 from geodistill.prior.compact import check_compact_size
 from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import Scenes
@@ -91,6 +92,8 @@ def _check(scenes: Scenes, config: Config) -> None:
     make_describer(config.descriptions.describer)
     if config.sampling.candidates > MOST_CANDIDATES:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {MOST_CANDIDATES}")
-    if config.base == "compact":
+    if config.base == SHIPPED:
+        shipped_base(config.size)
+    if config.base == SCRATCH:
         check_compact_size(config.size)
     check_counts(scenes, config.ipc)

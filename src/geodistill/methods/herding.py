@@ -5,7 +5,6 @@ takes the scene with the largest ⟨w, φ⟩ among those not yet taken and sets 
 that is the scene which brings the mean of those taken nearest to μ.
 """
 
-import torch
 from torch import Tensor
 
 from geodistill.config import Config
@@ -13,6 +12,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.methods.stages import each_class, keep_scenes, scene_features
 from geodistill.run import Run
 from geodistill.scenes.scenes import Scenes
+from geodistill.selection import herd
 
 
 def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
@@ -23,16 +23,3 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         return each_class(scenes, lambda own: own[herd(features[own], config.ipc)])
 
     return keep_scenes("herding", select, scenes, config, run)
-
-
-def herd(features: Tensor, count: int) -> Tensor:
-    """Return int64 [count]: the rows of `features` [n, D] that herding takes, in that order; ties to the first."""
-    points = features.double()
-    mean = points.mean(dim=0)
-    weights, free, taken = mean, torch.ones(len(points), dtype=torch.bool), []
-    for _ in range(count):
-        best = int((points @ weights).masked_fill(~free, -torch.inf).argmax())
-        taken.append(best)
-        free[best] = False
-        weights = weights + mean - points[best]
-    return torch.tensor(taken)

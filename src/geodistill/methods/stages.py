@@ -20,7 +20,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import SceneError
 from geodistill.evaluation.networks import backbone_features
 from geodistill.methods import METHODS
-from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior
+from geodistill.prior.base import SCRATCH, SHIPPED, Prior, check_size, fingerprint_of_base, load_prior, shipped_base
 from geodistill.prior.compact import build_compact
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
 from geodistill.prior.guidance import ModeGuidance
@@ -40,13 +40,15 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
 from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed
-from geodistill.selection import by_coverage, by_margin
+from geodistill.selection import by_coverage, by_margin, herd
 from geodistill.teacher import Teacher, judge, load_teacher, train_teacher
 
 # Noise of a candidate depends on its prototype and its rank alone, so that drawing more changes none drawn before.
 MOST_CANDIDATES = 10_000
 # Members nearest the prototype that a description is made from.
 _DESCRIBED = 16
+# How much nearer than the whole scene a view may be that a base is pretrained on.
+_NEARER = 1.75
 # Scenes decoded together where their features are asked for.
 _READ_TOGETHER = 1024
 
@@ -62,23 +64,45 @@ def check_counts(scenes: Scenes, ipc: int) -> None:
 
 
 def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
-    """Return the prior: the base named in the config, or the compact one, built from the scenes in stage `base`."""
+    """Return the prior: the package's own, one built from the scenes in stage `base`, or any other."""
     source = config.base
-    if source == "compact":
-        # Every scene is known to the compact base by its class alone and by what can be measured in it.
-        def build(folder: Path) -> dict[str, Any]:
-            pixels = scenes.pixels(size=config.size)
-            names = [scenes.classes[label] for label in scenes.labels]
-            texts = zip(*(make_describer(kind).each(pixels, names) for kind in ("template", "measured")), strict=True)
-            return build_compact(
-                pixels, scenes.labels, [list(row) for row in texts], config.compact, seed=config.seed, folder=folder
-            )
-
-        inputs = [scenes.fingerprint(), config.compact.model_dump(), config.size, config.seed]
-        source = str(run.stage("base", build, version=2, inputs=inputs))
+    if source == SHIPPED:
+        source = str(shipped_base(config.size))
+    elif source == SCRATCH:
+        source = str(train_base(scenes, config, run))
     prior = load_prior(source)
     check_size(prior, config.size)
     return prior
+
+
+def train_base(scenes: Scenes, config: Config, run: Run) -> Path:
+    """Return the folder of a base built from the scenes alone, in stage `base`."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        pixels = scenes.pixels(size=config.size)
+        names = [scenes.classes[label] for label in scenes.labels]
+        # Every scene is known to this base by its class alone and by what can be measured in it.
+        texts = zip(*(make_describer(kind).each(pixels, names) for kind in ("template", "measured")), strict=True)
+        return build_compact(
+            pixels,
+            scenes.labels,
+            [list(row) for row in texts],
+            config.compact,
+            seed=config.seed,
+            folder=folder,
+            larger=_larger(scenes, config),
+        )
+
+    inputs = [scenes.fingerprint(), config.compact.model_dump(), config.size, config.seed]
+    return run.stage("base", build, version=3, inputs=inputs)
+
+
+def _larger(scenes: Scenes, config: Config) -> Tensor | None:
+    """Return the scenes with up to _NEARER times as many pixels along a side, if a long training can use them."""
+    side = min(scenes.typical_side(), round(_NEARER * config.size))
+    if config.compact.autoencoder == "linear" or side <= config.size:
+        return None
+    return scenes.pixels(size=side)
 
 
 def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
@@ -283,12 +307,17 @@ def choose(
     config: Config,
     run: Run,
 ) -> DistilledSet:
-    """Return the distilled set of DPD, one candidate for each prototype, from stage `distilled`."""
+    """Return the distilled set of DPD, as many candidates as prototypes, from stage `distilled`."""
 
     def build(folder: Path) -> None:
         slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
         logits, features = judge(teacher, candidates)
-        real = judge(teacher, latents[:, 0])[1] if config.selection.by == "coverage" else None
+        real = judge(teacher, latents[:, 0])[1]
+        if config.selection.by == "herding":
+            # Two judges that were trained on other things are harder to please for a wrong reason.
+            pixels = decode(prior, candidates, config)
+            features = torch.cat([features, backbone_features(pixels)], dim=1)
+            real = torch.cat([real, scene_features(scenes, config)], dim=1)
         chosen = torch.cat(
             [
                 _choose_of_class(label, logits, features, real, slots, scenes, prototypes, config)
@@ -312,7 +341,7 @@ def _choose_of_class(
     label: int,
     logits: Tensor,
     features: Tensor,
-    real: Tensor | None,
+    real: Tensor,
     slots: Tensor,
     scenes: Scenes,
     prototypes: Prototypes,
@@ -322,7 +351,9 @@ def _choose_of_class(
     own = (prototypes.labels[slots] == label).nonzero()[:, 0]
     if config.selection.by == "margin":
         return own[by_margin(logits[own], label, slots[own])]
-    if real is not None:
+    if config.selection.by == "herding":
+        return own[herd(features[own], config.ipc, real[scenes.labels == label].mean(dim=0))]
+    if config.selection.by == "coverage":
         return own[by_coverage(features[own], real[scenes.labels == label], slots[own])]
     return own[:: config.sampling.candidates]
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from geodistill.errors import PriorError
 from geodistill.run import fingerprint
 
+# Names of the base that comes with the package, and of one built from the scenes alone.
+SHIPPED, SCRATCH = "compact", "scratch"
+_SHIPPED_SIDE = 64
 _NEEDED = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")
 
 
@@ -103,6 +107,20 @@ def load_prior(source: str) -> Prior:
     return Prior(**parts, source=source)
 
 
+def shipped_base(size: int) -> Path:
+    """Return the folder of the base that comes with the package.
+
+    Raises:
+        PriorError: it does not draw images of side `size`.
+    """
+    if size != _SHIPPED_SIDE:
+        raise PriorError(
+            f"the compact base draws images of {_SHIPPED_SIDE} px, not {size}: use --size {_SHIPPED_SIDE}, "
+            f"--base scratch, or a base made by `geodistill pretrain --size {size}`"
+        )
+    return Path(str(files("geodistill") / "bases" / SHIPPED))
+
+
 def check_size(prior: Prior, size: int) -> None:
     """Raise PriorError unless images of side `size` fit the autoencoder and the U-Net's own halvings."""
     # Each down block of the U-Net but the last halves its grid.
@@ -150,5 +168,5 @@ def _check_folder(source: str) -> None:
         )
     if not folder.is_dir() and (source.startswith((".", "/")) or source.count("/") != 1):
         raise PriorError(
-            f"no such base {source!r}: give 'compact', a pipeline folder, or a hub name such as owner/name"
+            f"no such base {source!r}: give 'compact', 'scratch', a pipeline folder, or a hub name such as owner/name"
         )

@@ -1,5 +1,6 @@
 """The compact base: a small pipeline built from the training scenes alone, in the format of any other base."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
@@ -8,33 +9,51 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
-from geodistill.prior.autoencoder import PatchAutoencoder
+from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder
 from geodistill.prior.base import Prior, refuse_odd_size
 from geodistill.prior.training import (
+    Optimisation,
     TrainingData,
     TrainingPlan,
     batches,
     forget_checkpoint,
     prompt_table,
+    train,
     train_denoiser,
 )
-from geodistill.scenes.views import dihedral
-from geodistill.seeding import derive_seed
+from geodistill.progress import progress
+from geodistill.run import write_atomic
+from geodistill.scenes.views import dihedral, nearer
+from geodistill.seeding import derive_seed, generator
 
 _TOKENS, _WIDTH = 48, 256
 _END, _MOST_MERGES = "</w>", 2000
 _WARMUP, _GAMMA, _DROP_PROMPT = 200, 5.0, 0.1
+# Prompts, about, that the text encoder's last normalisation is set on.
+_TOLD_APART = 1000
+# What the autoencoder's training told, kept until the whole base is there.
+_AUTOENCODER = "autoencoder.json"
+# Images in a step of the autoencoder's training.
+_TOGETHER = 64
 
 
 def build_compact(
-    pixels: Tensor, labels: Tensor, prompts: list[list[str]], settings: CompactSettings, *, seed: int, folder: Path
+    pixels: Tensor,
+    labels: Tensor,
+    prompts: list[list[str]],
+    settings: CompactSettings,
+    *,
+    seed: int,
+    folder: Path,
+    larger: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Build and train a base from scenes and save it as a pipeline in `folder`; resumable there.
+    """Build and train a base from scenes and save it as a pipeline in half precision in `folder`; resumable there.
 
     Args:
         pixels: the training scenes, uint8 [N, 3, s, s].
@@ -43,6 +62,7 @@ def build_compact(
         settings: architecture and training.
         seed: of the run.
         folder: where the pipeline goes; holds the checkpoint while training.
+        larger: the same scenes with more pixels, uint8 [N, 3, t, t], for nearer views of them besides the eight.
 
     Returns:
         facts: losses, number of parameters, PSNR of the autoencoder on the scenes.
@@ -52,8 +72,11 @@ def build_compact(
         TrainingError: the loss is not finite.
     """
     prior = new_compact(sorted({text for row in prompts for text in row}), settings, size=pixels.shape[-1], seed=seed)
-    prior.vae.fit(_scaled(pixels[part]) for part in batches(len(pixels), 500))
-    data = _training_data(prior, pixels, labels, prompts)
+    every = [text for row in prompts for text in row]
+    # An odd step, so that both texts of scenes are among them.
+    _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
+    facts = _make_autoencoder(prior, pixels, larger, settings, seed, folder)
+    data = _training_data(prior, pixels, larger, labels, prompts, seed)
     plan = TrainingPlan(
         seed=derive_seed(seed, "compact"),
         steps=settings.steps,
@@ -65,18 +88,20 @@ def build_compact(
         drop_prompt=_DROP_PROMPT,
     )
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
-    facts = train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
+    facts |= train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
+    facts["unet_parameters"] = sum(p.numel() for p in prior.unet.parameters())
+    facts["autoencoder_psnr_db"] = round(_psnr(prior, pixels), 2)
     _save(prior, folder)
     forget_checkpoint(folder)
-    parameters = sum(p.numel() for p in prior.unet.parameters())
-    return {**facts, "unet_parameters": parameters, "autoencoder_psnr_db": round(_psnr(prior, pixels), 2)}
+    (folder / _AUTOENCODER).unlink(missing_ok=True)
+    return facts
 
 
 def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed: int) -> Prior:
     """Return an untrained compact prior whose tokenizer knows the words of `corpus`.
 
-    The text encoder stays as it is drawn: it gives every token at every place its own direction, and the U-Net
-    learns to read them. The U-Net attends to the text at half the latent resolution, where attention is cheap.
+    The text encoder stays as it is drawn but for its last normalisation, which is set when the prompts are known. The
+    U-Net attends to the text at half the latent resolution, where attention is cheap.
 
     Raises:
         PriorError: `size` is not a multiple of 16.
@@ -86,6 +111,8 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
         torch.manual_seed(derive_seed(seed, "compact weights"))
         tokenizer = _tokenizer(corpus)
         text_encoder = CLIPTextModel(_text_config(len(tokenizer), tokenizer.eos_token_id)).eval().requires_grad_(False)
+        embeddings = getattr(text_encoder, "text_model", text_encoder).embeddings
+        embeddings.position_embedding.weight.mul_(0.1)  # words matter more than their places
         unet = UNet2DConditionModel(
             sample_size=size // 8,
             in_channels=settings.channels,
@@ -96,12 +123,33 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=_WIDTH,
             attention_head_dim=4,  # diffusers' name for the number of heads
+            # The text, pooled, goes with the time into every layer: read by attention alone it is hardly learned.
+            addition_embed_type="text",
+            addition_embed_type_num_heads=8,
+            resnet_time_scale_shift="scale_shift",
         )
-        vae = PatchAutoencoder(latent_channels=settings.channels)
+        # A tenth faster here than torch's fused attention, whose gradient is slow on the CPU.
+        unet.set_attn_processor(AttnProcessor())
+        linear = settings.autoencoder == "linear"
+        vae = (PatchAutoencoder if linear else ConvAutoencoder)(latent_channels=settings.channels)
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type=settings.prediction, clip_sample=False, steps_offset=1
     )
     return Prior(vae.eval(), tokenizer, text_encoder, unet, scheduler, source="compact")
+
+
+@torch.no_grad()
+def _tell_apart(prior: Prior, prompts: list[str]) -> None:
+    """Set the text encoder's last normalisation so that each channel has mean 0 and deviation 1 over `prompts`.
+
+    As it is drawn, what all prompts share (the places, the first words, the padding) is a hundred times as large as
+    what tells one class from another: the U-Net learned nothing from it in 2,000 steps.
+    """
+    model = getattr(prior.text_encoder, "text_model", prior.text_encoder)
+    states = torch.cat([prior.embed(prompts[part]).flatten(0, 1) for part in batches(len(prompts), 256)])
+    deviation = states.std(dim=0)
+    model.final_layer_norm.bias.copy_(-states.mean(dim=0) / deviation)
+    model.final_layer_norm.weight.copy_(1 / deviation)
 
 
 def check_compact_size(size: int) -> None:
@@ -175,16 +223,71 @@ def _scaled(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def _training_data(prior: Prior, pixels: Tensor, labels: Tensor, prompts: list[list[str]]) -> TrainingData:
+def _make_autoencoder(
+    prior: Prior, pixels: Tensor, larger: Tensor | None, settings: CompactSettings, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Fit the autoencoder of `prior`; one that was trained is kept in `folder` and read again after a stop."""
+    if isinstance(prior.vae, PatchAutoencoder):
+        prior.vae.fit(_scaled(pixels[part]) for part in batches(len(pixels), 500))
+        return {}
+    trained, kept = folder / "vae", folder / _AUTOENCODER
+    if not kept.exists():
+        facts = _train_autoencoder(prior.vae, pixels, larger, settings, seed, folder)
+        prior.vae.standardise(_scaled(pixels[part]) for part in batches(len(pixels), 500))
+        prior.vae.save_pretrained(trained, safe_serialization=True)
+        write_atomic(kept, json.dumps({f"autoencoder_{name}": value for name, value in facts.items()}))
+        forget_checkpoint(folder)
+    prior.vae = ConvAutoencoder.from_pretrained(trained).eval().requires_grad_(False)
+    read: dict[str, Any] = json.loads(kept.read_text())
+    return read
+
+
+def _train_autoencoder(
+    vae: ConvAutoencoder, pixels: Tensor, larger: Tensor | None, settings: CompactSettings, seed: int, folder: Path
+) -> dict[str, Any]:
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "autoencoder weights"))
+        learner = AutoencoderLoss(vae).train()
+    learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    side = pixels.shape[-1] // 8
+
+    def loss(step: int) -> Tensor:
+        g = generator(seed, "autoencoder step", step)
+        chosen = torch.randint(0, len(pixels), (_TOGETHER,), generator=g)
+        images = pixels[chosen]
+        if larger is not None:
+            half = _TOGETHER // 2
+            images = torch.cat([images[:half], nearer(larger[chosen[half:]], pixels.shape[-1], g)])
+        images = dihedral(images, int(torch.randint(0, 8, (), generator=g)))
+        noise = torch.randn(_TOGETHER, settings.channels, side, side, generator=g)
+        return learner(_scaled(images), noise)  # type: ignore[no-any-return]
+
+    steps = settings.autoencoder_steps
+    plan = Optimisation(steps, settings.autoencoder_lr, warmup=min(100, steps // 4), ema=0.998)
+    return train(learner, loss, plan, folder, "autoencoder")
+
+
+def _training_data(
+    prior: Prior, pixels: Tensor, larger: Tensor | None, labels: Tensor, prompts: list[list[str]], seed: int
+) -> TrainingData:
+    """Encode the eight views of each scene and, where there are `larger` ones, eight nearer ones."""
     texts, rows = prompt_table(prompts)
-    latents = torch.stack(
-        [
-            torch.cat([prior.encode(dihedral(pixels[part], view)).half() for part in batches(len(pixels), 500)])
-            for view in range(8)
-        ],
-        dim=1,
-    )
-    return TrainingData(latents, labels, rows, prior.embed(texts).half())
+    kinds = 8 if larger is None else 16
+
+    def encoded(view: int) -> Tensor:
+        g = generator(seed, "view", view)
+        parts = []
+        for part in batches(len(pixels), 500):
+            seen = pixels[part] if larger is None or view < 8 else nearer(larger[part], pixels.shape[-1], g)
+            parts.append(prior.encode(dihedral(seen, view % 8)).half())
+        return torch.cat(parts)
+
+    with progress("views", kinds) as advance:
+        latents = []
+        for view in range(kinds):
+            latents.append(encoded(view))
+            advance(view + 1)
+    return TrainingData(torch.stack(latents, dim=1), labels, rows, prior.embed(texts).half())
 
 
 def _psnr(prior: Prior, pixels: Tensor) -> float:
@@ -196,10 +299,10 @@ def _psnr(prior: Prior, pixels: Tensor) -> float:
 
 def _save(prior: Prior, folder: Path) -> None:
     pipeline = StableDiffusionPipeline(
-        vae=prior.vae,
-        text_encoder=prior.text_encoder,
+        vae=prior.vae.half(),
+        text_encoder=prior.text_encoder.half(),
         tokenizer=prior.tokenizer,
-        unet=prior.unet.to(memory_format=torch.contiguous_format),
+        unet=prior.unet.half().to(memory_format=torch.contiguous_format),
         scheduler=prior.scheduler,
         safety_checker=None,
         feature_extractor=None,

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
@@ -29,8 +28,7 @@ def add_adapter(prior: Prior, *, rank: int, seed: int) -> None:
 
 def save_adapter(prior: Prior, folder: Path) -> None:
     """Save the U-Net's adapter in `folder` for `StableDiffusionPipeline.load_lora_weights(folder)`."""
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(prior.unet))
-    layers = {name: value.contiguous() for name, value in layers.items()}
+    layers = {name: value.contiguous() for name, value in get_peft_model_state_dict(prior.unet).items()}
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
 
 

@@ -1,9 +1,9 @@
-"""One training loop for the denoiser: the compact base from nothing, or an adapter on any base."""
+"""One training loop: for the autoencoder, for the denoiser of a base, or for an adapter on any base."""
 
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,46 @@ class TrainingPlan:
     checkpoint_every: int = 250
 
 
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW with linear warm-up and cosine decay to zero, gradients clipped to norm 1, averaged weights."""
+
+    steps: int
+    lr: float
+    warmup: int
+    ema: float
+    weight_decay: float = 0.01
+    checkpoint_every: int = 250
+
+
 def train_denoiser(
     unet: Any, scheduler: Any, data: TrainingData, plan: TrainingPlan, folder: Path, title: str
 ) -> dict[str, Any]:
-    """Train the parameters of `unet` that require gradients, in place; on return they hold the averaged weights.
+    """Train the parameters of `unet` that require gradients, as `train` does, with its facts and errors."""
+    alphas = scheduler.alphas_cumprod.float()
+    prediction = scheduler.config.prediction_type
 
-    Every step draws from its own generator and the state of model, optimiser and average is kept in `folder` from
-    time to time, so that a run killed and started again ends with the same weights. Once these are saved,
-    `forget_checkpoint` removes it.
+    def loss(step: int) -> Tensor:
+        return _loss(unet, alphas, prediction, data, plan, step)
+
+    shared = {field.name: getattr(plan, field.name) for field in fields(Optimisation)}
+    remembered = dict(plan.auxiliary.named_buffers()) if plan.auxiliary is not None else {}
+    return train(unet, loss, Optimisation(**shared), folder, title, remembered)
+
+
+def train(
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    optimisation: Optimisation,
+    folder: Path,
+    title: str,
+    remembered: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Minimise `loss_at(step)` over what requires gradients in `model`, in place; on return it holds the average.
+
+    `loss_at` draws all that is random from the step's own generator, and the state of model, optimiser and average,
+    with the `remembered` tensors that the loss itself changes, is kept in `folder` from time to time, so that a run
+    killed and started again ends with the same weights. Once these are saved, `forget_checkpoint` removes it.
 
     Returns:
         facts: first and last losses (means over a tenth of the steps), steps.
@@ -77,23 +109,22 @@ def train_denoiser(
     Raises:
         TrainingError: the loss is not finite.
     """
-    state = _State.start(unet, plan, folder)
-    alphas = scheduler.alphas_cumprod.float()
-    unet.train()
-    with progress(title, plan.steps) as advance:
-        for step in range(state.step, plan.steps):
-            loss = _loss(unet, alphas, scheduler.config.prediction_type, data, plan, step)
+    state = _State.start(model, optimisation, folder, remembered or {})
+    model.train()
+    with progress(title, optimisation.steps) as advance:
+        for step in range(state.step, optimisation.steps):
+            loss = loss_at(step)
             _check_finite(loss, step, title)
             state.update(loss)
             advance(step + 1, f"loss {state.recent():.4f}")
-            if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
+            if (step + 1) % optimisation.checkpoint_every == 0 or step + 1 == optimisation.steps:
                 state.save(folder)
-    unet.eval()
+    model.eval()
     state.finish(folder)
-    tenth = max(1, plan.steps // 10)
+    tenth = max(1, optimisation.steps // 10)
     curve = state.losses
     return {
-        "steps": plan.steps,
+        "steps": optimisation.steps,
         "first_loss": _mean(curve[:tenth]),
         "last_loss": _mean(curve[-tenth:]),
         "curve": [round(_mean(curve[i : i + tenth]), 5) for i in range(0, len(curve), tenth)],
@@ -170,17 +201,17 @@ def _mean(values: list[float]) -> float:
 class _State:
     """Model, optimiser, schedule and average of a training under way."""
 
-    def __init__(self, unet: Any, plan: TrainingPlan) -> None:
-        self.named = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-        self.plan, self.step, self.losses = plan, 0, list[float]()
+    def __init__(self, model: nn.Module, plan: Optimisation, remembered: dict[str, Tensor]) -> None:
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.plan, self.step, self.losses, self.remembered = plan, 0, list[float](), remembered
         self.average = {name: p.detach().clone() for name, p in self.named.items()}
         self.optimiser = torch.optim.AdamW(
             self.named.values(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
         )
 
     @classmethod
-    def start(cls, unet: Any, plan: TrainingPlan, folder: Path) -> "_State":
-        state = cls(unet, plan)
+    def start(cls, model: nn.Module, plan: Optimisation, folder: Path, remembered: dict[str, Tensor]) -> "_State":
+        state = cls(model, plan, remembered)
         if (folder / _CHECKPOINT).exists():
             state._load(folder)
         return state
@@ -205,7 +236,8 @@ class _State:
     def _follow(self) -> None:
         # A young average forgets faster, so that it is not stuck at the first weights.
         decay = min(self.plan.ema, self.step / (10 + self.step))
-        own, average = list(self.named.values()), list(self.average.values())
+        own: list[Tensor] = list(self.named.values())
+        average = list(self.average.values())
         torch._foreach_lerp_(average, own, 1 - decay)
 
     def recent(self) -> float:
@@ -216,20 +248,16 @@ class _State:
         for name, p in self.named.items():
             tensors[f"model.{name}"] = p.detach()
             tensors |= {f"optimiser.{name}.{key}": value for key, value in self.optimiser.state[p].items()}
-        tensors |= {f"auxiliary.{name}": value for name, value in self._remembered().items()}
+        tensors |= {f"auxiliary.{name}": value for name, value in self.remembered.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         save_tensors(tensors, folder / _CHECKPOINT)
-
-    def _remembered(self) -> dict[str, Tensor]:
-        """Return the buffers of the auxiliary loss themselves, so that copying into them sets them."""
-        return dict(self.plan.auxiliary.named_buffers()) if self.plan.auxiliary is not None else {}
 
     def _load(self, folder: Path) -> None:
         tensors = load_file(folder / _CHECKPOINT)
         self.losses = tensors["losses"].tolist()
         self.step = len(self.losses)
         with torch.no_grad():
-            for name, buffer in self._remembered().items():
+            for name, buffer in self.remembered.items():
                 buffer.copy_(tensors[f"auxiliary.{name}"])
             for name, p in self.named.items():
                 p.copy_(tensors[f"model.{name}"])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from geodistill.evaluation.rows import COPYING
+from geodistill.prior.base import SCRATCH
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Table, bench_name, percent, points, rho
 from geodistill.report.record import training_curves
@@ -46,7 +47,7 @@ def _open_stages(found: Found) -> list[str]:
     """Return the stages that are still to be done; of other methods than `dpd` only the last is known."""
     config = found.settings.get("config", {})
     expected = list(_STAGES) if found.settings.get("method") == "dpd" else ["distilled"]
-    if config.get("base", "compact") != "compact":
+    if config.get("base") != SCRATCH:
         expected = [stage for stage in expected if stage != "base"]
     if config.get("finetune", {}).get("steps") == 0:
         expected = [stage for stage in expected if stage != "adapter"]

@@ -78,6 +78,11 @@ class Scenes:
         source = self._sources[index]
         return read_image(source) if isinstance(source, Path) else Image.fromarray(source)
 
+    def typical_side(self) -> int:
+        """Return the median side in pixels of the central squares of up to 64 images spread over all."""
+        chosen = range(0, len(self), max(1, len(self) // 64))
+        return int(torch.tensor([min(self._image(index).size) for index in chosen]).median())
+
     def subset(self, indices: Indices) -> "Scenes":
         """Return the scenes at `indices`, in that order, with all classes kept."""
         chosen = _as_list(indices)

@@ -1,0 +1,72 @@
+"""Pretraining: a base from a user's own archive, once, for any number of later runs."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+from geodistill.config import Config
+from geodistill.methods.stages import train_base
+from geodistill.prior.compact import check_compact_size
+from geodistill.run import Run, versions, write_atomic
+from geodistill.scenes.scenes import Scenes
+
+
+def pretrain(scenes: Scenes, config: Config, *, out: Path, data_note: str = "", command: str = "") -> Path:
+    """Train a base on `scenes` and return its folder, a pipeline for `--base` with a model card.
+
+    Args:
+        scenes: the training scenes; nothing else is looked at.
+        config: its `compact`, `size` and `seed` count.
+        out: the run folder; a run there that stopped goes on.
+        data_note: what the card says about the data and their licence.
+        command: the command line, for the record.
+
+    Raises:
+        PriorError: the size does not fit.
+        TrainingError: a loss is not finite.
+    """
+    check_compact_size(config.size)
+    about = {"compact": config.compact.model_dump(mode="json"), "size": config.size, "seed": config.seed}
+    settings = {"method": "pretrain", "config": about, "scenes": scenes.fingerprint()}
+    with Run(out, settings, command) as run:
+        folder = train_base(scenes, config, run)
+        write_atomic(folder / "README.md", model_card(run.record_of("base"), scenes, config, data_note))
+    return folder
+
+
+def model_card(record: dict[str, Any], scenes: Scenes, config: Config, data_note: str) -> str:
+    """Return the model card, Markdown; `record` is what the stage `base` recorded."""
+    facts, settings = record["facts"], config.compact
+    made = versions()
+    autoencoder = (
+        f"convolutional, {facts['autoencoder_steps']} steps of 64 images"
+        if settings.autoencoder == "convolutional"
+        else "principal components of 8x8-pixel patches"
+    )
+    lines = [
+        "# Model card",
+        "",
+        f"A text-conditional latent diffusion model of overhead scenes at {config.size} px, a diffusers pipeline made",
+        "by `geodistill pretrain`. Prompts: `A satellite image of <class>`, then what geodistill's describer measured.",
+        "",
+        f"- Trained on: {len(scenes)} images of {len(scenes.classes)} classes ({', '.join(scenes.classes)}).",
+        f"- Data and licence: {data_note or 'not told (--data-note)'}",
+        f"- Autoencoder: {autoencoder}; {settings.channels} channels at 1/8 of the resolution; "
+        f"{facts['autoencoder_psnr_db']} dB PSNR on the training scenes.",
+        f"- U-Net: {facts['unet_parameters']:,} parameters, {facts['steps']} steps of {settings.batch} latents; loss "
+        f"{facts['first_loss']:.3f} in the first tenth, {facts['last_loss']:.3f} in the last.",
+        f"- Text encoder: as drawn at random, seed {config.seed}.",
+        f"- Cost: {record['wall_seconds'] / 3600:.1f} hours on {platform.machine()}; torch {made['torch']}, "
+        f"diffusers {made['diffusers']}.",
+        "",
+        "## Limits",
+        "",
+        "- It knows the classes above, seen from the same height; others need `geodistill distill`'s adapter and come",
+        "  out less well.",
+        f"- It draws {config.size} px. Small objects (cars, single aircraft) and regular layouts (rows of tanks) come",
+        "  out worst.",
+        "- The autoencoder was trained to look right to an ImageNet backbone (EfficientNet-Lite0): judge images with",
+        "  another network as well.",
+        "- A model of a few thousand images can repeat some of them: `geodistill evaluate` prints the nearness ratio.",
+    ]
+    return "\n".join(lines) + "\n"

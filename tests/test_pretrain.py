@@ -1,0 +1,84 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from geodistill.config import Config, load_config, make_config
+from geodistill.errors import PriorError
+from geodistill.pretrain import pretrain
+from geodistill.prior import compact
+from geodistill.prior.base import load_prior
+from geodistill.run import records
+from geodistill.scenes import SceneData
+
+_NOTE = "built-in scenes, free of any right"
+
+
+@pytest.fixture(scope="module")
+def settings() -> Config:
+    """A convolutional autoencoder and a U-Net, a few steps each, at 16 px: the built-in scenes have twice as many."""
+    small = {"channels": 4, "width": (32, 32), "steps": 3, "batch": 4, "autoencoder_steps": 4}
+    return make_config({"size": 16, "compact": {"autoencoder": "convolutional", **small}})
+
+
+@pytest.fixture(scope="module")
+def run(data: SceneData, settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pretrain") / "run"
+    assert pretrain(data.train, settings, out=out, data_note=_NOTE) == out / "base"
+    return out
+
+
+def test_result_is_a_pipeline_in_half_precision_that_stock_diffusers_draws_with(run: Path) -> None:
+    weights = load_file(run / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "base", torch_dtype=torch.float32)
+    image = pipeline("a beach", height=16, width=16, num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 16, 16, 3)
+    names = {path.name for path in (run / "base").iterdir()}
+    assert not names & {"autoencoder.json", ".training.safetensors"}
+
+
+def test_model_card_says_what_it_is(run: Path) -> None:
+    card, facts = (run / "base" / "README.md").read_text(), records(run)[0]["facts"]
+    assert "- Trained on: 120 images of 10 classes (" in card
+    assert f"- Data and licence: {_NOTE}" in card
+    assert f"4 steps of 64 images; 4 channels at 1/8 of the resolution; {facts['autoencoder_psnr_db']} dB" in card
+    assert f"{facts['unet_parameters']:,} parameters, 3 steps of 4 latents" in card
+
+
+def test_killed_in_either_training_it_ends_with_the_same_bytes(
+    run: Path, data: SceneData, settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = run / "base", tmp_path / "run"
+    for place in ("train_denoiser", "_training_data", "_save"):
+
+        def kill(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(compact, place, kill)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(data.train, settings, out=killed)
+    pretrain(data.train, settings, out=killed, data_note=_NOTE)
+    for path in whole.rglob("*.safetensors"):
+        assert (killed / "base" / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
+def test_autoencoder_is_the_one_that_was_standardised(run: Path, data: SceneData) -> None:
+    latents = load_prior(str(run / "base")).encode(data.train.pixels(size=16))
+    assert latents.std(dim=(0, 2, 3)).sub(1).abs().max() < 0.02
+
+
+def test_size_that_does_not_fit(data: SceneData, settings: Config, tmp_path: Path) -> None:
+    with pytest.raises(PriorError) as caught:
+        pretrain(data.train, settings.model_copy(update={"size": 24}), out=tmp_path / "run")
+    assert str(caught.value) == "size 24 does not fit the compact base, which needs a multiple of 16: use --size 32"
+    assert not (tmp_path / "run").exists()
+
+
+def test_preset_is_the_recipe_of_the_shipped_base() -> None:
+    preset = load_config(Path(str(compact.__file__)).parents[1] / "presets" / "pretrain.toml").compact
+    assert (preset.autoencoder, preset.channels) == ("convolutional", 16)
