@@ -6,7 +6,7 @@ A row of benchmarks/results/base.csv has: PSNR of test images through the autoen
 logistic regression on the ImageNet backbone's features, trained on all real training images, takes for their class, as
 they are and given back; the U-Net's squared error on test latents under their own class's prompt and under another
 image's, whose difference is what it has learned from the text; the share of recognised ones among drawn images, the KID
-of these against the test images, their nearness ratio; size and speed. docs/images/base.png shows what is drawn.
+of these against the test images, their nearness ratio; size and speed. docs/images/base.jpg shows what is drawn.
 Nothing in it is chosen on the test split.
 """
 
@@ -33,7 +33,7 @@ from geodistill.report.grid import draw_grid
 from geodistill.scenes import Scenes, open_scenes
 
 SIZE, PER_CLASS, SHEET = 64, 20, "base.csv"
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "base.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "base.jpg"
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     drawn = _drawn(prior, scenes.train, args.guidance)
     seconds = time.perf_counter() - started
     labels = torch.arange(len(scenes.train.classes)).repeat_interleave(PER_CLASS)
-    draw_grid(DistilledSet(drawn, labels, scenes.train.classes, (), {}), PICTURE)
+    draw_grid(DistilledSet(drawn, labels, scenes.train.classes, (), {}), PICTURE, per_class=8)
     line = {
         "base": args.name,
         "guidance": f"{args.guidance:g}",

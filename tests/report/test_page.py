@@ -140,8 +140,14 @@ def test_without_word_nothing_of_a_real_image_is_in_the_page(run: Path, page: Pa
 
 def test_sources_are_the_neighbours_of_the_prototypes(run: Path, data: SceneData, tmp_path: Path) -> None:
     shown = Page(write_report(run, data=data, with_sources=True, out=tmp_path / "page.html"))
-    members = Prototypes.load(run / "prototypes").members
-    assert _real_in(shown, data.train) == sum(min(3, len(own)) for own in members)
+    prototypes = Prototypes.load(run / "prototypes")
+    ranks = {
+        record["file"]: record["prototype"]
+        for record in json.loads((run / "distilled" / "manifest.json").read_text())["images"]
+    }
+    followed = {(file.split("/")[0], rank) for file, rank in ranks.items()}
+    own = [prototypes.members[2 * data.train.classes.index(name) + rank] for name, rank in followed]
+    assert _real_in(shown, data.train) == sum(min(3, len(members)) for members in own)
     assert "Under the dotted line: the real images nearest" in shown.source
 
 
