@@ -37,6 +37,21 @@ def test_scenes_distill_evaluate(tmp_path: Path) -> None:
     assert (run / "evaluation" / "probe-efficientnet-lite0").is_dir()
 
 
+def test_pretrain_makes_a_base_that_distill_takes(tmp_path: Path) -> None:
+    scenes = tmp_path / "scenes"
+    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
+    made = _run(
+        "pretrain", scenes, "--config", "tiny", "--out", tmp_path / "base", "--data-note", "drawn by geodistill"
+    )
+    assert made.returncode == 0, made.stderr
+    base = tmp_path / "base" / "base"
+    assert f"base: {base}   its model card: {base / 'README.md'}" in made.stdout
+    assert "- Data and licence: drawn by geodistill" in (base / "README.md").read_text()
+    settings = ["--config", "tiny", "--ipc", 1, "--base", base, "--out", tmp_path / "run"]
+    assert _run("distill", scenes, *settings).returncode == 0
+    assert not (tmp_path / "run" / "base").exists()
+
+
 def test_compare_and_report(tmp_path: Path) -> None:
     scenes, run = tmp_path / "scenes", tmp_path / "run"
     assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0

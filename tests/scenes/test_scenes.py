@@ -110,3 +110,9 @@ def test_bad_input(images, labels, classes, message):
     with pytest.raises(SceneError) as error:
         Scenes.from_arrays(images, labels, classes)
     assert str(error.value) == message
+
+
+def test_typical_side_is_the_median_of_the_shorter_sides() -> None:
+    sizes = [(10, 12), (40, 20), (30, 30)]
+    images = [np.zeros((height, width, 3), np.uint8) for height, width in sizes]
+    assert Scenes.from_arrays(images, [0, 1, 1], ("a", "b")).typical_side() == 20
