@@ -2,8 +2,9 @@
 
     python benchmarks/aid.py --data ../shared/data/aid --out runs/aid-bench
 
-Rows go to benchmarks/results/aid_<protocol>_<network>.csv (figures) and aid_stages.csv (the stages' cost). The script
-resumes: runs, predictions and nearness ratios that are there are used again. Nothing in it is chosen on the test split.
+Rows go to benchmarks/results/aid_<protocol>_<network>.csv (figures) and aid_stages.csv (the stages' cost), the default
+recipe's images to docs/images/aid_distilled.jpg. The script resumes: runs, predictions and nearness ratios that are
+there are used again. Nothing in it is chosen on the test split.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from geodistill.report.grid import draw_grid
 from geodistill.run import records
 from geodistill.scenes import Scenes, open_scenes
 
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "aid_distilled.jpg"
 TEMPLATE = [
     "sampling.follow=none",
     "descriptions.describer=template",
@@ -64,6 +66,7 @@ def main() -> None:
     data = open_scenes(args.data)
     sets = {name: _rung(name, changes, data.train, args) for name, changes in LADDER.items()}
     _write_stages(args.out)
+    draw_grid(sets["+ selection"], PICTURE, per_class=8)
     if args.only_distill:
         return
     kmeans = _kmeans_real(data.train)

@@ -6,12 +6,11 @@ A row of benchmarks/results/base.csv has: PSNR of test images through the autoen
 logistic regression on the ImageNet backbone's features, trained on all real training images, takes for their class, as
 they are and given back; the U-Net's squared error on test latents under their own class's prompt and under another
 image's, whose difference is what it has learned from the text; the share of recognised ones among drawn images, the KID
-of these against the test images, their nearness ratio; size and speed. docs/images/base.jpg shows what is drawn.
+of these against the test images, their nearness ratio, and the size. docs/images/base.jpg shows what is drawn.
 Nothing in it is chosen on the test split.
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
@@ -42,9 +41,7 @@ def main() -> None:
     scenes = open_scenes(args.data)
     assert scenes.test is not None, "AID comes with a test part"
     prior = load_prior(str(args.base))
-    started = time.perf_counter()
     drawn = _drawn(prior, scenes.train, args.guidance)
-    seconds = time.perf_counter() - started
     labels = torch.arange(len(scenes.train.classes)).repeat_interleave(PER_CLASS)
     draw_grid(DistilledSet(drawn, labels, scenes.train.classes, (), {}), PICTURE, per_class=8)
     line = {
@@ -52,7 +49,6 @@ def main() -> None:
         "guidance": f"{args.guidance:g}",
         "megabytes": f"{sum(path.stat().st_size for path in args.base.rglob('*') if path.is_file()) / 1e6:.1f}",
         **_figures(prior, drawn, labels, scenes.train, scenes.test),
-        "images_per_second": f"{len(drawn) / seconds:.1f}",
         **circumstances(),
     }
     print({name: value for name, value in line.items() if name not in circumstances()})
