@@ -37,6 +37,18 @@ def test_scenes_distill_evaluate(tmp_path: Path) -> None:
     assert (run / "evaluation" / "probe-efficientnet-lite0").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("distill", "DATA/<split>/<class>/<image>"),
+        ("evaluate", "<class>/<image>"),
+        ("scenes", "OUT/train/<class>"),
+    ],
+)
+def test_help_shows_what_folders_look_like(command: str, told: str) -> None:
+    assert told in _run(command, "--help").stdout
+
+
 def test_pretrain_makes_a_base_that_distill_takes(tmp_path: Path) -> None:
     scenes = tmp_path / "scenes"
     assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0

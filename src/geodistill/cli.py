@@ -38,7 +38,8 @@ _NETWORKS = (
     "weights), timm:NAME with the vision extra; several give a table across networks [default: efficientnet-lite0]."
 )
 _Data = Annotated[
-    Path, typer.Argument(help="Scenes: DATA/<split>/<class>/<image>, or DATA/<class>/<image>, then 20 % become test.")
+    Path,
+    typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>`, then 20 % become test."),
 ]
 
 
@@ -173,7 +174,9 @@ def _one_by_one(args: Iterable[str], repeatable: set[str]) -> Iterator[str]:
     epilog="Example: **geodistill evaluate runs/aid --data ~/AID --network resnet18 convnet3 --seeds 3**",
 )
 def evaluate(
-    what: Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any <class>/<image> folder.")],
+    what: Annotated[
+        Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any `<class>/<image>` folder.")
+    ],
     data: Annotated[
         Path, typer.Option(help="Real scenes with the same class names; their test part gives the figures.")
     ],
@@ -321,7 +324,7 @@ def report(
 
 @app.command(epilog="Example: **geodistill scenes demo/scenes --train 60 --test 30**")
 def scenes(
-    out: Annotated[Path, typer.Argument(help="Folder for OUT/train/<class> and OUT/test/<class>.")],
+    out: Annotated[Path, typer.Argument(help="Folder for `OUT/train/<class>` and `OUT/test/<class>`.")],
     train: Annotated[int, typer.Option(min=1, help="Training images per class.")] = 60,
     test: Annotated[int, typer.Option(min=1, help="Test images per class.")] = 30,
     size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 64,
