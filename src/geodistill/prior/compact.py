@@ -111,8 +111,8 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
         torch.manual_seed(derive_seed(seed, "compact weights"))
         tokenizer = _tokenizer(corpus)
         text_encoder = CLIPTextModel(_text_config(len(tokenizer), tokenizer.eos_token_id)).eval().requires_grad_(False)
-        embeddings = getattr(text_encoder, "text_model", text_encoder).embeddings
-        embeddings.position_embedding.weight.mul_(0.1)  # words matter more than their places
+        # Words matter more than their places.
+        _text_model(text_encoder).embeddings.position_embedding.weight.mul_(0.1)
         unet = UNet2DConditionModel(
             sample_size=size // 8,
             in_channels=settings.channels,
@@ -145,11 +145,16 @@ def _tell_apart(prior: Prior, prompts: list[str]) -> None:
     As it is drawn, what all prompts share (the places, the first words, the padding) is a hundred times as large as
     what tells one class from another: the U-Net learned nothing from it in 2,000 steps.
     """
-    model = getattr(prior.text_encoder, "text_model", prior.text_encoder)
+    norm = _text_model(prior.text_encoder).final_layer_norm
     states = torch.cat([prior.embed(prompts[part]).flatten(0, 1) for part in batches(len(prompts), 256)])
     deviation = states.std(dim=0)
-    model.final_layer_norm.bias.copy_(-states.mean(dim=0) / deviation)
-    model.final_layer_norm.weight.copy_(1 / deviation)
+    norm.bias.copy_(-states.mean(dim=0) / deviation)
+    norm.weight.copy_(1 / deviation)
+
+
+def _text_model(text_encoder: Any) -> Any:
+    """Return the part that has the layers, which older versions of transformers wrap once more."""
+    return getattr(text_encoder, "text_model", text_encoder)
 
 
 def check_compact_size(size: int) -> None:
@@ -263,7 +268,7 @@ def _train_autoencoder(
         return learner(_scaled(images), noise)  # type: ignore[no-any-return]
 
     steps = settings.autoencoder_steps
-    plan = Optimisation(steps, settings.autoencoder_lr, warmup=min(100, steps // 4), ema=0.998)
+    plan = Optimisation(steps=steps, lr=settings.autoencoder_lr, warmup=min(100, steps // 4), ema=0.998)
     return train(learner, loss, plan, folder, "autoencoder")
 
 

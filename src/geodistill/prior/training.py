@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +36,7 @@ class TrainingData:
     embeddings: Tensor
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How long and how.
-
-    `teacher` is frozen and takes latents; without one there is no consistency loss. `auxiliary`, called with the
-    estimates ẑ0, the clean latents and their labels, gives a further term of the loss; what it remembers from step to
-    step are its buffers, which the checkpoints keep.
-    """
-
-    seed: int
-    steps: int
-    batch: int
-    lr: float
-    warmup: int
-    gamma: float
-    ema: float
-    drop_prompt: float
-    weight_decay: float = 0.01
-    teacher: Callable[[Tensor], Tensor] | None = None
-    consistency: float = 0.0
-    cross_entropy: float = 1.0
-    kl: float = 1.0
-    auxiliary: nn.Module | None = None
-    checkpoint_every: int = 250
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Optimisation:
     """AdamW with linear warm-up and cosine decay to zero, gradients clipped to norm 1, averaged weights."""
 
@@ -72,6 +46,26 @@ class Optimisation:
     ema: float
     weight_decay: float = 0.01
     checkpoint_every: int = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan(Optimisation):
+    """How a denoiser is trained.
+
+    `teacher` is frozen and takes latents; without one there is no consistency loss. `auxiliary`, called with the
+    estimates ẑ0, the clean latents and their labels, gives a further term of the loss; what it remembers from step to
+    step are its buffers, which the checkpoints keep.
+    """
+
+    seed: int
+    batch: int
+    gamma: float
+    drop_prompt: float
+    teacher: Callable[[Tensor], Tensor] | None = None
+    consistency: float = 0.0
+    cross_entropy: float = 1.0
+    kl: float = 1.0
+    auxiliary: nn.Module | None = None
 
 
 def train_denoiser(
@@ -84,9 +78,8 @@ def train_denoiser(
     def loss(step: int) -> Tensor:
         return _loss(unet, alphas, prediction, data, plan, step)
 
-    shared = {field.name: getattr(plan, field.name) for field in fields(Optimisation)}
     remembered = dict(plan.auxiliary.named_buffers()) if plan.auxiliary is not None else {}
-    return train(unet, loss, Optimisation(**shared), folder, title, remembered)
+    return train(unet, loss, plan, folder, title, remembered)
 
 
 def train(
