@@ -5,7 +5,9 @@
 
 It is `geodistill compare`, whose run folder `--out` is; the same command goes on where it stopped. Rows go to
 benchmarks/results/aid_compare.csv, where they replace rows of the same method, IPC, protocol and network and leave the
-others; all of them are shown in docs/comparison.md and its plot. Nothing in it is chosen on the test split.
+others; all of them are shown in docs/comparison.md and its plots. What was predicted is kept beside them, so that the
+table can be made in parts, on one machine after the other, and each row still be paired with the project's own method.
+Nothing in it is chosen on the test split.
 """
 
 import argparse
@@ -14,19 +16,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from record import circumstances, command, merged, parsed, parser, to_csv
+import torch
+from record import RESULTS, circumstances, command, merged, parsed, parser, to_csv
+from safetensors.torch import load_file
+from torch import Tensor
 
-from geodistill.compare import SUBJECT, compare, load_pairs, pair_key
+from geodistill.compare import SUBJECT, compare, load_predictions
 from geodistill.config import load_config
 from geodistill.evaluation.networks import PRETRAINED
+from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.rows import COPYING, FULL, Row
 from geodistill.methods import METHODS
 from geodistill.progress import stages
 from geodistill.report.plots import accuracy_plot, nearness_plot, standalone
-from geodistill.run import write_atomic
+from geodistill.run import save_tensors, write_atomic
 from geodistill.scenes import open_scenes
 
 SHEET = "aid_compare.csv"
+# Predicted classes, uint8 [seeds, n], of each row under its key, and the true ones as `labels`.
+PREDICTIONS = RESULTS / "aid_compare_predictions.safetensors"
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURES = "images"
 KEY = ("protocol", "network", "ipc", "method")
@@ -67,8 +75,8 @@ def main() -> None:
             progress=advance,
         )
     asked = [row for row in rows if row.protocol in args.protocols and (row.ipc in args.ipc or row.full)]
-    pairs = {pair_key(pair): pair for pair in load_pairs(args.out)}
-    everything = _merge([_line(row, pairs.get(row.key, {})) for row in asked])
+    lines = [_line(row) for row in asked]
+    everything = _merge(lines, _keep_predictions(args.out, dict(zip(map(_key, lines), asked, strict=True))))
     _draw(everything)
     write_atomic(DOCS / "comparison.md", _page(everything))
 
@@ -86,13 +94,13 @@ def _arguments() -> argparse.Namespace:
     return parsed(options)
 
 
-def _line(row: Row, pair: dict[str, Any]) -> dict[str, str]:
-    """Return a row of the CSV file; `pair` is how far the project's own method is ahead of this one."""
+def _line(row: Row) -> dict[str, str]:
+    """Return a row of the CSV file, without how it compares with the project's own method."""
     values = asdict(row)
     figures = {name: _short(values[name]) for name in FIGURES}
     seeds = {"seeds": " ".join(map(str, row.seeds)), "oa": " ".join(map(_short, row.oa))}
     about = {"dataset": "AID 64 px, 6000 train, 2000 test", **circumstances()}
-    return {name: str(values[name]) for name in KEY} | figures | _ahead(pair) | seeds | about
+    return {name: str(values[name]) for name in KEY} | figures | _ahead({}) | seeds | about
 
 
 def _ahead(pair: dict[str, Any]) -> dict[str, str]:
@@ -103,14 +111,41 @@ def _ahead(pair: dict[str, Any]) -> dict[str, str]:
     return {name: _short(value) for name, value in points.items()} | {f"{SUBJECT}_is": pair.get("verdict", "")}
 
 
+def _key(line: dict[str, str]) -> str:
+    return "/".join(line[name] for name in KEY)
+
+
+def _keep_predictions(run: Path, rows: dict[str, Row]) -> dict[str, Tensor]:
+    """Put what was predicted in `rows`, by their keys, in the place of what was kept for them; return all of it."""
+    kept = load_file(PREDICTIONS) if PREDICTIONS.is_file() else {}
+    for key, row in rows.items():
+        predicted, labels = load_predictions(run, row)
+        kept |= {key: predicted.to(torch.uint8), "labels": labels.to(torch.uint8)}
+    save_tensors(kept, PREDICTIONS)
+    return kept
+
+
+def _pair(line: dict[str, str], kept: dict[str, Tensor]) -> dict[str, Any]:
+    """Return how far the project's own method is ahead of `line`; nothing where predictions were not kept."""
+    own, subject = _key(line), _key(line | {"method": SUBJECT})
+    if own == subject or not {own, subject} <= kept.keys():
+        return {}
+    ours, theirs, labels = (kept[key].long() for key in (subject, own, "labels"))
+    return asdict(compare_pair(ours, theirs, labels, seed=0))
+
+
 def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _merge(lines: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Put `lines` in the CSV file, in the place of those with the same key, and return all its rows."""
+def _merge(lines: list[dict[str, str]], kept: dict[str, Tensor]) -> list[dict[str, str]]:
+    """Put `lines` in the CSV file, in the place of those with the same key, and return all its rows, paired anew."""
     order = {name: rank for rank, name in enumerate([FULL, *METHODS])}
     rows = merged(lines, SHEET, KEY)
+    for line in rows:
+        # Where the own method's are not kept, its row is as old as the verdict.
+        if _key(line | {"method": SUBJECT}) in kept:
+            line |= _ahead(_pair(line, kept))
     rows.sort(key=lambda x: (x["protocol"], x["network"], int(x["ipc"]), order[x["method"]]))
     to_csv(rows, SHEET)
     return rows

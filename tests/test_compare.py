@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from geodistill.compare import Row, _Ledger, compare, comparison_table, load_pairs, load_rows
+from geodistill.compare import Row, _Ledger, compare, comparison_table, load_pairs, load_predictions, load_rows
 from geodistill.config import Config
 from geodistill.errors import ConfigError, RunError, SceneError
 from geodistill.scenes import SceneData, Scenes
@@ -43,10 +43,8 @@ def test_table_has_a_row_for_each_method_and_one_for_all_real_images(done: Path)
 
 def test_figures_follow_from_stored_predictions(done: Path) -> None:
     for row in load_rows(done):
-        stored = load_file(
-            done / "evaluation" / "probe-efficientnet-lite0" / f"row-{row.method}-ipc{row.ipc}.safetensors"
-        )
-        right = (stored["predicted"] == stored["labels"]).double().mean(dim=1)
+        predicted, labels = load_predictions(done, row)
+        right = (predicted == labels).double().mean(dim=1)
         assert right.tolist() == pytest.approx(row.oa)
 
 

@@ -82,3 +82,32 @@ def test_size_that_does_not_fit(data: SceneData, settings: Config, tmp_path: Pat
 def test_preset_is_the_recipe_of_the_shipped_base() -> None:
     preset = load_config(Path(str(compact.__file__)).parents[1] / "presets" / "pretrain.toml").compact
     assert (preset.autoencoder, preset.channels) == ("convolutional", 16)
+
+
+def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
+    run: Path, data: SceneData, settings: Config, tmp_path: Path
+) -> None:
+    base = run / "base"
+    further = pretrain(data.train, settings, out=tmp_path / "run", start=str(base))
+    for kept in ("vae", "text_encoder"):
+        (one,), (other,) = ((folder / kept).glob("*.safetensors") for folder in (base, further))
+        assert one.read_bytes() == other.read_bytes()
+    assert (base / "tokenizer" / "tokenizer.json").read_text() == (further / "tokenizer" / "tokenizer.json").read_text()
+    before, after = (load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (base, further))
+    assert before.keys() == after.keys()
+    moved = [(after[name].float() - before[name].float()).abs().max().item() for name in before]
+    # Three steps of AdamW at 1e-3 at the most, in half precision.
+    assert 0 < max(moved) < 0.01
+    card = (further / "README.md").read_text()
+    assert f"- Autoencoder: that of {base}; " in card
+    assert "\n# The base it goes on from\n\n## Model card\n" in card
+    assert card.count(f"- Data and licence: {_NOTE}") == 1
+
+
+def test_does_not_go_on_from_nothing(data: SceneData, settings: Config, tmp_path: Path) -> None:
+    with pytest.raises(PriorError) as caught:
+        pretrain(data.train, settings, out=tmp_path / "run", start="scratch")
+    assert str(caught.value) == "there is nothing to go on from in base 'scratch': leave --base out to start anew"
+    with pytest.raises(PriorError) as caught:
+        pretrain(data.train, settings, out=tmp_path / "run", start="compact")
+    assert str(caught.value).startswith("the compact base draws images of 64 px, not 16: use --size 64")

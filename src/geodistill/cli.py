@@ -127,6 +127,9 @@ def pretrain(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, such as compact.steps=20000; may be repeated.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Train the U-Net of this base further: compact, a folder or a hub name.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
     data_note: Annotated[str, typer.Option(help="What the model card says about the data and their licence.")] = "",
 ) -> None:
@@ -134,7 +137,8 @@ def pretrain(
 
     Takes hours on two cores and shows the time left: first a convolutional autoencoder, then the U-Net, on all that
     leaves an overhead scene one (flips, right-angle turns, nearer views). OUT/base is a diffusers pipeline with a model
-    card, for --base.
+    card, for --base. With --base, the U-Net of one that is there already learns DATA besides what it knows; its
+    autoencoder and its text encoder stay.
     """
     with _told():
         from geodistill.config import load_config
@@ -143,7 +147,8 @@ def pretrain(
 
         settings = load_config(_config_file(config), set_ or [], size=size, seed=seed)
         command = shlex.join(["geodistill", *sys.argv[1:]])
-        folder = run_pretraining(open_scenes(data).train, settings, out=out, data_note=data_note, command=command)
+        train = open_scenes(data).train
+        folder = run_pretraining(train, settings, out=out, start=base, data_note=data_note, command=command)
         _print_stages(out)
         _console.print(f"base: {folder}   its model card: {folder / 'README.md'}", soft_wrap=True)
 

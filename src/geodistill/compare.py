@@ -125,6 +125,19 @@ def load_pairs(folder: Path) -> list[dict[str, Any]]:
     return pairs
 
 
+def load_predictions(folder: Path, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the classes predicted for the test images, int64 [seeds, n], in `row` of the comparison in `folder`.
+
+    The second value is their true labels, int64 [n].
+    """
+    kept = load_file(_predictions(folder, row))
+    return kept["predicted"], kept["labels"]
+
+
+def _predictions(folder: Path, row: Row) -> Path:
+    return folder / "evaluation" / cell_name(row.protocol, row.network) / f"row-{row.method}-ipc{row.ipc}.safetensors"
+
+
 def _read_table(folder: Path) -> dict[str, Any]:
     path = folder / _TABLE
     table: dict[str, Any] = (
@@ -251,7 +264,9 @@ class _Ledger:
 
     def enter(self, row: Row, predicted: torch.Tensor) -> None:
         """Take a row in and write the table anew."""
-        save_tensors({"predicted": predicted, "labels": self._labels}, self._predictions(row))
+        path = _predictions(self._folder, row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors({"predicted": predicted, "labels": self._labels}, path)
         self._rows[row.key] = row
         self._pair_up(row)
         about = {
@@ -282,15 +297,10 @@ class _Ledger:
                 self._pairs[other.key] = self._pair(subject, other)
 
     def _pair(self, subject: Row, other: Row) -> dict[str, Any]:
-        ours, theirs = (load_file(self._predictions(row))["predicted"] for row in (subject, other))
+        ours, theirs = (load_predictions(self._folder, row)[0] for row in (subject, other))
         found = compare_pair(ours, theirs, self._labels, seed=0)
         cell = {"protocol": other.protocol, "network": other.network, "ipc": other.ipc}
         return {**cell, "a": subject.method, "b": other.method, **asdict(found)}
-
-    def _predictions(self, row: Row) -> Path:
-        folder = self._folder / "evaluation" / cell_name(row.protocol, row.network)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"row-{row.method}-ipc{row.ipc}.safetensors"
 
 
 def _sheet(rows: Sequence[Row]) -> str:

@@ -65,18 +65,22 @@ def check_counts(scenes: Scenes, ipc: int) -> None:
 
 def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
     """Return the prior: the package's own, one built from the scenes in stage `base`, or any other."""
-    source = config.base
-    if source == SHIPPED:
-        source = str(shipped_base(config.size))
-    elif source == SCRATCH:
-        source = str(train_base(scenes, config, run))
-    prior = load_prior(source)
-    check_size(prior, config.size)
+    return _load(str(train_base(scenes, config, run)) if config.base == SCRATCH else config.base, config.size)
+
+
+def _load(source: str, size: int) -> Prior:
+    prior = load_prior(str(shipped_base(size)) if source == SHIPPED else source)
+    check_size(prior, size)
     return prior
 
 
-def train_base(scenes: Scenes, config: Config, run: Run) -> Path:
-    """Return the folder of a base built from the scenes alone, in stage `base`."""
+def train_base(scenes: Scenes, config: Config, run: Run, start: str | None = None) -> Path:
+    """Return the folder of a base built from the scenes alone in stage `base`, or there trained on from base `start`.
+
+    Raises:
+        PriorError: `start` is not to be had or does not draw images of the config's size.
+    """
+    given = None if start is None else _load(start, config.size)
 
     def build(folder: Path) -> dict[str, Any]:
         pixels = scenes.pixels(size=config.size)
@@ -91,9 +95,12 @@ def train_base(scenes: Scenes, config: Config, run: Run) -> Path:
             seed=config.seed,
             folder=folder,
             larger=_larger(scenes, config),
+            start=given,
         )
 
-    inputs = [scenes.fingerprint(), config.compact.model_dump(), config.size, config.seed]
+    inputs: list[Any] = [scenes.fingerprint(), config.compact.model_dump(), config.size, config.seed]
+    if given is not None:
+        inputs.append(fingerprint_of_base(given.source))
     return run.stage("base", build, version=3, inputs=inputs)
 
 

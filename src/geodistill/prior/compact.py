@@ -52,6 +52,7 @@ def build_compact(
     seed: int,
     folder: Path,
     larger: Tensor | None = None,
+    start: Prior | None = None,
 ) -> dict[str, Any]:
     """Build and train a base from scenes and save it as a pipeline in half precision in `folder`; resumable there.
 
@@ -63,6 +64,8 @@ def build_compact(
         seed: of the run.
         folder: where the pipeline goes; holds the checkpoint while training.
         larger: the same scenes with more pixels, uint8 [N, 3, t, t], for nearer views of them besides the eight.
+        start: a base whose U-Net is trained further, in place, all else left as it is; of `settings`, the architecture
+            and the autoencoder then do not count.
 
     Returns:
         facts: losses, number of parameters, PSNR of the autoencoder on the scenes.
@@ -71,11 +74,13 @@ def build_compact(
         PriorError: s is not a multiple of 16.
         TrainingError: the loss is not finite.
     """
-    prior = new_compact(sorted({text for row in prompts for text in row}), settings, size=pixels.shape[-1], seed=seed)
-    every = [text for row in prompts for text in row]
-    # An odd step, so that both texts of scenes are among them.
-    _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
-    facts = _make_autoencoder(prior, pixels, larger, settings, seed, folder)
+    prior, facts = start, dict[str, Any]()
+    if prior is None:
+        every = [text for row in prompts for text in row]
+        prior = new_compact(sorted(set(every)), settings, size=pixels.shape[-1], seed=seed)
+        # An odd step, so that both texts of scenes are among them.
+        _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
+        facts = _make_autoencoder(prior, pixels, larger, settings, seed, folder)
     data = _training_data(prior, pixels, larger, labels, prompts, seed)
     plan = TrainingPlan(
         seed=derive_seed(seed, "compact"),
@@ -88,6 +93,8 @@ def build_compact(
         drop_prompt=_DROP_PROMPT,
     )
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
+    # A step takes a quarter less time than with torch's fused attention, whose gradient is slow on the CPU.
+    prior.unet.set_attn_processor(AttnProcessor())
     facts |= train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
     facts["unet_parameters"] = sum(p.numel() for p in prior.unet.parameters())
     facts["autoencoder_psnr_db"] = round(_psnr(prior, pixels), 2)
@@ -128,8 +135,6 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
             addition_embed_type_num_heads=8,
             resnet_time_scale_shift="scale_shift",
         )
-        # A step takes a quarter less time than with torch's fused attention, whose gradient is slow on the CPU.
-        unet.set_attn_processor(AttnProcessor())
         linear = settings.autoencoder == "linear"
         vae = (PatchAutoencoder if linear else ConvAutoencoder)(latent_channels=settings.channels)
     scheduler = DDPMScheduler(
