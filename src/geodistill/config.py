@@ -30,6 +30,9 @@ class CompactSettings(_Settings):
     )
     autoencoder_steps: int = Field(8000, ge=1, description="training steps of a convolutional autoencoder")
     autoencoder_lr: float = Field(1e-3, gt=0, description="its peak learning rate")
+    sharpening_steps: int = Field(
+        0, ge=0, description="further ones in which its decoder alone learns texture from adversarial critics"
+    )
     channels: int = Field(48, ge=1, le=192, description="latent channels per 8x8-pixel patch")
     width: tuple[_Width, _Width] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
     steps: int = Field(4000, ge=1, description="training steps of the U-Net")

@@ -90,9 +90,9 @@ def model_card(record: dict[str, Any], scenes: Scenes, config: Config, data_note
 def _autoencoder(facts: dict[str, Any], settings: CompactSettings, start: str | None) -> str:
     if start:
         return f"that of {start}"
-    kind = (
-        f"convolutional, {facts['autoencoder_steps']} steps of 64 images"
-        if settings.autoencoder == "convolutional"
-        else "principal components of 8x8-pixel patches"
-    )
+    kind = "principal components of 8x8-pixel patches"
+    if settings.autoencoder == "convolutional":
+        kind = f"convolutional, {facts['autoencoder_steps']} steps of 64 images"
+    if settings.sharpening_steps and settings.autoencoder == "convolutional":
+        kind += f", its decoder {settings.sharpening_steps} more under adversarial critics"
     return f"{kind}; {settings.channels} channels at 1/8 of the resolution"

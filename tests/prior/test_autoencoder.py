@@ -11,7 +11,8 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from geodistill.evaluation.networks import backbone_maps
-from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder
+from geodistill.prior import autoencoder
+from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, Critics, PatchAutoencoder, SharpeningLoss
 from geodistill.scenes import SceneData
 
 
@@ -140,3 +141,74 @@ def test_training_lowers_the_loss(images: torch.Tensor) -> None:
         optimiser.step()
         values.append(float(value))
     assert values[-1] < 0.7 * values[0]
+
+
+@pytest.fixture
+def sharpening() -> SharpeningLoss:
+    torch.manual_seed(0)
+    return SharpeningLoss(ConvAutoencoder(latent_channels=4, block_out_channels=(8, 8, 16, 16)))
+
+
+def test_critics_weights_have_spectral_norm_1(images: torch.Tensor) -> None:
+    critics = Critics().train()
+    for _ in range(30):  # each forward takes a step of power iteration
+        critics(images[:2], backbone_maps(images[:2]))
+    matrices = [head[0].weight.flatten(1) for head in [*critics.heads, critics.pixels]]  # type: ignore[index]
+    norms = torch.stack([torch.linalg.matrix_norm(matrix, ord=2) for matrix in matrices])
+    assert torch.allclose(norms, torch.ones(5), atol=0.05)
+
+
+def test_each_critic_scores_every_place_of_what_it_reads(images: torch.Tensor) -> None:
+    scores = Critics()(images[:2], backbone_maps(images[:2]))
+    side = images.shape[-1]
+    assert [tuple(score.shape) for score in scores] == [(2, 1, side // k, side // k) for k in (2, 4, 8, 16, 4)]
+
+
+class _Scores(nn.Module):
+    """Critics that find `real` in the first images they see, `fake` in the second, `pleased` in the third."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.values = list(values)
+
+    def forward(self, made: torch.Tensor, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [torch.full((len(made), 1, 2, 2), self.values.pop(0))]
+
+
+def test_sharpening_loss_of_a_perfect_decoder_is_the_critics_alone(
+    images: torch.Tensor, sharpening: SharpeningLoss
+) -> None:
+    sharpening.autoencoder, sharpening.critics = _Perfect(images[:6], 0.0, 0.0), _Scores(0.75, -0.5, 3.0)  # type: ignore[assignment]
+    loss = sharpening(images[:6], torch.zeros(6, 4, 4, 4))
+    assert float(loss) == pytest.approx(-0.1 * 3.0 + (1 - 0.75) + (1 - 0.5), abs=1e-3)
+
+
+def _gradients(loss: SharpeningLoss, images: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the gradients of a critic's and of the decoder's first weights."""
+    loss.zero_grad()
+    loss(images, torch.zeros(len(images), 4, 4, 4)).backward()
+    return loss.critics.pixels[0].parametrizations.weight.original.grad, loss.autoencoder.decoder[0].weight.grad
+
+
+def test_decoder_and_critics_each_follow_their_own_terms_and_the_encoder_stays(
+    images: torch.Tensor, sharpening: SharpeningLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this mode the critics' power iteration stands still, so that every call sees the same weights.
+    sharpening.critics.eval()
+    monkeypatch.setattr(Critics, "train", lambda self, mode=True: self)
+    critic, decoder = _gradients(sharpening, images[:4])
+    assert all(p.grad is None for p in sharpening.autoencoder.encoder.parameters())
+    assert critic is not None
+    assert decoder is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(sharpening, "_judged", lambda made, _: [made.new_zeros(())])
+        same, other = _gradients(sharpening, images[:4])
+        assert same is not None
+        assert torch.equal(same, critic)
+        assert other is not None
+        assert not torch.allclose(other, decoder, rtol=0.01)
+    monkeypatch.setattr(autoencoder, "_hinge", lambda *_: torch.zeros(()))
+    none, same = _gradients(sharpening, images[:4])
+    assert none is None
+    assert same is not None
+    assert torch.equal(same, decoder)

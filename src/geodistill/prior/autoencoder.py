@@ -10,11 +10,12 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from geodistill.evaluation.networks import backbone_maps
 
-# Of the backbone's deepest map that is compared, at a sixteenth of the image's resolution.
-_MAP_CHANNELS = 112
+# Of the backbone's maps that are compared, at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
+_MAP_CHANNELS = (16, 24, 40, 112)
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
@@ -216,7 +217,7 @@ class AutoencoderLoss(nn.Module):
     def __init__(self, autoencoder: ConvAutoencoder) -> None:
         super().__init__()
         self.autoencoder: Any = autoencoder
-        self.reader = nn.Conv2d(autoencoder.config.latent_channels, _MAP_CHANNELS, 2, stride=2)
+        self.reader = nn.Conv2d(autoencoder.config.latent_channels, _MAP_CHANNELS[-1], 2, stride=2)
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Return the loss of images [n, 3, s, s] in [-1, 1]; `noise` [n, C, s/8, s/8] samples the posterior."""
@@ -226,11 +227,91 @@ class AutoencoderLoss(nn.Module):
             posterior = self.autoencoder.encode(images).latent_dist
             made = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
             read = self.reader(posterior.mean)
-        perceptual = sum(
-            ((F.normalize(one, dim=1) - F.normalize(other, dim=1)) ** 2).sum(dim=1).mean()
-            for one, other in zip(backbone_maps(made), wanted, strict=True)
-        )
+        perceptual = _perceptual(backbone_maps(made), wanted)
         divergence = posterior.kl().mean() / noise[0].numel()
         aligned = F.cosine_similarity(read.float(), wanted[-1], dim=1).mean()
         loss: Tensor = F.l1_loss(made, images) + 0.5 * perceptual + 2e-3 * divergence + 0.2 * (1 - aligned)
         return loss
+
+
+def _perceptual(maps: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """Return the sum over the maps of the mean squared distance of positions, each scaled to length 1."""
+    distances = [
+        ((F.normalize(one, dim=1) - F.normalize(other, dim=1)) ** 2).sum(dim=1).mean()
+        for one, other in zip(maps, wanted, strict=True)
+    ]
+    return torch.stack(distances).sum()
+
+
+class Critics(nn.Module):
+    """Five small networks that each tell real images from made ones, place by place.
+
+    Four read a map of the ImageNet backbone each, which is what lets so small ones see anything in a few hundred steps
+    (projected GANs: Sauer et al., NeurIPS 2021); the fifth reads the pixels. Their weights have spectral norm 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(_critic((channels, 1, 1), (64, 3, 1), (64, 1, 1)) for channels in _MAP_CHANNELS)
+        self.pixels = _critic((3, 4, 2), (48, 4, 2), (96, 3, 1))
+
+    def forward(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """Return the scores [n, 1, h, w] that each gives to images [n, 3, s, s] in [-1, 1] with `maps`."""
+        read = [head(own) for head, own in zip(self.heads, maps, strict=True)]
+        return [*read, self.pixels(_channels_last(images))]
+
+
+def _critic(*layers: tuple[int, int, int]) -> nn.Sequential:
+    """Return convolutions to one score, each given as (channels in, side of the kernel, stride)."""
+    widths = [channels for channels, _, _ in layers[1:]] + [1]
+    made: list[nn.Module] = []
+    for (before, side, stride), after in zip(layers, widths, strict=True):
+        convolution = nn.Conv2d(before, after, side, stride, padding=(side - 1) // 2)
+        made += [spectral_norm(convolution), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*made[:-1])
+
+
+class SharpeningLoss(nn.Module):
+    """What a trained ConvAutoencoder's decoder learns texture with; its encoder, and so every latent, stays.
+
+        |x̂ - x| + 0.5 perceptual(x̂, x) - 0.1 mean_k D_k(x̂) + mean_k [ max(0, 1 - D_k(x)) + max(0, 1 + D_k(x̂)) ]
+
+    The third term is the decoder's alone, the last the critics' alone (hinge loss: Lim and Ye 2017). A mean squared or
+    absolute error is least for the average of all textures that a latent leaves open, which is none; the critics ask
+    for one of them (Esser et al., CVPR 2021). Latents are disturbed a little, as drawn ones are.
+    """
+
+    def __init__(self, autoencoder: ConvAutoencoder) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder.requires_grad_(False)
+        autoencoder.decoder.requires_grad_(True)
+        self.critics = Critics()
+
+    def forward(self, images: Tensor, disturbance: Tensor) -> Tensor:
+        """Return the loss of images [n, 3, s, s] in [-1, 1]; `disturbance` [n, C, s/8, s/8] is added to the latents."""
+        with torch.no_grad():
+            wanted = backbone_maps(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = self.autoencoder.decode(self.autoencoder.encode(images).latent_dist.mean + disturbance).sample
+        maps = backbone_maps(made)
+        with torch.autocast("cpu", torch.bfloat16):
+            real = self.critics(images, wanted)
+            fake = self.critics(made.detach(), [own.detach() for own in maps])
+            pleased = self._judged(made, maps)
+        loss: Tensor = F.l1_loss(made, images) + 0.5 * _perceptual(maps, wanted)
+        return loss - 0.1 * _mean(pleased) + _hinge(real, fake)
+
+    def _judged(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """Return the critics' scores such that their gradient reaches the images and not the critics."""
+        self.critics.eval().requires_grad_(False)
+        scores: list[Tensor] = self.critics(images, maps)
+        self.critics.train().requires_grad_(True)
+        return scores
+
+
+def _hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    return _mean([F.relu(1 - score) for score in real]) + _mean([F.relu(1 + score) for score in fake])
+
+
+def _mean(scores: list[Tensor]) -> Tensor:
+    return torch.stack([score.float().mean() for score in scores]).mean()

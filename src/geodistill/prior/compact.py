@@ -1,8 +1,9 @@
 """The compact base: a small pipeline built from the training scenes alone, in the format of any other base."""
 
 import json
+import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
-from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder
+from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
 from geodistill.prior.base import Prior, refuse_odd_size
 from geodistill.prior.training import (
     Optimisation,
@@ -37,10 +38,12 @@ _END, _MOST_MERGES = "</w>", 2000
 _WARMUP, _GAMMA, _DROP_PROMPT = 200, 5.0, 0.1
 # Prompts, about, that the text encoder's last normalisation is set on.
 _TOLD_APART = 1000
-# What the autoencoder's training told, kept until the whole base is there.
-_AUTOENCODER = "autoencoder.json"
-# Images in a step of the autoencoder's training.
+# The autoencoder after each of its trainings, kept until the whole base is there, with what the training told.
+_SMOOTH, _SHARP, _FACTS = ".smooth", ".sharp", "facts.json"
+# Images in a step of the autoencoder's trainings.
 _TOGETHER = 64
+# The sharpening's peak learning rate, and the largest deviation of what disturbs its latents, of deviation 1.
+_SHARPENING_LR, _DISTURBANCE = 5e-4, 0.2
 
 
 def build_compact(
@@ -100,7 +103,8 @@ def build_compact(
     facts["autoencoder_psnr_db"] = round(_psnr(prior, pixels), 2)
     _save(prior, folder)
     forget_checkpoint(folder)
-    (folder / _AUTOENCODER).unlink(missing_ok=True)
+    for name in (_SMOOTH, _SHARP):
+        shutil.rmtree(folder / name, ignore_errors=True)
     return facts
 
 
@@ -236,45 +240,88 @@ def _scaled(pixels: Tensor) -> Tensor:
 def _make_autoencoder(
     prior: Prior, pixels: Tensor, larger: Tensor | None, settings: CompactSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Fit the autoencoder of `prior`; one that was trained is kept in `folder` and read again after a stop."""
+    """Fit the autoencoder of `prior`, or train it in two parts, each of which is kept in `folder` and made once."""
     if isinstance(prior.vae, PatchAutoencoder):
         prior.vae.fit(_scaled(pixels[part]) for part in batches(len(pixels), 500))
         return {}
-    trained, kept = folder / "vae", folder / _AUTOENCODER
-    if not kept.exists():
-        facts = _train_autoencoder(prior.vae, pixels, larger, settings, seed, folder)
+    draw = _Batches(pixels, larger, settings.channels, seed)
+
+    def smooth() -> dict[str, Any]:
+        facts = _train_autoencoder(prior.vae, draw, settings, seed, folder)
         prior.vae.standardise(_scaled(pixels[part]) for part in batches(len(pixels), 500))
-        prior.vae.save_pretrained(trained, safe_serialization=True)
-        write_atomic(kept, json.dumps({f"autoencoder_{name}": value for name, value in facts.items()}))
+        return {f"autoencoder_{name}": value for name, value in facts.items()}
+
+    def sharp() -> dict[str, Any]:
+        facts = _sharpen(prior.vae, draw, settings.sharpening_steps, seed, folder)
+        return {f"sharpening_{name}": value for name, value in facts.items()}
+
+    facts = _kept(prior, folder, _SMOOTH, smooth)
+    if settings.sharpening_steps:
+        facts |= _kept(prior, folder, _SHARP, sharp)
+    return facts
+
+
+def _kept(prior: Prior, folder: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Have `make` train the autoencoder of `prior`, unless it is kept in `folder` under `name`; return its facts."""
+    kept = folder / name
+    if not (kept / _FACTS).exists():
+        facts = make()
+        prior.vae.save_pretrained(kept, safe_serialization=True)
+        write_atomic(kept / _FACTS, json.dumps(facts))
         forget_checkpoint(folder)
-    prior.vae = ConvAutoencoder.from_pretrained(trained).eval().requires_grad_(False)
-    read: dict[str, Any] = json.loads(kept.read_text())
+    prior.vae = ConvAutoencoder.from_pretrained(kept).eval().requires_grad_(False)
+    read: dict[str, Any] = json.loads((kept / _FACTS).read_text())
     return read
 
 
+class _Batches:
+    """Draws what the autoencoder's trainings see: half of it whole scenes, half nearer views, under one symmetry."""
+
+    def __init__(self, pixels: Tensor, larger: Tensor | None, channels: int, seed: int) -> None:
+        self.pixels, self.larger, self.seed = pixels, larger, seed
+        self.shape = (channels, pixels.shape[-1] // 8, pixels.shape[-1] // 8)
+
+    def __call__(self, name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Return images float [n, 3, s, s] in [-1, 1] and normal noise of their latents' shape for one step."""
+        g = generator(self.seed, name, step)
+        chosen = torch.randint(0, len(self.pixels), (_TOGETHER,), generator=g)
+        images = self.pixels[chosen]
+        if self.larger is not None:
+            half = _TOGETHER // 2
+            images = torch.cat([images[:half], nearer(self.larger[chosen[half:]], self.pixels.shape[-1], g)])
+        images = dihedral(images, int(torch.randint(0, 8, (), generator=g)))
+        return _scaled(images), torch.randn(_TOGETHER, *self.shape, generator=g), g
+
+
 def _train_autoencoder(
-    vae: ConvAutoencoder, pixels: Tensor, larger: Tensor | None, settings: CompactSettings, seed: int, folder: Path
+    vae: ConvAutoencoder, draw: _Batches, settings: CompactSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "autoencoder weights"))
         learner = AutoencoderLoss(vae).train()
     learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    side = pixels.shape[-1] // 8
 
     def loss(step: int) -> Tensor:
-        g = generator(seed, "autoencoder step", step)
-        chosen = torch.randint(0, len(pixels), (_TOGETHER,), generator=g)
-        images = pixels[chosen]
-        if larger is not None:
-            half = _TOGETHER // 2
-            images = torch.cat([images[:half], nearer(larger[chosen[half:]], pixels.shape[-1], g)])
-        images = dihedral(images, int(torch.randint(0, 8, (), generator=g)))
-        noise = torch.randn(_TOGETHER, settings.channels, side, side, generator=g)
-        return learner(_scaled(images), noise)  # type: ignore[no-any-return]
+        images, noise, _ = draw("autoencoder step", step)
+        return learner(images, noise)  # type: ignore[no-any-return]
 
     steps = settings.autoencoder_steps
     plan = Optimisation(steps=steps, lr=settings.autoencoder_lr, warmup=min(100, steps // 4), ema=0.998)
     return train(learner, loss, plan, folder, "autoencoder")
+
+
+def _sharpen(vae: ConvAutoencoder, draw: _Batches, steps: int, seed: int, folder: Path) -> dict[str, Any]:
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "critic weights"))
+        learner = SharpeningLoss(vae)
+    learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(step: int) -> Tensor:
+        images, noise, g = draw("sharpening step", step)
+        return learner(images, noise * torch.rand(len(noise), 1, 1, 1, generator=g) * _DISTURBANCE)  # type: ignore[no-any-return]
+
+    plan = Optimisation(steps=steps, lr=_SHARPENING_LR, warmup=min(50, steps // 4), ema=0.995)
+    return train(learner, loss, plan, folder, "sharpening", dict(learner.critics.named_buffers()))
 
 
 def _training_data(
