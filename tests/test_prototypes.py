@@ -25,6 +25,27 @@ def one_class(features: Tensor, per_class: int, **more: float) -> Prototypes:
     return find_prototypes(features, labels, classes=("Beach",), per_class=per_class, seed=0, **more)
 
 
+class TestStarts:
+    def found(self) -> Prototypes:
+        members = (torch.tensor([4, 2, 7, 9]), torch.tensor([1]))
+        return Prototypes(torch.tensor([2, 1]), torch.tensor([0, 1]), members)
+
+    def test_representative_alone(self):
+        assert self.found().starts(3, 0, of="representative").tolist() == [2, 2, 2, 1, 1, 1]
+
+    def test_members_in_turn_after_the_representative(self):
+        first, second = self.found().starts(6, 0, of="members").view(2, 6).tolist()
+        assert (first[0], first[4]) == (2, 2)
+        assert sorted(first[1:4]) == [4, 7, 9]
+        assert first[5] == first[1]
+        assert second == [1] * 6
+
+    @given(st.integers(1, 9), st.integers(0, 5))
+    def test_more_of_them_change_none_before(self, count, seed):
+        few, many = (self.found().starts(n, seed, of="members").view(2, n) for n in (count, count + 3))
+        assert torch.equal(few, many[:, :count])
+
+
 class TestFindPrototypes:
     def test_clusters_are_ordered_by_class_then_size(self):
         features = torch.cat([blobs([2, 5, 3]), blobs([4, 1, 6], seed=1)])

@@ -64,6 +64,11 @@ class PrototypesSettings(_Settings):
     features: Literal["latent", "backbone"] = Field(
         "backbone", description="cluster pooled latents (the paper) or the ImageNet backbone's features"
     )
+    starts: Literal["representative", "members"] = Field(
+        "members",
+        description="what candidates follow: the cluster's representative (the paper), or its members in turn, the "
+        "representative first",
+    )
 
 
 class DescriptionsSettings(_Settings):

@@ -7,6 +7,7 @@ and far from the others' (DPD, Xu, Ghamisi, Weng, arXiv 2601.15829, 2026).
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geodistill.errors import ConfigError, SceneError
-from geodistill.seeding import derive_seed
+from geodistill.seeding import derive_seed, generator
 
 POOLED_SIDE = 8
 RESTARTS = 10
@@ -41,6 +42,20 @@ class Prototypes:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def starts(self, count: int, seed: int, *, of: Literal["representative", "members"]) -> Tensor:
+        """Return int64 [P * count]: the scenes that the `count` candidates of each prototype follow, side by side.
+
+        `members`: the representative, then the others in a random order, from the start again where there are fewer.
+        """
+        if of == "representative":
+            return self.indices.repeat_interleave(count)
+        rows = []
+        for rank, (own, members) in enumerate(zip(self.indices, self.members, strict=True)):
+            others = members[members != own]
+            order = torch.randperm(len(others), generator=generator(seed, "starts", rank))
+            rows.append(torch.cat([own[None], others[order]]).repeat(-(-count // len(members)))[:count])
+        return torch.cat(rows)
 
     def save(self, folder: Path) -> None:
         """Write prototypes.safetensors in `folder`; members are kept as one row with the clusters' sizes."""

@@ -78,11 +78,12 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     )
     candidates = draw(
         prior,
-        latents[prototypes.indices, 0].float(),
+        latents[:, 0],
         texts,
         config,
         run,
         after=("latents", "prototypes", "descriptions", "adapter" if adapted else None),
+        starts=prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts),
     )
     return choose(candidates, latents, prior, teacher, scenes, prototypes, texts, config, run)
 

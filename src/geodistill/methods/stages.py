@@ -268,11 +268,13 @@ def draw(
     *,
     after: Sequence[str | None],
     modes: ModeGuidance | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Return candidates, float32 [P * R, C, h, w] with the R of a slot side by side, from stage `candidates`.
 
-    `prototypes` float [P, C, h, w] and `texts` [P] are what each slot's candidates follow; with `modes` the prototypes
-    are followed as MGD3 does.
+    `prototypes` float [P, C, h, w] and `texts` [P] are what each slot's candidates follow; with `starts` int64 [P * R],
+    candidate k follows row starts[k] of `prototypes`, of which there may be any number. With `modes` they are followed
+    as MGD3 does.
     """
 
     def build(folder: Path) -> dict[str, Any]:
@@ -283,7 +285,7 @@ def draw(
             prompts=rows[slots, 0],
             embeddings=prior.embed(table),
             prototypes=prototypes,
-            slots=slots,
+            slots=slots if starts is None else starts,
             seeds=slots * MOST_CANDIDATES + ranks,
         )
         seed = derive_seed(config.seed, "candidates")

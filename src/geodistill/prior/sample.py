@@ -23,7 +23,7 @@ class Requests:
     """n images to draw.
 
     prompts: int64 [n], rows of `embeddings`. embeddings: [U, tokens, width], row 0 the empty prompt.
-    prototypes: float [P, C, h, w]. slots: int64 [n], which prototype each image follows.
+    prototypes: any floating type [P, C, h, w]. slots: int64 [n], which of them each image follows.
     seeds: int64 [n], the index of each image's own noise.
     """
 
