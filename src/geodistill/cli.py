@@ -189,7 +189,8 @@ def evaluate(
         str,
         typer.Option(
             help="probe: logistic regression on frozen features (seconds); finetune: from ImageNet "
-            "weights; scratch: from random weights."
+            "weights; scratch: from random weights; finetune-soft, scratch-soft: on soft labels from a classifier "
+            "trained on all real scenes."
         ),
     ] = "finetune",
     network: Annotated[list[str] | None, typer.Option(help=_NETWORKS)] = None,
@@ -250,7 +251,10 @@ def compare(
     methods: Annotated[
         list[str] | None, typer.Option(help="Names that `geodistill methods` lists [default: all of them].")
     ] = None,
-    protocols: Annotated[list[str] | None, typer.Option(help="probe, finetune, scratch [default: finetune].")] = None,
+    protocols: Annotated[
+        list[str] | None,
+        typer.Option(help="probe, finetune, scratch, finetune-soft, scratch-soft [default: finetune]."),
+    ] = None,
     networks: Annotated[list[str] | None, typer.Option(help=_NETWORKS)] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
     full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,

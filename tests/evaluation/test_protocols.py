@@ -109,7 +109,8 @@ def test_steps_follow_the_size_of_the_set():
     [
         (
             {"protocol": "fine-tune"},
-            "unknown protocol 'fine-tune': did you mean 'finetune'? known: probe, finetune, scratch",
+            "unknown protocol 'fine-tune': did you mean 'finetune'? "
+            "known: probe, finetune, scratch, finetune-soft, scratch-soft",
         ),
         (
             {"protocol": "probe", "network": "resnet18"},
@@ -120,13 +121,34 @@ def test_steps_follow_the_size_of_the_set():
             "training images are [3, 32, 32], test images [3, 48, 48]: read both at one size",
         ),
         ({"steps": 1}, "steps is 1: training needs at least 2"),
+        (
+            {"protocol": "scratch-soft"},
+            "protocol scratch-soft trains on probabilities [n, classes], the labels are [4]",
+        ),
+        (
+            {"train_labels": torch.eye(2).repeat(2, 1)},
+            "protocol finetune trains on classes [n], the labels are [4, 2]",
+        ),
     ],
 )
 def test_bad_settings(change, message):
     train, labels = coloured(4)
     options = {"protocol": "finetune", "network": "convnet3", "test_images": train, "steps": 2} | change
+    options = {"train_labels": labels} | options
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        train_and_predict(train_images=train, train_labels=labels, classes=2, seed=0, **options)
+        train_and_predict(train_images=train, classes=2, seed=0, **options)
+
+
+def test_soft_labels_that_are_sure_teach_what_hard_ones_do_and_others_something_else(monkeypatch):
+    monkeypatch.setattr(protocols, "BATCH", 8)
+    train, labels = coloured(8)
+    options = {"test_images": train, "classes": 2, "seed": 0, "steps": 4}
+    hard = train_and_predict("scratch", "convnet3", train, labels, **options)
+    sure = torch.nn.functional.one_hot(labels, 2).float()
+    soft = train_and_predict("scratch-soft", "convnet3", train, sure, **options)
+    assert torch.allclose(soft, hard, atol=1e-3)
+    unsure = train_and_predict("scratch-soft", "convnet3", train, torch.full((8, 2), 0.5), **options)
+    assert (unsure[:, 0] - unsure[:, 1]).abs().max() < 0.5 * (hard[:, 0] - hard[:, 1]).abs().max()
 
 
 def test_small_images_and_broken_losses_are_refused():

@@ -18,14 +18,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from geodistill.distilled import MANIFEST, DistilledSet
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation.coverage import coverage
 from geodistill.evaluation.fidelity import Score, fid, kid
+from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
+from geodistill.evaluation.labeller import soft_labels, train_labeller
 from geodistill.evaluation.measures import Measures, measure
-from geodistill.evaluation.networks import backbone_features, pooled_features
-from geodistill.evaluation.protocols import check_protocol, recipe_steps, train_and_predict
+from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network, pooled_features
+from geodistill.evaluation.protocols import check_protocol, recipe_steps, takes_soft_labels, train_and_predict
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
 from geodistill.run import explain_os_errors, fingerprint, write_atomic
@@ -34,7 +37,7 @@ from geodistill.scenes.scenes import SceneData, Scenes
 # Raise it when the same inputs give another likeness or other figures.
 VERSION = 5
 # Raise a protocol's when the same inputs give other predictions under it.
-PREDICTIONS = {"probe": 5, "finetune": 5, "scratch": 7}
+PREDICTIONS = {"probe": 5, "finetune": 5, "scratch": 7, "finetune-soft": 1, "scratch-soft": 1}
 
 Progress = Callable[[str, int, int], None]
 
@@ -181,8 +184,10 @@ class Bench:
         # The probe has nothing random in it: one training serves all seeds that see the same images.
         seed = 0 if task.protocol == "probe" else task.seed
         cell = (task.protocol, task.network)
-        version = PREDICTIONS[task.protocol]
-        return fingerprint(version, task.training.key, self.test.fingerprint(), *cell, self.size, seed, steps)
+        version: list[Any] = [PREDICTIONS[task.protocol]]
+        if takes_soft_labels(task.protocol):
+            version += [LABELLER_VERSION, self.train.fingerprint()]
+        return fingerprint(*version, task.training.key, self.test.fingerprint(), *cell, self.size, seed, steps)
 
     def _known(self, key: str, task: Task) -> bool:
         """Say whether there are predictions, read from the store where they are not at hand."""
@@ -214,13 +219,16 @@ class Bench:
 
     def _jobs(self, tasks: Iterable[Task]) -> list[Job]:
         """Return the tasks with what they train on; those on the same images share them in memory."""
-        arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
+        arrays: dict[tuple[str, bool], tuple[NDArray[np.uint8], NDArray[np.int64 | np.float32]]] = {}
         test, classes, jobs = self._test_pixels.numpy(), len(self.test.classes), []
         for task in tasks:
-            if task.training.key not in arrays:
+            soft = takes_soft_labels(task.protocol)
+            key = (task.training.key, soft)
+            if key not in arrays:
                 images, labels = task.training.read()
-                arrays[task.training.key] = (images.numpy(), labels.numpy())
-            own = arrays[task.training.key]
+                labels = soft_labels(self._labeller, images) if soft else labels
+                arrays[key] = (images.numpy(), labels.numpy())
+            own = arrays[key]
             jobs.append(Job(task.protocol, task.network, *own, test, classes, task.seed, self.steps))
         return jobs
 
@@ -231,6 +239,20 @@ class Bench:
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the backbone's features; those of the test images are computed once for all probes."""
         return F.normalize(self._test_pooled, dim=1) if images is self._test_pixels else backbone_features(images)
+
+    @cached_property
+    def _labeller(self) -> nn.Module:
+        key = fingerprint(LABELLER_VERSION, self.train.fingerprint(), self.size, self.steps)
+        path = self._path(f"labeller-{key[:16]}.safetensors")
+        if path and path.is_file():
+            labeller = build_network(PRETRAINED, len(self.train.classes), 0)
+            labeller.load_state_dict(load(path.read_bytes()))
+            return labeller
+        report = self._progress
+        told = None if report is None else lambda done, of: report("training the labeller", done, of)
+        labeller = train_labeller(self.train, self.size, steps=self.steps, progress=told)
+        _write(path, save({name: value.contiguous() for name, value in labeller.state_dict().items()}))
+        return labeller
 
     @cached_property
     def _test_pixels(self) -> torch.Tensor:

@@ -47,7 +47,9 @@ class Recipe:
 # 0.1 37.4, clipping gradients to norm 1 36.6; 500 steps gave 39.8, and 1,000 42.0: too dear for a table of many sets.
 # Clipping cost finetune 5.6 points (69.7 to 64.1 % after ten k-means images a class, tried by hand).
 RECIPES = {"finetune": Recipe(0.02, 400, 1200, math.inf), "scratch": Recipe(0.05, 500, 1500, math.inf)}
-PROTOCOLS = ("probe", *RECIPES)
+# What ends the name of a protocol that trains on soft labels.
+_SOFT = "-soft"
+PROTOCOLS = ("probe", *RECIPES, *(name + _SOFT for name in RECIPES))
 
 
 def train_and_predict(
@@ -76,13 +78,38 @@ def train_and_predict(
     _check_sizes(train_images, test_images)
     if protocol == "probe":
         return _probe(features(train_images), train_labels, features(test_images), classes)
-    recipe = _recipe(protocol, len(train_images), steps)
+    model = train_classifier(
+        protocol, network, train_images, train_labels, classes=classes, seed=seed, steps=steps, progress=progress
+    )
+    return predict(model, test_images)
+
+
+def train_classifier(
+    protocol: str,
+    network: str,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    classes: int,
+    seed: int,
+    steps: int | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Return the network that `train_and_predict` predicts with; every protocol but probe, with the same errors."""
+    check_protocol(protocol, network)
+    _check_labels(protocol, labels)
+    recipe = _recipe(protocol, len(images), steps)
     model = build_network(network, classes, seed)
-    if protocol == "scratch":
+    if protocol.removesuffix(_SOFT) == "scratch":
         _forget(model, seed)
     precision = torch.autocast("cpu", torch.bfloat16, enabled=trains_in_bfloat16(network))
-    _train(model, train_images, train_labels, recipe, seed, precision, progress)
-    return predict(model, test_images)
+    _train(model, images, labels, recipe, seed, precision, progress)
+    return model
+
+
+def takes_soft_labels(protocol: str) -> bool:
+    """Whether `protocol` trains on probabilities [n, classes] in place of classes [n]."""
+    return protocol.endswith(_SOFT)
 
 
 def check_protocol(protocol: str, network: str) -> None:
@@ -110,8 +137,14 @@ def _check_sizes(train: torch.Tensor, test: torch.Tensor) -> None:
         raise ConfigError(f"images of {train.shape[-1]} px are too small for the networks: use 32 px or more")
 
 
+def _check_labels(protocol: str, labels: torch.Tensor) -> None:
+    if labels.ndim != 1 + takes_soft_labels(protocol):
+        wanted = "probabilities [n, classes]" if takes_soft_labels(protocol) else "classes [n]"
+        raise ConfigError(f"protocol {protocol} trains on {wanted}, the labels are {list(labels.shape)}")
+
+
 def _recipe(protocol: str, count: int, steps: int | None) -> Recipe:
-    recipe = RECIPES[protocol]
+    recipe = RECIPES[protocol.removesuffix(_SOFT)]
     if steps is not None and steps < 2:
         raise ConfigError(f"steps is {steps}: training needs at least 2")
     return replace(recipe, steps=steps or (recipe.steps_large if count > LARGE_SET else recipe.steps))

@@ -35,7 +35,7 @@ class Job:
     protocol: str
     network: str
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64 | np.float32]
     test: NDArray[np.uint8]
     classes: int
     seed: int

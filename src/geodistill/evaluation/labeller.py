@@ -1,0 +1,43 @@
+"""The labeller: the classifier that sees all real training scenes, and gives any image its soft label.
+
+The protocols finetune-soft and scratch-soft train on its probabilities in place of classes (Hinton et al. 2015; as a
+part of distilled sets: Qin et al., "A Label is Worth a Thousand Images", NeurIPS 2024). It is the same for every
+method, so that what it brings is brought to all.
+"""
+
+import torch
+from torch import nn
+
+from geodistill.evaluation.networks import PRETRAINED
+from geodistill.evaluation.protocols import Progress, predict, train_classifier
+from geodistill.evaluation.workers import kept_memory
+from geodistill.scenes.scenes import Scenes
+
+# Raise it when the same scenes give another labeller.
+VERSION = 1
+
+
+def train_labeller(
+    scenes: Scenes, size: int, *, steps: int | None = None, progress: Progress | None = None
+) -> nn.Module:
+    """Return the pretrained network finetuned on all `scenes` at `size` pixels, under the protocol finetune, seed 0.
+
+    Raises what `train_classifier` raises.
+    """
+    images = scenes.pixels(size=size)
+    with kept_memory():
+        return train_classifier(
+            "finetune",
+            PRETRAINED,
+            images,
+            scenes.labels,
+            classes=len(scenes.classes),
+            seed=0,
+            steps=steps,
+            progress=progress,
+        )
+
+
+def soft_labels(labeller: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return probabilities float32 [n, classes] of uint8 images [n, 3, s, s]."""
+    return predict(labeller, images).softmax(dim=1)
