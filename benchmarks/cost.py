@@ -2,9 +2,9 @@
 
     python benchmarks/cost.py --data ../shared/data/aid --out runs/cost
 
-A run of its own, in a process of its own, for 1,000, 3,000 and 6,000 scenes (the same share of each class) at IPC 10, and
-for IPC 5 and 20 on all of them. A row of benchmarks/results/cost.csv has the wall time of all stages, that of the stages
-that grow with the scenes and of those that grow with the images made, and the peak memory.
+A run of its own, in a process of its own, for 1,000, 3,000 and 6,000 scenes (the same share of each class) at IPC 10,
+and for IPC 5 and 20 on all of them. A row of benchmarks/results/cost.csv has the wall time of all stages, that of the
+stages that grow with the scenes and of those that grow with the images made, and the peak memory.
 """
 
 import argparse
