@@ -95,6 +95,9 @@ def distill(
         list[str] | None, typer.Option("--set", help="One setting, such as finetune.steps=500; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
+    soft_labels: Annotated[
+        bool, typer.Option("--soft-labels", help="Also store class probabilities of each image, in the manifest.")
+    ] = False,
 ) -> None:
     """Condense the training scenes of DATA into a few synthetic images per class.
 
@@ -107,7 +110,8 @@ def distill(
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
 
-        settings = load_config(_config_file(config), set_ or [], ipc=ipc, base=base, size=size, seed=seed)
+        flags = {"ipc": ipc, "base": base, "size": size, "seed": seed, "soft_labels": soft_labels or None}
+        settings = load_config(_config_file(config), set_ or [], **flags)
         scenes = open_scenes(data).train
         result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
         draw_grid(result, out / "grid.png")

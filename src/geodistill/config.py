@@ -128,6 +128,10 @@ class Config(_Settings):
         description="'compact' (comes with the package), 'scratch' (built from the scenes), a pipeline folder, or a "
         "hub name",
     )
+    soft_labels: bool = Field(
+        False,
+        description="also store what a classifier trained on all scenes, for some minutes, thinks of each image",
+    )
     compact: CompactSettings = CompactSettings()
     latents: LatentsSettings = LatentsSettings()
     teacher: TeacherSettings = TeacherSettings()
@@ -175,6 +179,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         # A JSON string is a TOML string but for the delete character.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value)
 
 

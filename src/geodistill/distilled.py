@@ -30,7 +30,7 @@ log = logging.getLogger("geodistill")
 MANIFEST = "manifest.json"
 _FORMAT = 1
 # What an image's record may hold. A fixed list, so that no file name of a real image slips into what is shared.
-RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate"})
+RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate", "soft_label"})
 
 
 @dataclass
@@ -285,8 +285,8 @@ configs:
 
 Load them with `datasets.load_dataset(FOLDER)`, `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or
 `torchvision.datasets.ImageFolder(FOLDER)`.
-`manifest.json` has the settings, the versions and the seed and scores of each image; `croissant.json` describes the
-folder in Croissant 1.0.
+`manifest.json` has the settings, the versions and the seed and scores of each image, and where they were asked for its
+soft label, probabilities of the classes in alphabetical order; `croissant.json` describes the folder in Croissant 1.0.
 
 ## Classes
 

@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 import geodistill
 from geodistill.config import Config
 from geodistill.errors import ConfigError, PriorError, SceneError
+from geodistill.evaluation import protocols
+from geodistill.evaluation.labeller import load_labeller, soft_labels
 from geodistill.evaluation.networks import backbone_features
+from geodistill.methods import stages
 from geodistill.methods.dpd import distill
 from geodistill.prior.base import load_prior
 from geodistill.scenes import SceneData, Scenes, write_scenes
@@ -174,6 +177,23 @@ def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
         own = torch.arange(2) + 2 * label
         away = (features(candidates[own], pixels[own]) - real[pair.labels == label].mean(dim=0)).norm(dim=1)
         assert (image.int() - pixels[own[away.argmin()]].int()).abs().max() <= 1
+
+
+def test_soft_labels_are_stored_with_the_images_and_change_none(
+    pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = stages.train_labeller
+    monkeypatch.setattr(stages, "train_labeller", lambda *args, **named: train(*args, steps=2, **named))
+    monkeypatch.setattr(protocols, "BATCH", 8)
+    plain = distill(pair, on_pipeline, out=tmp_path / "plain")
+    labelled = distill(pair, on_pipeline.model_copy(update={"soft_labels": True}), out=tmp_path / "labelled")
+    assert torch.equal(plain.images, labelled.images)
+    assert not [record for record in plain.records if "soft_label" in record]
+    network = load_labeller(tmp_path / "labelled" / "labeller" / "labeller.safetensors", 2)
+    stored = torch.tensor([record["soft_label"] for record in labelled.records])
+    assert torch.allclose(stored, soft_labels(network, labelled.images), atol=6e-5)
+    again = geodistill.DistilledSet.load(tmp_path / "labelled" / "distilled")
+    assert again.records == labelled.records
 
 
 def test_class_with_too_few_images(data: SceneData, tiny: Config) -> None:

@@ -25,9 +25,9 @@ from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation.coverage import coverage
 from geodistill.evaluation.fidelity import Score, fid, kid
 from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
-from geodistill.evaluation.labeller import soft_labels, train_labeller
+from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
 from geodistill.evaluation.measures import Measures, measure
-from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network, pooled_features
+from geodistill.evaluation.networks import backbone_features, pooled_features
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, takes_soft_labels, train_and_predict
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
@@ -245,13 +245,13 @@ class Bench:
         key = fingerprint(LABELLER_VERSION, self.train.fingerprint(), self.size, self.steps)
         path = self._path(f"labeller-{key[:16]}.safetensors")
         if path and path.is_file():
-            labeller = build_network(PRETRAINED, len(self.train.classes), 0)
-            labeller.load_state_dict(load(path.read_bytes()))
-            return labeller
+            return load_labeller(path, len(self.train.classes))
         report = self._progress
         told = None if report is None else lambda done, of: report("training the labeller", done, of)
         labeller = train_labeller(self.train, self.size, steps=self.steps, progress=told)
-        _write(path, save({name: value.contiguous() for name, value in labeller.state_dict().items()}))
+        if path:
+            with explain_os_errors(path.parent):
+                save_labeller(labeller, path)
         return labeller
 
     @cached_property

@@ -5,12 +5,16 @@ part of distilled sets: Qin et al., "A Label is Worth a Thousand Images", NeurIP
 method, so that what it brings is brought to all.
 """
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from geodistill.evaluation.networks import PRETRAINED
+from geodistill.evaluation.networks import PRETRAINED, build_network
 from geodistill.evaluation.protocols import Progress, predict, train_classifier
 from geodistill.evaluation.workers import kept_memory
+from geodistill.run import save_tensors
 from geodistill.scenes.scenes import Scenes
 
 # Raise it when the same scenes give another labeller.
@@ -41,3 +45,15 @@ def train_labeller(
 def soft_labels(labeller: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return probabilities float32 [n, classes] of uint8 images [n, 3, s, s]."""
     return predict(labeller, images).softmax(dim=1)
+
+
+def save_labeller(labeller: nn.Module, path: Path) -> None:
+    """Write the labeller's weights to `path`, 14 MB."""
+    save_tensors(dict(labeller.state_dict()), path)
+
+
+def load_labeller(path: Path, classes: int) -> nn.Module:
+    """Return the labeller for `classes` classes that `save_labeller` wrote to `path`."""
+    labeller = build_network(PRETRAINED, classes, 0)
+    labeller.load_state_dict(load_file(path))
+    return labeller.eval()

@@ -18,7 +18,10 @@ from geodistill.config import Config
 from geodistill.descriptions import class_prompt, make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import SceneError
+from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
+from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
 from geodistill.evaluation.networks import backbone_features
+from geodistill.evaluation.protocols import recipe_steps
 from geodistill.methods import METHODS
 from geodistill.prior.base import SCRATCH, SHIPPED, Prior, check_size, fingerprint_of_base, load_prior, shipped_base
 from geodistill.prior.compact import build_compact
@@ -49,6 +52,7 @@ MOST_CANDIDATES = 10_000
 _DESCRIBED = 16
 # How much nearer than the whole scene a view may be that a base is pretrained on.
 _NEARER = 1.75
+_LABELLER = "labeller.safetensors"
 # Scenes decoded together where their features are asked for.
 _READ_TOGETHER = 1024
 
@@ -139,6 +143,20 @@ def teach(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Teacher:
 
     inputs = [run.fingerprint_of("latents"), config.teacher.model_dump(), config.seed]
     return load_teacher(run.stage("teacher", build, version=1, inputs=inputs))
+
+
+def label(scenes: Scenes, config: Config, run: Run) -> nn.Module | None:
+    """Return the labeller from stage `labeller`, or None where no soft labels are asked for."""
+    if not config.soft_labels:
+        return None
+
+    def build(folder: Path) -> None:
+        with progress("labeller", recipe_steps("finetune", len(scenes), None)) as advance:
+            network = train_labeller(scenes, config.size, progress=lambda done, of: advance(done))
+        save_labeller(network, folder / _LABELLER)
+
+    stage = run.stage("labeller", build, version=LABELLER_VERSION, inputs=[scenes.fingerprint(), config.size])
+    return load_labeller(stage / _LABELLER, len(scenes.classes))
 
 
 def cluster(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Prototypes:
@@ -317,6 +335,7 @@ def choose(
     run: Run,
 ) -> DistilledSet:
     """Return the distilled set of DPD, as many candidates as prototypes, from stage `distilled`."""
+    labeller = label(scenes, config, run)
 
     def build(folder: Path) -> None:
         slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
@@ -334,15 +353,15 @@ def choose(
             ]
         )
         labels = prototypes.labels[slots[chosen]]
-        DistilledSet(
-            images=decode(prior, candidates[chosen], config),
-            labels=labels,
-            classes=scenes.classes,
-            records=_records(chosen, slots, labels, logits, texts, config),
-            about=_about("dpd", config),
-        ).write(folder)
+        images = decode(prior, candidates[chosen], config)
+        records = _records(chosen, slots, labels, logits, texts, config)
+        if labeller is not None:
+            soft = soft_labels(labeller, images).double().round(decimals=4).tolist()
+            records = tuple({**record, "soft_label": own} for record, own in zip(records, soft, strict=True))
+        DistilledSet(images, labels, scenes.classes, records, _about("dpd", config)).write(folder)
 
     inputs = [run.fingerprint_of("candidates"), run.fingerprint_of("teacher"), config.selection.model_dump()]
+    inputs += [] if labeller is None else [run.fingerprint_of("labeller")]
     return DistilledSet.load(run.stage("distilled", build, version=3, inputs=inputs))
 
 

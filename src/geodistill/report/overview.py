@@ -11,7 +11,7 @@ from geodistill.report.sets import Picture
 from geodistill.run import records
 
 # The stages of a `dpd` run, in order.
-_STAGES = ("base", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "distilled")
+_STAGES = ("base", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "labeller", "distilled")
 
 
 def lead(found: Found) -> str:
@@ -49,6 +49,8 @@ def _open_stages(found: Found) -> list[str]:
     expected = list(_STAGES) if found.settings.get("method") == "dpd" else ["distilled"]
     if config.get("base") != SCRATCH:
         expected = [stage for stage in expected if stage != "base"]
+    if not config.get("soft_labels"):
+        expected = [stage for stage in expected if stage != "labeller"]
     if config.get("finetune", {}).get("steps") == 0:
         expected = [stage for stage in expected if stage != "adapter"]
     return [stage for stage in expected if not (found.run / stage).is_dir()]
