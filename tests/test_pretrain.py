@@ -37,6 +37,7 @@ def test_result_is_a_pipeline_in_half_precision_that_stock_diffusers_draws_with(
     pipeline = StableDiffusionPipeline.from_pretrained(run / "base", torch_dtype=torch.float32)
     image = pipeline("a beach", height=16, width=16, num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 16, 16, 3)
+    assert not [path for path in (run / "base").rglob("*.json") if str(run) in path.read_text()]
     names = {path.name for path in (run / "base").iterdir()}
     assert {name for name in names if name.startswith(".")} == {".fingerprint"}
 

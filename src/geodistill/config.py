@@ -103,7 +103,7 @@ class SamplingSettings(_Settings):
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")
     steps: int = Field(30, ge=1, le=1000)
     solver: Literal["ddim", "dpmsolver++", "pndm"] = "dpmsolver++"
-    candidates: int = Field(10, ge=1, description="candidates per prototype")
+    candidates: int = Field(20, ge=1, description="candidates per prototype")
     batch: int = Field(64, ge=1, description="images denoised together")
 
 

@@ -274,7 +274,7 @@ def _critic(*layers: tuple[int, int, int]) -> nn.Sequential:
 class SharpeningLoss(nn.Module):
     """What a trained ConvAutoencoder's decoder learns texture with; its encoder, and so every latent, stays.
 
-        |x̂ - x| + 0.5 perceptual(x̂, x) - 0.1 mean_k D_k(x̂) + mean_k [ max(0, 1 - D_k(x)) + max(0, 1 + D_k(x̂)) ]
+        |x̂ - x| + 0.5 perceptual(x̂, x) - 0.3 mean_k D_k(x̂) + mean_k [ max(0, 1 - D_k(x)) + max(0, 1 + D_k(x̂)) ]
 
     The third term is the decoder's alone, the last the critics' alone (hinge loss: Lim and Ye 2017). A mean squared or
     absolute error is least for the average of all textures that a latent leaves open, which is none; the critics ask
@@ -299,7 +299,7 @@ class SharpeningLoss(nn.Module):
             fake = self.critics(made.detach(), [own.detach() for own in maps])
             pleased = self._judged(made, maps)
         loss: Tensor = F.l1_loss(made, images) + 0.5 * _perceptual(maps, wanted)
-        return loss - 0.1 * _mean(pleased) + _hinge(real, fake)
+        return loss - 0.3 * _mean(pleased) + _hinge(real, fake)
 
     def _judged(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """Return the critics' scores such that their gradient reaches the images and not the critics."""

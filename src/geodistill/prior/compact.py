@@ -43,7 +43,7 @@ _SMOOTH, _SHARP, _FACTS = ".smooth", ".sharp", "facts.json"
 # Images in a step of the autoencoder's trainings.
 _TOGETHER = 64
 # The sharpening's peak learning rate, and the largest deviation of what disturbs its latents, of deviation 1.
-_SHARPENING_LR, _DISTURBANCE = 5e-4, 0.2
+_SHARPENING_LR, _DISTURBANCE = 5e-4, 0.3
 
 
 def build_compact(
@@ -366,3 +366,8 @@ def _save(prior: Prior, folder: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    # diffusers notes where each part was read from: a path of this machine, which is nobody's business.
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None):
+            write_atomic(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
