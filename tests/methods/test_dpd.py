@@ -196,6 +196,13 @@ def test_soft_labels_are_stored_with_the_images_and_change_none(
     assert again.records == labelled.records
 
 
+def test_soft_labels_of_images_too_small_for_a_classifier(pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        distill(pair, _with(on_pipeline, soft_labels=True, size=16), out=tmp_path / "run")
+    assert str(caught.value) == "images of 16 px are too small for the networks: use 32 px or more"
+    assert not (tmp_path / "run").exists()
+
+
 def test_class_with_too_few_images(data: SceneData, tiny: Config) -> None:
     with pytest.raises(SceneError) as caught:
         distill(data.train, _with(tiny, ipc=13))

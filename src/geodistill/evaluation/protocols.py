@@ -133,8 +133,13 @@ def _check_sizes(train: torch.Tensor, test: torch.Tensor) -> None:
         raise ConfigError(
             f"training images are {list(train.shape[1:])}, test images {list(test.shape[1:])}: read both at one size"
         )
-    if train.shape[-1] < 32:
-        raise ConfigError(f"images of {train.shape[-1]} px are too small for the networks: use 32 px or more")
+    check_side(train.shape[-1])
+
+
+def check_side(side: int) -> None:
+    """Raise ConfigError unless images of `side` pixels are large enough for the networks."""
+    if side < 32:
+        raise ConfigError(f"images of {side} px are too small for the networks: use 32 px or more")
 
 
 def _check_labels(protocol: str, labels: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from geodistill.config import Config, to_toml
 from geodistill.descriptions import make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
+from geodistill.evaluation.protocols import check_side
 from geodistill.methods.stages import (
     MOST_CANDIDATES,
     check_counts,
@@ -93,6 +94,8 @@ def _check(scenes: Scenes, config: Config) -> None:
     make_describer(config.descriptions.describer)
     if config.sampling.candidates > MOST_CANDIDATES:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {MOST_CANDIDATES}")
+    if config.soft_labels:
+        check_side(config.size)
     if config.base == SHIPPED:
         shipped_base(config.size)
     if config.base == SCRATCH:
