@@ -23,7 +23,7 @@ from geodistill.evaluation.evaluate import random_real
 from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.evaluation.networks import backbone_features
 from geodistill.methods.dpd import distill
-from geodistill.prior.base import SHIPPED, load_prior, shipped_base
+from geodistill.prior.base import load_prior, source_of
 from geodistill.privacy.nearness import Nearness
 from geodistill.progress import stages
 from geodistill.prototypes import find_prototypes
@@ -145,7 +145,7 @@ def _kmeans_real(train: Scenes) -> DistilledSet:
 
 
 def _reconstructed(real: DistilledSet, base: str) -> DistilledSet:
-    prior = load_prior(str(shipped_base(Config().size)) if base == SHIPPED else base)
+    prior = load_prior(source_of(base, Config().size))
     return DistilledSet(prior.decode(prior.encode(real.images)), real.labels, real.classes)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from geodistill.config import CompactSettings, Config
 from geodistill.errors import PriorError
 from geodistill.methods.stages import train_base
-from geodistill.prior.base import SCRATCH, SHIPPED, shipped_base
+from geodistill.prior.base import SCRATCH, source_of
 from geodistill.prior.compact import check_compact_size
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes.scenes import Scenes
@@ -45,9 +45,8 @@ def pretrain(
 
 def _earlier_card(start: str | None, size: int) -> str:
     """Return the model card of the base that was gone on from, one heading lower; nothing where it has none here."""
-    folder = shipped_base(size) if start == SHIPPED else Path(start or "")
-    card = folder / "README.md"
-    if start is None or not card.is_file():
+    card = Path(source_of(start, size)) / "README.md" if start else None
+    if card is None or not card.is_file():
         return ""
     lines = card.read_text(encoding="utf-8").splitlines()
     lowered = "\n".join(f"#{line}" if line.startswith("#") else line for line in lines)

@@ -23,7 +23,7 @@ from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_la
 from geodistill.evaluation.networks import backbone_features
 from geodistill.evaluation.protocols import recipe_steps
 from geodistill.methods import METHODS
-from geodistill.prior.base import SCRATCH, SHIPPED, Prior, check_size, fingerprint_of_base, load_prior, shipped_base
+from geodistill.prior.base import SCRATCH, Prior, check_size, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.compact import build_compact
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
 from geodistill.prior.guidance import ModeGuidance
@@ -73,7 +73,7 @@ def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
 
 
 def _load(source: str, size: int) -> Prior:
-    prior = load_prior(str(shipped_base(size)) if source == SHIPPED else source)
+    prior = load_prior(source_of(source, size))
     check_size(prior, size)
     return prior
 

@@ -121,6 +121,15 @@ def shipped_base(size: int) -> Path:
     return Path(str(files("geodistill") / "bases" / SHIPPED))
 
 
+def source_of(base: str, size: int) -> str:
+    """Return the folder or hub name that `base` stands for: of 'compact' the package's own folder, else itself.
+
+    Raises:
+        PriorError: the shipped base does not draw images of side `size`.
+    """
+    return str(shipped_base(size)) if base == SHIPPED else base
+
+
 def check_size(prior: Prior, size: int) -> None:
     """Raise PriorError unless images of side `size` fit the autoencoder and the U-Net's own halvings."""
     # Each down block of the U-Net but the last halves its grid.
