@@ -1,5 +1,6 @@
 """The command line: reads what was asked, calls the library, prints what came out."""
 
+import json
 import logging
 import shlex
 import sys
@@ -87,6 +88,14 @@ def distill(
             "folder, or a hub name [default: compact]."
         ),
     ] = None,
+    describe: Annotated[
+        str | None,
+        typer.Option(
+            help="Who describes the prototypes: 'measured' (from the pixels), 'template' (class name alone), a "
+            "vision-language model (folder or hub name), or 'openai:URL', a server to which training images are then "
+            "sent [default: measured]."
+        ),
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
     config: Annotated[
         str | None, typer.Option(help="TOML file with settings, or the name of a preset (demo, tiny).")
@@ -111,7 +120,8 @@ def distill(
         from geodistill.scenes import open_scenes
 
         flags = {"ipc": ipc, "base": base, "size": size, "seed": seed, "soft_labels": soft_labels or None}
-        settings = load_config(_config_file(config), set_ or [], **flags)
+        sets = [*(set_ or []), *([f"descriptions.describer={json.dumps(describe)}"] if describe else [])]
+        settings = load_config(_config_file(config), sets, **flags)
         scenes = open_scenes(data).train
         result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
         draw_grid(result, out / "grid.png")

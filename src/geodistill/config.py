@@ -74,7 +74,11 @@ class PrototypesSettings(_Settings):
 class DescriptionsSettings(_Settings):
     """The text that goes with each prototype."""
 
-    describer: str = Field("measured", description="'measured' (from the pixels), 'template' (class name alone)")
+    describer: str = Field(
+        "measured",
+        description="'measured' (from the pixels), 'template' (class name alone), or a vision-language model: a folder "
+        "or hub name for transformers, 'openai:URL' for a server",
+    )
 
 
 class FinetuneSettings(_Settings):

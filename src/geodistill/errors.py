@@ -4,6 +4,7 @@
     ├── SceneError             the data: folders, images, classes, splits
     ├── ConfigError            a setting, or settings that contradict each other
     ├── PriorError             the base pipeline or its adapter
+    ├── DescriberError         the model or server that writes descriptions
     ├── TrainingError          training went wrong: NaN, a teacher no better than chance
     ├── RunError               the run folder: other settings, not writable, disk full
     └── DistilledSetError      a distilled set on disk that is not one
@@ -26,6 +27,10 @@ class ConfigError(GeodistillError):
 
 class PriorError(GeodistillError):
     """The base is not a usable text-to-image latent diffusion pipeline."""
+
+
+class DescriberError(GeodistillError):
+    """A vision-language model, or the server of one, cannot be used."""
 
 
 class TrainingError(GeodistillError):

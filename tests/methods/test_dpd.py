@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -15,13 +16,15 @@ from safetensors.torch import load_file
 
 import geodistill
 from geodistill.config import Config
-from geodistill.errors import ConfigError, PriorError, SceneError
+from geodistill.descriptions import Description, Exchange
+from geodistill.errors import ConfigError, DescriberError, PriorError, SceneError
 from geodistill.evaluation import protocols
 from geodistill.evaluation.labeller import load_labeller, soft_labels
 from geodistill.evaluation.networks import backbone_features
 from geodistill.methods import stages
 from geodistill.methods.dpd import distill
 from geodistill.prior.base import load_prior
+from geodistill.run import records
 from geodistill.scenes import SceneData, Scenes, write_scenes
 from geodistill.teacher import judge, load_teacher
 
@@ -68,6 +71,47 @@ def test_any_pipeline_folder_goes_the_same_way(pair: Scenes, on_pipeline: Config
     distilled = distill(pair, _with(on_pipeline, selection={"by": "margin"}), out=tmp_path / "run")
     assert torch.bincount(distilled.labels).tolist() == [2, 2]
     assert not (tmp_path / "run" / "base").exists()
+
+
+class _Talker:
+    """Describes at length, badly for the second cluster, and is gone after `most` descriptions."""
+
+    name = "talker"
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def __call__(self, images: torch.Tensor, class_name: str) -> Description:
+        if not self.left:
+            raise DescriberError("gone")
+        self.left -= 1
+        if self.left % 2:
+            return Description(
+                f"A satellite image of {class_name} " + "water " * 90, exchanges=(Exchange("q", "a", 0),)
+            )
+        return Description(f"A satellite image of {class_name}", "refused")
+
+
+def test_descriptions_by_a_model_resume_and_are_kept(
+    pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talkers = {"first": _Talker(3), "second": _Talker(1)}
+    asked = iter(talkers.values())
+    monkeypatch.setattr(stages, "make_describer", lambda name: next(asked))
+    with pytest.raises(DescriberError):
+        distill(pair, on_pipeline, out=tmp_path / "run")
+    distill(pair, on_pipeline, out=tmp_path / "run")
+    assert [talker.left for talker in talkers.values()] == [0, 0]
+    texts = json.loads((tmp_path / "run/descriptions/descriptions.json").read_text())
+    log = [json.loads(line) for line in (tmp_path / "run/descriptions/conversations.jsonl").read_text().splitlines()]
+    assert texts == [line["text"] for line in log]
+    assert [line["outcome"] for line in log] == ["refused", "shortened", "refused", "refused"]
+    assert log[1]["exchanges"] == [{"prompt": "q", "answer": "a", "member": 0}]
+    record = next(one for one in records(tmp_path / "run") if one["stage"] == "descriptions")
+    assert record["facts"] == {"refused": 3, "shortened": 1}
+    prior = load_prior(on_pipeline.base)
+    assert prior.fits(texts[1])
+    assert not prior.fits(texts[1] + " water")
 
 
 def test_base_of_v_prediction_with_class_embeddings(

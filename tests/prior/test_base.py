@@ -106,6 +106,8 @@ def test_compact_tokenizer_spells_anything_and_cuts_what_is_too_long() -> None:
     assert tokenizer.decode(tokenizer("zürich harbour").input_ids, skip_special_tokens=True) == "zürich harbour"
     prior = new_compact(["a"], CompactSettings(), size=32, seed=0)
     assert prior.embed(["a " * 200]).shape == (1, 48, 256)
+    # The start and the end of the text take one token each.
+    assert [prior.fits("a " * words) for words in (46, 47)] == [True, False]
 
 
 def test_byte_pairs_by_hand() -> None:

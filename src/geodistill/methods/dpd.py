@@ -66,7 +66,7 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     latents = encode(scenes, prior, config, run)
     teacher = teach(latents, scenes, config, run)
     prototypes = cluster(latents, scenes, config, run)
-    texts = describe(prototypes, scenes, config, run)
+    texts = describe(prior, prototypes, scenes, config, run)
     finetune(
         prior,
         latents,

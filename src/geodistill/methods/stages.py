@@ -15,7 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geodistill.config import Config
-from geodistill.descriptions import class_prompt, make_describer
+from geodistill.descriptions import (
+    Conversations,
+    MeasuredDescriber,
+    TemplateDescriber,
+    class_prompt,
+    make_describer,
+    shortened,
+)
 from geodistill.distilled import DistilledSet
 from geodistill.errors import SceneError
 from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
@@ -90,7 +97,8 @@ def train_base(scenes: Scenes, config: Config, run: Run, start: str | None = Non
         pixels = scenes.pixels(size=config.size)
         names = [scenes.classes[label] for label in scenes.labels]
         # Every scene is known to this base by its class alone and by what can be measured in it.
-        texts = zip(*(make_describer(kind).each(pixels, names) for kind in ("template", "measured")), strict=True)
+        describers = (TemplateDescriber(), MeasuredDescriber())
+        texts = zip(*(describer.each(pixels, names) for describer in describers), strict=True)
         return build_compact(
             pixels,
             scenes.labels,
@@ -200,18 +208,25 @@ def scene_features(scenes: Scenes, config: Config) -> Tensor:
     return torch.cat(parts)
 
 
-def describe(prototypes: Prototypes, scenes: Scenes, config: Config, run: Run) -> list[str]:
-    """Return one description for each prototype from stage `descriptions`."""
+def describe(prior: Prior, prototypes: Prototypes, scenes: Scenes, config: Config, run: Run) -> list[str]:
+    """Return one description for each prototype from stage `descriptions`, none over the prior's token limit.
 
-    def build(folder: Path) -> None:
+    Where a model writes them, all that was asked and answered is kept in the stage's folder.
+    """
+
+    def build(folder: Path) -> dict[str, Any]:
         describer = make_describer(config.descriptions.describer)
-        texts = []
-        with progress("descriptions", len(prototypes.labels)) as advance:
+        log = Conversations(folder)
+        with progress("descriptions", len(prototypes)) as advance:
             for rank, (label, members) in enumerate(zip(prototypes.labels, prototypes.members, strict=True)):
-                images = scenes.pixels(members[:_DESCRIBED], size=config.size)
-                texts.append(describer(images, scenes.classes[label]))
+                name = scenes.classes[label]
+                if rank == len(log.kept):
+                    found = describer(scenes.pixels(members[:_DESCRIBED], size=config.size), name)
+                    log.add(shortened(found, prior.fits, name))
                 advance(rank + 1)
+        texts = [one.text for one in log.kept]
         write_atomic(folder / "descriptions.json", json.dumps(texts, indent=1, ensure_ascii=False))
+        return log.outcomes()
 
     inputs = [run.fingerprint_of("prototypes"), config.descriptions.model_dump(), config.size]
     stage = run.stage("descriptions", build, version=1, inputs=inputs)

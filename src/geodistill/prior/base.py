@@ -63,6 +63,10 @@ class Prior:
             states.append(self.text_encoder(tokens.input_ids)[0])
         return torch.cat(states)
 
+    def fits(self, prompt: str) -> bool:
+        """Whether the text encoder takes all of `prompt`; what is over its limit, `embed` leaves out."""
+        return len(self.tokenizer(prompt).input_ids) <= int(self.tokenizer.model_max_length)
+
     @property
     def downscale(self) -> int:
         """Pixels per latent element along one side."""

@@ -1,38 +1,19 @@
-"""Descriptions: the sentence under which images of a prototype are sampled.
-
-A describer looks at the images of one cluster and returns a prompt that starts with the class prompt. `measured`
-needs no model: it measures each image, averages over the cluster, and puts the averages into words.
-"""
+"""Descriptions that need no model: the class prompt alone, or with what can be measured in the images."""
 
 import math
-import re
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from geodistill.errors import ConfigError
+from geodistill.descriptions.captions import Description
+from geodistill.descriptions.prompts import PREFIX, class_prompt
 
-PREFIX = "A satellite image of"
 # Measured at one size, so that the words do not depend on the resolution of the files.
 SIDE = 64
 CHUNK = 256
-
-
-class Describer(Protocol):
-    """Anything that writes a prompt for the images of one cluster."""
-
-    name: str
-
-    def __call__(self, images: Tensor, class_name: str) -> str:
-        """Return one prompt, class prompt first, for all of `images` (uint8 RGB [n, 3, s, s], n >= 1) together."""
-
-    def each(self, images: Tensor, class_names: Sequence[str]) -> list[str]:
-        """Return one prompt for each of `images` alone (uint8 RGB [n, 3, s, s]) of the n `class_names`."""
 
 
 class TemplateDescriber:
@@ -40,9 +21,9 @@ class TemplateDescriber:
 
     name = "template"
 
-    def __call__(self, images: Tensor, class_name: str) -> str:
+    def __call__(self, images: Tensor, class_name: str) -> Description:
         """Return the class prompt; the images are not looked at."""
-        return class_prompt(class_name)
+        return Description(class_prompt(class_name))
 
     def each(self, images: Tensor, class_names: Sequence[str]) -> list[str]:
         """Return the class prompt of each name."""
@@ -57,9 +38,9 @@ class MeasuredDescriber:
 
     name = "measured"
 
-    def __call__(self, images: Tensor, class_name: str) -> str:
+    def __call__(self, images: Tensor, class_name: str) -> Description:
         """Return the sentence for the averages over `images`; raises ValueError if they are no uint8 RGB images."""
-        return f"{class_prompt(class_name)}, {_sentence(measure(images).mean(dim=0))}"
+        return Description(f"{class_prompt(class_name)}, {_sentence(measure(images).mean(dim=0))}")
 
     def each(self, images: Tensor, class_names: Sequence[str]) -> list[str]:
         """Return the sentence of each image alone; raises ValueError if they are no uint8 RGB images."""
@@ -67,41 +48,7 @@ class MeasuredDescriber:
         return [f"{class_prompt(name)}, {_sentence(one)}" for name, one in zip(class_names, measures, strict=True)]
 
 
-DESCRIBERS: dict[str, Callable[[], Describer]] = {"template": TemplateDescriber, "measured": MeasuredDescriber}
-
-
-def make_describer(name: str) -> Describer:
-    """Return the describer called `name`; raises ConfigError when there is none."""
-    if name not in DESCRIBERS:
-        raise ConfigError(f"unknown describer {name!r}: choose from {', '.join(sorted(DESCRIBERS))}")
-    return DESCRIBERS[name]()
-
-
-# --- the class prompt
-
-
-def class_prompt(name: str) -> str:
-    """Return "A satellite image of dense residential" for DenseResidential, dense_residential or dense-residential."""
-    # ASCII punctuation and blanks part words; letters, marks and apostrophes of any script stay.
-    parts = re.split(r"[\s!-&(-/:-@\[-`{-~]+", unicodedata.normalize("NFC", name))
-    words = [word for part in parts for word in _words(part)]
-    return f"{PREFIX} {' '.join(words) or name}"
-
-
-def _words(part: str) -> list[str]:
-    """Split camel case and letters from digits: "UCMerced21Beach" -> ["uc", "merced", "21", "beach"]."""
-    words: list[str] = []
-    for position, letter in enumerate(part):
-        before, after = part[max(position - 1, 0) : position], part[position + 1 : position + 2]
-        hump = letter.isupper() and (before.islower() or after.islower())
-        if not words or hump or (letter.isdigit() and before.isalpha()):
-            words.append("")
-        words[-1] += letter.lower()
-    return words
-
-
 # --- measuring
-
 
 # sRGB of colours as they are met in overhead images; several may share a name.
 COLOURS: tuple[tuple[str, tuple[int, int, int]], ...] = (
