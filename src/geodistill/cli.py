@@ -311,6 +311,28 @@ def compare(
         _console.print(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}", soft_wrap=True)
 
 
+@app.command(epilog='Example: **geodistill sample runs/aid --prompt "A satellite image of storage tanks, snow" --n 8**')
+def sample(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `distill` run.")],
+    prompt: Annotated[str, typer.Option(help="What to draw; the class that it names is the images' label.")],
+    n: Annotated[int, typer.Option(min=1, help="Images.")] = 8,
+    class_: Annotated[
+        str | None, typer.Option("--class", help="Label of the images, where the prompt does not name it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Image folder [default: RUN/samples/<prompt>].")] = None,
+) -> None:
+    """Draw targeted images, of rare conditions say, with the base and the adapter of RUN.
+
+    They follow no prototype and are not part of the distilled set.
+    """
+    with _told():
+        from geodistill.targeted import draw_targeted
+
+        folder = draw_targeted(run, prompt, count=n, class_name=class_, seed=seed, out=out)
+        _console.print(f"{n} images: {folder}", soft_wrap=True)
+
+
 @app.command(epilog="Example: **geodistill methods**")
 def methods() -> None:
     """List the methods that `compare` knows, and whether what they make holds real pixels."""

@@ -65,7 +65,16 @@ class Prior:
 
     def fits(self, prompt: str) -> bool:
         """Whether the text encoder takes all of `prompt`; what is over its limit, `embed` leaves out."""
-        return len(self.tokenizer(prompt).input_ids) <= int(self.tokenizer.model_max_length)
+        return self.tokens(prompt) <= self.token_limit
+
+    def tokens(self, prompt: str) -> int:
+        """Return how many tokens `prompt` has, those of its start and end among them."""
+        return len(self.tokenizer(prompt).input_ids)
+
+    @property
+    def token_limit(self) -> int:
+        """Tokens that the text encoder takes."""
+        return int(self.tokenizer.model_max_length)
 
     @property
     def downscale(self) -> int:
