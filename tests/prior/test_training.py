@@ -1,8 +1,11 @@
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,15 +31,15 @@ def _trained(folder: Path, sd_folder: Path, plan: TrainingPlan, stop_at: int | N
     prior = load_prior(str(sd_folder))
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
     folder.mkdir(exist_ok=True)
-    loss = training._loss
+    losses = training._losses
 
-    def stopping(*args: Any) -> torch.Tensor:
+    def stopping(*args: Any) -> Iterator[torch.Tensor]:
         if args[-1] == stop_at:
             raise RuntimeError("killed")
-        return loss(*args)
+        return losses(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_loss", stopping)
+        patch.setattr(training, "_losses", stopping)
         train_denoiser(prior.unet, prior.scheduler, _data(prior), plan, folder, "base")
     return {name: value.detach().clone() for name, value in prior.unet.state_dict().items()}
 
@@ -83,6 +86,52 @@ def test_nan_stops_with_advice(tmp_path: Path, sd_folder: Path) -> None:
     assert str(caught.value) == (
         "the loss of 'adapter' became nan at step 0: lower its lr (for the adapter --set finetune.lr=…, "
         "for the compact base --set compact.lr=…) and start in a new --out"
+    )
+
+
+def _short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Let the U-Net run out of memory unless it keeps few activations and gets at most `most` latents; list these."""
+    forward, seen = UNet2DConditionModel.forward, list[int]()
+
+    def limited(self: Any, noisy: torch.Tensor, *args: Any, **named: Any) -> Any:
+        if len(noisy) > most or not self.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("device full. Tried to allocate 2 GiB")
+        seen.append(len(noisy))
+        return forward(self, noisy, *args, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", limited)
+    return seen
+
+
+def test_out_of_memory_is_answered_by_the_same_step_in_parts(
+    tmp_path: Path, sd_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judged = {"teacher": lambda z: z.mean((2, 3)), "consistency": 1.0, "batch": 5}
+    expected = _trained(tmp_path / "whole", sd_folder, _plan(**judged))
+    with monkeypatch.context() as patch:
+        seen = _short_of_memory(patch, most=2)
+        parts = _trained(tmp_path / "parts", sd_folder, _plan(**judged))
+    assert seen == [2, 2, 1] * 6
+    start = load_prior(str(sd_folder)).unet.state_dict()
+    moved = sum(float((start[name] - expected[name]).abs().sum()) for name in expected)
+    apart = sum(float((parts[name] - expected[name]).abs().sum()) for name in expected)
+    # bf16 rounds sums over other numbers of latents in another way.
+    assert apart < 0.05 * moved
+    assert [record.getMessage() for record in caplog.records] == [
+        f"out of memory at step 0 of 'base': going on with {remedy}"
+        for remedy in ("gradient checkpointing", "3 latents at a time", "2 latents at a time")
+    ]
+    losses = [json.loads((tmp_path / run / "losses.json").read_text()) for run in ("whole", "parts")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_out_of_memory_with_no_remedy_left(tmp_path: Path, sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _short_of_memory(monkeypatch, most=0)
+    with pytest.raises(TrainingError) as caught:
+        _trained(tmp_path, sd_folder, _plan())
+    assert str(caught.value) == (
+        "out of memory at step 0 of 'base' (device full), and no less can be asked for: use a smaller --size or base, "
+        "or free the device"
     )
 
 

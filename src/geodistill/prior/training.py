@@ -1,6 +1,7 @@
 """One training loop: for the autoencoder, for the denoiser of a base, or for an adapter on any base."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from geodistill.prior.losses import add_noise, consistency_loss, diffusion_loss,
 from geodistill.progress import progress
 from geodistill.run import save_tensors, write_atomic
 from geodistill.seeding import generator
+
+log = logging.getLogger("geodistill")
 
 _CHECKPOINT = ".training.safetensors"
 
@@ -71,26 +74,54 @@ class TrainingPlan(Optimisation):
 def train_denoiser(
     unet: Any, scheduler: Any, data: TrainingData, plan: TrainingPlan, folder: Path, title: str
 ) -> dict[str, Any]:
-    """Train the parameters of `unet` that require gradients, as `train` does, with its facts and errors."""
+    """Train the parameters of `unet` that require gradients, as `train` does, with its facts and errors.
+
+    Where memory runs out, the U-Net keeps fewer activations (gradient checkpointing), then fewer latents go through it
+    together; what the optimiser sees stays the same.
+    """
     alphas = scheduler.alphas_cumprod.float()
     prediction = scheduler.config.prediction_type
+    together = _Together(unet, plan)
 
-    def loss(step: int) -> Tensor:
-        return _loss(unet, alphas, prediction, data, plan, step)
+    def losses(step: int) -> Iterator[Tensor]:
+        return _losses(unet, alphas, prediction, data, plan, together.count, step)
 
     remembered = dict(plan.auxiliary.named_buffers()) if plan.auxiliary is not None else {}
-    return train(unet, loss, plan, folder, title, remembered)
+    return train(unet, losses, plan, folder, title, remembered, together.relieve)
+
+
+class _Together:
+    """How many of a step's latents go through the U-Net together."""
+
+    def __init__(self, unet: Any, plan: TrainingPlan) -> None:
+        self.unet, self.count = unet, plan.batch
+        # A further loss that remembers looks at the whole batch at once.
+        self.least = plan.batch if plan.auxiliary is not None else 1
+
+    def relieve(self) -> str:
+        """Ask for less memory; return how, or nothing when no less can be asked for."""
+        if not self.unet.is_gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            return "gradient checkpointing"
+        if self.count <= self.least:
+            return ""
+        self.count = -(-self.count // 2)
+        return f"{self.count} latents at a time"
 
 
 def train(
     model: nn.Module,
-    loss_at: Callable[[int], Tensor],
+    loss_at: Callable[[int], Tensor | Iterator[Tensor]],
     optimisation: Optimisation,
     folder: Path,
     title: str,
     remembered: dict[str, Tensor] | None = None,
+    relieve: Callable[[], str] = str,
 ) -> dict[str, Any]:
     """Minimise `loss_at(step)` over what requires gradients in `model`, in place; on return it holds the average.
+
+    The loss is one tensor, or several made one after the other whose sum it is. Where a step runs out of memory,
+    `relieve` is asked for a remedy, which it names, and the step is done again; without one left the training stops.
 
     `loss_at` draws all that is random from the step's own generator, and the state of model, optimiser and average,
     with the `remembered` tensors that the loss itself changes, is kept in `folder` from time to time, so that a run
@@ -100,15 +131,13 @@ def train(
         facts: first and last losses (means over a tenth of the steps), steps.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or memory runs out with no remedy left.
     """
     state = _State.start(model, optimisation, folder, remembered or {})
     model.train()
     with progress(title, optimisation.steps) as advance:
         for step in range(state.step, optimisation.steps):
-            loss = loss_at(step)
-            _check_finite(loss, step, title)
-            state.update(loss)
+            _step(state, loss_at, step, title, relieve)
             advance(step + 1, f"loss {state.recent():.4f}")
             if (step + 1) % optimisation.checkpoint_every == 0 or step + 1 == optimisation.steps:
                 state.save(folder)
@@ -124,25 +153,80 @@ def train(
     }
 
 
+def _step(
+    state: "_State",
+    loss_at: Callable[[int], Tensor | Iterator[Tensor]],
+    step: int,
+    title: str,
+    relieve: Callable[[], str],
+) -> None:
+    """Do one step of the optimiser, from the start again whenever memory ran out and there is a remedy."""
+    while True:
+        try:
+            state.update(_backward(state, loss_at(step), step, title))
+            return
+        except torch.OutOfMemoryError as error:
+            why = str(error).split(".")[0]
+        # Outside the handler, which would keep what the step had in memory.
+        torch.cuda.empty_cache()
+        remedy = relieve()
+        if not remedy:
+            raise TrainingError(
+                f"out of memory at step {step} of '{title}' ({why}), and no less can be asked for: use a smaller "
+                "--size or base, or free the device"
+            )
+        log.warning("out of memory at step %d of '%s': going on with %s", step, title, remedy)
+
+
+def _backward(state: "_State", loss: Tensor | Iterator[Tensor], step: int, title: str) -> float:
+    """Add up the gradients of the parts of a loss, one after the other; return the loss."""
+    state.optimiser.zero_grad(set_to_none=True)
+    total = 0.0
+    for part in [loss] if isinstance(loss, Tensor) else loss:
+        _check_finite(part, step, title)
+        part.backward()
+        total += part.item()
+    return total
+
+
 def forget_checkpoint(folder: Path) -> None:
     """Remove the state that `train_denoiser` keeps in `folder`, when what it trained is saved."""
     (folder / _CHECKPOINT).unlink(missing_ok=True)
 
 
-def _loss(unet: Any, alphas: Tensor, prediction: str, data: TrainingData, plan: TrainingPlan, step: int) -> Tensor:
+def _losses(
+    unet: Any, alphas: Tensor, prediction: str, data: TrainingData, plan: TrainingPlan, together: int, step: int
+) -> Iterator[Tensor]:
+    """Yield the terms of a step's loss, of `together` latents each; all that is random is drawn for all of them."""
     g = generator(plan.seed, "denoiser step", step)
     chosen = _batch_indices(plan.seed, step, plan.batch, len(data.labels))
     clean, embedding = _draw(data, chosen, plan.drop_prompt, g)
     noise = torch.randn(clean.shape, generator=g)
     times = torch.randint(0, len(alphas), (len(chosen),), generator=g)
+    for part in batches(len(chosen), together):
+        drawn = (clean[part], embedding[part], noise[part], times[part], data.labels[chosen][part])
+        yield _loss(unet, alphas, prediction, plan, *drawn) * (len(times[part]) / len(times))
+
+
+def _loss(
+    unet: Any,
+    alphas: Tensor,
+    prediction: str,
+    plan: TrainingPlan,
+    clean: Tensor,
+    embedding: Tensor,
+    noise: Tensor,
+    times: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """Return the loss of latents `clean` [n, C, h, w] with `noise` at `times` [n], a mean over them."""
     alpha_bar = alphas[times]
     noisy = add_noise(clean, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        output = unet(noisy, times, embedding, class_labels=_class_labels(unet, len(chosen))).sample
+        output = unet(noisy, times, embedding, class_labels=_class_labels(unet, len(times))).sample
     output = output.float()
     loss = diffusion_loss(output, target(clean, noise, alpha_bar, prediction), alpha_bar, prediction, plan.gamma)
     estimate = estimate_clean(output, noisy, alpha_bar, prediction)
-    labels = data.labels[chosen]
     if plan.teacher is not None and plan.consistency:
         loss = loss + plan.consistency * consistency_loss(
             plan.teacher, estimate, clean, labels, alpha_bar, cross_entropy=plan.cross_entropy, kl=plan.kl
@@ -209,15 +293,14 @@ class _State:
             state._load(folder)
         return state
 
-    def update(self, loss: Tensor) -> None:
+    def update(self, loss: float) -> None:
+        """Take the gradients that are there, of a loss of that value, as the next step."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.plan.lr * self._rate(self.step)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
         nn.utils.clip_grad_norm_(self.named.values(), 1.0)
         self.optimiser.step()
         self.step += 1
-        self.losses.append(loss.item())
+        self.losses.append(loss)
         self._follow()
 
     def _rate(self, step: int) -> float:
