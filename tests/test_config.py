@@ -67,10 +67,29 @@ def test_files_that_are_not_there_or_not_toml(tmp_path: Path) -> None:
     assert _message(broken).startswith(f"{broken} is not valid TOML: ")
 
 
-@pytest.mark.parametrize("name", ["demo", "tiny"])
-def test_presets_are_valid(name: str) -> None:
-    config = load_config(Path(__file__).parents[1] / "src" / "geodistill" / "presets" / f"{name}.toml")
-    assert config != Config()
+PRESETS = Path(__file__).parents[1] / "src" / "geodistill" / "presets"
+
+
+@pytest.mark.parametrize("file", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
+def test_presets_are_valid(file: Path) -> None:
+    assert load_config(file) != Config()
+
+
+def test_presets_of_the_paper_differ_in_how_prototypes_are_followed_alone() -> None:
+    first, revised = (load_config(PRESETS / f"{name}.toml") for name in ("paper", "paper-r1"))
+    # METHOD.md §2, "in the paper's code".
+    assert (first.finetune.steps, first.finetune.batch, first.finetune.lr, first.finetune.warmup) == (
+        20000,
+        8,
+        5e-4,
+        200,
+    )
+    assert (first.sampling.follow, first.sampling.strength, first.sampling.guidance) == ("start", 0.75, 7.5)
+    assert (first.sampling.steps, first.sampling.solver, first.size) == (50, "pndm", 256)
+    assert (revised.sampling.follow, revised.sampling.scale, revised.sampling.until) == ("guide", 1.0, 0.8)
+    assert (revised.sampling.candidates, revised.selection.by) == (5, "margin")
+    same = {"sampling": first.sampling, "selection": first.selection}
+    assert revised.model_copy(update=same) == first
 
 
 @pytest.mark.parametrize(
