@@ -35,6 +35,32 @@ def test_scenes_distill_evaluate(tmp_path: Path) -> None:
     for row in ("all real images", "random real, 1 a class", "distilled, 1 a class"):
         assert re.search(rf"{row}.*\d+\.\d ± \d+\.\d", judged.stdout)
     assert (run / "evaluation" / "probe-efficientnet-lite0").is_dir()
+    drawn = _run("sample", run, "--prompt", "A satellite image of storage tanks, snow", "--n", 3)
+    assert drawn.returncode == 0, drawn.stderr
+    folder = run / "samples" / "a-satellite-image-of-storage-tanks-snow"
+    assert f"3 images: {folder}" in drawn.stdout
+    assert len(list((folder / "StorageTanks").glob("*.png"))) == 3
+
+
+def test_plan_spends_nothing(tmp_path: Path) -> None:
+    scenes = tmp_path / "scenes"
+    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
+    found = _run("plan", scenes, "--ipc", 2, "--set", "sampling.candidates=3", "--out", tmp_path / "run")
+    assert found.returncode == 0, found.stderr
+    assert "downloads nothing" in found.stdout
+    assert re.search(r"candidates\W+60 images\W+\d\.\de\+\d\d", found.stdout)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_describer_that_is_not_there_stops_before_the_first_stage(tmp_path: Path) -> None:
+    scenes, run = tmp_path / "scenes", tmp_path / "run"
+    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
+    told = _run("distill", scenes, "--describe", "openai:localhost", "--config", "tiny", "--out", run)
+    assert told.returncode == 2
+    assert told.stderr.splitlines()[-1] == (
+        "error: the describer's address 'localhost' is none: write openai:http://localhost:8000/v1"
+    )
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(

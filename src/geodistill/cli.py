@@ -126,14 +126,40 @@ def distill(
         from geodistill.scenes import open_scenes
 
         flags = {"ipc": ipc, "base": base, "size": size, "seed": seed, "soft_labels": soft_labels or None}
-        sets = [*(set_ or []), *([f"descriptions.describer={json.dumps(describe)}"] if describe else [])]
-        settings = load_config(_config_file(config), sets, **flags)
+        settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
         scenes = open_scenes(data).train
         result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
         draw_grid(result, out / "grid.png")
         _print_stages(out)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
+
+
+@app.command(epilog="Example: **geodistill plan ~/AID --base stabilityai/stable-diffusion-2-1-base --preset paper**")
+def plan(
+    data: _Data,
+    out: Annotated[Path, typer.Option(help="Where the run would be, for the free space there.")] = Path("."),
+    ipc: Annotated[int | None, typer.Option(help="Images per class [default: 10].")] = None,
+    base: Annotated[str | None, typer.Option(help="As in `distill`.")] = None,
+    describe: Annotated[str | None, typer.Option(help="As in `distill`.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "--preset", help="TOML file with settings, or the name of a preset.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting; may be repeated.")] = None,
+) -> None:
+    """Say what `distill` with these options would download, need and take, and do none of it.
+
+    Work is counted on the models' configs; time is that work by the speed of this machine, good to a factor of two.
+    """
+    with _told():
+        from geodistill.config import load_config
+        from geodistill.plan import make_plan
+        from geodistill.scenes import open_scenes
+
+        sets = _with_describer(set_, describe)
+        settings = load_config(_config_file(config), sets, ipc=ipc, base=base, size=size)
+        _print_plan(make_plan(open_scenes(data).train, settings, out))
 
 
 @app.command(
@@ -395,6 +421,36 @@ def _config_file(name: str | None) -> Path | None:
         return None
     preset = Path(str(files("geodistill.presets") / f"{name}.toml"))
     return preset if "/" not in name and preset.is_file() else Path(name)
+
+
+def _with_describer(sets: list[str] | None, describe: str | None) -> list[str]:
+    return [*(sets or []), *([f"descriptions.describer={json.dumps(describe)}"] if describe else [])]
+
+
+def _print_plan(found: Any) -> None:
+    for one in found.downloads:
+        _console.print(f"downloads {one.name}: {_giga(one.size)}, licence {one.licence}", soft_wrap=True)
+    if not found.downloads:
+        _console.print("downloads nothing")
+    _console.print(
+        f"memory: about {_giga(found.memory)} ({found.device}), less where it has to be: training then goes in parts\n"
+        f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} that are free",
+        soft_wrap=True,
+    )
+    table = Table("stage", "work", "operations", "time", title="what takes long, on this machine")
+    for stage in found.stages:
+        table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", _duration(stage.seconds))
+    table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", _duration(found.seconds))
+    _console.print(table)
+
+
+def _giga(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1.5 else f"{seconds:.0f} s"
 
 
 def _print_stages(out: Path) -> None:

@@ -1,0 +1,45 @@
+"""What `geodistill plan` foretells of a run, against what the stages of that run took.
+
+    python benchmarks/plan.py --data ../shared/data/aid --run runs/aid-bench/selection
+
+The run has to be of the same machine, with as many threads as this script. A row of benchmarks/results/plan.csv has a
+stage's operations, its seconds, and the share of the rate of a large matrix product that it reached, which is what
+geodistill.plan counts with.
+"""
+
+import argparse
+from pathlib import Path
+
+from record import circumstances, parsed, parser, to_csv
+
+from geodistill.config import load_config
+from geodistill.plan import SHARES, make_plan
+from geodistill.run import records
+from geodistill.scenes import open_scenes
+
+
+def main() -> None:
+    """Plan, compare, write the rows."""
+    args = _arguments()
+    found = make_plan(open_scenes(args.data).train, load_config(args.run / "config.toml"), args.run)
+    took = {record["stage"]: record["wall_seconds"] for record in records(args.run)}
+    lines = []
+    for stage in found.stages:
+        rate = stage.operations / (stage.seconds * SHARES[stage.name])
+        measured = took[stage.name]
+        line = {"stage": stage.name, "work": stage.work, "operations": f"{stage.operations:.4g}"}
+        line |= {"seconds": f"{measured:.1f}", "foretold_seconds": f"{stage.seconds:.1f}", "peak_rate": f"{rate:.4g}"}
+        line |= {"share_of_peak": f"{stage.operations / measured / rate:.3f}"}
+        print(line, flush=True)
+        lines.append(line | circumstances())
+    to_csv(lines, "plan.csv")
+
+
+def _arguments() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--run", type=Path, default=Path("runs/aid-bench/selection"))
+    return parsed(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""What a run will cost: downloads and their licences, disk, memory, work and time, before any of it is spent.
+
+Models are built from their configs alone, on torch's meta device, where nothing is computed: their floating-point
+operations and the activations that training keeps are counted, not guessed. Time is operations by a rate measured here,
+and so no better than the share of that rate which a model reaches.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import HfApi, HfFileSystem
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from geodistill.config import Config
+from geodistill.descriptions.models import SERVER
+from geodistill.errors import PriorError
+from geodistill.methods.stages import check_counts
+from geodistill.prior.base import SCRATCH, load_prior, refuse_odd_size, source_of
+from geodistill.scenes.scenes import Scenes
+from geodistill.teacher import Teacher
+
+# Share of the rate of a large matrix product that each stage reached (benchmarks/plan.py, AID, default settings).
+SHARES = {"latents": 0.28, "teacher": 0.15, "adapter": 0.15, "candidates": 0.30, "distilled": 0.28}
+_PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
+_LORA_BACKWARD = 2  # forward, and the gradient of activations: weights of the base have none
+
+
+@dataclass(frozen=True)
+class Download:
+    """A model that is fetched from the hub: its name, licence as its page tells it, bytes still to come."""
+
+    name: str
+    licence: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work of one stage: what it goes through, in floating-point operations and in seconds on this machine."""
+
+    name: str
+    work: str
+    operations: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cost of a run, nothing of which has been spent. Memory and disk are in bytes."""
+
+    downloads: tuple[Download, ...]
+    stages: tuple[Stage, ...]
+    memory: int
+    disk: int
+    free_disk: int
+    device: str
+
+    @property
+    def seconds(self) -> float:
+        """All stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Models of a base on the meta device, and what the pipeline says of them."""
+
+    vae: Any
+    unet: Any
+    text_encoder_bytes: int
+    tokens: int
+
+    @property
+    def downscale(self) -> int:
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
+    """Return what `distill(scenes, config, out=out)` will cost; nothing is downloaded but configs of a few KB.
+
+    Raises:
+        PriorError: the base is none, does not draw images of the config's size, or is not described by the hub.
+        SceneError: a class has too few images.
+    """
+    check_counts(scenes, config.ipc)
+    downloads = []
+    if config.base == SCRATCH:
+        raise PriorError(
+            "the cost of --base scratch is known: half an hour on two cores for the base, and then that of "
+            "--base compact. Plan with --base compact, a folder or a hub name"
+        )
+    source = source_of(config.base, config.size)
+    if Path(source).is_dir():
+        parts = _of_folder(source)
+    else:
+        parts, base = _of_hub(source)
+        downloads.append(base)
+    refuse_odd_size(
+        config.size, parts.downscale * 2 ** (len(parts.unet.config.down_block_types) - 1), f"the base {source!r}"
+    )
+    describer = config.descriptions.describer
+    if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
+        downloads.append(_hub_model(describer))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    stages = tuple(_stages(parts, scenes, config, _rate(device)))
+    disk = _disk(parts, scenes, config) + sum(one.size for one in downloads)
+    return Plan(tuple(downloads), stages, _memory(parts, config), disk, _free(out), device)
+
+
+def _of_folder(source: str) -> _Parts:
+    prior = load_prior(source)
+    size = _bytes(prior.text_encoder)
+    return _Parts(prior.vae.to("meta"), prior.unet.to("meta"), size, prior.token_limit)
+
+
+def _of_hub(name: str) -> tuple[_Parts, Download]:
+    download = _hub_model(name, within=_PARTS)
+    text = _config(name, "text_encoder/config.json")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(_config(name, "unet/config.json"))
+        vae = AutoencoderKL.from_config(_config(name, "vae/config.json"))
+        encoder = CLIPTextModel(CLIPTextConfig.from_dict(text))
+    return _Parts(vae, unet.requires_grad_(False), _bytes(encoder), encoder.config.max_position_embeddings), download
+
+
+def _hub_model(name: str, within: tuple[str, ...] = ()) -> Download:
+    with _hub(name):
+        info = _listing(name)
+    files = [(one.rfilename, one.size or 0) for one in info.siblings or []]
+    wanted = [(path, size) for path, size in files if _is_fetched(path, within)]
+    card = info.card_data
+    licence = str(card.get("license") or "not told") if card else "not told"
+    return Download(name, licence, sum(size for _, size in wanted))
+
+
+def _is_fetched(path: str, within: tuple[str, ...]) -> bool:
+    """Whether loading fetches the file `path`: configs, and weights as safetensors in full precision."""
+    folder, _, file = path.rpartition("/")
+    if within and folder not in within and path != "model_index.json":
+        return False
+    if not within and folder:
+        return False
+    if path.endswith(".safetensors"):
+        return not any(mark in file for mark in (".fp16.", ".bf16.", "non_ema"))
+    return path.endswith((".json", ".txt", ".jinja", ".model"))
+
+
+def _listing(name: str) -> Any:
+    return HfApi().model_info(name, files_metadata=True)
+
+
+def _config(name: str, path: str) -> dict[str, Any]:
+    with _hub(name):
+        return _fetched(name, path)
+
+
+def _fetched(name: str, path: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(HfFileSystem().cat_file(f"{name}/{path}"))
+    return values
+
+
+@contextmanager
+def _hub(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whichever HTTP library the hub's client is built on; nothing else runs in here
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise PriorError(
+            f"the hub did not tell of {name!r} ({reason}): point to a folder, or plan where the hub can be reached"
+        ) from error
+
+
+def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Iterator[Stage]:
+    """Yield the stages that take long; `rate` in operations a second."""
+    side, channels = config.size // parts.downscale, int(parts.unet.config.in_channels)
+    views, sampling = config.latents.views, config.sampling
+    slots = len(scenes.classes) * config.ipc
+    drawn = slots * sampling.candidates
+    image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
+    teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
+    passes = sampling.steps * (sampling.strength if sampling.follow == "start" else 1) * (1 + (sampling.guidance != 1))
+    step = _operations(lambda: _denoised(parts, latent))
+    works = {
+        "latents": (len(scenes) * views, "views", _operations(lambda: parts.vae.encode(image))),
+        "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
+        "adapter": (config.finetune.steps * config.finetune.batch, "latents", _LORA_BACKWARD * step),
+        "candidates": (drawn, "images", passes * step),
+        "distilled": (drawn if config.selection.by == "herding" else slots, "images decoded", _decoding(parts, latent)),
+    }
+    for name, (count, what, each) in works.items():
+        yield Stage(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))
+
+
+def _decoding(parts: _Parts, latent: Tensor) -> float:
+    return _operations(lambda: parts.vae.decode(latent))
+
+
+def _denoised(parts: _Parts, latents: Tensor) -> Any:
+    unet = parts.unet
+    width = unet.config.cross_attention_dim
+    text = torch.empty(len(latents), parts.tokens, width, device="meta", dtype=latents.dtype)
+    times = torch.zeros(len(latents), dtype=torch.long, device="meta")
+    return unet(latents, times, text, class_labels=times if unet.config.num_class_embeds else None).sample
+
+
+def _meta(count: int, channels: int, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(count, channels, side, side, device="meta", dtype=dtype)
+
+
+def _operations(call: Callable[[], Any]) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def _memory(parts: _Parts, config: Config) -> int:
+    """Return the bytes of the weights in f32 and of what the backward pass of a training step keeps, in bf16."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += 0 if isinstance(tensor, nn.Parameter) else tensor.numel() * tensor.element_size()
+        return tensor
+
+    unet = parts.unet
+    weights = _bytes(unet) + _bytes(parts.vae) + parts.text_encoder_bytes
+    latents = _meta(
+        config.finetune.batch, int(unet.config.in_channels), config.size // parts.downscale, torch.bfloat16
+    ).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        _denoised(_Parts(parts.vae, unet.to(torch.bfloat16), 0, parts.tokens), latents)
+    unet.to(torch.float32)
+    return weights + kept
+
+
+def _bytes(module: Any) -> int:
+    return 4 * sum(int(p.numel()) for p in module.parameters())
+
+
+def _disk(parts: _Parts, scenes: Scenes, config: Config) -> int:
+    """Return the bytes that the run's latents and candidates take."""
+    latent = int(parts.unet.config.in_channels) * (config.size // parts.downscale) ** 2
+    drawn = len(scenes.classes) * config.ipc * config.sampling.candidates
+    return len(scenes) * config.latents.views * latent * 2 + drawn * latent * 4
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    free: int = shutil.disk_usage(folder).free
+    return free
+
+
+def _rate(device: str) -> float:
+    """Return the floating-point operations a second of a large product in bf16, the median of five."""
+    side = 8192 if device == "cuda" else 2048
+    left = torch.linspace(-1, 1, side, device=device, dtype=torch.bfloat16).expand(side, side).contiguous()
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        float((left @ left)[0, 0])
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / sorted(seconds[1:])[2]

@@ -1,0 +1,108 @@
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from geodistill import plan as planning
+from geodistill.config import Config
+from geodistill.errors import PriorError, SceneError
+from geodistill.plan import make_plan
+from geodistill.prior.base import load_prior
+from geodistill.scenes import Scenes
+
+
+def _with(config: Config, **sections: dict[str, Any]) -> Config:
+    values = config.model_dump()
+    for name, changes in sections.items():
+        values[name] = {**values[name], **changes} if isinstance(changes, dict) else changes
+    return Config.model_validate(values)
+
+
+def _operations(scenes: Scenes, config: Config, folder: Path) -> dict[str, float]:
+    return {stage.name: stage.operations for stage in make_plan(scenes, config, folder).stages}
+
+
+@pytest.fixture
+def hub(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A hub that has the tiny pipeline under every name; the sizes of its files, with some that are not fetched."""
+    files = {str(path.relative_to(sd_folder)): path.stat().st_size for path in sd_folder.rglob("*") if path.is_file()}
+    others = {"v1.safetensors": 10**9, "unet/diffusion_pytorch_model.fp16.safetensors": 10**9, "unet/model.bin": 10**9}
+    siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in (files | others).items()]
+    listing = SimpleNamespace(siblings=siblings, card_data={"license": "openrail++"})
+    monkeypatch.setattr(planning, "_listing", lambda name: listing)
+    monkeypatch.setattr(planning, "_fetched", lambda name, path: json.loads((sd_folder / path).read_text()))
+    return files
+
+
+class TestOperations:
+    def test_of_a_convolution(self):
+        layer, images = nn.Conv2d(3, 5, 3, padding=1).to("meta"), planning._meta(2, 3, 8)
+        assert planning._operations(lambda: layer(images)) == 2 * 2 * 5 * 3 * 9 * 8 * 8
+
+    def test_follow_the_settings(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
+        base = _with(on_pipeline, sampling={"steps": 10, "strength": 0.5, "guidance": 3.0, "candidates": 4})
+        before = _operations(pair, base, tmp_path)
+        for changes, stage, ratio in (
+            ({"sampling": {"candidates": 8}}, "candidates", 2),
+            ({"sampling": {"candidates": 8}}, "distilled", 2),
+            ({"sampling": {"guidance": 1.0}}, "candidates", 0.5),
+            ({"sampling": {"follow": "none"}}, "candidates", 2),
+            ({"sampling": {"steps": 30}}, "candidates", 3),
+            ({"finetune": {"steps": 2 * base.finetune.steps}}, "adapter", 2),
+            ({"latents": {"views": 8}}, "latents", 8 / base.latents.views),
+        ):
+            assert _operations(pair, _with(base, **changes), tmp_path)[stage] == pytest.approx(ratio * before[stage])
+
+
+class TestPlan:
+    def test_folder(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
+        found = make_plan(pair, on_pipeline, tmp_path / "not" / "there")
+        assert found.downloads == ()
+        assert not (tmp_path / "not").exists()
+        assert found.free_disk == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+        latent = 4 * 8 * 8
+        assert found.disk == len(pair) * on_pipeline.latents.views * latent * 2 + 2 * 2 * 2 * latent * 4
+        prior = load_prior(on_pipeline.base)
+        weights = 4 * sum(p.numel() for part in (prior.vae, prior.unet, prior.text_encoder) for p in part.parameters())
+        assert found.memory > weights
+        more = make_plan(pair, _with(on_pipeline, finetune={"batch": 2 * on_pipeline.finetune.batch}), tmp_path)
+        assert more.memory - weights == pytest.approx(2 * (found.memory - weights), rel=0.05)
+        assert found.seconds == sum(stage.seconds for stage in found.stages)
+
+    def test_hub_says_the_same_as_the_folder(
+        self, pair: Scenes, on_pipeline: Config, hub: dict[str, int], tmp_path: Path
+    ):
+        named = _with(on_pipeline, base="owner/base", descriptions={"describer": "owner/describer"})  # type: ignore[arg-type]
+        found, local = make_plan(pair, named, tmp_path), make_plan(pair, on_pipeline, tmp_path)
+        base, describer = found.downloads
+        assert (base.name, base.licence, base.size) == ("owner/base", "openrail++", sum(hub.values()))
+        assert describer.name == "owner/describer"
+        assert [stage.operations for stage in found.stages] == [stage.operations for stage in local.stages]
+        assert found.memory == pytest.approx(local.memory, rel=0.02)
+        assert found.disk == local.disk + base.size + describer.size
+
+    def test_hub_out_of_reach(self, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        def unreachable(name: str) -> Any:
+            raise TimeoutError("no route")
+
+        monkeypatch.setattr(planning, "_listing", unreachable)
+        with pytest.raises(PriorError) as caught:
+            make_plan(pair, _with(on_pipeline, base="owner/base"), tmp_path)  # type: ignore[arg-type]
+        assert str(caught.value) == (
+            "the hub did not tell of 'owner/base' (no route): point to a folder, or plan where the hub can be reached"
+        )
+
+    def test_what_cannot_be_run_cannot_be_planned(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
+        for changes, message in (
+            ({"size": 36}, "size 36 does not fit the base"),
+            ({"base": "scratch"}, "the cost of --base scratch is known: half an hour on two cores"),
+        ):
+            with pytest.raises(PriorError, match=re.escape(message)):
+                make_plan(pair, _with(on_pipeline, **changes), tmp_path)  # type: ignore[arg-type]
+        with pytest.raises(SceneError, match="IPC 1000 needs at least 1000"):
+            make_plan(pair, _with(on_pipeline, ipc=1000), tmp_path)  # type: ignore[arg-type]
