@@ -259,5 +259,5 @@ def test_size_that_does_not_fit_is_found_before_the_base_is_built(data: SceneDat
 
 
 def test_unknown_describer(data: SceneData, tiny: Config) -> None:
-    with pytest.raises(ConfigError, match="unknown describer 'poet': choose from measured, template"):
+    with pytest.raises(ConfigError, match="unknown describer 'poet': choose measured, template, openai:URL"):
         distill(data.train, _with(tiny, descriptions={"describer": "poet"}))
