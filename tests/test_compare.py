@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_random_real_images_are_drawn_anew_for_each_seed_and_generated_ones_made
 def test_the_stages_that_methods_share_are_made_once(done: Path) -> None:
     assert (done / "latents").is_dir()
     assert not (done / "sets" / "dpd-ipc1" / "latents").exists()
+
+
+def test_a_run_that_moved_goes_on(done: Path, data: SceneData, tiny: Config, tmp_path: Path) -> None:
+    moved = shutil.copytree(done, tmp_path / "elsewhere")
+    marks = {path: path.read_bytes() for path in sorted(moved.rglob("*.fingerprint"))}
+    rows = run(data, tiny, moved, ipcs=[1, 2])
+    assert {row.ipc for row in rows} == {0, 1, 2}
+    assert all(path.read_bytes() == mark for path, mark in marks.items())
+    assert str(tmp_path) not in (moved / "sets" / "dpd-ipc2" / "config.toml").read_text()
 
 
 def test_csv_has_the_same_figures(done: Path) -> None:

@@ -172,9 +172,10 @@ def _check(train: Scenes, methods: Sequence[str], plan: _Plan) -> None:
 
 def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple[Row, torch.Tensor]]:
     """Yield each row with its predictions, int64 [seeds, n_test]."""
-    based = config.model_copy(update={"base": make_base(bench.train, config, run).source})
+    # Before the first method, whose cost it is not. The base keeps its name: a run may move, and so may the package.
+    make_base(bench.train, config, run)
     for ipc, method in product(plan.ipcs, plan.methods):
-        sets, cost = _make(method, bench.train, based.model_copy(update={"ipc": ipc}), run, plan.seeds)
+        sets, cost = _make(method, bench.train, config.model_copy(update={"ipc": ipc}), run, plan.seeds)
         facts = {**cost, **_of_set(sets[0], bench)}
         trainings = [Training.on_set(f"{method}-ipc{ipc}", distilled) for distilled in sets]
         for tasks in _trained(trainings, plan, bench):
