@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,9 +7,11 @@ from conftest import save_tiny_pipeline
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from geodistill.config import SamplingSettings
 from geodistill.errors import PriorError
 from geodistill.prior.base import Prior, load_prior
 from geodistill.prior.finetune import WEIGHTS, add_adapter, merge_adapter, save_adapter
+from geodistill.prior.sample import Requests, _noise, sample_batch
 
 
 def _output(unet: torch.nn.Module) -> torch.Tensor:
@@ -48,6 +51,40 @@ def test_stock_diffusers_loads_what_we_save(sd_folder: Path, tmp_path: Path) -> 
     assert torch.allclose(_output(stock.unet), _output(ours.unet), atol=1e-5)
     assert torch.allclose(_output(trained.unet), _output(ours.unet), atol=1e-5)
     assert not torch.allclose(before, _output(ours.unet), atol=1e-3)
+
+
+def test_stock_diffusers_draws_the_same_image_for_the_same_noise(sd_folder: Path, tmp_path: Path) -> None:
+    _adapted(sd_folder, tmp_path)
+    ours = load_prior(str(sd_folder))
+    merge_adapter(ours, tmp_path)
+    prompt = "a beach, mostly water"
+    requests = Requests(
+        torch.tensor([1]), ours.embed(["", prompt]), torch.zeros(1, 4, 8, 8), torch.tensor([0]), torch.tensor([3])
+    )
+    settings = SamplingSettings(follow="none", steps=6, guidance=4.0, solver="ddim")
+    expected = ours.decode(sample_batch(ours, requests, settings, seed=1))[0]
+
+    stock = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    stock.load_lora_weights(tmp_path)
+    forward = stock.unet.forward
+
+    def in_bf16(*args: Any, **named: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(*args, **named)
+
+    stock.unet.forward = in_bf16
+
+    def gap() -> torch.Tensor:
+        """Return by how many of 255 levels the stock pipeline's image is off."""
+        noise = _noise(torch.Size((4, 8, 8)), torch.tensor([3]), 1)
+        drawn = stock(prompt, latents=noise, num_inference_steps=6, guidance_scale=4.0, output_type="pt").images[0]
+        return (drawn * 255 - expected).abs()
+
+    # bf16 rounds the weights with the adapter merged in otherwise than side by side.
+    assert gap().mean() < 0.6
+    assert gap().max() < 6
+    stock.unload_lora_weights()
+    assert gap().mean() > 3
 
 
 def test_no_adapter(sd_folder: Path, tmp_path: Path) -> None:
