@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from geodistill.devices import Precision
 from geodistill.errors import ConfigError
 
 
@@ -131,6 +132,10 @@ class Config(_Settings):
         "compact",
         description="'compact' (comes with the package), 'scratch' (built from the scenes), a pipeline folder, or a "
         "hub name",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="type in which models compute: bf16, f16 or f32; auto is bf16 where the device has units for it",
     )
     soft_labels: bool = Field(
         False,

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from geodistill.config import TeacherSettings
+from geodistill.devices import accelerator, mixed, working_type
 from geodistill.errors import TrainingError
 from geodistill.progress import progress
 from geodistill.run import write_atomic
@@ -98,14 +99,14 @@ def train_teacher(
         )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "teacher"))
-        teacher = _channels_last(Teacher(latents.shape[2], classes, settings.width))
+        teacher = _channels_last(Teacher(latents.shape[2], classes, settings.width)).to(accelerator())
         _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed)
     teacher.eval()
     accuracy = _accuracy(teacher, latents[held, 0], labels[held])
     chance = float(torch.bincount(labels).max()) / len(labels)  # what always naming the largest class gives
     _refuse_chance(accuracy, chance, len(held))
     save_file(
-        {name: value.contiguous() for name, value in teacher.state_dict().items()}, folder / "teacher.safetensors"
+        {name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}, folder / "teacher.safetensors"
     )
     write_atomic(folder / "teacher.json", json.dumps(teacher.settings))
     return {"held_out_accuracy": round(accuracy, 4), "chance": round(chance, 4), "held_out_scenes": len(held)}
@@ -115,15 +116,15 @@ def load_teacher(folder: Path) -> Teacher:
     """Return the frozen teacher saved in `folder`."""
     teacher = Teacher(**json.loads((folder / "teacher.json").read_text()))
     teacher.load_state_dict(load_file(folder / "teacher.safetensors"))
-    return _channels_last(teacher).eval().requires_grad_(False)
+    return _channels_last(teacher).to(accelerator()).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def judge(teacher: Teacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Return logits [n, classes] and L2-normalised features [n, D] of latents [n, C, h, w]."""
-    parts = [teacher.features(part.float()) for part in latents.split(batch)]
-    features = torch.cat(parts)
-    return teacher.head(features), F.normalize(features, dim=1)
+    device = teacher.head.weight.device
+    features = torch.cat([teacher.features(part.to(device).float()) for part in latents.split(batch)])
+    return teacher.head(features).cpu(), F.normalize(features, dim=1).cpu()
 
 
 def _channels_last(teacher: Teacher) -> Teacher:
@@ -140,6 +141,7 @@ def _all_but(count: int, held: Tensor) -> Tensor:
 def _fit(teacher: Teacher, latents: Tensor, labels: Tensor, kept: Tensor, settings: TeacherSettings, seed: int) -> None:
     optimiser = torch.optim.AdamW(teacher.parameters(), lr=settings.lr, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=settings.steps)
+    device = teacher.head.weight.device
     teacher.train()
     with progress("teacher", settings.steps) as advance:
         for step in range(settings.steps):
@@ -147,9 +149,9 @@ def _fit(teacher: Teacher, latents: Tensor, labels: Tensor, kept: Tensor, settin
             chosen = kept[torch.randint(0, len(kept), (settings.batch,), generator=g)]
             views = torch.randint(0, latents.shape[1], (settings.batch,), generator=g)
             batch = latents[chosen, views].float().contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = teacher(batch)
-            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=_SMOOTHING)
+            with mixed(device, working_type("auto", device)):
+                logits = teacher(batch.to(device))
+            loss = F.cross_entropy(logits.float(), labels[chosen].to(device), label_smoothing=_SMOOTHING)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

@@ -5,6 +5,7 @@ has it; of a v-predicting model the multistep formula takes v, as in diffusers. 
 algorithm 2, with a first and a last step of first order. What a model says of latents is read after these are pulled.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_as_the_formulas_say(prior: Prior, solver: str, follow: str, prediction:
         solver=solver, follow=follow, steps=12, strength=0.5, guidance=GUIDANCE, scale=SCALE, until=UNTIL
     )
     unet = _ClosedForm(scheduler.alphas_cumprod, prediction)
-    fake: Any = SimpleNamespace(unet=unet, scheduler=scheduler)
+    fake = dataclasses.replace(prior, unet=unet, scheduler=scheduler)
     drawn = sample_batch(fake, requests, settings, seed=5).double().numpy()
 
     followed = prototypes[requests.slots].double().numpy()

@@ -89,6 +89,26 @@ def test_nan_stops_with_advice(tmp_path: Path, sd_folder: Path) -> None:
     )
 
 
+def test_precision_is_what_the_plan_says(tmp_path: Path, sd_folder: Path) -> None:
+    weights = {}
+    for name, working in (("f32", torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16)):
+        weights[name] = _trained(tmp_path / name, sd_folder, _plan(working=working))
+    moved = {
+        name: sum(float((weights["f32"][key] - own[key]).abs().sum()) for key in own) for name, own in weights.items()
+    }
+    # f16 keeps three more bits of a number than bf16.
+    assert 0 == moved["f32"] < moved["f16"] < 0.5 * moved["bf16"]
+
+
+def test_killed_in_f16_ends_with_the_same_weights(tmp_path: Path, sd_folder: Path) -> None:
+    plan = _plan(working=torch.float16)
+    expected = _trained(tmp_path / "whole", sd_folder, plan)
+    with pytest.raises(RuntimeError, match="killed"):
+        _trained(tmp_path / "killed", sd_folder, plan, stop_at=5)
+    resumed = _trained(tmp_path / "killed", sd_folder, plan)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
 def _short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let the U-Net run out of memory unless it keeps few activations and gets at most `most` latents; list these."""
     forward, seen = UNet2DConditionModel.forward, list[int]()

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from geodistill.devices import accelerator
 from geodistill.evaluation.networks import PRETRAINED, build_network
 from geodistill.evaluation.protocols import Progress, predict, train_classifier
 from geodistill.evaluation.workers import kept_memory
@@ -56,4 +57,4 @@ def load_labeller(path: Path, classes: int) -> nn.Module:
     """Return the labeller for `classes` classes that `save_labeller` wrote to `path`."""
     labeller = build_network(PRETRAINED, classes, 0)
     labeller.load_state_dict(load_file(path))
-    return labeller.eval()
+    return labeller.to(accelerator()).eval()

@@ -19,6 +19,7 @@ from pytorchcv.models.inceptionv3 import inceptionv3
 from pytorchcv.models.vgg import vgg16
 from torch import nn
 
+from geodistill.devices import accelerator
 from geodistill.errors import ConfigError
 from geodistill.seeding import derive_seed
 
@@ -35,8 +36,14 @@ INCEPTION_SIDE = 75
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 images [n, 3, h, w] as float32 with ImageNet's mean and deviation, channels last in memory."""
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    mean, std = imagenet_statistics(images.device)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and deviation [3, 1, 1] of ImageNet's channels, for images in [0, 1]."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 def build_network(name: str, classes: int, seed: int) -> nn.Module:
@@ -233,7 +240,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 def pooled_features(images: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
     """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: the pretrained network's last map, averaged."""
     network = _frozen_backbone()
-    parts = [network.extract_features(normalise(part)).mean((2, 3)) for part in images.split(batch)]
+    device = accelerator()
+    parts = [network.extract_features(normalise(part.to(device))).mean((2, 3)).cpu() for part in images.split(batch)]
     return torch.cat(parts) if len(images) else torch.empty(0, FEATURES)
 
 
@@ -248,7 +256,7 @@ def backbone_maps(images: torch.Tensor) -> list[torch.Tensor]:
     `images` float [n, 3, s, s] in [-1, 1], through which gradients flow; the maps have 16, 24, 40 and 112 channels.
     """
     network = _frozen_backbone()
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    mean, std = imagenet_statistics(images.device)
     scaled = ((images + 1) / 2 - mean) / std
     maps = network._swish(network._bn0(network._conv_stem(scaled.contiguous(memory_format=torch.channels_last))))
     kept = []
@@ -260,4 +268,4 @@ def backbone_maps(images: torch.Tensor) -> list[torch.Tensor]:
 
 @cache
 def _frozen_backbone() -> EfficientNet:
-    return build_network(PRETRAINED, 2, 0).eval().requires_grad_(False)
+    return build_network(PRETRAINED, 2, 0).to(accelerator()).eval().requires_grad_(False)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from geodistill.devices import accelerator, mixed, working_type
 from geodistill.errors import ConfigError, TrainingError
 from geodistill.evaluation.networks import (
     PRETRAINED,
@@ -99,10 +100,12 @@ def train_classifier(
     check_protocol(protocol, network)
     _check_labels(protocol, labels)
     recipe = _recipe(protocol, len(images), steps)
+    device = accelerator()
     model = build_network(network, classes, seed)
     if protocol.removesuffix(_SOFT) == "scratch":
         _forget(model, seed)
-    precision = torch.autocast("cpu", torch.bfloat16, enabled=trains_in_bfloat16(network))
+    model.to(device)
+    precision = mixed(device, working_type("auto", device) if trains_in_bfloat16(network) else torch.float32)
     _train(model, images, labels, recipe, seed, precision, progress)
     return model
 
@@ -193,14 +196,15 @@ def _train(
     optimiser = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.steps)
     order = batches(len(images), recipe.steps, seed)
+    device = next(model.parameters()).device
     model.train()
     with torch.random.fork_rng(devices=[]):
         for step, chosen in enumerate(order):
             torch.manual_seed(derive_seed(seed, "dropout", step))
-            batch = augment(normalise(images[chosen]), generator(seed, "augment", step))
+            batch = augment(normalise(images[chosen]), generator(seed, "augment", step)).to(device)
             with precision:
                 logits = model(batch)
-            loss = F.cross_entropy(logits.float(), labels[chosen])
+            loss = F.cross_entropy(logits.float(), labels[chosen].to(device))
             _check_loss(loss, step)
             optimiser.zero_grad()
             loss.backward()
@@ -244,4 +248,5 @@ def augment(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 def predict(model: nn.Module, images: torch.Tensor, *, batch: int = 256) -> torch.Tensor:
     """Return logits float32 [n, classes] of uint8 images [n, 3, s, s]."""
     model.eval()
-    return torch.cat([model(normalise(part)).float() for part in images.split(batch)])
+    device = next(model.parameters()).device
+    return torch.cat([model(normalise(part.to(device))).float().cpu() for part in images.split(batch)])

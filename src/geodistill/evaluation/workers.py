@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from geodistill.devices import accelerator
 from geodistill.evaluation.protocols import recipe_steps, train_and_predict
 
 # Each process takes up to a gigabyte with the largest networks.
@@ -51,7 +52,8 @@ def train_side_by_side(
     `train_and_predict` raises.
     """
     steps = sum(recipe_steps(job.protocol, len(job.images), job.steps) for job in jobs)
-    workers = min(len(jobs), joblib.cpu_count(), MOST_WORKERS)
+    # One GPU is not shared by many processes: what is trained on it is trained one after the other, here.
+    workers = 1 if accelerator().type == "cuda" else min(len(jobs), joblib.cpu_count(), MOST_WORKERS)
     with tempfile.TemporaryDirectory(prefix="geodistill-") as folder, _told(Path(folder), steps, progress):
         parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", temp_folder=folder)
         yield from parallel(

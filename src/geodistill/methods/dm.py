@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from geodistill.config import Config
 from geodistill.distilled import DistilledSet
-from geodistill.evaluation.networks import IMAGENET_MEAN, IMAGENET_STD, build_network, normalise
+from geodistill.evaluation.networks import build_network, imagenet_statistics, normalise
 from geodistill.evaluation.protocols import augment
 from geodistill.methods.stages import write_set
 from geodistill.prior.training import batches
@@ -91,7 +91,7 @@ def siamese(images: Tensor, random: torch.Generator) -> Tensor:
 
 def _range() -> tuple[Tensor, Tensor]:
     """Return what pixel values 0 and 255 are after `normalise`, [3, 1, 1] each."""
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
+    mean, std = imagenet_statistics(torch.device("cpu"))
     return -mean / std, (1 - mean) / std
 
 

@@ -76,12 +76,12 @@ def check_counts(scenes: Scenes, ipc: int) -> None:
 
 def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
     """Return the prior: the package's own, one built from the scenes in stage `base`, or any other."""
-    return _load(str(train_base(scenes, config, run)) if config.base == SCRATCH else config.base, config.size)
+    return _load(str(train_base(scenes, config, run)) if config.base == SCRATCH else config.base, config)
 
 
-def _load(source: str, size: int) -> Prior:
-    prior = load_prior(source_of(source, size))
-    check_size(prior, size)
+def _load(source: str, config: Config) -> Prior:
+    prior = load_prior(source_of(source, config.size), config.precision)
+    check_size(prior, config.size)
     return prior
 
 
@@ -91,7 +91,7 @@ def train_base(scenes: Scenes, config: Config, run: Run, start: str | None = Non
     Raises:
         PriorError: `start` is not to be had or does not draw images of the config's size.
     """
-    given = None if start is None else _load(start, config.size)
+    given = None if start is None else _load(start, config)
 
     def build(folder: Path) -> dict[str, Any]:
         pixels = scenes.pixels(size=config.size)
@@ -276,12 +276,18 @@ def finetune(
         return
 
     def build(folder: Path) -> dict[str, Any]:
-        adapted = load_prior(prior.source)
+        adapted = load_prior(prior.source, config.precision)
         add_adapter(adapted, rank=settings.rank, seed=config.seed)
         table, rows = prompt_table([[text] for text in texts])
         data = TrainingData(latents, scenes.labels, rows, adapted.embed(table))
         shared = settings.model_dump(exclude={"rank"})
-        plan = TrainingPlan(seed=derive_seed(config.seed, "adapter"), teacher=teacher, auxiliary=auxiliary, **shared)
+        plan = TrainingPlan(
+            seed=derive_seed(config.seed, "adapter"),
+            teacher=teacher,
+            auxiliary=auxiliary,
+            working=prior.working,
+            **shared,
+        )
         facts = train_denoiser(adapted.unet, adapted.scheduler, data, plan, folder, "adapter")
         save_adapter(adapted, folder)
         forget_checkpoint(folder)
@@ -289,6 +295,7 @@ def finetune(
 
     inputs = [*_fingerprints(run, after), settings.model_dump(), config.seed]
     inputs += [] if auxiliary is None else [repr(auxiliary)]
+    inputs += _unless_default(config.precision)
     merge_adapter(prior, run.stage("adapter", build, version=1, inputs=inputs))
 
 
@@ -329,9 +336,14 @@ def draw(
 
     inputs = [*_fingerprints(run, after), config.sampling.model_dump(), config.seed]
     inputs += [] if modes is None else [asdict(modes)]
+    inputs += _unless_default(config.precision)
     stage = run.stage("candidates", build, version=1, inputs=inputs)
     candidates: Tensor = load_file(stage / "candidates.safetensors")["latents"]
     return candidates
+
+
+def _unless_default(precision: str) -> list[str]:
+    return [] if precision == "auto" else [precision]
 
 
 def _fingerprints(run: Run, stages: Iterable[str | None]) -> list[str | None]:

@@ -12,6 +12,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from geodistill.devices import mixed, working_type
 from geodistill.evaluation.networks import backbone_maps
 
 # Of the backbone's maps that are compared, at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
@@ -199,6 +200,10 @@ class ConvAutoencoder(ModelMixin, ConfigMixin):
         return self
 
 
+def _mixed(images: Tensor) -> torch.autocast:
+    return mixed(images.device, working_type("auto", images.device))
+
+
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -223,7 +228,7 @@ class AutoencoderLoss(nn.Module):
         """Return the loss of images [n, 3, s, s] in [-1, 1]; `noise` [n, C, s/8, s/8] samples the posterior."""
         with torch.no_grad():
             wanted = backbone_maps(images)
-        with torch.autocast("cpu", torch.bfloat16):
+        with _mixed(images):
             posterior = self.autoencoder.encode(images).latent_dist
             made = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
             read = self.reader(posterior.mean)
@@ -291,10 +296,10 @@ class SharpeningLoss(nn.Module):
         """Return the loss of images [n, 3, s, s] in [-1, 1]; `disturbance` [n, C, s/8, s/8] is added to the latents."""
         with torch.no_grad():
             wanted = backbone_maps(images)
-        with torch.autocast("cpu", torch.bfloat16):
+        with _mixed(images):
             made = self.autoencoder.decode(self.autoencoder.encode(images).latent_dist.mean + disturbance).sample
         maps = backbone_maps(made)
-        with torch.autocast("cpu", torch.bfloat16):
+        with _mixed(images):
             real = self.critics(images, wanted)
             fake = self.critics(made.detach(), [own.detach() for own in maps])
             pleased = self._judged(made, maps)

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from geodistill.devices import Precision, accelerator, mixed, working_type
 from geodistill.errors import PriorError
 from geodistill.run import fingerprint
 
@@ -25,7 +26,8 @@ _NEEDED = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")
 class Prior:
     """The parts of a text-to-image latent diffusion model, all in float32 and frozen.
 
-    Images are uint8 [n, 3, s, s]; latents are float32 [n, C, h, w], shifted and scaled by the VAE's own config.
+    Images are uint8 [n, 3, s, s]; latents are float32 [n, C, h, w], shifted and scaled by the VAE's own config. They
+    lie in the CPU's memory, whatever device the parts are on. `working` is the type that the U-Net computes in.
     """
 
     vae: Any
@@ -34,19 +36,20 @@ class Prior:
     unet: Any
     scheduler: Any
     source: str
+    working: torch.dtype = torch.bfloat16
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """Return latents `(mean of the posterior - shift) * scale`."""
-        mean: Tensor = self.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
+        mean: Tensor = self.vae.encode(images.to(self.device).float() / 127.5 - 1).latent_dist.mean
         latents: Tensor = (mean - self._shift) * self._scale
-        return latents
+        return latents.cpu()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Return uint8 images."""
-        sample: Tensor = self.vae.decode(latents / self._scale + self._shift).sample
-        return ((sample.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        sample: Tensor = self.vae.decode(latents.to(self.device) / self._scale + self._shift).sample
+        return ((sample.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str], batch: int = 256) -> Tensor:
@@ -60,8 +63,18 @@ class Prior:
                 truncation=True,
                 return_tensors="pt",
             )
-            states.append(self.text_encoder(tokens.input_ids)[0])
+            states.append(self.text_encoder(tokens.input_ids.to(self.device))[0].cpu())
         return torch.cat(states)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        device: torch.device = self.vae.device
+        return device
+
+    def mixed(self) -> torch.autocast:
+        """Return the context in which the U-Net computes."""
+        return mixed(self.device, self.working)
 
     def fits(self, prompt: str) -> bool:
         """Whether the text encoder takes all of `prompt`; what is over its limit, `embed` leaves out."""
@@ -90,12 +103,17 @@ class Prior:
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
 
 
-def load_prior(source: str) -> Prior:
+def load_prior(source: str, precision: Precision = "auto") -> Prior:
     """Return the prior in pipeline folder `source`, or of that name on the hub; safetensors only, no remote code.
+
+    Its parts lie on the accelerator, if there is one.
 
     Raises:
         PriorError: not a pipeline, of another family, or not to be had.
+        ConfigError: the device does not compute in that precision.
     """
+    device = accelerator()
+    working = working_type(precision, device)
     _check_folder(source)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
@@ -116,8 +134,8 @@ def load_prior(source: str) -> Prior:
             f"the base {source!r} predicts {prediction!r}: geodistill needs one that predicts epsilon or v_prediction"
         )
     for name in ("vae", "text_encoder", "unet"):
-        parts[name] = parts[name].float().eval().requires_grad_(False)
-    return Prior(**parts, source=source)
+        parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
+    return Prior(**parts, source=source, working=working)
 
 
 def shipped_base(size: int) -> Path:

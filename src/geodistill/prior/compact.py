@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
+from geodistill.devices import accelerator, working_type
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
 from geodistill.prior.base import Prior, refuse_odd_size
 from geodistill.prior.training import (
@@ -94,6 +95,7 @@ def build_compact(
         gamma=_GAMMA,
         ema=settings.ema,
         drop_prompt=_DROP_PROMPT,
+        working=prior.working,
     )
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
     # A step takes a quarter less time than with torch's fused attention, whose gradient is slow on the CPU.
@@ -144,7 +146,9 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type=settings.prediction, clip_sample=False, steps_offset=1
     )
-    return Prior(vae.eval(), tokenizer, text_encoder, unet, scheduler, source="compact")
+    device = accelerator()
+    parts = (vae.eval().to(device), tokenizer, text_encoder.to(device), unet.to(device), scheduler)
+    return Prior(*parts, source="compact", working=working_type("auto", device))
 
 
 @torch.no_grad()
@@ -156,6 +160,7 @@ def _tell_apart(prior: Prior, prompts: list[str]) -> None:
     """
     norm = _text_model(prior.text_encoder).final_layer_norm
     states = torch.cat([prior.embed(prompts[part]).flatten(0, 1) for part in batches(len(prompts), 256)])
+    states = states.to(prior.device)
     deviation = states.std(dim=0)
     norm.bias.copy_(-states.mean(dim=0) / deviation)
     norm.weight.copy_(1 / deviation)
@@ -233,8 +238,8 @@ def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return joined
 
 
-def _scaled(pixels: Tensor) -> Tensor:
-    return pixels.float() / 127.5 - 1
+def _scaled(pixels: Tensor, device: torch.device) -> Tensor:
+    return pixels.to(device).float() / 127.5 - 1
 
 
 def _make_autoencoder(
@@ -242,13 +247,13 @@ def _make_autoencoder(
 ) -> dict[str, Any]:
     """Fit the autoencoder of `prior`, or train it in two parts, each of which is kept in `folder` and made once."""
     if isinstance(prior.vae, PatchAutoencoder):
-        prior.vae.fit(_scaled(pixels[part]) for part in batches(len(pixels), 500))
+        prior.vae.fit(_scaled(pixels[part], prior.device) for part in batches(len(pixels), 500))
         return {}
     draw = _Batches(pixels, larger, settings.channels, seed)
 
     def smooth() -> dict[str, Any]:
         facts = _train_autoencoder(prior.vae, draw, settings, seed, folder)
-        prior.vae.standardise(_scaled(pixels[part]) for part in batches(len(pixels), 500))
+        prior.vae.standardise(_scaled(pixels[part], prior.device) for part in batches(len(pixels), 500))
         return {f"autoencoder_{name}": value for name, value in facts.items()}
 
     def sharp() -> dict[str, Any]:
@@ -269,7 +274,7 @@ def _kept(prior: Prior, folder: Path, name: str, make: Callable[[], dict[str, An
         prior.vae.save_pretrained(kept, safe_serialization=True)
         write_atomic(kept / _FACTS, json.dumps(facts))
         forget_checkpoint(folder)
-    prior.vae = ConvAutoencoder.from_pretrained(kept).eval().requires_grad_(False)
+    prior.vae = ConvAutoencoder.from_pretrained(kept).to(prior.device).eval().requires_grad_(False)
     read: dict[str, Any] = json.loads((kept / _FACTS).read_text())
     return read
 
@@ -278,7 +283,7 @@ class _Batches:
     """Draws what the autoencoder's trainings see: half of it whole scenes, half nearer views, under one symmetry."""
 
     def __init__(self, pixels: Tensor, larger: Tensor | None, channels: int, seed: int) -> None:
-        self.pixels, self.larger, self.seed = pixels, larger, seed
+        self.pixels, self.larger, self.seed, self.device = pixels, larger, seed, accelerator()
         self.shape = (channels, pixels.shape[-1] // 8, pixels.shape[-1] // 8)
 
     def __call__(self, name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
@@ -290,7 +295,8 @@ class _Batches:
             half = _TOGETHER // 2
             images = torch.cat([images[:half], nearer(self.larger[chosen[half:]], self.pixels.shape[-1], g)])
         images = dihedral(images, int(torch.randint(0, 8, (), generator=g)))
-        return _scaled(images), torch.randn(_TOGETHER, *self.shape, generator=g), g
+        noise = torch.randn(_TOGETHER, *self.shape, generator=g)
+        return _scaled(images, self.device), noise.to(self.device), g
 
 
 def _train_autoencoder(
@@ -298,7 +304,7 @@ def _train_autoencoder(
 ) -> dict[str, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "autoencoder weights"))
-        learner = AutoencoderLoss(vae).train()
+        learner = AutoencoderLoss(vae).train().to(draw.device)
     learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> Tensor:
@@ -313,12 +319,13 @@ def _train_autoencoder(
 def _sharpen(vae: ConvAutoencoder, draw: _Batches, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "critic weights"))
-        learner = SharpeningLoss(vae)
+        learner = SharpeningLoss(vae).to(draw.device)
     learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int) -> Tensor:
         images, noise, g = draw("sharpening step", step)
-        return learner(images, noise * torch.rand(len(noise), 1, 1, 1, generator=g) * _DISTURBANCE)  # type: ignore[no-any-return]
+        strength = torch.rand(len(noise), 1, 1, 1, generator=g) * _DISTURBANCE
+        return learner(images, noise * strength.to(noise.device))  # type: ignore[no-any-return]
 
     plan = Optimisation(steps=steps, lr=_SHARPENING_LR, warmup=min(50, steps // 4), ema=0.995)
     return train(learner, loss, plan, folder, "sharpening", dict(learner.critics.named_buffers()))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from geodistill.prior.losses import add_noise, estimate_clean
@@ -15,7 +14,7 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, weight: float) -
 
 def start_from(prototype: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
     """Return the prototypes [n, C, h, w] noised to level ᾱ, from where denoising starts (SDEdit, Meng et al. 2022)."""
-    return add_noise(prototype, noise, torch.full((len(prototype),), alpha_bar))
+    return add_noise(prototype, noise, prototype.new_full((len(prototype),), alpha_bar))
 
 
 def pull(noisy: Tensor, output: Tensor, prototype: Tensor, alpha_bar: float, prediction: str, scale: float) -> Tensor:
@@ -29,7 +28,7 @@ def pull(noisy: Tensor, output: Tensor, prototype: Tensor, alpha_bar: float, pre
         prediction: "epsilon" or "v_prediction".
         scale: s.
     """
-    level = torch.full((len(noisy),), alpha_bar)
+    level = noisy.new_full((len(noisy),), alpha_bar)
     gap = prototype - estimate_clean(output, noisy, level, prediction)
     length = gap.flatten(1).norm(dim=1).clamp_min(1e-8).view(-1, 1, 1, 1)
     moved: Tensor = noisy + scale * (1 - alpha_bar) ** 0.5 * gap / length

@@ -13,7 +13,7 @@ from geodistill.config import SamplingSettings
 from geodistill.prior.base import Prior
 from geodistill.prior.guidance import ModeGuidance, classifier_free, pull, start_from, towards_mode
 from geodistill.prior.losses import estimate_clean
-from geodistill.prior.training import batches
+from geodistill.prior.training import batches, no_class
 from geodistill.run import kept_parts
 from geodistill.seeding import generator
 
@@ -65,14 +65,15 @@ def sample_batch(
     """
     scheduler, times = _schedule(prior.scheduler.config, settings)
     alphas = prior.scheduler.alphas_cumprod
-    prototypes = requests.prototypes[requests.slots].float()
-    noise = _noise(prototypes.shape[1:], requests.seeds, seed)
+    prototypes = requests.prototypes[requests.slots].float().to(prior.device)
+    # Drawn on the CPU, so that every device draws the same image.
+    noise = _noise(prototypes.shape[1:], requests.seeds, seed).to(prior.device)
     latents = noise
     if settings.follow == "start":
         latents = start_from(prototypes, noise, float(alphas[times[0]]))
-    embeddings = _embeddings(requests, settings.guidance)
+    embeddings = _embeddings(requests, settings.guidance).to(prior.device)
     for index, time in enumerate(times):
-        output = _denoise(prior.unet, latents, time, embeddings, settings.guidance)
+        output = _denoise(prior, latents, time, embeddings, settings.guidance)
         if settings.follow == "guide" and index / len(times) <= settings.until:
             level = float(alphas[time])
             latents = pull(latents, output, prototypes, level, scheduler.config.prediction_type, settings.scale)
@@ -80,11 +81,11 @@ def sample_batch(
         if modes and index < modes.steps and index + 1 < len(times):
             level, following = float(alphas[time]), float(alphas[times[index + 1]])
             estimate = estimate_clean(
-                output, latents, torch.full((len(latents),), level), scheduler.config.prediction_type
+                output, latents, latents.new_full((len(latents),), level), scheduler.config.prediction_type
             )
             stepped = towards_mode(stepped, estimate, prototypes, level, following, modes.scale)
         latents = stepped
-    return latents
+    return latents.cpu()
 
 
 def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:
@@ -122,12 +123,14 @@ def _embeddings(requests: Requests, guidance: float) -> Tensor:
     return torch.cat([requests.embeddings[:1].float().expand_as(own), own])
 
 
-def _denoise(unet: Any, latents: Tensor, time: Tensor, embeddings: Tensor, guidance: float) -> Tensor:
+def _denoise(prior: Prior, latents: Tensor, time: Tensor, embeddings: Tensor, guidance: float) -> Tensor:
     count = len(latents)
     doubled = latents if guidance == 1 else torch.cat([latents, latents])
-    classes = torch.zeros(len(doubled), dtype=torch.long) if unet.config.num_class_embeds else None
-    with torch.autocast("cpu", torch.bfloat16):
-        output = unet(
-            doubled.contiguous(memory_format=torch.channels_last), time, embeddings, class_labels=classes
+    with prior.mixed():
+        output = prior.unet(
+            doubled.contiguous(memory_format=torch.channels_last),
+            time,
+            embeddings,
+            class_labels=no_class(prior.unet, doubled),
         ).sample.float()
     return output if guidance == 1 else classifier_free(output[count:], output[:count], guidance)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from geodistill.devices import mixed
 from geodistill.errors import TrainingError
 from geodistill.prior.losses import add_noise, consistency_loss, diffusion_loss, estimate_clean, target
 from geodistill.progress import progress
@@ -41,13 +42,17 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """AdamW with linear warm-up and cosine decay to zero, gradients clipped to norm 1, averaged weights."""
+    """AdamW with linear warm-up and cosine decay to zero, gradients clipped to norm 1, averaged weights.
+
+    `working` is the type that models compute in; in f16 the loss is scaled so that small gradients do not vanish.
+    """
 
     steps: int
     lr: float
     warmup: int
     ema: float
     weight_decay: float = 0.01
+    working: torch.dtype = torch.bfloat16
     checkpoint_every: int = 250
 
 
@@ -79,14 +84,14 @@ def train_denoiser(
     Where memory runs out, the U-Net keeps fewer activations (gradient checkpointing), then fewer latents go through it
     together; what the optimiser sees stays the same.
     """
-    alphas = scheduler.alphas_cumprod.float()
+    alphas = scheduler.alphas_cumprod.float().to(unet.device)
     prediction = scheduler.config.prediction_type
     together = _Together(unet, plan)
 
     def losses(step: int) -> Iterator[Tensor]:
         return _losses(unet, alphas, prediction, data, plan, together.count, step)
 
-    remembered = dict(plan.auxiliary.named_buffers()) if plan.auxiliary is not None else {}
+    remembered = dict(plan.auxiliary.to(unet.device).named_buffers()) if plan.auxiliary is not None else {}
     return train(unet, losses, plan, folder, title, remembered, together.relieve)
 
 
@@ -184,7 +189,7 @@ def _backward(state: "_State", loss: Tensor | Iterator[Tensor], step: int, title
     total = 0.0
     for part in [loss] if isinstance(loss, Tensor) else loss:
         _check_finite(part, step, title)
-        part.backward()
+        state.scaler.scale(part).backward()
         total += part.item()
     return total
 
@@ -203,9 +208,11 @@ def _losses(
     clean, embedding = _draw(data, chosen, plan.drop_prompt, g)
     noise = torch.randn(clean.shape, generator=g)
     times = torch.randint(0, len(alphas), (len(chosen),), generator=g)
+    # All of it is drawn on the CPU, so that every device trains on the same.
     for part in batches(len(chosen), together):
         drawn = (clean[part], embedding[part], noise[part], times[part], data.labels[chosen][part])
-        yield _loss(unet, alphas, prediction, plan, *drawn) * (len(times[part]) / len(times))
+        moved = (tensor.to(unet.device) for tensor in drawn)
+        yield _loss(unet, alphas, prediction, plan, *moved) * (len(times[part]) / len(times))
 
 
 def _loss(
@@ -222,8 +229,8 @@ def _loss(
     """Return the loss of latents `clean` [n, C, h, w] with `noise` at `times` [n], a mean over them."""
     alpha_bar = alphas[times]
     noisy = add_noise(clean, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = unet(noisy, times, embedding, class_labels=_class_labels(unet, len(times))).sample
+    with mixed(noisy.device, plan.working):
+        output = unet(noisy, times, embedding, class_labels=no_class(unet, noisy)).sample
     output = output.float()
     loss = diffusion_loss(output, target(clean, noise, alpha_bar, prediction), alpha_bar, prediction, plan.gamma)
     estimate = estimate_clean(output, noisy, alpha_bar, prediction)
@@ -236,9 +243,9 @@ def _loss(
     return loss
 
 
-def _class_labels(unet: Any, count: int) -> Tensor | None:
-    """Bases with class embeddings (Text2Earth) get class 0 where none is given."""
-    return torch.zeros(count, dtype=torch.long) if unet.config.num_class_embeds else None
+def no_class(unet: Any, noisy: Tensor) -> Tensor | None:
+    """Return class 0 for each of latents `noisy`, where `unet` has class embeddings (Text2Earth): none is given."""
+    return torch.zeros(len(noisy), dtype=torch.long, device=noisy.device) if unet.config.num_class_embeds else None
 
 
 def _batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
@@ -285,6 +292,8 @@ class _State:
         self.optimiser = torch.optim.AdamW(
             self.named.values(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
         )
+        device = next(iter(self.named.values())).device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.working == torch.float16)
 
     @classmethod
     def start(cls, model: nn.Module, plan: Optimisation, folder: Path, remembered: dict[str, Tensor]) -> "_State":
@@ -297,8 +306,10 @@ class _State:
         """Take the gradients that are there, of a loss of that value, as the next step."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.plan.lr * self._rate(self.step)
+        self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.named.values(), 1.0)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.step += 1
         self.losses.append(loss)
         self._follow()
@@ -326,12 +337,17 @@ class _State:
             tensors |= {f"optimiser.{name}.{key}": value for key, value in self.optimiser.state[p].items()}
         tensors |= {f"auxiliary.{name}": value for name, value in self.remembered.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        tensors["scaler"] = torch.tensor(list(self.scaler.state_dict().values()), dtype=torch.float64)
         save_tensors(tensors, folder / _CHECKPOINT)
 
     def _load(self, folder: Path) -> None:
         tensors = load_file(folder / _CHECKPOINT)
         self.losses = tensors["losses"].tolist()
         self.step = len(self.losses)
+        if self.scaler.is_enabled():
+            now = self.scaler.state_dict().items()
+            kept = zip(now, tensors["scaler"].tolist(), strict=True)
+            self.scaler.load_state_dict({name: type(value)(before) for (name, value), before in kept})
         with torch.no_grad():
             for name, buffer in self.remembered.items():
                 buffer.copy_(tensors[f"auxiliary.{name}"])

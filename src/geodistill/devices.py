@@ -1,0 +1,37 @@
+"""Where models run, and in which precision: asked here, once for the whole run."""
+
+from typing import Literal
+
+import torch
+
+from geodistill.errors import ConfigError
+
+Precision = Literal["auto", "bf16", "f16", "f32"]
+_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+def accelerator() -> torch.device:
+    """Return the device that models run on: a CUDA device if torch sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def working_type(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the type that `precision` stands for on `device`.
+
+    auto is bf16 on the CPU and on every GPU that has units for it, f32 on an older one.
+
+    Raises:
+        ConfigError: bf16 is asked for on a GPU without units for it.
+    """
+    with_units = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not with_units:
+        raise ConfigError("this GPU has no units for bf16: use --set precision=f16 or f32, or leave it at auto")
+    if precision == "auto":
+        return torch.bfloat16 if with_units else torch.float32
+    return _TYPES[precision]
+
+
+def mixed(device: torch.device, working: torch.dtype) -> torch.autocast:
+    """Return the context in which matrix products and convolutions run in `working`, sums and weights in f32."""
+    enabled = working != torch.float32
+    return torch.autocast(device.type, working if enabled else torch.bfloat16, enabled=enabled)
