@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -47,6 +48,7 @@ _Data = Annotated[
 @contextmanager
 def _told() -> Iterator[None]:
     """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
+    _refuse_company(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False)])
     _quiet_libraries()
     try:
@@ -57,6 +59,14 @@ def _told() -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
+
+
+def _refuse_company(arguments: list[str]) -> None:
+    """End here when several processes were started for a command that only one can do."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] != ["distill"]:
+        reason = "only distill runs in several processes: start this without accelerate"
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {reason}", highlight=False)
+        raise typer.Exit(2)
 
 
 def _plain(text: str) -> str:
@@ -122,6 +132,7 @@ def distill(
     with _told():
         from geodistill.config import load_config
         from geodistill.methods import dpd
+        from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
 
@@ -129,6 +140,8 @@ def distill(
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
         scenes = open_scenes(data).train
         result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
+        if not processes().main:
+            return
         draw_grid(result, out / "grid.png")
         _print_stages(out)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)

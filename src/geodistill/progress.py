@@ -8,6 +8,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from geodistill.processes import processes
+
 
 class Advance(Protocol):
     """Tells a progress bar how far the work is, with a short note."""
@@ -22,6 +24,9 @@ def progress(title: str, total: int) -> Iterator[Advance]:
 
     Where standard error is not a terminal (a log file), a line is printed at each tenth instead.
     """
+    if not processes().main:
+        yield lambda done, note="": None
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(title, total)

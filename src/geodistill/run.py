@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from geodistill.errors import RunError
+from geodistill.processes import processes
 from geodistill.progress import progress
 
 _FORMAT = 1
@@ -67,18 +68,17 @@ def kept_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tenso
 
     Each is kept in `folder` once it is made: called again after an interruption, none is made a second time. Parts
     follow on each other, the last one's stop is the number of items. When the whole is saved, `forget_parts` removes
-    what was kept.
+    what was kept. Several processes make every one of their number each, and all get the whole.
     """
-    slices = list(parts)
-    made = []
+    slices, crew = list(parts), processes()
+    paths = [folder / f".part-{index:05d}.safetensors" for index in range(len(slices))]
     with progress(title, slices[-1].stop) as advance:
-        for index, which in enumerate(slices):
-            path = folder / f".part-{index:05d}.safetensors"
-            if not path.exists():
+        for index, (path, which) in enumerate(zip(paths, slices, strict=True)):
+            if index % crew.count == crew.rank and not path.exists():
                 save_tensors({"part": make(which)}, path)
-            made.append(load_file(path)["part"])
             advance(which.stop)
-    return torch.cat(made)
+    crew.wait()
+    return torch.cat([load_file(path)["part"] for path in paths])
 
 
 def forget_parts(folder: Path) -> None:
@@ -143,6 +143,13 @@ class Run:
         self.folder = folder
         self.used: list[str] = []
         self._lender = lender
+        self._crew = processes()
+        if self._crew.main:
+            self._open(settings, command)
+        self._crew.wait()
+
+    def _open(self, settings: dict[str, Any], command: str) -> None:
+        folder = self.folder
         with explain_os_errors(folder):
             if folder.exists() and not folder.is_dir():
                 raise RunError(f"{folder} is a file, not a folder: choose another --out")
@@ -160,7 +167,8 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self._crew.main:
+            self._lock.close()
 
     def _take_lock(self) -> None:
         try:
@@ -206,7 +214,13 @@ class Run:
         return {path.name for path in self.folder.iterdir()} - ours
 
     def stage(
-        self, name: str, build: Callable[[Path], dict[str, Any] | None], *, version: int, inputs: Sequence[Any] = ()
+        self,
+        name: str,
+        build: Callable[[Path], dict[str, Any] | None],
+        *,
+        version: int,
+        inputs: Sequence[Any] = (),
+        shared: bool = False,
     ) -> Path:
         """Return the folder of stage `name`, building it first unless it is there and whole.
 
@@ -216,26 +230,38 @@ class Run:
                 with the same folder, it must go on from what it finds there.
             version: of the stage's code; raise it when the same inputs give another result.
             inputs: fingerprints and settings that the result depends on, representable in JSON.
+            shared: where several processes work on the run, each calls `build`, which leaves writing to the main one;
+                else that one alone does, and the others wait for it.
 
         Raises:
             RunError: the folder cannot be written or the disk is full.
         """
         self.used.append(name)
         if self._lender and name in _LENT:
-            return self._lender.stage(name, build, version=version, inputs=inputs)
+            return self._lender.stage(name, build, version=version, inputs=inputs, shared=shared)
         target, partial = self.folder / name, self.folder / f".{name}.partial"
         mark = fingerprint(name, version, list(inputs))
         if _mark_of(target) == mark:
             return target
+        # None may look for what another is about to make.
+        self._crew.wait()
+        if not self._crew.main:
+            self._crew.wait()
+            if shared:
+                build(partial)
+            self._crew.wait()
+            return target
         with explain_os_errors(self.folder):
             shutil.rmtree(target, ignore_errors=True)
             _prepare_partial(partial, mark)
+            self._crew.wait()
             with _Clock(self._record_path(name), name, mark) as clock:
                 facts = build(partial)
             clock.record(facts or {})
             _flush_folder(partial)
             partial.replace(target)
             _flush_folder(self.folder, recursive=False)
+        self._crew.wait()
         return target
 
     def fingerprint_of(self, name: str) -> str:

@@ -28,6 +28,7 @@ from geodistill.methods.stages import (
 )
 from geodistill.prior.base import SCRATCH, SHIPPED, shipped_base
 from geodistill.prior.compact import check_compact_size
+from geodistill.processes import processes
 from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import Scenes
 
@@ -47,6 +48,8 @@ def distill(
         GeodistillError: one of its kinds, before hours are spent where that can be known before.
     """
     config = config or Config()
+    if out is None and processes().count > 1:
+        raise ConfigError("several processes need one run folder: give out")
     if out is None:
         with tempfile.TemporaryDirectory(prefix="geodistill-") as folder:
             return distill(scenes, config, out=folder, command=command)
@@ -54,7 +57,8 @@ def distill(
     _check(scenes, config)
     settings = {"method": "dpd", "config": config.model_dump(mode="json"), "scenes": scenes.fingerprint()}
     with Run(Path(out), settings, command) as run:
-        write_atomic(run.folder / "config.toml", to_toml(config))
+        if processes().main:
+            write_atomic(run.folder / "config.toml", to_toml(config))
         return make(scenes, config, run)
 
 

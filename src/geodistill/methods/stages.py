@@ -43,6 +43,7 @@ from geodistill.prior.training import (
     prompt_table,
     train_denoiser,
 )
+from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
 from geodistill.run import Run, forget_parts, kept_parts, save_tensors, versions, write_atomic
@@ -133,13 +134,19 @@ def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
 
     def build(folder: Path) -> None:
         latents = kept_parts("latents", batches(len(scenes), 100), views, folder)
-        save_tensors({"latents": latents}, folder / "latents.safetensors")
-        forget_parts(folder)
+        _keep_whole({"latents": latents}, folder / "latents.safetensors")
 
     inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.size, config.latents.views]
-    stage = run.stage("latents", build, version=1, inputs=inputs)
+    stage = run.stage("latents", build, version=1, inputs=inputs, shared=True)
     latents: Tensor = load_file(stage / "latents.safetensors")["latents"]
     return latents
+
+
+def _keep_whole(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write what `kept_parts` gave to `path`, in the place of its parts."""
+    if processes().main:
+        save_tensors(tensors, path)
+        forget_parts(path.parent)
 
 
 def teach(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Teacher:
@@ -280,23 +287,25 @@ def finetune(
         add_adapter(adapted, rank=settings.rank, seed=config.seed)
         table, rows = prompt_table([[text] for text in texts])
         data = TrainingData(latents, scenes.labels, rows, adapted.embed(table))
-        shared = settings.model_dump(exclude={"rank"})
+        options = settings.model_dump(exclude={"rank"})
         plan = TrainingPlan(
             seed=derive_seed(config.seed, "adapter"),
             teacher=teacher,
             auxiliary=auxiliary,
             working=prior.working,
-            **shared,
+            shared=True,
+            **options,
         )
         facts = train_denoiser(adapted.unet, adapted.scheduler, data, plan, folder, "adapter")
-        save_adapter(adapted, folder)
-        forget_checkpoint(folder)
+        if processes().main:
+            save_adapter(adapted, folder)
+            forget_checkpoint(folder)
         return facts
 
     inputs = [*_fingerprints(run, after), settings.model_dump(), config.seed]
     inputs += [] if auxiliary is None else [repr(auxiliary)]
     inputs += _unless_default(config.precision)
-    merge_adapter(prior, run.stage("adapter", build, version=1, inputs=inputs))
+    merge_adapter(prior, run.stage("adapter", build, version=1, inputs=inputs, shared=True))
 
 
 def draw(
@@ -330,14 +339,13 @@ def draw(
         )
         seed = derive_seed(config.seed, "candidates")
         drawn = sample(prior, requests, config.sampling, seed=seed, folder=folder, modes=modes)
-        save_tensors({"latents": drawn}, folder / "candidates.safetensors")
-        forget_parts(folder)
+        _keep_whole({"latents": drawn}, folder / "candidates.safetensors")
         return {"images": len(drawn)}
 
     inputs = [*_fingerprints(run, after), config.sampling.model_dump(), config.seed]
     inputs += [] if modes is None else [asdict(modes)]
     inputs += _unless_default(config.precision)
-    stage = run.stage("candidates", build, version=1, inputs=inputs)
+    stage = run.stage("candidates", build, version=1, inputs=inputs, shared=True)
     candidates: Tensor = load_file(stage / "candidates.safetensors")["latents"]
     return candidates
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from geodistill.devices import mixed
 from geodistill.errors import TrainingError
 from geodistill.prior.losses import add_noise, consistency_loss, diffusion_loss, estimate_clean, target
+from geodistill.processes import Processes, processes
 from geodistill.progress import progress
 from geodistill.run import save_tensors, write_atomic
 from geodistill.seeding import generator
@@ -44,7 +45,8 @@ class TrainingData:
 class Optimisation:
     """AdamW with linear warm-up and cosine decay to zero, gradients clipped to norm 1, averaged weights.
 
-    `working` is the type that models compute in; in f16 the loss is scaled so that small gradients do not vanish.
+    `working` is the type that models compute in; in f16 the loss is scaled so that small gradients do not vanish. If it
+    is `shared`, several processes take the parts of each step's loss in turn, and all end with the same weights.
     """
 
     steps: int
@@ -53,6 +55,7 @@ class Optimisation:
     ema: float
     weight_decay: float = 0.01
     working: torch.dtype = torch.bfloat16
+    shared: bool = False
     checkpoint_every: int = 250
 
 
@@ -99,7 +102,7 @@ class _Together:
     """How many of a step's latents go through the U-Net together."""
 
     def __init__(self, unet: Any, plan: TrainingPlan) -> None:
-        self.unet, self.count = unet, plan.batch
+        self.unet, self.count = unet, -(-plan.batch // (processes().count if plan.shared else 1))
         # A further loss that remembers looks at the whole batch at once.
         self.least = plan.batch if plan.auxiliary is not None else 1
 
@@ -127,6 +130,7 @@ def train(
 
     The loss is one tensor, or several made one after the other whose sum it is. Where a step runs out of memory,
     `relieve` is asked for a remedy, which it names, and the step is done again; without one left the training stops.
+    Of several processes that share it, the main one writes.
 
     `loss_at` draws all that is random from the step's own generator, and the state of model, optimiser and average,
     with the `remembered` tensors that the loss itself changes, is kept in `folder` from time to time, so that a run
@@ -144,7 +148,8 @@ def train(
         for step in range(state.step, optimisation.steps):
             _step(state, loss_at, step, title, relieve)
             advance(step + 1, f"loss {state.recent():.4f}")
-            if (step + 1) % optimisation.checkpoint_every == 0 or step + 1 == optimisation.steps:
+            due = (step + 1) % optimisation.checkpoint_every == 0 or step + 1 == optimisation.steps
+            if due and state.crew.main:
                 state.save(folder)
     model.eval()
     state.finish(folder)
@@ -167,12 +172,15 @@ def _step(
 ) -> None:
     """Do one step of the optimiser, from the start again whenever memory ran out and there is a remedy."""
     while True:
+        why = ""
         try:
-            state.update(_backward(state, loss_at(step), step, title))
-            return
+            loss = _backward(state, loss_at(step), step, title)
         except torch.OutOfMemoryError as error:
-            why = str(error).split(".")[0]
-        # Outside the handler, which would keep what the step had in memory.
+            why = str(error).split(".")[0] or "no reason given"
+        # Outside the handler, which would keep what the step had in memory. What one process has not, none counts on.
+        if not state.crew.any(bool(why)):
+            state.update(state.gathered(loss))
+            return
         torch.cuda.empty_cache()
         remedy = relieve()
         if not remedy:
@@ -184,7 +192,7 @@ def _step(
 
 
 def _backward(state: "_State", loss: Tensor | Iterator[Tensor], step: int, title: str) -> float:
-    """Add up the gradients of the parts of a loss, one after the other; return the loss."""
+    """Add up the gradients of this process's parts of a loss, one after the other; return the sum of these parts."""
     state.optimiser.zero_grad(set_to_none=True)
     total = 0.0
     for part in [loss] if isinstance(loss, Tensor) else loss:
@@ -209,7 +217,10 @@ def _losses(
     noise = torch.randn(clean.shape, generator=g)
     times = torch.randint(0, len(alphas), (len(chosen),), generator=g)
     # All of it is drawn on the CPU, so that every device trains on the same.
-    for part in batches(len(chosen), together):
+    crew = processes() if plan.shared else Processes()
+    for index, part in enumerate(batches(len(chosen), together)):
+        if index % crew.count != crew.rank:
+            continue
         drawn = (clean[part], embedding[part], noise[part], times[part], data.labels[chosen][part])
         moved = (tensor.to(unet.device) for tensor in drawn)
         yield _loss(unet, alphas, prediction, plan, *moved) * (len(times[part]) / len(times))
@@ -292,6 +303,7 @@ class _State:
         self.optimiser = torch.optim.AdamW(
             self.named.values(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
         )
+        self.crew = processes() if plan.shared else Processes()
         device = next(iter(self.named.values())).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.working == torch.float16)
 
@@ -301,6 +313,16 @@ class _State:
         if (folder / _CHECKPOINT).exists():
             state._load(folder)
         return state
+
+    def gathered(self, loss: float) -> float:
+        """Add up the gradients of all processes; return the sum of their losses."""
+        if self.crew.count == 1:
+            return loss
+        for p in self.named.values():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        total = torch.tensor(loss, dtype=torch.float64, device=next(iter(self.named.values())).device)
+        self.crew.add([total, *(p.grad for p in self.named.values() if p.grad is not None)])
+        return total.item()
 
     def update(self, loss: float) -> None:
         """Take the gradients that are there, of a loss of that value, as the next step."""
@@ -366,6 +388,10 @@ class _State:
         if self.plan.ema:
             for name, p in self.named.items():
                 p.copy_(self.average[name])
+        if self.crew.main:
+            self._write_losses(folder)
+
+    def _write_losses(self, folder: Path) -> None:
         write_atomic(folder / "losses.json", json.dumps([round(value, 6) for value in self.losses]))
 
 

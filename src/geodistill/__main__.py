@@ -1,0 +1,6 @@
+"""`python -m geodistill`, and so `accelerate launch -m geodistill`."""
+
+from geodistill.cli import app
+
+if __name__ == "__main__":
+    app(prog_name="geodistill")

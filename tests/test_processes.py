@@ -1,0 +1,101 @@
+"""Two processes against one, by the launcher that users have, and what each does alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+
+from geodistill.cli import _told
+from geodistill.distilled import DistilledSet
+from geodistill.processes import Processes, processes
+from geodistill.scenes import write_scenes
+
+# As long as it takes for rounding to show, no longer.
+QUICK = ("--config", "tiny", "--ipc", "2", "--set", "finetune.steps=6")
+
+
+def _distill(scenes: Path, out: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
+    command = [
+        *launcher,
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "geodistill",
+    ]
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "distill", str(scenes), "--out", str(out), *QUICK, *more],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes") / "scenes"
+    write_scenes(folder, train_per_class=12, test_per_class=3, size=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shared") / "run"
+    made = _distill(scenes, out, 2)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("20 images of 10 classes") == 1
+    return out
+
+
+def test_two_processes_make_the_images_that_one_makes(scenes: Path, shared: Path, tmp_path: Path) -> None:
+    alone = _distill(scenes, tmp_path / "run", 1)
+    assert alone.returncode == 0, alone.stderr
+    one, two = (DistilledSet.load(out / "distilled") for out in (tmp_path / "run", shared))
+    assert torch.equal(one.labels, two.labels)
+    drawn = [load_file(out / "candidates" / "candidates.safetensors")["latents"] for out in (tmp_path / "run", shared)]
+    # Sums over other batches round differently; another image would be off by more than 1.
+    assert float((drawn[0] - drawn[1]).abs().mean()) < 0.02
+    latents = [load_file(out / "latents" / "latents.safetensors")["latents"] for out in (tmp_path / "run", shared)]
+    assert torch.equal(*latents)
+    assert not list(shared.glob(".*.partial"))
+
+
+def test_fewer_processes_go_on_where_more_stopped(scenes: Path, shared: Path) -> None:
+    before = (shared / "candidates" / "candidates.safetensors").read_bytes()
+    (shared / "distilled" / "manifest.json").unlink()
+    (shared / "distilled" / ".fingerprint").unlink()
+    again = _distill(scenes, shared, 1)
+    assert again.returncode == 0, again.stderr
+    assert (shared / "candidates" / "candidates.safetensors").read_bytes() == before
+    assert (shared / "distilled" / "manifest.json").exists()
+
+
+def test_other_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["geodistill", "compare"])
+    with pytest.raises(typer.Exit), _told():
+        pass
+    assert capsys.readouterr().err == ("error: only distill runs in several processes: start this without accelerate\n")
+
+
+def test_alone() -> None:
+    crew = Processes()
+    crew.wait()
+    one = torch.ones(2)
+    crew.add([one])
+    assert one.tolist() == [1, 1]
+    assert (crew.main, crew.any(True), crew.any(False)) == (True, True, False)
+    assert (processes().rank, processes().count) == (0, 1)
+    assert not Processes(1, 2).main
