@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from geodistill.config import Config
+from geodistill.config import Config, SamplingSettings
 from geodistill.descriptions.models import SERVER
 from geodistill.errors import PriorError
 from geodistill.methods.stages import check_counts
@@ -32,7 +32,9 @@ from geodistill.teacher import Teacher
 # Share of the rate of a large matrix product that each stage reached (benchmarks/plan.py, AID, default settings).
 SHARES = {"latents": 0.28, "teacher": 0.15, "adapter": 0.15, "candidates": 0.30, "distilled": 0.28}
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
-_LORA_BACKWARD = 2  # forward, and the gradient of activations: weights of the base have none
+# Passes that a training step of the adapter takes: forward, and the gradient of activations; the base's weights have
+# none.
+LORA_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    stages = tuple(_stages(parts, scenes, config, _rate(device)))
+    stages = tuple(_stages(parts, scenes, config, peak_rate(device)))
     disk = _disk(parts, scenes, config) + sum(one.size for one in downloads)
     return Plan(tuple(downloads), stages, _memory(parts, config), disk, _free(out), device)
 
@@ -183,22 +185,33 @@ def _hub(name: str) -> Iterator[None]:
 def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Iterator[Stage]:
     """Yield the stages that take long; `rate` in operations a second."""
     side, channels = config.size // parts.downscale, int(parts.unet.config.in_channels)
-    views, sampling = config.latents.views, config.sampling
+    sampling = config.sampling
     slots = len(scenes.classes) * config.ipc
     drawn = slots * sampling.candidates
     image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
     teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
-    passes = sampling.steps * (sampling.strength if sampling.follow == "start" else 1) * (1 + (sampling.guidance != 1))
     step = _operations(lambda: _denoised(parts, latent))
     works = {
-        "latents": (len(scenes) * views, "views", _operations(lambda: parts.vae.encode(image))),
+        "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
-        "adapter": (config.finetune.steps * config.finetune.batch, "latents", _LORA_BACKWARD * step),
-        "candidates": (drawn, "images", passes * step),
+        "adapter": (config.finetune.steps * config.finetune.batch, "latents", LORA_STEP * step),
+        "candidates": (drawn, "images", passes(sampling) * step),
         "distilled": (drawn if config.selection.by == "herding" else slots, "images decoded", _decoding(parts, latent)),
     }
     for name, (count, what, each) in works.items():
         yield Stage(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))
+
+
+def denoising_operations(source: str, size: int) -> float:
+    """Return the operations of one pass of a latent of images of side `size` through the U-Net in a base's folder."""
+    parts = _of_folder(source)
+    return _operations(lambda: _denoised(parts, _meta(1, int(parts.unet.config.in_channels), size // parts.downscale)))
+
+
+def passes(sampling: SamplingSettings) -> float:
+    """Return how often a candidate goes through the U-Net."""
+    steps = sampling.steps * (sampling.strength if sampling.follow == "start" else 1)
+    return steps * (1 + (sampling.guidance != 1))
 
 
 def _decoding(parts: _Parts, latent: Tensor) -> float:
@@ -261,7 +274,7 @@ def _free(folder: Path) -> int:
     return free
 
 
-def _rate(device: str) -> float:
+def peak_rate(device: str) -> float:
     """Return the floating-point operations a second of a large product in bf16, the median of five."""
     side = 8192 if device == "cuda" else 2048
     left = torch.linspace(-1, 1, side, device=device, dtype=torch.bfloat16).expand(side, side).contiguous()

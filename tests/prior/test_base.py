@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_tiny_pipeline
+from diffusers import DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import geodistill.prior  # noqa: F401  (makes stock diffusers know our autoencoder)
 from geodistill.config import CompactSettings
@@ -72,8 +74,6 @@ def test_fingerprint_follows_the_bytes(sd_folder: Path, tmp_path: Path) -> None:
 
 
 def test_stock_diffusers_loads_the_compact_base_and_draws(data: SceneData, tmp_path: Path) -> None:
-    from diffusers import StableDiffusionPipeline
-
     settings = CompactSettings(channels=8, width=(32, 32), steps=2, batch=4)
     pixels = data.train.pixels(range(20), size=32)
     facts = build_compact(
@@ -138,3 +138,34 @@ def test_base_that_predicts_something_else(tmp_path: Path) -> None:
     folder = save_tiny_pipeline(tmp_path / "sd", prediction="sample")
     with pytest.raises(PriorError, match="predicts 'sample': geodistill needs one that predicts epsilon or v_predict"):
         load_prior(str(folder))
+
+
+def test_stable_diffusion_xl_is_refused_by_name(sd_folder: Path, tmp_path: Path) -> None:
+    parts = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None).components
+    text = CLIPTextConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    StableDiffusionXLPipeline(
+        vae=parts["vae"],
+        text_encoder=parts["text_encoder"],
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=parts["tokenizer"],
+        tokenizer_2=parts["tokenizer"],
+        unet=parts["unet"],
+        scheduler=parts["scheduler"],
+    ).save_pretrained(tmp_path)
+    with pytest.raises(PriorError) as caught:
+        load_prior(str(tmp_path))
+    assert str(caught.value) == (
+        f"the base {str(tmp_path)!r} is a StableDiffusionXLPipeline with two text encoders: geodistill needs a "
+        "Stable-Diffusion-type pipeline (vae, tokenizer, text_encoder, unet, scheduler), such as Stable Diffusion 1.x "
+        "and 2.x, Text2Earth or a compact base"
+    )
+
+
+def test_a_transformer_in_the_place_of_the_unet_is_refused_by_name(sd_folder: Path, tmp_path: Path) -> None:
+    parts = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None).components
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=8, norm_num_groups=4
+    )
+    DiTPipeline(transformer=transformer, vae=parts["vae"], scheduler=parts["scheduler"]).save_pretrained(tmp_path)
+    with pytest.raises(PriorError, match=r"is a DiTPipeline without tokenizer, text_encoder, unet: geodistill needs a"):
+        load_prior(str(tmp_path))

@@ -122,11 +122,14 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
         raise PriorError(_unloadable(source, str(error))) from error
     parts = {name: pipeline.components.get(name) for name in _NEEDED}
     missing = [name for name, part in parts.items() if part is None]
-    if missing or not isinstance(parts["unet"], UNet2DConditionModel):
+    # Stable Diffusion XL has all of these, and a second text encoder that its U-Net cannot do without.
+    second = pipeline.components.get("text_encoder_2") is not None
+    if missing or second or not isinstance(parts["unet"], UNet2DConditionModel):
         raise PriorError(
             f"the base {source!r} is a {type(pipeline).__name__}"
-            + (f" without {', '.join(missing)}" if missing else "")
-            + ": geodistill needs a Stable-Diffusion-type pipeline (vae, tokenizer, text_encoder, unet, scheduler)"
+            + (f" without {', '.join(missing)}" if missing else " with two text encoders" if second else "")
+            + ": geodistill needs a Stable-Diffusion-type pipeline (vae, tokenizer, text_encoder, unet, scheduler), "
+            "such as Stable Diffusion 1.x and 2.x, Text2Earth or a compact base"
         )
     prediction = parts["scheduler"].config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
