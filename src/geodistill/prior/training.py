@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ from geodistill.seeding import generator
 log = logging.getLogger("geodistill")
 
 _CHECKPOINT = ".training.safetensors"
+# Elements of a latent up to which attention is not worth fusing.
+_FEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ def train_denoiser(
     alphas = scheduler.alphas_cumprod.float().to(unet.device)
     prediction = scheduler.config.prediction_type
     together = _Together(unet, plan)
+    if unet.device.type == "cpu" and data.latents.shape[-2:].numel() <= _FEW_TOKENS:
+        # A step takes a quarter less time than with torch's fused attention, whose gradient is slow on the CPU.
+        unet.set_attn_processor(AttnProcessor())
 
     def losses(step: int) -> Iterator[Tensor]:
         return _losses(unet, alphas, prediction, data, plan, together.count, step)
