@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,16 @@ def _trained(folder: Path, sd_folder: Path, stop_at: int | None = None) -> dict[
         checkpoint_every=2,
     )
     folder.mkdir(exist_ok=True)
-    loss = training._loss
+    losses = training._losses
 
-    def stopping(*args: Any) -> torch.Tensor:
-        value = loss(*args)
+    def stopping(*args: Any) -> Iterator[torch.Tensor]:
+        values = list(losses(*args))
         if args[-1] == stop_at:
             raise RuntimeError("killed")
-        return value
+        return iter(values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_loss", stopping)
+        patch.setattr(training, "_losses", stopping)
         train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "adapter")
     return load_file(folder / training._CHECKPOINT)
 

@@ -13,7 +13,7 @@ def test_images_are_those_of_kmeans_through_the_stock_autoencoder(
     pair: Scenes, on_pipeline: Config, sd_folder: Path, tmp_path: Path
 ) -> None:
     with Run(tmp_path, {}) as run:
-        made = reconstruction.make(pair, on_pipeline, run)
+        made = reconstruction.make(pair, on_pipeline.model_copy(update={"precision": "f32"}), run)
     vae = AutoencoderKL.from_pretrained(sd_folder / "vae")
     real = pair.pixels(kmeans.select(pair, on_pipeline), size=32)
     with torch.no_grad():

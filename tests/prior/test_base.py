@@ -5,19 +5,21 @@ import pytest
 import torch
 from conftest import save_tiny_pipeline
 from diffusers import DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import geodistill.prior  # noqa: F401  (makes stock diffusers know our autoencoder)
 from geodistill.config import CompactSettings
 from geodistill.errors import PriorError
 from geodistill.prior import compact
-from geodistill.prior.base import check_size, fingerprint_of_base, load_prior
+from geodistill.prior.base import check_size, fingerprint_of_base, load_prior, shipped_base
 from geodistill.prior.compact import _byte_pairs, build_compact, new_compact
-from geodistill.scenes import SceneData
+from geodistill.scenes import SceneData, draw_scene
+from geodistill.scenes.images import to_square_tensor
 
 
 def test_encode_and_decode_follow_the_autoencoders_own_scale(sd_folder: Path) -> None:
-    prior = load_prior(str(sd_folder))
+    prior = load_prior(str(sd_folder), "f32")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         mean = prior.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
@@ -27,6 +29,14 @@ def test_encode_and_decode_follow_the_autoencoders_own_scale(sd_folder: Path) ->
     expected = ((decoded.clamp(-1, 1) + 1) * 127.5).round()
     assert (prior.decode(latents).float() - expected).abs().max() <= 1
     assert prior.downscale == 4
+
+
+def test_drafts_are_hardly_off() -> None:
+    prior = load_prior(str(shipped_base(64)))
+    latents = prior.encode(torch.stack([to_square_tensor(Image.fromarray(draw_scene("Harbour", 0)), 64)]))
+    exact, draft = prior.decode(latents).int(), prior.decode(latents, draft=True).int()
+    assert 0 < (exact - draft).abs().float().mean() < 0.3
+    assert (exact - draft).abs().max() <= 4
 
 
 def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
         _keep_whole({"latents": latents}, folder / "latents.safetensors")
 
     inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.size, config.latents.views]
-    stage = run.stage("latents", build, version=1, inputs=inputs, shared=True)
+    stage = run.stage("latents", build, version=2, inputs=inputs, shared=True)
     latents: Tensor = load_file(stage / "latents.safetensors")["latents"]
     return latents
 
@@ -378,7 +378,7 @@ def choose(
         real = judge(teacher, latents[:, 0])[1]
         if config.selection.by == "herding":
             # Two judges that were trained on other things are harder to please for a wrong reason.
-            pixels = decode(prior, candidates, config)
+            pixels = decode(prior, candidates, config, draft=True)
             features = torch.cat([features, backbone_features(pixels)], dim=1)
             real = torch.cat([real, scene_features(scenes, config)], dim=1)
         chosen = torch.cat(
@@ -397,7 +397,7 @@ def choose(
 
     inputs = [run.fingerprint_of("candidates"), run.fingerprint_of("teacher"), config.selection.model_dump()]
     inputs += [] if labeller is None else [run.fingerprint_of("labeller")]
-    return DistilledSet.load(run.stage("distilled", build, version=3, inputs=inputs))
+    return DistilledSet.load(run.stage("distilled", build, version=4, inputs=inputs))
 
 
 def _choose_of_class(
@@ -460,7 +460,7 @@ def write_set(
         labels = slot_labels(scenes, config)
         DistilledSet(images, labels, scenes.classes, records, _about(method, config)).write(folder)
 
-    return DistilledSet.load(run.stage("distilled", build, version=3, inputs=[method, *inputs]))
+    return DistilledSet.load(run.stage("distilled", build, version=4, inputs=[method, *inputs]))
 
 
 def keep_scenes(method: str, select: Callable[[], Tensor], scenes: Scenes, config: Config, run: Run) -> DistilledSet:
@@ -492,9 +492,9 @@ def keep_candidates(
     return write_set(method, images, scenes, config, run, inputs=inputs, records=records)
 
 
-def decode(prior: Prior, latents: Tensor, config: Config) -> Tensor:
-    """Return uint8 images of `latents`, as many together as are sampled together."""
-    return torch.cat([prior.decode(part) for part in latents.split(config.sampling.batch)])
+def decode(prior: Prior, latents: Tensor, config: Config, *, draft: bool = False) -> Tensor:
+    """Return uint8 images of `latents`, as many together as are sampled together; drafts where nobody will see them."""
+    return torch.cat([prior.decode(part, draft=draft) for part in latents.split(config.sampling.batch)])
 
 
 def _about(method: str, config: Config) -> dict[str, Any]:
