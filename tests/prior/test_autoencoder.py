@@ -179,14 +179,14 @@ def test_sharpening_loss_of_a_perfect_decoder_is_the_critics_alone(
     images: torch.Tensor, sharpening: SharpeningLoss
 ) -> None:
     sharpening.autoencoder, sharpening.critics = _Perfect(images[:6], 0.0, 0.0), _Scores(0.75, -0.5, 3.0)  # type: ignore[assignment]
-    loss = sharpening(images[:6], torch.zeros(6, 4, 4, 4))
+    loss = sharpening(images[:6], torch.zeros(6, 4, 4, 4), 0.3)
     assert float(loss) == pytest.approx(-0.3 * 3.0 + (1 - 0.75) + (1 - 0.5), abs=1e-3)
 
 
 def _gradients(loss: SharpeningLoss, images: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Return the gradients of a critic's and of the decoder's first weights."""
     loss.zero_grad()
-    loss(images, torch.zeros(len(images), 4, 4, 4)).backward()
+    loss(images, torch.zeros(len(images), 4, 4, 4), 0.3).backward()
     return loss.critics.pixels[0].parametrizations.weight.original.grad, loss.autoencoder.decoder[0].weight.grad
 
 

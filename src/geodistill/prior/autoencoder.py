@@ -286,11 +286,12 @@ def _critic(*layers: tuple[int, int, int]) -> nn.Sequential:
 class SharpeningLoss(nn.Module):
     """What a trained ConvAutoencoder's decoder learns texture with; its encoder, and so every latent, stays.
 
-        |x̂ - x| + 0.5 perceptual(x̂, x) - 0.3 mean_k D_k(x̂) + mean_k [ max(0, 1 - D_k(x)) + max(0, 1 + D_k(x̂)) ]
+        |x̂ - x| + 0.5 perceptual(x̂, x) - w mean_k D_k(x̂) + mean_k [ max(0, 1 - D_k(x)) + max(0, 1 + D_k(x̂)) ]
 
-    The third term is the decoder's alone, the last the critics' alone (hinge loss: Lim and Ye 2017). A mean squared or
-    absolute error is least for the average of all textures that a latent leaves open, which is none; the critics ask
-    for one of them (Esser et al., CVPR 2021). Latents are disturbed a little, as drawn ones are.
+    with w the pressure of the critics. The third term is the decoder's alone, the last the critics' alone (hinge loss:
+    Lim and Ye 2017). A mean squared or absolute error is least for the average of all textures that a latent leaves
+    open, which is none; the critics ask for one of them (Esser et al., CVPR 2021). Latents are disturbed a little, as
+    drawn ones are.
     """
 
     def __init__(self, autoencoder: ConvAutoencoder) -> None:
@@ -299,8 +300,11 @@ class SharpeningLoss(nn.Module):
         autoencoder.decoder.requires_grad_(True)
         self.critics = Critics()
 
-    def forward(self, images: Tensor, disturbance: Tensor) -> Tensor:
-        """Return the loss of images [n, 3, s, s] in [-1, 1]; `disturbance` [n, C, s/8, s/8] is added to the latents."""
+    def forward(self, images: Tensor, disturbance: Tensor, pressure: float) -> Tensor:
+        """Return the loss under `pressure` of images [n, 3, s, s] in [-1, 1].
+
+        `disturbance` [n, C, s/8, s/8] is added to the latents.
+        """
         with torch.no_grad():
             wanted = backbone_maps(images)
         with _mixed(images):
@@ -311,7 +315,7 @@ class SharpeningLoss(nn.Module):
             fake = self.critics(made.detach(), [own.detach() for own in maps])
             pleased = self._judged(made, maps)
         loss: Tensor = F.l1_loss(made, images) + 0.5 * _perceptual(maps, wanted)
-        return loss - 0.3 * _mean(pleased) + _hinge(real, fake)
+        return loss - pressure * _mean(pleased) + _hinge(real, fake)
 
     def _judged(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """Return the critics' scores such that their gradient reaches the images and not the critics."""
