@@ -1,7 +1,9 @@
 import errno
 import fcntl
 import json
+import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from geodistill.errors import RunError
-from geodistill.run import Run, fingerprint, forget_parts, kept_parts, records, save_tensors, write_atomic
+from geodistill.run import Run, fingerprint, forget_parts, join_parts, kept_parts, records, save_tensors, write_atomic
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -266,3 +269,34 @@ def test_cost_is_written_down_while_a_stage_goes_on(tmp_path: Path, monkeypatch:
     with Run(tmp_path / "run", {}) as run:
         run.stage("base", build, version=1)
     assert json.loads(record.read_text())["facts"] == {}
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    st.lists(st.integers(1, 3), max_size=3),
+    st.sampled_from([torch.float16, torch.float32, torch.bfloat16, torch.uint8, torch.int64]),
+)
+def test_joined_parts_are_what_safetensors_reads(rows: list[int], rest: list[int], kind: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(len(rows))
+    parts = [torch.randint(0, 100, (count, *rest), generator=generator).to(kind) for count in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{rank}.safetensors" for rank in range(len(parts))]
+        for part, path in zip(parts, paths, strict=True):
+            save_tensors({"part": part}, path)
+        join_parts(paths, "all", Path(folder) / "joined.safetensors")
+        joined = load_file(Path(folder) / "joined.safetensors")
+        assert list(joined) == ["all"]
+        assert joined["all"].dtype == kind
+        assert torch.equal(joined["all"], torch.cat(parts))
+
+
+def test_joining_holds_one_part_at_a_time(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{rank}.safetensors" for rank in range(30)]
+    for path in paths:
+        save_tensors({"part": torch.zeros(1, 1 << 20)}, path)
+    tracemalloc.start()
+    join_parts(paths, "all", tmp_path / "joined.safetensors")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * (4 << 20)
+    assert (tmp_path / "joined.safetensors").stat().st_size > 30 * (4 << 20)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -64,11 +65,16 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def kept_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tensor], folder: Path) -> Tensor:
-    """Return `make(part)` of all `parts`, joined along the first axis, with a progress bar titled `title`.
+    """Return `make(part)` of all `parts`, joined along the first axis; see `make_parts`."""
+    return torch.cat([load_file(path)["part"] for path in make_parts(title, parts, make, folder)])
+
+
+def make_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tensor], folder: Path) -> list[Path]:
+    """Return files with `make(part)` of all `parts`, made with a progress bar titled `title`.
 
     Each is kept in `folder` once it is made: called again after an interruption, none is made a second time. Parts
     follow on each other, the last one's stop is the number of items. When the whole is saved, `forget_parts` removes
-    what was kept. Several processes make every one of their number each, and all get the whole.
+    what was kept. Several processes make every one of their number each, and all get all of them.
     """
     slices, crew = list(parts), processes()
     paths = [folder / f".part-{index:05d}.safetensors" for index in range(len(slices))]
@@ -78,7 +84,36 @@ def kept_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tenso
                 save_tensors({"part": make(which)}, path)
             advance(which.stop)
     crew.wait()
-    return torch.cat([load_file(path)["part"] for path in paths])
+    return paths
+
+
+def join_parts(paths: Sequence[Path], name: str, target: Path) -> None:
+    """Write tensor `name` to the safetensors file `target`: what is in `paths`, joined along the first axis.
+
+    One part at a time is in memory, however many there are. The format: a header in JSON, its length before it, and
+    then the numbers row after row (https://huggingface.co/docs/safetensors).
+    """
+    shapes = [_shape_of(path) for path in paths]
+    kind, (_, *rest) = shapes[0]
+    shape = [sum(rows for _, (rows, *_) in shapes), *rest]
+    aside = target.with_name(f".{target.name}.tmp")
+    with aside.open("wb") as file:
+        size = math.prod(shape) * load_file(paths[0])["part"].element_size()
+        header = json.dumps({name: {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
+        # The numbers begin at a multiple of eight bytes.
+        header += b" " * (-len(header) % 8)
+        file.write(len(header).to_bytes(8, "little") + header)
+        for path in paths:
+            part = load_file(path)["part"].contiguous()
+            file.write(part.view(torch.uint8).numpy().tobytes())
+    _fsync(aside)
+    aside.replace(target)
+
+
+def _shape_of(path: Path) -> tuple[str, list[int]]:
+    with safe_open(path, "pt") as tensors:
+        found = tensors.get_slice("part")
+        return str(found.get_dtype()), list(found.get_shape())
 
 
 def forget_parts(folder: Path) -> None:

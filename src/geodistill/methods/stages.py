@@ -6,6 +6,7 @@ a stage that the settings leave out.
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from geodistill.prior.training import (
 from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
-from geodistill.run import Run, forget_parts, kept_parts, save_tensors, versions, write_atomic
+from geodistill.run import Run, forget_parts, join_parts, make_parts, save_tensors, versions, write_atomic
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
 from geodistill.scenes.views import dihedral
@@ -61,6 +62,8 @@ _DESCRIBED = 16
 # How much nearer than the whole scene a view may be that a base is pretrained on.
 _NEARER = 1.75
 _LABELLER = "labeller.safetensors"
+# Scenes whose views are encoded together.
+_ENCODED_TOGETHER = 100
 # Scenes decoded together where their features are asked for.
 _READ_TOGETHER = 1024
 
@@ -129,24 +132,40 @@ def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
     """Return the scenes' latents, float16 [N, V, C, h, w] with V views of each scene, from stage `latents`."""
 
     def views(which: slice) -> Tensor:
-        pixels = scenes.pixels(range(which.start, which.stop), size=config.size)
+        pixels = ahead(which)
         return torch.stack([prior.encode(dihedral(pixels, view)).half() for view in range(config.latents.views)], dim=1)
 
     def build(folder: Path) -> None:
-        latents = kept_parts("latents", batches(len(scenes), 100), views, folder)
-        _keep_whole({"latents": latents}, folder / "latents.safetensors")
+        paths = make_parts("latents", batches(len(scenes), _ENCODED_TOGETHER), views, folder)
+        if processes().main:
+            join_parts(paths, "latents", folder / "latents.safetensors")
+            forget_parts(folder)
 
+    ahead = _Ahead(scenes, config.size)
     inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.size, config.latents.views]
     stage = run.stage("latents", build, version=2, inputs=inputs, shared=True)
     latents: Tensor = load_file(stage / "latents.safetensors")["latents"]
     return latents
 
 
-def _keep_whole(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write what `kept_parts` gave to `path`, in the place of its parts."""
-    if processes().main:
-        save_tensors(tensors, path)
-        forget_parts(path.parent)
+class _Ahead:
+    """Decodes the images that come next while those before are encoded."""
+
+    def __init__(self, scenes: Scenes, size: int) -> None:
+        self._scenes, self._size, self._thread = scenes, size, ThreadPoolExecutor(1)
+        self._begun: dict[int, Future[Tensor]] = {}
+
+    def __call__(self, which: slice) -> Tensor:
+        """Return uint8 [n, 3, s, s], the scenes at `which`."""
+        own = self._begun.pop(which.start, None) or self._begin(which.start)
+        following = which.start + _ENCODED_TOGETHER * processes().count
+        if following < len(self._scenes):
+            self._begun[following] = self._begin(following)
+        return own.result()
+
+    def _begin(self, start: int) -> "Future[Tensor]":
+        chosen = range(start, min(start + _ENCODED_TOGETHER, len(self._scenes)))
+        return self._thread.submit(self._scenes.pixels, chosen, size=self._size)
 
 
 def teach(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Teacher:
@@ -339,7 +358,9 @@ def draw(
         )
         seed = derive_seed(config.seed, "candidates")
         drawn = sample(prior, requests, config.sampling, seed=seed, folder=folder, modes=modes)
-        _keep_whole({"latents": drawn}, folder / "candidates.safetensors")
+        if processes().main:
+            save_tensors({"latents": drawn}, folder / "candidates.safetensors")
+            forget_parts(folder)
         return {"images": len(drawn)}
 
     inputs = [*_fingerprints(run, after), config.sampling.model_dump(), config.seed]

@@ -44,8 +44,8 @@ _SMOOTH, _SHARP, _FACTS = ".smooth", ".sharp", "facts.json"
 _TOGETHER = 64
 # The sharpening's peak learning rate, and the largest deviation of what disturbs its latents, of deviation 1.
 _SHARPENING_LR, _DISTURBANCE = 5e-4, 0.3
-# The critics' pressure at its first step and at its last. Raised so far, images are worth more to a classifier; more
-# gains nothing (docs/experiments.md).
+# The critics' pressure at its first step and at its last. Raised so far, images are worth more to a classifier; under
+# more they are worth less again (docs/experiments.md).
 _PRESSURE = (0.1, 0.6)
 
 
