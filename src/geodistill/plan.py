@@ -208,6 +208,12 @@ def denoising_operations(source: str, size: int) -> float:
     return _operations(lambda: _denoised(parts, _meta(1, int(parts.unet.config.in_channels), size // parts.downscale)))
 
 
+def encoding_operations(source: str, size: int) -> float:
+    """Return the operations of encoding one view of side `size` with the autoencoder in a base's folder."""
+    parts = _of_folder(source)
+    return _operations(lambda: parts.vae.encode(_meta(1, 3, size)))
+
+
 def passes(sampling: SamplingSettings) -> float:
     """Return how often a candidate goes through the U-Net."""
     steps = sampling.steps * (sampling.strength if sampling.follow == "start" else 1)

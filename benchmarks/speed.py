@@ -1,0 +1,322 @@
+"""The adapter's training step and the drawing of candidates against the scripts people use, in one run.
+
+    python benchmarks/speed.py --data ../shared/data/aid
+
+Training: a pipeline at 256 px whose parts have the proportions of Stable Diffusion 1.5 at a quarter of its widths, with
+random weights. The other side does what diffusers' example train_text_to_image_lora.py does at each step, in its
+default precision: encode the images, encode the texts, denoise, step.
+
+Drawing: the compact base, AID, one candidate for each of the prototypes of an IPC 10 run. The other side draws them one
+prototype after the other, encodes the prompt each time, and takes PNDM's 50 steps from the same strength, in float32.
+Both sets are then judged: OA of a classifier trained on each (finetune, three seeds), FID to the training images.
+
+Encoding: 1,000 and 6,000 of AID's training images, decoded, resized, encoded in eight views, in a process of their own;
+the other side reads an image, encodes it, takes the next, in float32. The peak memory of each is in the row.
+
+Rounds of the two sides alternate; a row of benchmarks/results/speed.csv has the median of each, their ratio, and the
+share that our side reaches of the rate of a large matrix product in bf16, measured in the same run.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from record import circumstances, parsed, parser, to_csv
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from geodistill.config import load_config
+from geodistill.descriptions import class_prompt
+from geodistill.distilled import DistilledSet
+from geodistill.evaluation.bench import Bench, Training
+from geodistill.evaluation.measures import mean_std
+from geodistill.evaluation.networks import backbone_features
+from geodistill.methods.stages import encode
+from geodistill.plan import LORA_STEP, denoising_operations, encoding_operations, passes, peak_rate
+from geodistill.prior.base import Prior, load_prior, shipped_base
+from geodistill.prior.compact import _tokenizer
+from geodistill.prior.finetune import add_adapter
+from geodistill.prior.sample import Requests, sample_batch
+from geodistill.prior.training import TrainingData, TrainingPlan, batches, train_denoiser
+from geodistill.prototypes import find_prototypes
+from geodistill.run import Run, peak_memory_mib
+from geodistill.scenes import SceneData, Scenes, open_scenes
+from geodistill.scenes.views import dihedral
+
+SIZE, BATCH = 256, 8
+WARM, TIMED, ROUNDS = 2, 8, 3
+PROMPTS = ["a satellite image of dense residential, mostly built-up land, grey and white, strong fine texture"]
+
+
+def main() -> None:
+    """Time both pairs, write the CSV file."""
+    args = _arguments()
+    data = open_scenes(args.data)
+    rows = [_training()] if "training" in args.parts else []
+    rows += [_drawing(data, args.seeds)] if "drawing" in args.parts else []
+    rows += [_encoding(args.data, count) for count in (1000, 6000)] if "encoding" in args.parts else []
+    to_csv([row | circumstances() for row in rows], "speed.csv")
+
+
+def _arguments() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--parts", nargs="+", default=["training", "drawing", "encoding"])
+    options.add_argument("--seeds", type=int, default=3)
+    return parsed(options)
+
+
+def _row(name: str, ours: list[float], theirs: list[float], operations: float, **more: str) -> dict[str, str]:
+    """Return a row from images per second of each round, and the operations that an image takes on our side."""
+    mine, other = statistics.median(ours), statistics.median(theirs)
+    share = mine * operations / peak_rate("cpu")
+    row = {"what": name, "images_per_second": f"{mine:.3g}", "script_images_per_second": f"{other:.3g}"}
+    row |= {"ratio": f"{mine / other:.2f}", "share_of_peak": f"{share:.3f}"}
+    row |= {
+        name: more.get(name, "") for name in ("oa", "script_oa", "fid", "script_fid", "peak_mib", "script_peak_mib")
+    }
+    print(row, flush=True)
+    return row
+
+
+# --- training
+
+
+def _training() -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        source = _save_proportional(Path(folder) / "base")
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            ours.append(_rate(lambda steps: _our_training(source, steps)))
+            theirs.append(_rate(lambda steps: _script_training(source, steps)))
+        operations = LORA_STEP * denoising_operations(str(source), SIZE)
+    return _row("training", ours, theirs, operations)
+
+
+def _rate(train: Callable[[int], float]) -> float:
+    """Return images per second of the steps after the first; `train` returns the seconds that so many take."""
+    return BATCH * TIMED / (train(WARM + TIMED) - train(WARM))
+
+
+def _our_training(source: Path, steps: int) -> float:
+    prior = load_prior(str(source))
+    add_adapter(prior, rank=4, seed=0)
+    latents = torch.randn(64, 1, 4, SIZE // 8, SIZE // 8).half()
+    rows = torch.ones(64, 1, dtype=torch.int64)
+    data = TrainingData(latents, torch.zeros(64, dtype=torch.int64), rows, prior.embed(["", *PROMPTS]))
+    plan = TrainingPlan(
+        steps=steps, lr=5e-4, warmup=1, ema=0.0, seed=0, batch=BATCH, gamma=5.0, drop_prompt=0.1, checkpoint_every=10**6
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        train_denoiser(prior.unet, prior.scheduler, data, plan, Path(folder), "ours")
+        return time.perf_counter() - start
+
+
+def _script_training(source: Path, steps: int) -> float:
+    """Return the seconds of steps as diffusers' train_text_to_image_lora.py makes them."""
+    pipeline = StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
+    prior = load_prior(str(source))
+    add_adapter(prior, rank=4, seed=0)
+    unet = prior.unet.to(memory_format=torch.contiguous_format).train()
+    vae, text_encoder, scheduler = (
+        pipeline.vae,
+        pipeline.text_encoder,
+        DDPMScheduler.from_config(prior.scheduler.config),
+    )
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=5e-4)
+    pixels = torch.rand(BATCH, 3, SIZE, SIZE) * 2 - 1
+    tokens = pipeline.tokenizer(PROMPTS * BATCH, padding="max_length", return_tensors="pt").input_ids
+    start = time.perf_counter()
+    for _ in range(steps):
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
+            states = text_encoder(tokens)[0]
+        noise = torch.randn_like(latents)
+        times = torch.randint(0, 1000, (BATCH,))
+        output = unet(scheduler.add_noise(latents, noise, times), times, states).sample
+        loss = F.mse_loss(output.float(), noise.float())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    return time.perf_counter() - start
+
+
+def _save_proportional(folder: Path) -> Path:
+    """Save a pipeline of Stable Diffusion 1.5's layers at a quarter of their widths, with random weights."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer(PROMPTS)
+    width, end = 192, tokenizer.eos_token_id
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        block_out_channels=(80, 160, 320, 320),
+        norm_num_groups=8,
+        cross_attention_dim=width,
+        attention_head_dim=2,  # as many heads as keep their width, 40 to 160
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64, 128, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        norm_num_groups=8,
+    )
+    scheduler = PNDMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+# --- drawing
+
+
+def _drawing(data: SceneData, seeds: int) -> dict[str, str]:
+    config = load_config()
+    prior = load_prior(str(shipped_base(config.size)))
+    pixels = data.train.pixels(size=config.size)
+    found = find_prototypes(
+        backbone_features(pixels), data.train.labels, classes=data.train.classes, per_class=10, seed=0
+    )
+    latents = prior.encode(pixels[found.indices])
+    prompts = [class_prompt(data.train.classes[label]) for label in found.labels]
+    ours, theirs = _our_candidates(prior, latents, prompts), _script_candidates(prior, latents, prompts)
+    rates = [_timed(len(prompts), lambda: _our_candidates(prior, latents, prompts)) for _ in range(ROUNDS)]
+    script = [_timed(30, lambda: _script_candidates(prior, latents[::10], prompts[::10])) for _ in range(ROUNDS)]
+    operations = passes(config.sampling) * denoising_operations(prior.source, config.size)
+    judged = _judged({"": ours, "script_": theirs}, found.labels, data, seeds)
+    return _row("drawing", rates, script, operations, **judged)
+
+
+def _timed(count: int, call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return count / (time.perf_counter() - start)
+
+
+def _our_candidates(prior: Prior, latents: Tensor, prompts: list[str]) -> Tensor:
+    """Return latents drawn as `distill` does, in its batches."""
+    settings = load_config().sampling
+    table = sorted(set(prompts))
+    rows = torch.tensor([1 + table.index(prompt) for prompt in prompts])
+    count = torch.arange(len(prompts))
+    requests = Requests(rows, prior.embed(["", *table]), latents, count, count)
+    parts = [
+        sample_batch(prior, requests.part(which), settings, seed=0) for which in batches(len(prompts), settings.batch)
+    ]
+    return torch.cat(parts)
+
+
+def _script_candidates(prior: Prior, latents: Tensor, prompts: list[str]) -> Tensor:
+    """Return latents drawn one after the other as a plain image-to-image loop does, in float32."""
+    settings = load_config().sampling
+    random = torch.Generator().manual_seed(0)
+    drawn = []
+    with torch.inference_mode():
+        for latent, prompt in zip(latents, prompts, strict=True):
+            scheduler = PNDMScheduler.from_config(prior.scheduler.config, skip_prk_steps=True)
+            scheduler.set_timesteps(50)
+            text = prior.embed(["", prompt])
+            begin = round((1 - settings.strength) * len(scheduler.timesteps))
+            times = scheduler.timesteps[begin:]
+            noise = torch.randn(1, *latent.shape, generator=random)
+            image = scheduler.add_noise(latent[None], noise, times[:1])
+            for moment in times:
+                output = prior.unet(torch.cat([image, image]), moment, text).sample
+                without, with_text = output.chunk(2)
+                image = scheduler.step(without + settings.guidance * (with_text - without), moment, image).prev_sample
+            drawn.append(image)
+    return torch.cat(drawn)
+
+
+def _judged(candidates: dict[str, Tensor], labels: Tensor, data: SceneData, seeds: int) -> dict[str, str]:
+    config = load_config()
+    prior = load_prior(str(shipped_base(config.size)))
+    bench = Bench(data, config.size)
+    sets = {
+        name: DistilledSet(torch.cat([prior.decode(part) for part in latents.split(64)]), labels, data.train.classes)
+        for name, latents in candidates.items()
+    }
+    trainings = {name: [Training.on_set(name or "ours", one)] * seeds for name, one in sets.items()}
+    measured = bench.measure_all(trainings, "finetune", "efficientnet-lite0", range(seeds))
+    found = {}
+    for name, one in sets.items():
+        mean, deviation = mean_std([m.oa for m in measured[name]])
+        found[f"{name}oa"] = f"{mean:.4f} ± {deviation:.4f}"
+        found[f"{name}fid"] = f"{bench.likeness(one).fid.value:.4g}"
+    return found
+
+
+# --- encoding
+
+
+def _encoding(data: Path, count: int) -> dict[str, str]:
+    rates: dict[str, list[float]] = {"ours": [], "script": []}
+    peaks = {}
+    for name, call in (("ours", _our_encoding), ("script", _script_encoding)):
+        # A new process each time: the peak memory of one says nothing about the next.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            rate, peaks[name] = process.submit(call, data, count).result()
+        rates[name].append(rate)
+    operations = 8 * encoding_operations(str(shipped_base(64)), 64)
+    peak = {"peak_mib": str(peaks["ours"]), "script_peak_mib": str(peaks["script"])}
+    return _row(f"encoding {count} images", rates["ours"], rates["script"], operations, **peak)
+
+
+def _our_encoding(data: Path, count: int) -> tuple[float, int]:
+    """Return images per second and the peak memory in MiB of stage `latents`."""
+    scenes, config = _some(data, count), load_config()
+    prior = load_prior(str(shipped_base(config.size)))
+    with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
+        encode(scenes, prior, config, run)
+        record = run.record_of("latents")
+    return count / record["wall_seconds"], record["peak_memory_mib"]
+
+
+def _script_encoding(data: Path, count: int) -> tuple[float, int]:
+    scenes, prior = _some(data, count), load_prior(str(shipped_base(64)), "f32")
+    start, kept = time.perf_counter(), []
+    for index in range(count):
+        image = scenes.pixels([index], size=64)
+        kept.append(torch.cat([prior.encode(dihedral(image, view)) for view in range(8)]))
+    torch.stack(kept)
+    return count / (time.perf_counter() - start), peak_memory_mib()
+
+
+def _some(data: Path, count: int) -> Scenes:
+    train = open_scenes(data).train
+    return train.subset(torch.linspace(0, len(train) - 1, count).long())
+
+
+if __name__ == "__main__":
+    main()
