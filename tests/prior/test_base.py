@@ -31,6 +31,23 @@ def test_encode_and_decode_follow_the_autoencoders_own_scale(sd_folder: Path) ->
     assert prior.downscale == 4
 
 
+def test_large_images_go_through_the_autoencoder_few_at_a_time(
+    sd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = load_prior(str(sd_folder), "f32")
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    latents = prior.encode(images)
+    pixels = prior.decode(latents)
+    monkeypatch.setattr("geodistill.prior.base._PIXELS_TOGETHER", 2 * 32 * 32)
+    seen = []
+    encode, decode = prior.vae.encode, prior.vae.decode
+    monkeypatch.setattr(prior.vae, "encode", lambda x: seen.append(len(x)) or encode(x))
+    monkeypatch.setattr(prior.vae, "decode", lambda z: seen.append(len(z)) or decode(z))
+    assert torch.allclose(prior.encode(images), latents, atol=1e-4)
+    assert (prior.decode(latents).int() - pixels.int()).abs().max() <= 1
+    assert seen == [2, 2, 1, 2, 2, 1]
+
+
 def test_drafts_are_hardly_off() -> None:
     prior = load_prior(str(shipped_base(64)))
     latents = prior.encode(torch.stack([to_square_tensor(Image.fromarray(draw_scene("Harbour", 0)), 64)]))

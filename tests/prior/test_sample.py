@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from geodistill.config import SamplingSettings
+from geodistill.errors import PriorError
 from geodistill.prior.base import Prior, load_prior
 from geodistill.prior.sample import Requests, sample, sample_batch
 
@@ -68,6 +69,37 @@ def test_drawing_goes_on_where_it_stopped(prior: Prior, requests: Requests, tmp_
     kept = (halves / ".part-00002.safetensors").stat().st_mtime_ns
     assert torch.equal(sample(prior, requests, settings, seed=0, folder=halves), expected)
     assert (halves / ".part-00002.safetensors").stat().st_mtime_ns == kept
+
+
+def test_out_of_memory_is_answered_by_halves(
+    prior: Prior,
+    requests: Requests,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = SamplingSettings(steps=2, guidance=1)
+    forward, most = prior.unet.forward, 2
+
+    def limited(noisy: torch.Tensor, *args: Any, **named: Any) -> Any:
+        if len(noisy) > most:
+            raise torch.OutOfMemoryError("device full. Tried to allocate 2 GiB")
+        return forward(noisy, *args, **named)
+
+    expected = sample_batch(prior, requests, settings, seed=0)
+    monkeypatch.setattr(prior.unet, "forward", limited)
+    assert torch.allclose(sample(prior, requests, settings, seed=0, folder=tmp_path), expected, atol=2e-2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: drawing 3 images at a time, not 5 (--set sampling.batch=…)",
+        "out of memory: drawing 2 images at a time, not 3 (--set sampling.batch=…)",
+    ]
+    most = 0
+    (tmp_path / "none").mkdir()
+    with pytest.raises(PriorError) as caught:
+        sample(prior, requests, settings, seed=0, folder=tmp_path / "none")
+    assert str(caught.value) == (
+        "out of memory with one image at a time (device full): use a smaller --size or base, or free the device"
+    )
 
 
 @pytest.mark.parametrize(("strength", "calls"), [(1.0, 10), (0.6, 6), (0.05, 1)])

@@ -19,6 +19,8 @@ from geodistill.run import fingerprint
 # Names of the base that comes with the package, and of one built from the scenes alone.
 SHIPPED, SCRATCH = "compact", "scratch"
 _SHIPPED_SIDE = 64
+# 128 images of 64 px, 8 of 256: with Stable Diffusion's autoencoder, about 2 GB.
+_PIXELS_TOGETHER = 2**19
 _NEEDED = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")
 
 
@@ -41,6 +43,9 @@ class Prior:
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """Return latents `(mean of the posterior - shift) * scale`."""
+        return torch.cat([self._encode(part) for part in images.split(_together(images.shape[-1]))])
+
+    def _encode(self, images: Tensor) -> Tensor:
         with self._mixed_vae():
             mean = self.vae.encode(images.to(self.device).float() / 127.5 - 1).latent_dist.mean.float()
         latents: Tensor = (mean - self._shift) * self._scale
@@ -49,6 +54,10 @@ class Prior:
     @torch.inference_mode()
     def decode(self, latents: Tensor, *, draft: bool = False) -> Tensor:
         """Return uint8 images; a draft is made in the working type: sooner, and here and there a grey level off."""
+        parts = latents.split(_together(latents.shape[-1] * self.downscale))
+        return torch.cat([self._decode(part, draft=draft) for part in parts])
+
+    def _decode(self, latents: Tensor, *, draft: bool) -> Tensor:
         with self._mixed_vae() if draft else mixed(self.device, torch.float32):
             sample: Tensor = self.vae.decode(latents.to(self.device) / self._scale + self._shift).sample.float()
         return ((sample.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
@@ -107,6 +116,11 @@ class Prior:
     @property
     def _shift(self) -> float:
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+
+
+def _together(side: int) -> int:
+    """Return how many images of `side` pixels go through an autoencoder together: each layer holds them all."""
+    return max(1, _PIXELS_TOGETHER // side**2)
 
 
 def load_prior(source: str, precision: Precision = "auto") -> Prior:

@@ -1,5 +1,6 @@
 """Drawing candidates from the prior, batched over prototypes and candidates."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from torch import Tensor
 
 from geodistill.config import SamplingSettings
+from geodistill.errors import PriorError
 from geodistill.prior.base import Prior
 from geodistill.prior.guidance import ModeGuidance, classifier_free, pull, start_from, towards_mode
 from geodistill.prior.losses import estimate_clean
 from geodistill.prior.training import batches, no_class
 from geodistill.run import kept_parts
 from geodistill.seeding import generator
+
+log = logging.getLogger("geodistill")
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,30 @@ def sample(
     """Return latents [n, C, h, w] of all requests; every batch drawn is kept in `folder`, so that it resumes."""
 
     def drawn(which: slice) -> Tensor:
-        return sample_batch(prior, requests.part(which), settings, seed=seed, modes=modes)
+        return _fitting(prior, requests.part(which), settings, seed=seed, modes=modes)
 
     return kept_parts("candidates", batches(len(requests.prompts), settings.batch), drawn, folder)
+
+
+def _fitting(
+    prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, modes: ModeGuidance | None
+) -> Tensor:
+    """Return what `sample_batch` does, in halves, and halves of these, where memory runs out."""
+    count = len(requests.prompts)
+    try:
+        return sample_batch(prior, requests, settings, seed=seed, modes=modes)
+    except torch.OutOfMemoryError as error:
+        if count == 1:
+            raise PriorError(
+                f"out of memory with one image at a time ({str(error).split('.')[0]}): use a smaller --size or base, "
+                "or free the device"
+            ) from error
+    # Outside the handler, which would keep what the batch had in memory.
+    torch.cuda.empty_cache()
+    log.warning("out of memory: drawing %d images at a time, not %d (--set sampling.batch=…)", -(-count // 2), count)
+    halves = (slice(0, -(-count // 2)), slice(-(-count // 2), count))
+    drawn = [_fitting(prior, requests.part(half), settings, seed=seed, modes=modes) for half in halves]
+    return torch.cat(drawn)
 
 
 @torch.inference_mode()
