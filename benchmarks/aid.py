@@ -47,6 +47,14 @@ LADDER = {
     "+ consistency loss": TEMPLATE[3:],
     "+ selection": [],
 }
+# The default recipe without one of its ingredients; without its choice it is the last rung but one.
+LEFT_OUT = {
+    "without prototypes": ["sampling.follow=none"],
+    "without descriptions": ["descriptions.describer=template"],
+    "without consistency loss": ["finetune.consistency=0"],
+    "without members": ["prototypes.starts=representative"],
+    "without adapter": ["finetune.steps=0"],
+}
 # Stages that several rungs share; a run takes them over only where the fingerprints agree.
 SHARED = ("latents", "teacher", "prototypes", "descriptions", "adapter", "candidates")
 
@@ -61,10 +69,11 @@ class Row:
 
 
 def main() -> None:
-    """Run the ladder, evaluate every row, write the CSV files."""
+    """Run the rungs, evaluate every row, write the CSV files."""
     args = _arguments()
     data = open_scenes(args.data)
-    sets = {name: _rung(name, changes, data.train, args) for name, changes in LADDER.items()}
+    rungs = LADDER | (LEFT_OUT if args.leave_out else {})
+    sets = {name: _rung(name, changes, data.train, args) for name, changes in rungs.items()}
     _write_stages(args.out)
     draw_grid(sets["+ selection"], PICTURE, per_class=8)
     if args.only_distill:
@@ -101,6 +110,7 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--protocol", default="finetune")
     options.add_argument("--network", default="efficientnet-lite0")
     options.add_argument("--set", action="append", default=[], help="a setting for every rung, such as base=FOLDER")
+    options.add_argument("--leave-out", action="store_true", help="also the recipe without each of its ingredients")
     options.add_argument("--only-distill", action="store_true", help="make the sets, evaluate nothing")
     return parsed(options)
 
