@@ -389,6 +389,48 @@ def methods() -> None:
     _console.print(table)
 
 
+@app.command(epilog="Example: **geodistill audit runs/aid --data ~/AID --fail-on copy**")
+def audit(
+    what: Annotated[
+        Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any `<class>/<image>` folder.")
+    ],
+    data: Annotated[Path, typer.Option(help="The scenes it was made of; their test part is what fresh images are.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for audit.json and pairs.png, which show training images [default: RUN/audit]."),
+    ] = None,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", help="'copy': end with exit code 3 if an image is a copy.")
+    ] = None,
+) -> None:
+    """Look for training images in a distilled set: exact, turned, cropped, recompressed, brighter or darker."""
+    with _told():
+        from geodistill.distilled import DistilledSet
+        from geodistill.errors import ConfigError
+        from geodistill.privacy.audit import audit as run_audit
+        from geodistill.scenes import open_scenes
+
+        if fail_on not in (None, "copy"):
+            raise ConfigError(f"--fail-on {fail_on!r} is unknown: 'copy' is what there is")
+        folder = what / "distilled" if (what / "distilled").is_dir() else what
+        target = out or (what / "audit" if folder != what else Path("audit"))
+        result = run_audit(DistilledSet.load(folder), open_scenes(data), out=target)
+        table = Table("image", "most like", "correlation", "distance ratio", "copy", title="most suspicious images")
+        for image in result.images[:10]:
+            table.add_row(
+                image.name,
+                image.nearest,
+                f"{image.correlation:.2f}",
+                f"{image.ratio:.2f}",
+                "yes" if image.copy else "no",
+            )
+        _console.print(table)
+        _console.print(result.verdict, soft_wrap=True)
+        _console.print(f"all of them: {target / 'audit.json'}   side by side: {target / 'pairs.png'}", soft_wrap=True)
+        if fail_on and result.copies:
+            raise typer.Exit(3)
+
+
 @app.command(epilog="Example: **geodistill report runs/aid --data ~/AID**")
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a `distill` or `compare` run, which may still be going.")],

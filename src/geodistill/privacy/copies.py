@@ -1,0 +1,123 @@
+"""Copies: is an image a training image again, turned, cropped, recompressed, brighter or darker?
+
+Two images are compared by their normalised cross-correlation: of the pixels less their mean, over their lengths, which
+no change of brightness or contrast touches. A first pass compares every image, in all eight orientations and coarsely,
+with windows of every training image; a second one looks closely at the few most alike.
+
+A smooth image is much like many others. What tells a copy is that one training image is much more like it than any
+other: the ratio of 1 - correlation with the nearest to that with the second nearest, as Lowe (IJCV 2004) tells right
+matches of image features from chance ones. By hand on AID, ratios of exact, turned, recompressed (JPEG quality 30),
+cropped (to 90 %) and brighter copies were at most 0.31, those of 294 real images outside the training set above 0.65.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from geodistill.errors import ConfigError
+from geodistill.scenes.views import dihedral
+
+SYMMETRIES = 8
+# Sides in pixels at which the two passes compare, and training images that the second one looks at for each image.
+_COARSE, _FINE, _LOOKED_AT = 16, 32, 4
+# Windows of a training image: (side as a share of the image's, number of places along each axis).
+_COARSE_WINDOWS = ((1.0, 1), (0.92, 2), (0.84, 3))
+_FINE_WINDOWS = ((1.0, 1), (0.97, 3), (0.94, 3), (0.91, 5), (0.88, 5), (0.85, 5), (0.82, 7), (0.8, 7))
+_BLOCK, _TOGETHER = 256, 64
+# The ratio under which an image is a copy, and the distance under which it is one whatever else there is.
+COPY, _SAME = 0.5, 2e-3
+
+
+@dataclass(frozen=True)
+class Likenesses:
+    """Of n images: the training image most like each, `nearest` int64 [n], and how much, `correlation` float32 [n].
+
+    A correlation of 1 is the same image but for its orientation, brightness, contrast and margins; unlike images are
+    about 0. `ratio` float32 [n]: how far the nearest is, over how far the second nearest is.
+    """
+
+    nearest: Tensor
+    correlation: Tensor
+    ratio: Tensor
+
+    @property
+    def copies(self) -> Tensor:
+        """Which images are copies, bool [n]: those whose ratio is under COPY."""
+        return self.ratio < COPY
+
+
+def find_copies(images: Tensor, train: Tensor, progress: Callable[[int], None] | None = None) -> Likenesses:
+    """Return for each of `images` uint8 [n, 3, s, s] the most alike of `train` uint8 [m, 3, s, s].
+
+    Exact over the windows that are compared; memory grows neither with n nor with m. `progress(done)` is called after
+    every few images.
+    Raises ConfigError when there is nothing to compare, or only one training image.
+    """
+    if not len(images) or len(train) < 2:
+        raise ConfigError("too few images to compare: an audit needs distilled images and two training images or more")
+    parts = []
+    for some in images.split(_TOGETHER):
+        parts.append(_compared(some, train))
+        if progress:
+            progress(sum(len(nearest) for nearest, _, _ in parts))
+    return Likenesses(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _compared(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    turned = torch.stack([dihedral(images, view) for view in range(SYMMETRIES)], dim=1)  # [n, 8, 3, s, s]
+    coarse = _signatures(turned.flatten(0, 1), _COARSE).unflatten(0, (len(images), SYMMETRIES))
+    few = _most_alike(coarse, train)
+    found = torch.stack([_closely(own, train[indices]) for own, indices in zip(turned, few, strict=True)])  # [n, k]
+    alike, ranks = found.topk(2, dim=1)
+    distance = (1 - alike).clamp(min=0)
+    # Of two equal training images both are the nearest: what is a copy of one is one of the other.
+    ratio = distance[:, 0] / distance[:, 1].clamp(min=1e-6)
+    ratio = torch.where(distance[:, 0] < _SAME, torch.zeros_like(ratio), ratio)
+    return few.gather(1, ranks[:, :1])[:, 0], alike[:, 0], ratio
+
+
+def _most_alike(queries: Tensor, train: Tensor) -> Tensor:
+    """Return int64 [n, k]: the training images that look most like queries [n, 8, d], coarsely."""
+    count = min(_LOOKED_AT, len(train))
+    kept = queries.new_full((len(queries), count), -torch.inf)
+    where = torch.zeros(len(queries), count, dtype=torch.int64)
+    for start in range(0, len(train), _BLOCK):
+        block = train[start : start + _BLOCK]
+        windows = _windows(block, _COARSE_WINDOWS, _COARSE)  # [b, w, d]
+        alike = (queries.flatten(0, 1) @ windows.flatten(0, 1).T).view(len(queries), -1, len(block), windows.shape[1])
+        found = torch.cat([kept, alike.amax(dim=(1, 3))], dim=1)
+        places = torch.cat([where, (start + torch.arange(len(block))).expand(len(queries), -1)], dim=1)
+        kept, order = found.topk(count, dim=1)
+        where = places.gather(1, order)
+    return where
+
+
+def _closely(turned: Tensor, candidates: Tensor) -> Tensor:
+    """Return float32 [k]: the largest correlation of one image's orientations with windows of each candidate."""
+    own = _signatures(turned, _FINE)  # [8, d]
+    windows = _windows(candidates, _FINE_WINDOWS, _FINE)  # [k, w, d]
+    return (windows @ own.T).amax(dim=(1, 2))
+
+
+def _windows(images: Tensor, kinds: tuple[tuple[float, int], ...], side: int) -> Tensor:
+    """Return signatures [n, w, d] of windows of images [n, 3, s, s], which overlap evenly over each image."""
+    made = []
+    whole = images.shape[-1]
+    for share, places in kinds:
+        length = round(share * whole)
+        starts = torch.linspace(0, whole - length, places).round().long().tolist()
+        made += [
+            _signatures(images[..., top : top + length, left : left + length], side)
+            for top in starts
+            for left in starts
+        ]
+    return torch.stack(made, dim=1)
+
+
+def _signatures(images: Tensor, side: int) -> Tensor:
+    """Return float32 [n, 3 * side * side] of uint8 images: the pixels less their mean, of length 1."""
+    small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False).flatten(1)
+    return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)

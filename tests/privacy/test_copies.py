@@ -1,0 +1,108 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from geodistill.errors import ConfigError
+from geodistill.privacy.copies import COPY, find_copies
+from geodistill.scenes import draw_scene
+from geodistill.scenes.views import dihedral
+
+CLASSES = ("Beach", "DenseResidential", "Forest", "Harbour", "ParkingLot")
+
+
+def drawn(seeds: range) -> Tensor:
+    scenes = [draw_scene(name, seed, size=64) for name in CLASSES for seed in seeds]
+    return torch.stack([torch.from_numpy(np.array(scene)).permute(2, 0, 1) for scene in scenes])
+
+
+@pytest.fixture(scope="module")
+def train() -> Tensor:
+    return drawn(range(12))
+
+
+def recompressed(image: Tensor, quality: int) -> Tensor:
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=quality)
+    return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)
+
+
+def cropped(image: Tensor, top: int, left: int, side: int) -> Tensor:
+    window = image[None, :, top : top + side, left : left + side].float()
+    return F.interpolate(window, (64, 64), mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)[0]
+
+
+def changed(image: Tensor, kind: str) -> Tensor:
+    if kind.startswith("jpeg"):
+        return recompressed(image, int(kind.removeprefix("jpeg")))
+    if kind == "cropped":
+        return cropped(image, 3, 5, 58)
+    if kind == "all at once":
+        return recompressed(dihedral(cropped(image, 6, 1, 58), 6), 50)
+    return {
+        "exact": image,
+        "flipped": dihedral(image, 1),
+        "rotated": dihedral(image, 5),
+        "brighter": (image.int() + 40).clamp(0, 255).to(torch.uint8),
+        "fainter": (image.float() * 0.6).to(torch.uint8),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["exact", "flipped", "rotated", "jpeg30", "jpeg75", "cropped", "brighter", "fainter", "all at once"]
+)
+def test_planted_copies_are_found(train: Tensor, kind: str) -> None:
+    planted = torch.arange(1, len(train), 7)
+    found = find_copies(torch.stack([changed(train[index], kind) for index in planted]), train)
+    assert found.copies.all()
+    assert torch.equal(found.nearest, planted)
+    if kind == "exact":
+        assert torch.allclose(found.correlation, torch.ones(len(planted)), atol=1e-4)
+        assert found.ratio.tolist() == [0] * len(planted)
+
+
+def test_fresh_images_are_not_flagged(train: Tensor) -> None:
+    fresh = find_copies(drawn(range(100, 110)), train)
+    assert fresh.copies.float().mean() <= 0.02
+    assert fresh.ratio.median() > 0.8
+
+
+def test_of_two_equal_training_images_a_copy_is_still_one(train: Tensor) -> None:
+    found = find_copies(train[:1], torch.cat([train, train[:1]]))
+    assert found.copies.all()
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.permutations(range(12)), st.integers(1, 12))
+def test_order_and_company_of_images_change_nothing(order: list[int], count: int) -> None:
+    train = drawn(range(3))
+    images = drawn(range(50, 53))[:12][order[:count]]
+    together = find_copies(images, train)
+    alone = [find_copies(image[None], train) for image in images]
+    assert together.nearest.tolist() == [int(one.nearest) for one in alone]
+    assert torch.allclose(together.ratio, torch.cat([one.ratio for one in alone]), atol=1e-4)
+
+
+def test_correlation_with_another_crop_of_the_same_size_by_hand() -> None:
+    # One image is the negative of the other: correlation -1, whatever windows are compared, but for the orientations.
+    ramp = torch.linspace(0, 255, 64).expand(3, 64, 64).round().to(torch.uint8)
+    plain = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+    found = find_copies(ramp[None], torch.stack([255 - ramp, plain]))
+    assert found.nearest.tolist() == [0]  # mirrored, it is the same ramp
+    assert float(found.correlation) == pytest.approx(1, abs=1e-3)
+    assert float(found.ratio) < COPY
+
+
+@pytest.mark.parametrize(("count", "real"), [(0, 5), (3, 1), (3, 0)])
+def test_too_few(train: Tensor, count: int, real: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_copies(train[:count], train[:real])
+    assert str(caught.value) == (
+        "too few images to compare: an audit needs distilled images and two training images or more"
+    )
