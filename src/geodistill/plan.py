@@ -29,8 +29,9 @@ from geodistill.prior.base import SCRATCH, load_prior, refuse_odd_size, source_o
 from geodistill.scenes.scenes import Scenes
 from geodistill.teacher import Teacher
 
-# Share of the rate of a large matrix product that each stage reached (benchmarks/plan.py, AID, default settings).
-SHARES = {"latents": 0.28, "teacher": 0.15, "adapter": 0.15, "candidates": 0.30, "distilled": 0.28}
+# Share of the rate of a large matrix product that each stage reached with the compact base on AID, on one core of two
+# that were both at work (benchmarks/plan.py). Larger bases reach more, so that they are done sooner than foretold.
+SHARES = {"latents": 0.37, "teacher": 0.19, "adapter": 0.05, "candidates": 0.17, "distilled": 0.10}
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
 # Passes that a training step of the adapter takes: forward, and the gradient of activations; the base's weights have
 # none.
