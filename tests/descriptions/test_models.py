@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import save_blip2, save_llava
 from transformers import BertConfig
 
 from geodistill.descriptions import make_describer
@@ -22,6 +23,16 @@ from geodistill.errors import DescriberError
 
 IMAGE = torch.randint(0, 256, (3, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 MODELS = {"data": [{"id": "tiny"}, {"id": "other"}]}
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_blip2(tmp_path_factory.mktemp("blip2"))
 
 
 class TestTransformersAnswerer:

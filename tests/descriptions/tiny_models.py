@@ -1,7 +1,8 @@
+"""Vision-language models of the real classes, small enough to be built in a second."""
+
 import itertools
 from pathlib import Path
 
-import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
@@ -31,9 +32,8 @@ CHAT = (
 )
 
 
-@pytest.fixture(scope="session")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny LLaVA that says SENTENCE."""
+def save_llava(folder: Path) -> Path:
+    """Save in `folder` a tiny LLaVA that says SENTENCE."""
     tokenizer = _tokenizer(extra_special_tokens={"image_token": "<image>"})
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
@@ -55,12 +55,11 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat_template=CHAT,
         num_additional_image_tokens=1,
     )
-    return _saved(model, processor, tmp_path_factory.mktemp("llava"))
+    return _saved(model, processor, folder)
 
 
-@pytest.fixture(scope="session")
-def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny BLIP-2, which knows no chat, that says SENTENCE."""
+def save_blip2(folder: Path) -> Path:
+    """Save in `folder` a tiny BLIP-2, which knows no chat, that says SENTENCE."""
     tokenizer = _tokenizer()
     vision = Blip2VisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
@@ -87,7 +86,7 @@ def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = Blip2ForConditionalGeneration(config)
     _teach(model, tokenizer)
     processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer, num_query_tokens=4)
-    return _saved(model, processor, tmp_path_factory.mktemp("blip2"))
+    return _saved(model, processor, folder)
 
 
 def _saved(model: torch.nn.Module, processor: object, folder: Path) -> Path:
