@@ -58,7 +58,7 @@ def changed(image: Tensor, kind: str) -> Tensor:
     "kind", ["exact", "flipped", "rotated", "jpeg30", "jpeg75", "cropped", "brighter", "fainter", "all at once"]
 )
 def test_planted_copies_are_found(train: Tensor, kind: str) -> None:
-    planted = torch.arange(1, len(train), 7)
+    planted = torch.arange(1, len(train), 12)
     found = find_copies(torch.stack([changed(train[index], kind) for index in planted]), train)
     assert found.copies.all()
     assert torch.equal(found.nearest, planted)
@@ -68,7 +68,7 @@ def test_planted_copies_are_found(train: Tensor, kind: str) -> None:
 
 
 def test_fresh_images_are_not_flagged(train: Tensor) -> None:
-    fresh = find_copies(drawn(range(100, 110)), train)
+    fresh = find_copies(drawn(range(100, 105)), train)
     assert fresh.copies.float().mean() <= 0.02
     assert fresh.ratio.median() > 0.8
 
@@ -78,8 +78,8 @@ def test_of_two_equal_training_images_a_copy_is_still_one(train: Tensor) -> None
     assert found.copies.all()
 
 
-@settings(max_examples=4, deadline=None)
-@given(st.permutations(range(12)), st.integers(1, 12))
+@settings(max_examples=3, deadline=None)
+@given(st.permutations(range(12)), st.integers(1, 4))
 def test_order_and_company_of_images_change_nothing(order: list[int], count: int) -> None:
     train = drawn(range(3))
     images = drawn(range(50, 53))[:12][order[:count]]

@@ -248,5 +248,5 @@ def augment(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 def predict(model: nn.Module, images: torch.Tensor, *, batch: int = 256) -> torch.Tensor:
     """Return logits float32 [n, classes] of uint8 images [n, 3, s, s]."""
     model.eval()
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), images.device)
     return torch.cat([model(normalise(part.to(device))).float().cpu() for part in images.split(batch)])
