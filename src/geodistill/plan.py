@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import Config, SamplingSettings
 from geodistill.descriptions.models import SERVER
+from geodistill.devices import accelerator
 from geodistill.errors import PriorError
 from geodistill.methods.stages import check_counts
 from geodistill.prior.base import SCRATCH, load_prior, refuse_odd_size, source_of
@@ -114,7 +115,7 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     describer = config.descriptions.describer
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = accelerator().type
     stages = tuple(_stages(parts, scenes, config, peak_rate(device)))
     disk = _disk(parts, scenes, config) + sum(one.size for one in downloads)
     return Plan(tuple(downloads), stages, _memory(parts, config), disk, _free(out), device)

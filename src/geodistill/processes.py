@@ -12,6 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from geodistill.devices import accelerator
+
 # One process may wait for another through a stage that is not shared, such as the descriptions by a large model.
 _PATIENCE = timedelta(days=7)
 
@@ -40,7 +42,7 @@ class Processes:
 
     def any(self, happened: bool) -> bool:
         """Whether it happened in any of the processes."""
-        flag = torch.tensor(float(happened), device="cuda" if torch.cuda.is_available() else "cpu")
+        flag = torch.tensor(float(happened), device=accelerator())
         self.add([flag])
         return bool(flag > 0)
 
@@ -52,5 +54,5 @@ def processes() -> Processes:
         return Processes()
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    state = PartialState(cpu=accelerator().type == "cpu", timeout=_PATIENCE)
     return Processes(state.process_index, state.num_processes)

@@ -66,7 +66,10 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 def kept_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tensor], folder: Path) -> Tensor:
     """Return `make(part)` of all `parts`, joined along the first axis; see `make_parts`."""
-    return torch.cat([load_file(path)["part"] for path in make_parts(title, parts, make, folder)])
+    whole = torch.cat([load_file(path)["part"] for path in make_parts(title, parts, make, folder)])
+    # The main process may go on to remove the files that another is still reading.
+    processes().wait()
+    return whole
 
 
 def make_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tensor], folder: Path) -> list[Path]:

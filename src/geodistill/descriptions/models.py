@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from geodistill.devices import accelerator
 from geodistill.errors import DescriberError
 
 _MOST_TOKENS = 96
@@ -79,9 +80,9 @@ class TransformersAnswerer:
 
     @cached_property
     def _model(self) -> Any:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = accelerator()
         # A CPU without bf16 units is slow in it, and every CPU knows f32.
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
         def load() -> Any:
             return AutoModelForImageTextToText.from_pretrained(
