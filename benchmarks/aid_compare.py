@@ -23,6 +23,7 @@ from torch import Tensor
 
 from geodistill.compare import SUBJECT, compare, load_predictions
 from geodistill.config import load_config
+from geodistill.evaluation.measures import hlr, ior, share
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.rows import COPYING, FULL, Row
@@ -134,6 +135,16 @@ def _pair(line: dict[str, str], kept: dict[str, Tensor]) -> dict[str, Any]:
     return asdict(compare_pair(ours, theirs, labels, seed=0))
 
 
+def _beside(line: dict[str, str], oa: dict[str, float]) -> dict[str, str]:
+    """Return share of full-data OA, HLR and IOR of `line` beside the table's own rows, by their keys in `oa`."""
+    own = float(line["oa_mean"])
+    full, random = oa.get(_key(line | {"method": FULL, "ipc": "0"})), oa.get(_key(line | {"method": "random"}))
+    found = {"share_of_full": full and share(full, own), "hlr": full and hlr(full, own)}
+    if line["method"] != FULL:
+        found["ior"] = None if random is None else ior(own, random)
+    return {name: _short(value) for name, value in found.items()}
+
+
 def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
@@ -146,6 +157,7 @@ def _merge(lines: list[dict[str, str]], kept: dict[str, Tensor]) -> list[dict[st
         # Where the own method's are not kept, its row is as old as the verdict.
         if _key(line | {"method": SUBJECT}) in kept:
             line |= _ahead(_pair(line, kept))
+        line |= _beside(line, {_key(other): float(other["oa_mean"]) for other in rows})
     rows.sort(key=lambda x: (x["protocol"], x["network"], int(x["ipc"]), order[x["method"]]))
     to_csv(rows, SHEET)
     return rows
