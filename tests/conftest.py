@@ -6,6 +6,8 @@ from pathlib import Path
 # Before torch is there, and for the commands that tests start too: what they compute is small, and threads that wait
 # for one another crawl where something else is running.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Output as wide tables without colours, whatever terminal the tests run in.
+os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
 
 import pytest
 import torch

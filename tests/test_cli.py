@@ -1,21 +1,33 @@
-"""The one end-to-end test: the real command line on the built-in scenes with a tiny prior."""
+"""The command line: one end-to-end test in processes of its own, the other commands called in this one."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from PIL import Image
+from typer.testing import CliRunner
 
-from geodistill.cli import _one_by_one
+from geodistill.cli import _one_by_one, app
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from geodistill.cli import app; app()", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _call(*arguments: object) -> Result:
+    """Call a command in this process: starting one takes five seconds."""
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    assert _call("scenes", folder / "all", "--train", 12, "--test", 3, "--size", 32).exit_code == 0
+    return folder / "all"
 
 
 def test_scenes_distill_evaluate(tmp_path: Path) -> None:
@@ -42,21 +54,18 @@ def test_scenes_distill_evaluate(tmp_path: Path) -> None:
     assert len(list((folder / "StorageTanks").glob("*.png"))) == 3
 
 
-def test_plan_spends_nothing(tmp_path: Path) -> None:
-    scenes = tmp_path / "scenes"
-    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
-    found = _run("plan", scenes, "--ipc", 2, "--set", "sampling.candidates=3", "--out", tmp_path / "run")
-    assert found.returncode == 0, found.stderr
+def test_plan_spends_nothing(scenes: Path, tmp_path: Path) -> None:
+    found = _call("plan", scenes, "--ipc", 2, "--set", "sampling.candidates=3", "--out", tmp_path / "run")
+    assert found.exit_code == 0, found.stderr
     assert "downloads nothing" in found.stdout
     assert re.search(r"candidates\W+60 images\W+\d\.\de\+\d\d", found.stdout)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_describer_that_is_not_there_stops_before_the_first_stage(tmp_path: Path) -> None:
-    scenes, run = tmp_path / "scenes", tmp_path / "run"
-    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
-    told = _run("distill", scenes, "--describe", "openai:localhost", "--config", "tiny", "--out", run)
-    assert told.returncode == 2
+def test_a_describer_that_is_not_there_stops_before_the_first_stage(scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    told = _call("distill", scenes, "--describe", "openai:localhost", "--config", "tiny", "--out", run)
+    assert told.exit_code == 2
     assert told.stderr.splitlines()[-1] == (
         "error: the describer's address 'localhost' is none: write openai:http://localhost:8000/v1"
     )
@@ -72,42 +81,39 @@ def test_a_describer_that_is_not_there_stops_before_the_first_stage(tmp_path: Pa
     ],
 )
 def test_help_shows_what_folders_look_like(command: str, told: str) -> None:
-    assert told in _run(command, "--help").stdout
+    assert told in _call(command, "--help").stdout
 
 
-def test_pretrain_makes_a_base_that_distill_takes(tmp_path: Path) -> None:
-    scenes = tmp_path / "scenes"
-    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
-    made = _run(
+def test_pretrain_makes_a_base_that_distill_takes(scenes: Path, tmp_path: Path) -> None:
+    made = _call(
         "pretrain", scenes, "--config", "tiny", "--out", tmp_path / "base", "--data-note", "drawn by geodistill"
     )
-    assert made.returncode == 0, made.stderr
+    assert made.exit_code == 0, made.stderr
     base = tmp_path / "base" / "base"
     assert f"base: {base}   its model card: {base / 'README.md'}" in made.stdout
     assert "- Data and licence: drawn by geodistill" in (base / "README.md").read_text()
     settings = ["--config", "tiny", "--ipc", 1, "--base", base, "--out", tmp_path / "run"]
-    assert _run("distill", scenes, *settings).returncode == 0
+    assert _call("distill", scenes, *settings).exit_code == 0
     assert not (tmp_path / "run" / "base").exists()
 
 
-def test_compare_and_report(tmp_path: Path) -> None:
-    scenes, run = tmp_path / "scenes", tmp_path / "run"
-    assert _run("scenes", scenes, "--train", 12, "--test", 3, "--size", 32).returncode == 0
+def test_compare_and_report(scenes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     asked = ["--ipc", 1, 2, "--methods", "random", "dpd", "--protocols", "probe", "--seeds", 2, "--config", "tiny"]
-    made = _run("compare", scenes, *asked, "--out", run)
-    assert made.returncode == 0, made.stderr
+    made = _call("compare", scenes, *asked, "--out", run)
+    assert made.exit_code == 0, made.stderr
     for row in (r"full +│ +all", r"random \[copies\] +│ +1", r"dpd +│ +1", r"dpd +│ +2"):
         assert re.search(row, made.stdout), made.stdout
     assert (run / "compare.csv").read_text().count("\n") == 1 + 5
-    shown = _run("report", run, "--data", scenes)
-    assert shown.returncode == 0, shown.stderr
+    shown = _call("report", run, "--data", scenes)
+    assert shown.exit_code == 0, shown.stderr
     page = (run / "report.html").read_text()
     assert "dpd" in page
     assert not re.search(r"https?://(?!www\.w3\.org/)", page)
 
 
 def test_methods_are_listed() -> None:
-    told = _run("methods").stdout
+    told = _call("methods").stdout
     assert re.search(r"kmeans +│ .* │ yes", told)
     assert re.search(r"dpd +│ .* │ no", told)
 
@@ -119,16 +125,16 @@ def test_an_option_takes_several_values() -> None:
 
 
 def test_errors_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
-    failed = _run("distill", tmp_path / "nowhere", "--out", tmp_path / "run")
-    assert failed.returncode == 2
+    failed = _call("distill", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert failed.exit_code == 2
     assert failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr
-    failed = _run("distill", tmp_path, "--out", tmp_path / "run", "--ipc", 0)
+    failed = _call("distill", tmp_path, "--out", tmp_path / "run", "--ipc", 0)
     assert failed.stderr.strip() == "error: setting 'ipc': input should be greater than or equal to 1, got 0"
 
 
 @pytest.mark.parametrize("command", ["distill", "evaluate", "compare", "methods", "report", "scenes"])
 def test_help_teaches_with_an_example(command: str) -> None:
-    told = _run(command, "--help")
-    assert told.returncode == 0
+    told = _call(command, "--help")
+    assert told.exit_code == 0
     assert f"Example: geodistill {command}" in told.stdout
