@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import DistilledSet, tell_of_audit
 from geodistill.errors import DistilledSetError
 
 CLASSES = ("Beach", "Dense Residential", "Río_train")
@@ -60,6 +60,19 @@ def test_class_that_reads_like_a_split_is_warned_of(tmp_path, caplog):
     assert caplog.messages == [
         "class 'Río_train' reads like a split: load the set by datasets.load_dataset(FOLDER), not by data_dir"
     ]
+
+
+def test_card_tells_of_the_audit_or_that_there_was_none(tmp_path):
+    folder = make_set().save(tmp_path / "set")
+    assert "No audit was made" in (folder / "README.md").read_text()
+    for told in ("3 of 9 are copies.", "None is \\1 a copy."):
+        tell_of_audit(folder, told)
+        card = (folder / "README.md").read_text()
+        assert f"## Privacy\n\n{told}\n\n## Limits" in card
+        assert "No audit was made" not in card
+    (tmp_path / "plain" / "a").mkdir(parents=True)
+    tell_of_audit(tmp_path / "plain", "told")
+    assert not (tmp_path / "plain" / "README.md").exists()
 
 
 def test_card_and_croissant(tmp_path):

@@ -390,7 +390,7 @@ def methods() -> None:
     _console.print(table)
 
 
-@app.command(epilog="Example: **geodistill audit runs/aid --data ~/AID --fail-on copy**")
+@app.command(cls=_ManyValues, epilog="Example: **geodistill audit runs/aid --data ~/AID --fail-on copy membership**")
 def audit(
     what: Annotated[
         Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any `<class>/<image>` folder.")
@@ -398,37 +398,38 @@ def audit(
     data: Annotated[Path, typer.Option(help="The scenes it was made of; their test part is what fresh images are.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for audit.json and pairs.png, which show training images [default: RUN/audit]."),
+        typer.Option(help="Folder for audit.json and audit.html, which show training images [default: RUN/audit]."),
     ] = None,
+    shadows: Annotated[
+        int,
+        typer.Option(min=0, help="Sets to make of random halves, for the shadow attack; each costs what RUN cost."),
+    ] = 0,
     fail_on: Annotated[
-        str | None, typer.Option("--fail-on", help="'copy': end with exit code 3 if an image is a copy.")
+        list[str] | None,
+        typer.Option("--fail-on", help="'copy', 'membership': end with exit code 3 if there is one, or a leak."),
     ] = None,
 ) -> None:
-    """Look for training images in a distilled set: exact, turned, cropped, recompressed, brighter or darker."""
+    """Measure what a distilled set gives away: copies, nearness, who was a training image, what is left of each start.
+
+    All of it is read beside held-out real images. A line says what was found, and where the thresholds are.
+    """
     with _told():
-        from geodistill.distilled import DistilledSet
-        from geodistill.errors import ConfigError
-        from geodistill.privacy.audit import audit as run_audit
+        from geodistill.privacy.audit import MEASURES, audit_folder
+        from geodistill.report.audit import write_audit_page
         from geodistill.scenes import open_scenes
 
-        if fail_on not in (None, "copy"):
-            raise ConfigError(f"--fail-on {fail_on!r} is unknown: 'copy' is what there is")
-        folder = what / "distilled" if (what / "distilled").is_dir() else what
-        target = out or (what / "audit" if folder != what else Path("audit"))
-        result = run_audit(DistilledSet.load(folder), open_scenes(data), out=target)
-        table = Table("image", "most like", "correlation", "distance ratio", "copy", title="most suspicious images")
+        scenes = open_scenes(data)
+        target = out or (what / "audit" if (what / "distilled").is_dir() else Path("audit"))
+        result, distilled = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
+        write_audit_page(result, distilled, scenes.train, target / "audit.html")
+        table = Table("image", "most like", *(f"ratio, {name}" for name in MEASURES), "copy", title="most suspicious")
         for image in result.images[:10]:
-            table.add_row(
-                image.name,
-                image.nearest,
-                f"{image.correlation:.2f}",
-                f"{image.ratio:.2f}",
-                "yes" if image.copy else "no",
-            )
+            ratios = (f"{image.ratios[name]:.2f}" for name in MEASURES)
+            table.add_row(image.name, image.nearest, *ratios, "yes" if image.copy else "no")
         _console.print(table)
         _console.print(result.verdict, soft_wrap=True)
-        _console.print(f"all of them: {target / 'audit.json'}   side by side: {target / 'pairs.png'}", soft_wrap=True)
-        if fail_on and result.copies:
+        _console.print(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}", soft_wrap=True)
+        if result.fails(fail_on or ()):
             raise typer.Exit(3)
 
 

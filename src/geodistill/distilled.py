@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from geodistill.errors import DistilledSetError, SceneError
-from geodistill.run import explain_os_errors
+from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.images import SUFFIXES, read_image
 from geodistill.scenes.scenes import check_class_name
 
@@ -292,11 +292,27 @@ soft label, probabilities of the classes in alphabetical order; `croissant.json`
 
 {listing}
 
+## Privacy
+
+{privacy}
+
 ## Limits
 
 Meant for training classifiers, not for reading the ground from. Biases of the source data carry over. The licence of
 the source data may bind what is derived from it: check it before sharing.
 """
+
+
+_NO_AUDIT = "No audit was made of what these images give away of the real ones: `geodistill audit` makes one."
+_PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
+
+
+def tell_of_audit(folder: Path, summary: str) -> None:
+    """Put `summary`, what an audit found, in the data card of the set in `folder`, where it has one of ours."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if (folder / MANIFEST).is_file() and card.is_file() else ""
+    if _PRIVACY.search(text):
+        write_atomic(card, _PRIVACY.sub(lambda _: summary, text, count=1))
 
 
 def _title(distilled: DistilledSet) -> str:
@@ -316,6 +332,7 @@ def _data_card(distilled: DistilledSet) -> str:
         method=distilled.about.get("method", "unknown"),
         kind="real" if real else "synthetic",
         nature="each of them is one of those" if real else "none of them is a photograph",
+        privacy=_NO_AUDIT,
         listing="\n".join(f"- {name}: {count}" for name, count in zip(distilled.classes, counts, strict=True)),
     )
 

@@ -1,24 +1,33 @@
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from geodistill.cli import app
+from geodistill.config import Config, make_config
 from geodistill.distilled import DistilledSet
-from geodistill.errors import ConfigError
-from geodistill.privacy.audit import audit
-from geodistill.scenes import SceneData, builtin_scenes, write_scenes
+from geodistill.errors import ConfigError, RunError
+from geodistill.methods import make_distilled
+from geodistill.methods.dpd import distill
+from geodistill.privacy.audit import audit, audit_folder
+from geodistill.privacy.source import read_source, shadow_sets
+from geodistill.prototypes import Prototypes
+from geodistill.run import Run, versions
+from geodistill.scenes import SceneData, Scenes, builtin_scenes, write_scenes
 from geodistill.scenes.views import dihedral
 
 SIZES = {"train_per_class": 4, "test_per_class": 1, "size": 64}
 
 
 @pytest.fixture(autouse=True)
-def few_leaked(monkeypatch: pytest.MonkeyPatch) -> None:
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("geodistill.privacy.audit._LEAKED", 5)
+    monkeypatch.setattr("geodistill.privacy.copyprint._STEPS", 5)
+    monkeypatch.setattr("geodistill.privacy.membership._RESAMPLES", 20)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +50,27 @@ def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_p
     own = int((data.train.labels == 2).nonzero()[0])
     assert found.copies == 1
     assert (found.images[0].name, found.images[0].nearest) == (f"{data.train.classes[2]} 0", data.train.names[own])
-    assert [image.ratio for image in found.images] == sorted(image.ratio for image in found.images)
+    ratios = [image.ratios["pixels"] for image in found.images]
+    assert ratios == sorted(ratios)
+    assert (found.images[0].nearest_index, found.images[0].ratios["structure"]) == (own, pytest.approx(0, abs=0.02))
+    assert [reading.measure for reading in found.readings] == ["pixels", "structure", "features", "copyprint"]
+    assert [len(found.readings[1].own), len(found.readings[1].held_out), len(found.readings[1].leaked)] == [20, 10, 5]
+    assert max(found.readings[2].leaked) < 1e-3
     assert found.leaked_flagged == 1
     assert found.held_out_flagged == 0
     assert found.verdict.startswith(
         "1 of 20 images are copies of training images (distance to the nearest under 0.5 of that to the second "
         "nearest; of 10 held-out real images 0.0% are taken for copies, of training images 100%); nearness ratio "
     )
+    assert found.verdict.endswith("(0.5: guessing); there are too few held-out images for more.")
     stored = json.loads((tmp_path / "audit.json").read_text())
     assert (stored["copies"], stored["images"][0]["copy"]) == (1, True)
-    assert Image.open(tmp_path / "pairs.png").width > 10 * 128
 
 
 def test_without_held_out_images_it_says_what_is_missing(data: SceneData, mixed_set: DistilledSet) -> None:
     found = audit(mixed_set, SceneData(data.train, None))
-    assert (found.held_out_flagged, found.nearness) == (None, None)
+    assert (found.held_out_flagged, found.nearness, found.attacks) == (None, None, ())
+    assert "Whether it tells who was a training image cannot be measured without held-out images." in found.verdict
     assert "no held-out images to check that against, of training images 100%)" in found.verdict
 
 
@@ -70,9 +85,94 @@ def test_command_fails_on_a_copy_where_asked(mixed_set: DistilledSet, tmp_path: 
     write_scenes(tmp_path / "scenes", **SIZES)
     mixed_set.save(tmp_path / "set")
     command = ["audit", str(tmp_path / "set"), "--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "found")]
-    told = CliRunner().invoke(app, [*command, "--fail-on", "copy"])
+    told = CliRunner().invoke(app, [*command, "--fail-on", "membership", "copy"])
     assert told.exit_code == 3
     assert "1 of 20 images are copies of training images" in told.output
+    page = (tmp_path / "found" / "audit.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 * 10
+    assert "This page shows training images." in page
+    assert not re.search(r"https?://(?!www\.w3\.org/)", page)
     wrong = CliRunner().invoke(app, [*command, "--fail-on", "everything"])
     assert wrong.exit_code == 2
-    assert "--fail-on 'everything' is unknown: 'copy' is what there is" in wrong.output
+    assert "--fail-on 'everything' is unknown: known: copy, membership" in wrong.output
+
+
+def test_real_images_are_a_leak() -> None:
+    data = builtin_scenes(train_per_class=10, test_per_class=11, size=32)
+    chosen = torch.arange(0, 100, 4)
+    found = audit(DistilledSet(data.train.pixels(chosen, size=32), data.train.labels[chosen], data.train.classes), data)
+    assert found.leaks
+    assert found.fails(["membership"])
+    assert "It tells which images were training images: at 9% false positives the best of 9 attacks" in found.verdict
+
+
+class TestOfRuns:
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory: pytest.TempPathFactory, pair: Scenes, on_pipeline: Config) -> Path:
+        folder = tmp_path_factory.mktemp("audited") / "run"
+        distill(pair, on_pipeline, out=folder)
+        return folder
+
+    def test_where_images_began(self, run: Path, pair: Scenes) -> None:
+        found, distilled = audit_folder(run, SceneData(pair, None))
+        starts = read_source(run, pair).starts(distilled)
+        assert starts is not None
+        assert torch.equal(pair.labels[starts], distilled.labels)
+        members = Prototypes.load(run / "prototypes").members
+        slots = [2 * record["label"] + record["prototype"] for record in manifest(run)]
+        assert all(int(start) in members[slot].tolist() for start, slot in zip(starts, slots, strict=True))
+        assert found.attribution is not None
+        assert found.attribution.chance == pytest.approx(2 / len(pair))
+        assert "which training image they began as (guessing: " in found.verdict
+        card = (run / "distilled" / "README.md").read_text()
+        assert card.count("## Privacy") == 1
+        assert (
+            f"## Privacy\n\nAudited by `geodistill audit` {versions()['geodistill']}. {found.verdict}\n\n## L" in card
+        )
+        assert not [name for name in pair.names if name in card]
+
+    def test_shadow_attack_on_sets_of_halves_of_every_class(self, data: SceneData, tmp_path: Path) -> None:
+        config = make_config({"ipc": 1, "size": 32})
+        settings = {"config": config.model_dump(mode="json"), "scenes": data.train.fingerprint(), "method": "random"}
+        with Run(tmp_path / "run", settings, "test") as run:
+            make_distilled("random", data.train, config, run)
+        found, _ = audit_folder(tmp_path / "run", data, shadows=2)
+        assert [one.name for one in found.attacks][-1] == "shadow"
+        assert found.attribution is None
+        source = read_source(tmp_path / "run", data.train)
+        (first, part), (_, other) = shadow_sets(source, data.train, 2, tmp_path / "run" / "audit")
+        assert torch.bincount(data.train.labels[part]).tolist() == [2] * 10
+        assert part.tolist() != other.tolist()
+        assert {image.tobytes() for image in first.images.numpy()} <= {
+            image.tobytes() for image in data.train.pixels(part, size=32).numpy()
+        }
+
+    def test_errors(self, run: Path, pair: Scenes, data: SceneData, tmp_path: Path) -> None:
+        with pytest.raises(RunError) as caught:
+            audit_folder(run, data)
+        assert str(caught.value) == (
+            f"{run} was made from other scenes than these: give the data that it was made from"
+        )
+        with pytest.raises(RunError) as caught:
+            read_source(tmp_path, pair)
+        assert str(caught.value) == f"{tmp_path} is no run of one set: give the folder that `geodistill distill` wrote"
+        with pytest.raises(ConfigError) as refused:
+            audit_folder(run / "distilled", SceneData(pair, None), shadows=1)
+        assert str(refused.value) == (
+            f"{run / 'distilled'} is no run: how its images were made is not known, so there are no shadow sets"
+        )
+        with pytest.raises(ConfigError) as refused:
+            audit_folder(run, SceneData(pair, None), fail_on=["membership"])
+        assert str(refused.value) == "--fail-on membership needs held-out images: give data with a test part"
+        few = pair.subset([int((pair.labels == label).nonzero()[0]) for label in (0, 1)])
+        with pytest.raises(ConfigError) as refused:
+            shadow_sets(read_source(run, pair), few, 1, tmp_path)
+        assert str(refused.value) == (
+            "the smallest class has 1 training images: half of them are fewer than 2 a class, so there is no shadow "
+            "attack on this set"
+        )
+
+
+def manifest(run: Path) -> list[dict[str, Any]]:
+    images: list[dict[str, Any]] = json.loads((run / "distilled" / "manifest.json").read_text())["images"]
+    return images

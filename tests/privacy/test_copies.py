@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from geodistill.errors import ConfigError
-from geodistill.privacy.copies import COPY, find_copies
+from geodistill.privacy.copies import COPY, are_copies, find_copies
 from geodistill.scenes import draw_scene
 from geodistill.scenes.views import dihedral
 
@@ -60,22 +60,22 @@ def changed(image: Tensor, kind: str) -> Tensor:
 def test_planted_copies_are_found(train: Tensor, kind: str) -> None:
     planted = torch.arange(1, len(train), 12)
     found = find_copies(torch.stack([changed(train[index], kind) for index in planted]), train)
-    assert found.copies.all()
+    assert are_copies(found).all()
     assert torch.equal(found.nearest, planted)
     if kind == "exact":
-        assert torch.allclose(found.correlation, torch.ones(len(planted)), atol=1e-4)
+        assert torch.allclose(found.distance, torch.zeros(len(planted)), atol=1e-4)
         assert found.ratio.tolist() == [0] * len(planted)
 
 
 def test_fresh_images_are_not_flagged(train: Tensor) -> None:
     fresh = find_copies(drawn(range(100, 105)), train)
-    assert fresh.copies.float().mean() <= 0.02
+    assert are_copies(fresh).float().mean() <= 0.02
     assert fresh.ratio.median() > 0.8
 
 
 def test_of_two_equal_training_images_a_copy_is_still_one(train: Tensor) -> None:
     found = find_copies(train[:1], torch.cat([train, train[:1]]))
-    assert found.copies.all()
+    assert are_copies(found).all()
 
 
 @settings(max_examples=3, deadline=None)
@@ -95,7 +95,7 @@ def test_correlation_with_another_crop_of_the_same_size_by_hand() -> None:
     plain = torch.full((3, 64, 64), 128, dtype=torch.uint8)
     found = find_copies(ramp[None], torch.stack([255 - ramp, plain]))
     assert found.nearest.tolist() == [0]  # mirrored, it is the same ramp
-    assert float(found.correlation) == pytest.approx(1, abs=1e-3)
+    assert float(found.distance) == pytest.approx(0, abs=1e-3)
     assert float(found.ratio) < COPY
 
 

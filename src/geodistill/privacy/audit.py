@@ -1,35 +1,77 @@
 """The audit: what a distilled set gives away of the training images, read against what fresh real images give away."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import DistilledSet, tell_of_audit
 from geodistill.errors import ConfigError
-from geodistill.privacy.copies import COPY, Likenesses, find_copies
+from geodistill.evaluation.networks import backbone_features
+from geodistill.privacy.attribution import Attribution, attribute
+from geodistill.privacy.copies import COPY, are_copies, find_copies
+from geodistill.privacy.copyprint import learn_copyprint
+from geodistill.privacy.membership import LEAK, SHADOW, Attack, Seen, attack, scores, seen, shadow_scores
 from geodistill.privacy.nearness import MAX_HELD_OUT, Nearness, nearness_ratio, real_distances
+from geodistill.privacy.neighbours import Neighbours, by_embedding, by_structure
+from geodistill.privacy.source import read_source, shadow_sets
 from geodistill.progress import progress
-from geodistill.run import write_atomic
+from geodistill.run import versions, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator
 
+# Measures of nearness: pixels are compared by `copies`, structure is SSIM.
+PIXELS, STRUCTURE, FEATURES, COPYPRINT = MEASURES = ("pixels", "structure", "features", "copyprint")
+# Nearer than all but this share of held-out images is nearer than chance.
+FRESH = 0.01
 # Training images that are audited as if they had been handed out: what a full leak looks like.
 _LEAKED = 100
-_PAIRS, _SHOWN, _GAP = 10, 128, 6
+# What a user may ask to fail on.
+FAILURES = ("copy", "membership")
+# A set and a part of the training images that it was distilled from, by their places in it: see membership.
+Shadow = tuple[DistilledSet, Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How near images are to the training images under one of MEASURES: distance and distance ratio of each, in order.
+
+    Of the distilled set (`own`), of held-out real images (empty where there are none) and of some training images.
+    """
+
+    measure: str
+    own: tuple[float, ...]
+    held_out: tuple[float, ...]
+    leaked: tuple[float, ...]
+    own_ratios: tuple[float, ...]
+    held_out_ratios: tuple[float, ...]
+
+    @property
+    def nearer(self) -> float | None:
+        """The share of the set nearer than all but FRESH of the held-out images; about FRESH where nothing leaks."""
+        if not self.held_out:
+            return None
+        limit = torch.tensor(self.held_out).quantile(FRESH)
+        return float((torch.tensor(self.own) < limit).float().mean())
 
 
 @dataclass(frozen=True)
 class ImageAudit:
-    """One image: its class, the training image most like it, how much, and whether it is a copy (see Likenesses)."""
+    """One image: its place in the set, its class and rank, and the training image most like it in pixels.
 
+    `nearest_index` is that one's place among the training scenes, `nearest` its name. `distances` and `ratios` under
+    each of MEASURES; `copy`: whether it is a copy (see `copies`).
+    """
+
+    index: int
     name: str
+    nearest_index: int
     nearest: str
-    correlation: float
-    ratio: float
+    distances: dict[str, float]
+    ratios: dict[str, float]
     copy: bool
 
 
@@ -39,7 +81,8 @@ class Audit:
 
     `images`: most suspicious first. `held_out_flagged` and `leaked_flagged`: the shares that the same test takes for
     copies of real images that are not in the training set, which should be about none, and of training images, which
-    should be all. `nearness`: see privacy.nearness. Both need held-out images, and are None without.
+    should be all. `readings`: one for each of MEASURES. `nearness` (see privacy.nearness), `attacks` (see
+    privacy.membership): None and empty without held-out images. `attribution`: None where no start is known.
     """
 
     images: tuple[ImageAudit, ...]
@@ -47,7 +90,10 @@ class Audit:
     held_out_flagged: float | None
     held_out_count: int
     leaked_flagged: float
+    readings: tuple[Reading, ...]
     nearness: Nearness | None
+    attacks: tuple[Attack, ...]
+    attribution: Attribution | None
 
     @property
     def copies(self) -> int:
@@ -55,8 +101,17 @@ class Audit:
         return sum(image.copy for image in self.images)
 
     @property
+    def leaks(self) -> bool:
+        """Whether any attack finds more training images than chance does."""
+        return any(one.leaks for one in self.attacks)
+
+    def fails(self, on: Sequence[str]) -> bool:
+        """Whether there is any of FAILURES named in `on`."""
+        return ("copy" in on and self.copies > 0) or ("membership" in on and self.leaks)
+
+    @property
     def verdict(self) -> str:
-        """One sentence, with the threshold and what it was checked against."""
+        """What was found, in two sentences, with the thresholds and what they were checked against."""
         found = f"{self.copies} of {len(self.images)} images are copies of training images"
         checked = "no held-out images to check that against"
         if self.held_out_flagged is not None:
@@ -64,41 +119,114 @@ class Audit:
         ratio = "" if self.nearness is None else f"; nearness ratio {self.nearness.ratio:.2f} (1: as far as fresh ones)"
         return (
             f"{found} (distance to the nearest under {self.threshold} of that to the second nearest; {checked}, of "
-            f"training images {self.leaked_flagged:.0%}){ratio}"
+            f"training images {self.leaked_flagged:.0%}){ratio}. {self._told_of_members()}{self._told_of_starts()}"
+        )
+
+    def _told_of_starts(self) -> str:
+        if self.attribution is None:
+            return ""
+        return (
+            f" Of {self.attribution.recognised:.0%} of the images the owner of the data can tell, by structure, which "
+            f"training image they began as (guessing: {self.attribution.chance:.1%})."
+        )
+
+    def _told_of_members(self) -> str:
+        if not self.attacks:
+            return "Whether it tells who was a training image cannot be measured without held-out images."
+        best = max(self.attacks, key=lambda one: one.judged.low if one.judged else one.auc.low)
+        if best.judged is None:
+            return (
+                f"The best of {len(self.attacks)} attacks tells training from held-out images with an AUC of "
+                f"{best.auc.value:.3f} (0.5: guessing); there are too few held-out images for more."
+            )
+        told, found = "It tells" if self.leaks else "It does not tell", best.judged
+        return (
+            f"{told} which images were training images: at {best.rate:.0%} false positives the best of "
+            f"{len(self.attacks)} attacks ({best.name}) finds {found.value:.1%} of them ({found.low:.1%} to "
+            f"{found.high:.1%}); a leak is where all of that is above {LEAK * best.rate:.0%}."
         )
 
 
-def audit(distilled: DistilledSet, data: SceneData, *, out: Path | None = None) -> Audit:
-    """Look for training images in `distilled`; the test part of `data` is what fresh real images are.
+def audit_folder(
+    what: Path, data: SceneData, *, shadows: int = 0, fail_on: Sequence[str] = (), out: Path | None = None
+) -> tuple[Audit, DistilledSet]:
+    """Audit the set in `what`, a run or a folder <class>/<image>; return what was found, and the set.
 
-    With `out`, audit.json and pairs.png, the ten most suspicious images beside the training images most like them, are
-    written there. Both name or show training images: they are for the owner of the data alone.
+    Of a run it is also known how the set was made: where its images began, and how to make `shadows` sets of random
+    halves of the training scenes, which go to `out`. The verdict goes into the set's data card.
 
     Raises:
-        ConfigError: the set is of other classes than the data.
+        ConfigError: an unknown name in `fail_on`, what `audit` raises, or shadows of a set without a run.
+        RunError: the run was made from other scenes.
+        DistilledSetError: there is no set.
+    """
+    for name in fail_on:
+        if name not in FAILURES:
+            raise ConfigError(f"--fail-on {name!r} is unknown: known: {', '.join(FAILURES)}")
+    if "membership" in fail_on and data.test is None:
+        raise ConfigError("--fail-on membership needs held-out images: give data with a test part")
+    if not (what / "distilled").is_dir():
+        if shadows:
+            raise ConfigError(f"{what} is no run: how its images were made is not known, so there are no shadow sets")
+        folder, distilled = what, DistilledSet.load(what)
+        result = audit(distilled, data, out=out)
+    else:
+        folder, source = what / "distilled", read_source(what, data.train)
+        distilled = DistilledSet.load(folder)
+        made = shadow_sets(source, data.train, shadows, out or what / "audit") if shadows else []
+        result = audit(distilled, data, starts=source.starts(distilled), shadows=made, out=out)
+    tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {result.verdict}")
+    return result, distilled
+
+
+def audit(
+    distilled: DistilledSet,
+    data: SceneData,
+    *,
+    starts: Tensor | None = None,
+    shadows: Sequence[Shadow] = (),
+    out: Path | None = None,
+) -> Audit:
+    """Look for training images in `distilled`; the test part of `data` is what fresh real images are.
+
+    Args:
+        distilled: the set.
+        data: the scenes that it was made from; their test part must have had no part in it.
+        starts: int64 [n], the training scene that each image began as, where that is known (see attribution).
+        shadows: sets made in the same way from known parts of the training scenes, for the shadow attack.
+        out: where audit.json goes. It names training images: it is for the owner of the data alone.
+
+    Raises:
+        ConfigError: the set is of other classes than the data, or there are too few images to compare.
     """
     strange = sorted(set(distilled.classes) - set(data.train.classes))
     if strange:
         raise ConfigError(f"the set has a class {strange[0]!r} that the data have not: audit it against its own data")
     train = data.train.pixels(size=distilled.size)
-    with progress("audit", len(distilled)) as advance:
-        found = find_copies(distilled.images, train, advance)
-    order = found.ratio.argsort(stable=True)
-    held = _some(data.test, distilled.size) if data.test else None
     leaked = train[torch.randperm(len(train), generator=generator(0, "audited training images"))[:_LEAKED]]
+    held = _some(data.test, distilled.size) if data.test else train[:0]
+    known = seen(train, data.train.labels)
+    found = _compare({"distilled": distilled.images, "held-out": held, "leaked": leaked}, train, known.vectors[-1])
+    copied = {name: are_copies(some[PIXELS]).float().mean() if some else None for name, some in found.items()}
+    own = found["distilled"]
+    order = own[PIXELS].ratio.argsort(stable=True)
     result = Audit(
-        images=tuple(_image(int(index), distilled, found, data.train) for index in order),
+        images=tuple(_image(int(index), distilled, own, data.train) for index in order),
         threshold=COPY,
-        held_out_flagged=None if held is None else _flagged(held, train, "held-out"),
-        held_out_count=0 if held is None else len(held),
-        leaked_flagged=_flagged(leaked, train, "training"),
-        nearness=None if held is None else nearness_ratio(distilled.images, real_distances(train, held)),
+        held_out_flagged=None if copied["held-out"] is None else float(copied["held-out"]),
+        held_out_count=len(held),
+        leaked_flagged=float(copied["leaked"] or 0),
+        readings=tuple(_reading(measure, found) for measure in MEASURES),
+        nearness=nearness_ratio(distilled.images, real_distances(train, held, features=known.vectors[-1]))
+        if len(held)
+        else None,
+        attacks=_attacks(distilled, shadows, known, data) if len(held) else (),
+        attribution=None if starts is None else attribute(distilled.images, starts, train, data.train.labels),
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        values = {"verdict": result.verdict, "copies": result.copies, **asdict(result)}
+        values = {"verdict": result.verdict, "copies": result.copies, "leaks": result.leaks, **asdict(result)}
         write_atomic(out / "audit.json", json.dumps(values, indent=1, ensure_ascii=False))
-        _draw_pairs(distilled.images[order[:_PAIRS]], train[found.nearest[order[:_PAIRS]]], result, out / "pairs.png")
     return result
 
 
@@ -108,34 +236,78 @@ def _some(scenes: Scenes, size: int) -> Tensor:
     return scenes.pixels(chosen.sort().values, size=size)
 
 
-def _flagged(images: Tensor, train: Tensor, title: str) -> float:
-    with progress(title, len(images)) as advance:
-        return float(find_copies(images, train, advance).copies.float().mean())
+def _compare(groups: dict[str, Tensor], train: Tensor, features: Tensor) -> dict[str, dict[str, Neighbours]]:
+    """Return the neighbours of each group of images under each of MEASURES; none of a group that is empty."""
+    with progress("copyprint", 1) as advance:
+        copyprint = learn_copyprint(train)
+        prints = copyprint(train)
+        advance(1)
+    compared: dict[str, Callable[[Tensor], Neighbours]] = {
+        PIXELS: lambda images: find_copies(images, train),
+        STRUCTURE: lambda images: by_structure(images, train),
+        FEATURES: lambda images: by_embedding(images, features, backbone_features),
+        COPYPRINT: lambda images: by_embedding(images, prints, copyprint),
+    }
+    found: dict[str, dict[str, Neighbours]] = {name: {} for name in groups}
+    wanted = [(name, measure) for name, images in groups.items() if len(images) for measure in MEASURES]
+    with progress("audit", len(wanted)) as advance:
+        for rank, (name, measure) in enumerate(wanted):
+            found[name][measure] = compared[measure](groups[name])
+            advance(rank + 1, f"{name}, {measure}")
+    return found
 
 
-def _image(index: int, distilled: DistilledSet, found: Likenesses, train: Scenes) -> ImageAudit:
-    name = distilled.classes[int(distilled.labels[index])]
-    rank = int((distilled.labels[:index] == distilled.labels[index]).sum())
-    return ImageAudit(
-        name=f"{name} {rank}",
-        nearest=train.names[int(found.nearest[index])],
-        correlation=round(float(found.correlation[index]), 4),
-        ratio=round(float(found.ratio[index]), 4),
-        copy=bool(found.copies[index]),
+def _attacks(distilled: DistilledSet, shadows: Sequence[Shadow], known: Seen, data: SceneData) -> tuple[Attack, ...]:
+    """Return what attacks on the set find, those of `known` being the training images."""
+    classes, count = data.train.classes, len(known.labels)
+    test = data.test
+    assert test is not None
+    others = seen(test.pixels(size=distilled.size), test.labels)
+    found = scores(distilled, classes, known.followed_by(others))
+    if shadows:
+        parts = [(scores(one, classes, known), _mask(part, count)) for one, part in shadows]
+        found |= {SHADOW: shadow_scores(parts, found)}
+    with progress("membership", len(found)) as advance:
+        made = []
+        for name, values in found.items():
+            made.append(attack(name, values[:count], values[count:]))
+            advance(len(made), name)
+    return tuple(made)
+
+
+def _mask(part: Tensor, count: int) -> Tensor:
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[part] = True
+    return mask
+
+
+def _reading(measure: str, found: dict[str, dict[str, Neighbours]]) -> Reading:
+    distances = {name: _rounded(some[measure].distance) if some else () for name, some in found.items()}
+    ratios = {name: _rounded(some[measure].ratio) if some else () for name, some in found.items()}
+    return Reading(
+        measure,
+        distances["distilled"],
+        distances["held-out"],
+        distances["leaked"],
+        ratios["distilled"],
+        ratios["held-out"],
     )
 
 
-def _draw_pairs(images: Tensor, nearest: Tensor, result: Audit, path: Path) -> None:
-    """Write a PNG with each image above the training image most like it, most suspicious first."""
-    font, cell = ImageFont.load_default(12), _SHOWN + _GAP
-    sheet = Image.new("RGB", (len(images) * cell + _GAP, 2 * cell + 3 * 16 + _GAP), "white")
-    pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP, 2), "distilled, above the training image most like it", fill="black", font=font)
-    for column, (image, other, about) in enumerate(zip(images, nearest, result.images, strict=False)):
-        left = _GAP + column * cell
-        for row, pixels in enumerate((image, other)):
-            tile = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-            sheet.paste(tile.resize((_SHOWN, _SHOWN), Image.Resampling.BICUBIC), (left, 20 + row * cell))
-        told = f"ratio {about.ratio:.2f}{' COPY' if about.copy else ''}"
-        pen.text((left, 20 + 2 * cell), told, fill="black", font=font)
-    sheet.save(path)
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values.tolist())
+
+
+def _image(index: int, distilled: DistilledSet, found: dict[str, Neighbours], train: Scenes) -> ImageAudit:
+    name = distilled.classes[int(distilled.labels[index])]
+    rank = int((distilled.labels[:index] == distilled.labels[index]).sum())
+    nearest = int(found[PIXELS].nearest[index])
+    return ImageAudit(
+        index=index,
+        name=f"{name} {rank}",
+        nearest_index=nearest,
+        nearest=train.names[nearest],
+        distances={measure: round(float(some.distance[index]), 4) for measure, some in found.items()},
+        ratios={measure: round(float(some.ratio[index]), 4) for measure, some in found.items()},
+        copy=bool(are_copies(found[PIXELS])[index]),
+    )

@@ -11,13 +11,13 @@ cropped (to 90 %) and brighter copies were at most 0.31, those of 294 real image
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from geodistill.errors import ConfigError
+from geodistill.privacy.neighbours import TOO_FEW, Neighbours
 from geodistill.scenes.views import dihedral
 
 SYMMETRIES = 8
@@ -31,39 +31,29 @@ _BLOCK, _TOGETHER = 256, 64
 COPY, _SAME = 0.5, 2e-3
 
 
-@dataclass(frozen=True)
-class Likenesses:
-    """Of n images: the training image most like each, `nearest` int64 [n], and how much, `correlation` float32 [n].
-
-    A correlation of 1 is the same image but for its orientation, brightness, contrast and margins; unlike images are
-    about 0. `ratio` float32 [n]: how far the nearest is, over how far the second nearest is.
-    """
-
-    nearest: Tensor
-    correlation: Tensor
-    ratio: Tensor
-
-    @property
-    def copies(self) -> Tensor:
-        """Which images are copies, bool [n]: those whose ratio is under COPY."""
-        return self.ratio < COPY
+def are_copies(found: Neighbours) -> Tensor:
+    """Return which images are copies, bool [n]: those whose distance ratio, by `find_copies`, is under COPY."""
+    return found.ratio < COPY
 
 
-def find_copies(images: Tensor, train: Tensor, progress: Callable[[int], None] | None = None) -> Likenesses:
-    """Return for each of `images` uint8 [n, 3, s, s] the most alike of `train` uint8 [m, 3, s, s].
+def find_copies(images: Tensor, train: Tensor, progress: Callable[[int], None] | None = None) -> Neighbours:
+    """Return for each of `images` uint8 [n, 3, s, s] the most alike of `train` uint8 [m, 3, s, s], in 1 - correlation.
+
+    A distance of 0 is the same image but for its orientation, brightness, contrast and margins; of unlike ones it is
+    about 1.
 
     Exact over the windows that are compared; memory grows neither with n nor with m. `progress(done)` is called after
     every few images.
     Raises ConfigError when there is nothing to compare, or only one training image.
     """
     if not len(images) or len(train) < 2:
-        raise ConfigError("too few images to compare: an audit needs distilled images and two training images or more")
+        raise ConfigError(TOO_FEW)
     parts = []
     for some in images.split(_TOGETHER):
         parts.append(_compared(some, train))
         if progress:
             progress(sum(len(nearest) for nearest, _, _ in parts))
-    return Likenesses(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    return Neighbours(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def _compared(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +66,7 @@ def _compared(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Of two equal training images both are the nearest: what is a copy of one is one of the other.
     ratio = distance[:, 0] / distance[:, 1].clamp(min=1e-6)
     ratio = torch.where(distance[:, 0] < _SAME, torch.zeros_like(ratio), ratio)
-    return few.gather(1, ranks[:, :1])[:, 0], alike[:, 0], ratio
+    return few.gather(1, ranks[:, :1])[:, 0], distance[:, 0], ratio
 
 
 def _most_alike(queries: Tensor, train: Tensor) -> Tensor:

@@ -42,10 +42,13 @@ class RealDistances:
     feature: float
 
 
-def real_distances(train: torch.Tensor, held_out: torch.Tensor, *, seed: int = 0) -> RealDistances:
+def real_distances(
+    train: torch.Tensor, held_out: torch.Tensor, *, seed: int = 0, features: torch.Tensor | None = None
+) -> RealDistances:
     """Return how far fresh real images are from the training images; both uint8 [n, 3, s, s].
 
-    Of `held_out` (real images that are not in `train`) at most 500 are used, drawn by `seed`.
+    Of `held_out` (real images that are not in `train`) at most 500 are used, drawn by `seed`. `features` are the
+    backbone's of `train`, where they are known.
     Raises ConfigError when a set is empty or half of the held-out images are themselves copies of training images.
     """
     _refuse_empty("training", train)
@@ -53,7 +56,7 @@ def real_distances(train: torch.Tensor, held_out: torch.Tensor, *, seed: int = 0
     if len(held_out) > MAX_HELD_OUT:
         chosen = torch.randperm(len(held_out), generator=generator(seed, "nearness"))[:MAX_HELD_OUT]
         held_out = held_out[chosen]
-    pixels, features = _pixels(train), backbone_features(train)
+    pixels, features = pixel_vectors(train), backbone_features(train) if features is None else features
     pixel = _reference(pixel_distances(held_out, pixels), "pixels")
     return RealDistances(pixels, features, pixel, _reference(feature_distances(held_out, features), "features"))
 
@@ -101,7 +104,8 @@ def _shrink(images: torch.Tensor) -> torch.Tensor:
     return F.interpolate(images.float() / 255, size=(SIDE, SIDE), mode="area")
 
 
-def _pixels(images: torch.Tensor) -> torch.Tensor:
+def pixel_vectors(images: torch.Tensor) -> torch.Tensor:
+    """Return float32 [n, 3 * 32 * 32] in [0, 1]: uint8 images [n, 3, s, s] at 32 px."""
     return torch.cat([_shrink(block).flatten(1) for block in images.split(BLOCK)])  # [n, 3 * 32 * 32]
 
 

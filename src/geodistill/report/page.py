@@ -56,7 +56,8 @@ def write_report(
     target = out or run / "report.html"
     with explain_os_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, _render(page))
+        sections = {key: name for key, name in _SECTIONS.items() if key != "ablation" or page["ablation"]}
+        write_atomic(target, render("template.html.j2", sections, page))
     return target
 
 
@@ -90,7 +91,8 @@ def _page(found: Found) -> dict[str, Any]:
     }
 
 
-def _render(page: dict[str, Any]) -> str:
+def render(template: str, sections: dict[str, str], page: dict[str, Any]) -> str:
+    """Return the HTML of `template`, a file beside this one: `sections` are its headings, `page` what it shows."""
     # StrictUndefined: a name misspelt in the template is an error, not an empty place in the page.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("geodistill.report", "."),
@@ -101,7 +103,6 @@ def _render(page: dict[str, Any]) -> str:
     )
     script, style = page_file("sort.js"), page_file("style.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shown = {key: name for key, name in _SECTIONS.items() if key != "ablation" or page["ablation"]}
-    return environment.get_template("template.html.j2").render(
-        page, sections=shown, script=Markup(script), style=Markup(style), script_hash=f"sha256-{digest}"
+    return environment.get_template(template).render(
+        page, sections=sections, script=Markup(script), style=Markup(style), script_hash=f"sha256-{digest}"
     )

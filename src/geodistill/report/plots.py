@@ -16,6 +16,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from geodistill.evaluation.rows import COPYING, Row
 from geodistill.report.parts import page_file
@@ -256,6 +257,46 @@ def map_plot(
         _legend_below(axes)
 
     return _draw(name, 4.4, paint)
+
+
+def distances_plot(name: str, groups: Mapping[str, Sequence[float]], words: str) -> Markup:
+    """Return for each group the share of its images whose distance is no larger than x: its distribution function."""
+
+    def paint(axes: Axes) -> None:
+        for label, colour, line in zip(groups, cycle(_COLOURS), cycle(_LINES)):
+            values = np.sort(np.asarray(groups[label]))
+            shares = 100 * np.arange(1, len(values) + 1) / max(len(values), 1)
+            axes.step(values, shares, line, where="post", color=colour, linewidth=1.4, label=label)
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 101)
+        axes.set_xlabel(words)
+        axes.set_ylabel("images, %")
+        axes.grid(axis="y")
+        _legend_below(axes)
+
+    return _draw(name, 2.9, paint)
+
+
+def roc_plot(name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+    """Return shares of training images found against false-positive rates, both logarithmic, and guessing beside."""
+
+    def paint(axes: Axes) -> None:
+        least = min(x for curve in curves.values() for x, _ in curve)
+        for label, colour, line in zip(curves, cycle(_COLOURS), cycle(_LINES)):
+            points = [(x, max(y, least)) for x, y in curves[label]]
+            axes.plot(*zip(*points, strict=True), line, color=colour, linewidth=1.4, label=label)
+        axes.plot([least, 1], [least, 1], color=_INK, linestyle=":", linewidth=1, label="guessing")
+        for axis, scale, words in (
+            (axes.xaxis, axes.set_xscale, "false positives"),
+            (axes.yaxis, axes.set_yscale, "training images found"),
+        ):
+            scale("log")
+            axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+            axis.set_label_text(words)
+        axes.grid()
+        _legend_below(axes)
+
+    return _draw(name, 3.6, paint)
 
 
 def _name_groups(axes: Axes, groups: Sequence[tuple[str, npt.NDArray[np.float64]]]) -> None:

@@ -1,0 +1,234 @@
+"""Membership: does a distilled set tell which images were among the training images?
+
+An attacker who holds nothing but the set scores images, and those he scores high he calls training images:
+
+- nearest: how near the nearest distilled image of the same class is (Chen et al., GAN-Leaks, CCS 2020, full black box);
+- relative: how much nearer the nearest distilled image is than the others of the class, in standard deviations: an
+  image that is near all of them says nothing (calibration, Watson et al., ICLR 2022);
+- density: how dense the distilled images of the same class lie around it, a sum of Gaussians (Hilprecht et al., PoPETs
+  2019, and van Breugel et al., DOMIAS, AISTATS 2023, without its reference set, which this attacker has not);
+- shadow: logistic regression on all these scores, learned on sets distilled from known halves of the training images
+  (Shokri et al., S&P 2017).
+
+The first three are made in pixels, in structure (SSIM) and in the features of the pretrained backbone. Held-out images,
+which cannot have been training images, are what the attacker has to keep them from. How often he succeeds while he
+hardly ever errs is what counts, not how he does on average (Carlini et al., S&P 2022).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError
+from geodistill.evaluation.networks import backbone_features
+from geodistill.privacy.nearness import pixel_vectors, symmetries
+from geodistill.privacy.neighbours import grey, ssim
+from geodistill.seeding import generator
+
+# False-positive rates at which the share of training images found is told.
+RATES = (0.01, 0.001)
+# A leak: the whole interval of the share of training images found lies above so many times the false-positive rate,
+# which is 1 %, or with fewer than 1,000 held-out images what ten of them are: the place of fewer is chance.
+LEAK = 2
+_ERRORS = 10
+SPACES = ("pixels", "structure", "features")
+SHADOW = "shadow"
+_RESAMPLES = 200
+_POINTS = 40
+_BLOCK = 1024
+# Distilled images of a class from which on they tell what distance is usual.
+_USUAL = 3
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure, and the 2.5th and 97.5th percentiles of what resampled images give (bootstrap)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How well an attack tells training images from held-out ones.
+
+    `auc`: the area under the ROC curve, 0.5 for guessing, 1 for certainty. `found`: the share of training images found
+    at the false-positive rates RATES; None where there are too few held-out images for the rate. `judged`: that share
+    at `rate`, which is what a leak is judged by (see LEAK); None with 20 held-out images or fewer. `curve`: points of
+    the ROC curve, (false-positive rate, share found), upwards.
+    """
+
+    name: str
+    auc: Interval
+    found: tuple[Interval | None, ...]
+    rate: float
+    judged: Interval | None
+    curve: tuple[tuple[float, float], ...]
+
+    @property
+    def leaks(self) -> bool:
+        """Whether so many more training images are found than errors made that it cannot be chance."""
+        return self.judged is not None and self.judged.low > LEAK * self.rate
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as the attacks see them: float32 [n, ...] in each of SPACES, and the class int64 [n] of each.
+
+    Vectors of pixels and features, grey images [n, 1, 32, 32] for structure.
+    """
+
+    vectors: tuple[Tensor, ...]
+    labels: Tensor
+
+    def followed_by(self, others: "Seen") -> "Seen":
+        """Return these images and then the others."""
+        joined = tuple(torch.cat(pair) for pair in zip(self.vectors, others.vectors, strict=True))
+        return Seen(joined, torch.cat([self.labels, others.labels]))
+
+
+def seen(images: Tensor, labels: Tensor) -> Seen:
+    """Return uint8 images [n, 3, s, s] of classes int64 [n] as the attacks see them."""
+    return Seen((pixel_vectors(images), grey(images), backbone_features(images)), labels)
+
+
+def scores(distilled: DistilledSet, classes: tuple[str, ...], images: Seen) -> dict[str, Tensor]:
+    """Return by attack how much each of `images` looks like a training image, float32 [n]; no shadow attack.
+
+    The class of `images` counts in `classes`. An image whose class the set has not gets the lowest score there is.
+    """
+    own = torch.tensor([classes.index(name) for name in distilled.classes])[distilled.labels]
+    turned = [seen(view, own) for view in symmetries(distilled.images)]
+    found: dict[str, Tensor] = {}
+    for rank, space in enumerate(SPACES):
+        views = torch.stack([view.vectors[rank] for view in turned])  # [8, m, ...]
+        kinds = _kinds(images.vectors[rank], images.labels, views, own)
+        found |= {f"{kind}, {space}": values for kind, values in kinds.items()}
+    return {name: _finite(values) for name, values in found.items()}
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return `values` with the least that is a number in the place of those that are none."""
+    return torch.where(values.isfinite(), values, values[values.isfinite()].min())
+
+
+def _kinds(queries: Tensor, labels: Tensor, views: Tensor, own: Tensor) -> dict[str, Tensor]:
+    """Return scores [n] by kind of attack: `queries` are of classes `labels`, views [8, m, ...] of classes `own`."""
+    width = _width(views)
+    found = {kind: torch.empty(len(labels)) for kind in ("nearest", "relative", "density")}
+    for label in labels.unique():
+        mask, same = labels == label, own == label
+        distances = _distances(queries[mask], views[:, same])
+        found["nearest"][mask] = -distances.amin(1)
+        found["density"][mask] = _log_density(distances, width)
+        # Too few of the class to say what is usual: all others stand for it.
+        usual = distances if int(same.sum()) >= _USUAL else _distances(queries[mask], views)
+        found["relative"][mask] = (usual.mean(1) - distances.amin(1)) / usual.std(1).clamp(min=1e-6)
+    return found
+
+
+def attack(name: str, members: Tensor, others: Tensor, *, seed: int = 0) -> Attack:
+    """Return how well scores tell `members` float32 [n] from `others` float32 [m].
+
+    Raises ConfigError when either is empty.
+    """
+    if not len(members) or not len(others):
+        raise ConfigError("no images to tell apart: a membership attack needs training and held-out images")
+    random, rate = generator(seed, "membership"), max(RATES[0], _ERRORS / len(others))
+    drawn = [_measures(_resampled(members, random), _resampled(others, random), rate) for _ in range(_RESAMPLES)]
+    auc, judged, *found = (
+        None if value is None else _interval(value, [one[rank] for one in drawn])
+        for rank, value in enumerate(_measures(members, others, rate))
+    )
+    assert auc is not None
+    return Attack(name, auc, tuple(found), rate, judged, _curve(members, others))
+
+
+def shadow_scores(
+    shadows: Sequence[tuple[dict[str, Tensor], Tensor]], target: dict[str, Tensor], *, seed: int = 0
+) -> Tensor:
+    """Return the scores of the shadow attack, float32 [n], for images whose other scores are `target`.
+
+    `shadows`: for each set distilled from a known part of the training images, scores of all of these and which of them
+    were in the part, bool [m]. Scores are taken relative to those of the same set, which the attacker can do.
+    """
+    rows = torch.cat([_standard(known) for known, _ in shadows])
+    inside = torch.cat([members for _, members in shadows])
+    model = LogisticRegression(C=1.0, max_iter=1000, random_state=seed, class_weight="balanced")
+    model.fit(rows.numpy(), inside.numpy())
+    return torch.from_numpy(model.decision_function(_standard(target).numpy())).float()
+
+
+def _standard(found: dict[str, Tensor]) -> Tensor:
+    columns = torch.stack([found[name] for name in sorted(found)], dim=1)
+    return (columns - columns.mean(0)) / columns.std(0).clamp(min=1e-6)
+
+
+def _distances(queries: Tensor, views: Tensor) -> Tensor:
+    """Return float32 [n, m]: of queries [n, ...] to the nearest of eight views [8, m, ...] of each distilled image.
+
+    1 - SSIM of grey images, L2 of vectors.
+    """
+    if not views.shape[1]:
+        return torch.full((len(queries), 1), torch.inf)
+    apart = _apart if queries.ndim == 2 else _unlike
+    return torch.cat([torch.stack([apart(part, view) for view in views]).amin(0) for part in queries.split(_BLOCK)])
+
+
+def _apart(queries: Tensor, view: Tensor) -> Tensor:
+    return torch.cdist(queries, view, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _unlike(queries: Tensor, view: Tensor) -> Tensor:
+    return (1 - ssim(queries, view)).clamp(min=0)
+
+
+def _log_density(distances: Tensor, width: float) -> Tensor:
+    """Return the log of the mean of Gaussians [n], up to a constant, of distances [n, m]."""
+    return torch.logsumexp(-(distances**2) / (2 * width**2), dim=1) - math.log(distances.shape[1])
+
+
+def _width(views: Tensor) -> float:
+    """Return the median distance of a distilled image to the nearest other one, in any orientation."""
+    distances = _distances(views[0], views)
+    distances.fill_diagonal_(torch.inf)
+    nearest = distances.amin(1)
+    return max(float(nearest[nearest.isfinite()].median()), 1e-3) if len(nearest) > 1 else 1.0
+
+
+def _measures(members: Tensor, others: Tensor, rate: float) -> tuple[float | None, ...]:
+    """Return the area under the ROC curve, and the share of members found at `rate` and at each of RATES."""
+    ranked = others.sort().values
+    below = torch.searchsorted(ranked, members, side="left") + torch.searchsorted(ranked, members, side="right")
+    judged = _found(members, ranked, rate) if rate < 1 / LEAK else None
+    shares = (_found(members, ranked, one) for one in RATES)
+    return float(below.double().mean()) / (2 * len(others)), judged, *shares
+
+
+def _found(members: Tensor, ranked: Tensor, rate: float) -> float | None:
+    """Return the share of members above all but `rate` of the others, `ranked` upwards."""
+    allowed = math.floor(rate * len(ranked) + 1e-9)
+    return float((members > ranked[-1 - allowed]).double().mean()) if allowed else None
+
+
+def _curve(members: Tensor, others: Tensor) -> tuple[tuple[float, float], ...]:
+    ranked = others.sort().values
+    errors = torch.logspace(0, math.log10(len(others)), min(_POINTS, len(others))).round().long().unique()
+    shares = [float((members > ranked[-int(allowed)]).double().mean()) for allowed in errors[:-1] + 1]
+    return tuple((int(allowed) / len(others), share) for allowed, share in zip(errors, shares, strict=False))
+
+
+def _resampled(values: Tensor, random: torch.Generator) -> Tensor:
+    return values[torch.randint(len(values), (len(values),), generator=random)]
+
+
+def _interval(value: float, drawn: Sequence[float | None]) -> Interval:
+    ends = torch.tensor([one for one in drawn if one is not None], dtype=torch.float64)
+    low, high = torch.quantile(ends, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(value, low, high)

@@ -1,0 +1,87 @@
+"""What the folder of a run tells an audit: the scene that each image began as, and sets made in the same way."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from geodistill.config import Config, make_config
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError, RunError
+from geodistill.methods import make_distilled
+from geodistill.prototypes import Prototypes
+from geodistill.run import Run
+from geodistill.scenes.scenes import Scenes
+from geodistill.seeding import generator
+
+_OWN = "dpd"
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a set was made: the run's folder, its method and its settings."""
+
+    folder: Path
+    method: str
+    config: Config
+
+    def starts(self, distilled: DistilledSet) -> Tensor | None:
+        """Return int64 [n], the training scene that each image began as; None for methods that keep none."""
+        if self.method != _OWN:
+            return None
+        prototypes = Prototypes.load(self.folder / "prototypes")
+        count = self.config.sampling.candidates
+        starts = prototypes.starts(count, self.config.seed, of=self.config.prototypes.starts)
+        ranks = [record["prototype"] for record in distilled.records]
+        candidates = torch.tensor([record["candidate"] for record in distilled.records])
+        return starts[(distilled.labels * self.config.ipc + torch.tensor(ranks)) * count + candidates]
+
+
+def read_source(folder: Path, train: Scenes) -> Source:
+    """Return how the set in run folder `folder` was made.
+
+    Raises RunError where there is no such run, or it was made from other scenes than `train`.
+    """
+    try:
+        settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+        source = Source(folder, str(settings["method"]), make_config(settings["config"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{folder} is no run of one set: give the folder that `geodistill distill` wrote") from None
+    if settings.get("scenes") != train.fingerprint():
+        raise RunError(f"{folder} was made from other scenes than these: give the data that it was made from")
+    return source
+
+
+def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tuple[DistilledSet, Tensor]]:
+    """Return `count` sets made as `source` was, each of a random half of every class, and which scenes these are.
+
+    Each is a run in `out`, where it goes on if it was stopped. It costs what the run cost.
+    Raises ConfigError where a class is too small to be halved.
+    """
+    least = int(torch.bincount(train.labels, minlength=len(train.classes)).min())
+    if least // 2 < source.config.ipc:
+        raise ConfigError(
+            f"the smallest class has {least} training images: half of them are fewer than {source.config.ipc} a class, "
+            "so there is no shadow attack on this set"
+        )
+    made = []
+    for rank in range(count):
+        part = _half(train, rank)
+        scenes = train.subset(part)
+        asked = {"method": source.method, "config": source.config.model_dump(mode="json")}
+        settings = asked | {"scenes": scenes.fingerprint()}
+        with Run(out / f"shadow-{rank}", settings, "geodistill audit") as run:
+            made.append((make_distilled(source.method, scenes, source.config, run), part))
+    return made
+
+
+def _half(train: Scenes, rank: int) -> Tensor:
+    """Return int64 [k], sorted: half of the scenes of each class, drawn by `rank`."""
+    random = generator(0, "shadow half", rank)
+    parts = []
+    for label in range(len(train.classes)):
+        own = (train.labels == label).nonzero()[:, 0]
+        parts.append(own[torch.randperm(len(own), generator=random)[: len(own) // 2]])
+    return torch.cat(parts).sort().values

@@ -1,0 +1,194 @@
+"""The page of an audit: the most suspicious images beside training images, nearness, membership, attribution.
+
+It shows training images: it is for the owner of the data alone.
+"""
+
+from pathlib import Path
+
+from geodistill.distilled import DistilledSet
+from geodistill.privacy.audit import COPYPRINT, FEATURES, FRESH, PIXELS, STRUCTURE, Audit, ImageAudit, Reading
+from geodistill.privacy.membership import LEAK, Attack, Interval
+from geodistill.report.page import render
+from geodistill.report.parts import ABSENT, Cell, Plot, Table, number, percent
+from geodistill.report.plots import distances_plot, roc_plot
+from geodistill.report.sets import Picture, png_uri
+from geodistill.run import write_atomic
+from geodistill.scenes.scenes import Scenes
+
+_SECTIONS = {
+    "pairs": "The most suspicious images",
+    "nearness": "Nearness to the training images",
+    "membership": "Who was a training image?",
+    "attribution": "What is left of the scenes that images began as",
+}
+_PAIRS = 10
+_WORDS = {
+    PIXELS: "1 - correlation of pixels, aligned",
+    STRUCTURE: "1 - SSIM of grey images at 32 px",
+    FEATURES: "1 - cosine in the ImageNet backbone",
+    COPYPRINT: "1 - cosine of copyprints",
+}
+
+
+def write_audit_page(result: Audit, distilled: DistilledSet, train: Scenes, path: Path) -> None:
+    """Write the page of `result`, the audit of `distilled` beside its training scenes `train`, to `path`."""
+    page = {
+        "title": f"geodistill audit: {len(distilled)} images, {len(distilled.classes)} classes",
+        "verdict": result.verdict,
+        "warning": "This page shows training images. It is for the owner of the data; do not share it with the set.",
+        "pairs": _pairs(result, distilled, train),
+        "readings": _readings(result),
+        "distances": [_distances(reading) for reading in result.readings],
+        "attacks": _attacks(result.attacks),
+        "roc": _roc(result.attacks),
+        "attribution": _attribution(result),
+        "notes": _notes(result),
+    }
+    write_atomic(path, render("audit.html.j2", _SECTIONS, page))
+
+
+def _notes(result: Audit) -> dict[str, list[str]]:
+    absent = [] if result.held_out_count else ["There are no held-out images: this cannot be measured without them."]
+    return {
+        "pairs": [
+            f"An image is a copy where its distance to the nearest training image is under {result.threshold} of that "
+            "to the second nearest: one training image alone is like it. All orientations, margins cut off, brightness "
+            "and contrast are allowed for.",
+        ],
+        "nearness": [
+            f"The last column is what counts: how many images are nearer than all but {FRESH:.0%} of the held-out "
+            f"images; about {FRESH:.0%} where nothing of the training images is in them. A copyprint is an embedding "
+            "learned here, in which an image lies near its changed copies and far from other images.",
+            *absent,
+        ],
+        "membership": [
+            "An attacker who has nothing but the set tries to tell training images from held-out ones. Intervals are "
+            "95 % bootstrap intervals over images. A leak is where the share of training images found, with all of "
+            f"its interval, is more than {LEAK} times the share of false positives: at 1 % of them, or at what ten "
+            "held-out images are.",
+            *absent,
+        ],
+        "attribution": (
+            []
+            if result.attribution
+            else ["Where the images began is not known: only runs of the project's own method keep it."]
+        ),
+    }
+
+
+def _pairs(result: Audit, distilled: DistilledSet, train: Scenes) -> Table:
+    shown = result.images[:_PAIRS]
+    nearest = train.pixels([image.nearest_index for image in shown], size=distilled.size)
+    rows = [
+        (
+            Cell(image.name, picture=Picture(png_uri(distilled.images[image.index]), f"distilled: {image.name}")),
+            Cell(image.nearest, picture=Picture(png_uri(other), f"training image {image.nearest}")),
+            *(number(image.ratios[measure]) for measure in image.ratios),
+            _copied(image),
+        )
+        for image, other in zip(shown, nearest, strict=True)
+    ]
+    heads = ("image", "most like it", *(f"ratio, {measure}" for measure in shown[0].ratios), "copy")
+    return Table("Smallest distance ratios in pixels", heads, rows, frozenset(range(2, len(heads) - 1)))
+
+
+def _copied(image: ImageAudit) -> Cell:
+    return Cell("copy" if image.copy else "no", flag=image.copy)
+
+
+def _readings(result: Audit) -> Table:
+    rows = [
+        (
+            Cell(f"{reading.measure}: {_WORDS[reading.measure]}"),
+            number(_middle(reading.own)),
+            number(_middle(reading.held_out)),
+            number(_middle(reading.leaked)),
+            number(_middle(reading.own_ratios)),
+            number(_middle(reading.held_out_ratios)),
+            percent(reading.nearer),
+        )
+        for reading in result.readings
+    ]
+    heads = (
+        "measure",
+        "distance, distilled",
+        "held-out",
+        "training",
+        "ratio, distilled",
+        "held-out",
+        "nearer, %",
+    )
+    return Table("Medians of distances to the nearest training image", heads, rows, frozenset(range(1, len(heads))))
+
+
+def _middle(values: tuple[float, ...]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def _distances(reading: Reading) -> Plot:
+    groups = {"distilled": reading.own, "held-out real": reading.held_out}
+    shown = {name: values for name, values in groups.items() if values}
+    rows = [
+        (Cell(f"{share} % of images"), *(number(_part(values, share)) for values in shown.values()))
+        for share in (1, 5, 25, 50, 75, 95, 99)
+    ]
+    table = Table(f"Distances, {reading.measure}", ("no farther than", *shown), rows, frozenset(range(1, 3)))
+    words = _WORDS[reading.measure]
+    svg = distances_plot(f"distances-{reading.measure}", shown, words)
+    return Plot(svg, f"{words}: share of images no farther than that.", f"Distances in {reading.measure}", table)
+
+
+def _part(values: tuple[float, ...], share: int) -> float:
+    return sorted(values)[round((len(values) - 1) * share / 100)]
+
+
+def _attacks(attacks: tuple[Attack, ...]) -> Table | None:
+    if not attacks:
+        return None
+    rows = [
+        (
+            Cell(one.name),
+            _interval(one.auc, 3),
+            *map(_share, one.found),
+            Cell("yes" if one.leaks else "no", flag=one.leaks),
+        )
+        for one in attacks
+    ]
+    heads = ("attack", "AUC (0.5: guessing)", "% found at 1 % false positives", "at 0.1 %", "leak")
+    return Table("Membership attacks", heads, rows, frozenset((1, 2, 3)))
+
+
+def _interval(found: Interval, digits: int) -> Cell:
+    return Cell(f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})", found.value)
+
+
+def _share(found: Interval | None) -> Cell:
+    if found is None:
+        return ABSENT
+    return Cell(f"{100 * found.value:.2f} ({100 * found.low:.2f} to {100 * found.high:.2f})", found.value)
+
+
+def _roc(attacks: tuple[Attack, ...]) -> Plot | None:
+    curves = {one.name: one.curve for one in attacks if one.curve}
+    if not curves:
+        return None
+    rows: list[tuple[Cell, ...]] = [
+        (Cell(name), Cell(", ".join(f"{100 * y:.1f} at {100 * x:.1f}" for x, y in curve[::8])))
+        for name, curve in curves.items()
+    ]
+    table = Table("Points of the curves", ("attack", "% found at % false positives"), rows)
+    words = "Training images found against the share of held-out images wrongly taken for training images."
+    return Plot(roc_plot("roc", curves), words, "ROC curves of the membership attacks", table)
+
+
+def _attribution(result: Audit) -> Table | None:
+    found = result.attribution
+    if found is None:
+        return None
+    rows: list[tuple[Cell, ...]] = [
+        (Cell("mean SSIM with its start"), number(found.own)),
+        (Cell("mean SSIM with other scenes of the class"), number(found.others)),
+        (Cell("images more like their start than like any other scene of the class, %"), percent(found.recognised)),
+        (Cell("of which by guessing, %"), percent(found.chance)),
+    ]
+    return Table("Images and the scenes that they began as", ("", "value"), rows, frozenset((1,)))
