@@ -120,6 +120,10 @@ def distill(
         list[str] | None, typer.Option("--set", help="One setting, such as finetune.steps=500; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
+    privacy: Annotated[
+        str | None,
+        typer.Option(help="'screen': draw images too like a training image again, less like it [default: none]."),
+    ] = None,
     soft_labels: Annotated[
         bool, typer.Option("--soft-labels", help="Also store class probabilities of each image, in the manifest.")
     ] = False,
@@ -136,7 +140,8 @@ def distill(
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
 
-        flags = {"ipc": ipc, "base": base, "size": size, "seed": seed, "soft_labels": soft_labels or None}
+        flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
+        flags |= {"soft_labels": soft_labels or None}
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
         scenes = open_scenes(data).train
         result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
@@ -144,6 +149,7 @@ def distill(
             return
         draw_grid(result, out / "grid.png")
         _print_stages(out)
+        _print_screening(out)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
 
@@ -508,6 +514,16 @@ def _giga(size: int) -> str:
 def _duration(seconds: float) -> str:
     minutes = seconds / 60
     return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1.5 else f"{seconds:.0f} s"
+
+
+def _print_screening(run: Path) -> None:
+    """Print how many candidates were too like a training image, where that was looked for."""
+    from geodistill.run import records
+
+    for record in (one for one in records(run) if one["stage"] == "screened"):
+        first, *again = record["facts"]["rejected"]
+        drawn = f", {len(again)} times drawn again, following less: {', '.join(map(str, again))}" if again else ""
+        _console.print(f"screening: {first} candidates too like a training image{drawn} rejected", soft_wrap=True)
 
 
 def _print_stages(out: Path) -> None:

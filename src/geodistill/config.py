@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from geodistill.devices import Precision
 from geodistill.errors import ConfigError
@@ -141,6 +141,10 @@ class Config(_Settings):
         False,
         description="also store what a classifier trained on all scenes, for some minutes, thinks of each image",
     )
+    privacy: Literal["none", "screen"] = Field(
+        "none",
+        description="'screen': images too like a training image are drawn again, following their prototype less",
+    )
     compact: CompactSettings = CompactSettings()
     latents: LatentsSettings = LatentsSettings()
     teacher: TeacherSettings = TeacherSettings()
@@ -149,6 +153,12 @@ class Config(_Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()
+
+    @model_validator(mode="after")
+    def _screening_leaves_a_choice(self) -> "Config":
+        if self.privacy == "screen" and self.selection.by != "herding":
+            raise ValueError(f"privacy 'screen' needs selection.by 'herding', got {self.selection.by!r}")
+        return self
 
 
 def load_config(file: Path | None = None, sets: Sequence[str] = (), **flags: Any) -> Config:

@@ -6,6 +6,7 @@
     ├── PriorError             the base pipeline or its adapter
     ├── DescriberError         the model or server that writes descriptions
     ├── TrainingError          training went wrong: NaN, a teacher no better than chance
+    ├── PrivacyError           no image can be handed out that keeps away from the training images
     ├── RunError               the run folder: other settings, not writable, disk full
     └── DistilledSetError      a distilled set on disk that is not one
 
@@ -35,6 +36,10 @@ class DescriberError(GeodistillError):
 
 class TrainingError(GeodistillError):
     """A model could not be trained to something useful."""
+
+
+class PrivacyError(GeodistillError):
+    """What was asked for cannot be made without giving training images away."""
 
 
 class RunError(GeodistillError):

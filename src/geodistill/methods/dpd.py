@@ -13,6 +13,7 @@ from geodistill.descriptions import make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import check_side
+from geodistill.methods.screening import screen
 from geodistill.methods.stages import (
     MOST_CANDIDATES,
     check_counts,
@@ -90,7 +91,10 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         after=("latents", "prototypes", "descriptions", "adapter" if adapted else None),
         starts=prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts),
     )
-    return choose(candidates, latents, prior, teacher, scenes, prototypes, texts, config, run)
+    if config.privacy == "none":
+        return choose(candidates, latents, prior, teacher, scenes, prototypes, texts, config, run)
+    kept = screen(candidates, latents[:, 0], prior, scenes, prototypes, texts, config, run)
+    return choose(kept.latents, latents, prior, teacher, scenes, prototypes, texts, config, run, passing=kept.passing)
 
 
 def _check(scenes: Scenes, config: Config) -> None:

@@ -25,7 +25,7 @@ from geodistill.descriptions import (
     shortened,
 )
 from geodistill.distilled import DistilledSet
-from geodistill.errors import SceneError
+from geodistill.errors import PrivacyError, SceneError
 from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
 from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
 from geodistill.evaluation.networks import backbone_features
@@ -44,6 +44,7 @@ from geodistill.prior.training import (
     prompt_table,
     train_denoiser,
 )
+from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
@@ -346,16 +347,7 @@ def draw(
     """
 
     def build(folder: Path) -> dict[str, Any]:
-        table, rows = prompt_table([[text] for text in texts])
-        slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
-        ranks = torch.arange(config.sampling.candidates).repeat(len(texts))
-        requests = Requests(
-            prompts=rows[slots, 0],
-            embeddings=prior.embed(table),
-            prototypes=prototypes,
-            slots=slots if starts is None else starts,
-            seeds=slots * MOST_CANDIDATES + ranks,
-        )
+        requests = requests_for(prior, prototypes, texts, config, starts=starts)
         seed = derive_seed(config.seed, "candidates")
         drawn = sample(prior, requests, config.sampling, seed=seed, folder=folder, modes=modes)
         if processes().main:
@@ -369,6 +361,22 @@ def draw(
     stage = run.stage("candidates", build, version=1, inputs=inputs, shared=True)
     candidates: Tensor = load_file(stage / "candidates.safetensors")["latents"]
     return candidates
+
+
+def requests_for(
+    prior: Prior, prototypes: Tensor, texts: list[str], config: Config, *, starts: Tensor | None
+) -> Requests:
+    """Return what `draw` asks for: as many images for each of `texts` as there are to be candidates, side by side."""
+    table, rows = prompt_table([[text] for text in texts])
+    slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
+    ranks = torch.arange(config.sampling.candidates).repeat(len(texts))
+    return Requests(
+        prompts=rows[slots, 0],
+        embeddings=prior.embed(table),
+        prototypes=prototypes,
+        slots=slots if starts is None else starts,
+        seeds=slots * MOST_CANDIDATES + ranks,
+    )
 
 
 def _unless_default(precision: str) -> list[str]:
@@ -389,8 +397,13 @@ def choose(
     texts: list[str],
     config: Config,
     run: Run,
+    *,
+    passing: Tensor | None = None,
 ) -> DistilledSet:
-    """Return the distilled set of DPD, as many candidates as prototypes, from stage `distilled`."""
+    """Return the distilled set of DPD, as many candidates as prototypes, from stage `distilled`.
+
+    `passing` bool [n]: candidates that have passed the screening, whose copies are left out too; all where None.
+    """
     labeller = label(scenes, config, run)
 
     def build(folder: Path) -> None:
@@ -402,21 +415,33 @@ def choose(
             pixels = decode(prior, candidates, config, draft=True)
             features = torch.cat([features, backbone_features(pixels)], dim=1)
             real = torch.cat([real, scene_features(scenes, config)], dim=1)
-        chosen = torch.cat(
-            [
-                _choose_of_class(label, logits, features, real, slots, scenes, prototypes, config)
-                for label in range(len(scenes.classes))
-            ]
-        )
-        labels = prototypes.labels[slots[chosen]]
+        free = torch.ones(len(candidates), dtype=torch.bool) if passing is None else passing
+
+        def chosen_of(free: Tensor) -> Tensor:
+            return torch.cat(
+                [
+                    _choose_of_class(label, logits, features, real, slots, free, scenes, prototypes, config)
+                    for label in range(len(scenes.classes))
+                ]
+            )
+
+        chosen = chosen_of(free)
         images = decode(prior, candidates[chosen], config)
+        if passing is not None:
+            train = scenes.pixels(size=config.size)
+            while (copied := are_copies(find_copies(images, train))).any():
+                free = free.index_fill(0, chosen[copied], False)
+                chosen = chosen_of(free)
+                images = decode(prior, candidates[chosen], config)
+        labels = prototypes.labels[slots[chosen]]
         records = _records(chosen, slots, labels, logits, texts, config)
         if labeller is not None:
             soft = soft_labels(labeller, images).double().round(decimals=4).tolist()
             records = tuple({**record, "soft_label": own} for record, own in zip(records, soft, strict=True))
         DistilledSet(images, labels, scenes.classes, records, _about("dpd", config)).write(folder)
 
-    inputs = [run.fingerprint_of("candidates"), run.fingerprint_of("teacher"), config.selection.model_dump()]
+    drawn = "candidates" if passing is None else "screened"
+    inputs = [run.fingerprint_of(drawn), run.fingerprint_of("teacher"), config.selection.model_dump()]
     inputs += [] if labeller is None else [run.fingerprint_of("labeller")]
     return DistilledSet.load(run.stage("distilled", build, version=4, inputs=inputs))
 
@@ -427,12 +452,21 @@ def _choose_of_class(
     features: Tensor,
     real: Tensor,
     slots: Tensor,
+    free: Tensor,
     scenes: Scenes,
     prototypes: Prototypes,
     config: Config,
 ) -> Tensor:
-    """Return which candidates stand for class `label`, as rows of all candidates."""
-    own = (prototypes.labels[slots] == label).nonzero()[:, 0]
+    """Return which of the `free` candidates, bool [n], stand for class `label`, as rows of all candidates.
+
+    Raises PrivacyError where there are too few.
+    """
+    own = ((prototypes.labels[slots] == label) & free).nonzero()[:, 0]
+    if len(own) < config.ipc:
+        raise PrivacyError(
+            f"class {scenes.classes[label]!r}: {len(own)} candidates keep away from the training images, {config.ipc} "
+            "are needed: draw more (sampling.candidates) or follow prototypes less (sampling.strength)"
+        )
     if config.selection.by == "margin":
         return own[by_margin(logits[own], label, slots[own])]
     if config.selection.by == "herding":

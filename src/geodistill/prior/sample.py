@@ -37,8 +37,8 @@ class Requests:
     slots: Tensor
     seeds: Tensor
 
-    def part(self, which: slice) -> "Requests":
-        """Return the requests at `which`."""
+    def part(self, which: slice | Tensor) -> "Requests":
+        """Return the requests at `which`, a slice or int64 indices."""
         return Requests(self.prompts[which], self.embeddings, self.prototypes, self.slots[which], self.seeds[which])
 
 

@@ -299,6 +299,33 @@ def roc_plot(name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> 
     return _draw(name, 3.6, paint)
 
 
+def utility_plot(
+    name: str, points: Mapping[str, tuple[float, float]], spreads: Mapping[str, tuple[float, float]]
+) -> Markup:
+    """Return accuracy, the second of `points`, against the share of training images that an attack finds, the first.
+
+    `spreads` are intervals of that share; guessing finds 1 %.
+    """
+
+    def paint(axes: Axes) -> None:
+        right = max(high for _, high in spreads.values())
+        values = [100 * y for _, y in points.values()]
+        axes.set_xlim(0, 130 * right)
+        axes.set_ylim(min(values) - 6, max(values) + 6)
+        axes.axvline(1, color=_INK, linestyle=":", linewidth=1, label="guessing")
+        for label, (x, y) in points.items():
+            low, high = spreads[label]
+            axes.errorbar(
+                [100 * x], [100 * y], xerr=[[100 * (x - low)], [100 * (high - x)]], fmt="o", color=_COLOURS[0]
+            )
+        _label_points(axes, [(100 * x, 100 * y, label) for label, (x, y) in points.items()])
+        axes.set_xlabel("training images found at 1 % false positives, %")
+        axes.set_ylabel("overall accuracy, %")
+        _legend_below(axes)
+
+    return _draw(name, 3.4, paint)
+
+
 def _name_groups(axes: Axes, groups: Sequence[tuple[str, npt.NDArray[np.float64]]]) -> None:
     """Write each name at the median of its points [n, 2], moved where it would lie on another name."""
     width, height = _letter(axes)
