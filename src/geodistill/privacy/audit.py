@@ -248,12 +248,16 @@ def _compare(groups: dict[str, Tensor], train: Tensor, features: Tensor) -> dict
         FEATURES: lambda images: by_embedding(images, features, backbone_features),
         COPYPRINT: lambda images: by_embedding(images, prints, copyprint),
     }
+    images, sizes = torch.cat(list(groups.values())), [len(group) for group in groups.values()]
     found: dict[str, dict[str, Neighbours]] = {name: {} for name in groups}
-    wanted = [(name, measure) for name, images in groups.items() if len(images) for measure in MEASURES]
-    with progress("audit", len(wanted)) as advance:
-        for rank, (name, measure) in enumerate(wanted):
-            found[name][measure] = compared[measure](groups[name])
-            advance(rank + 1, f"{name}, {measure}")
+    with progress("audit", len(MEASURES)) as advance:
+        for rank, measure in enumerate(MEASURES):
+            advance(rank, measure)
+            # All groups at once: what the training images are compared by is worked out once.
+            for name, part in zip(groups, compared[measure](images).split(sizes), strict=True):
+                if len(part.nearest):
+                    found[name][measure] = part
+        advance(len(MEASURES))
     return found
 
 

@@ -10,7 +10,7 @@ matches of image features from chance ones. By hand on AID, ratios of exact, tur
 cropped (to 90 %) and brighter copies were at most 0.31, those of 294 real images outside the training set above 0.65.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ _COARSE, _FINE, _LOOKED_AT = 16, 32, 4
 # Windows of a training image: (side as a share of the image's, number of places along each axis).
 _COARSE_WINDOWS = ((1.0, 1), (0.92, 2), (0.84, 3))
 _FINE_WINDOWS = ((1.0, 1), (0.97, 3), (0.94, 3), (0.91, 5), (0.88, 5), (0.85, 5), (0.82, 7), (0.8, 7))
-_BLOCK, _TOGETHER = 256, 64
+_BLOCK, _TOGETHER = 256, 1024
 # The ratio under which an image is a copy, and the distance under which it is one whatever else there is.
 COPY, _SAME = 0.5, 2e-3
 
@@ -60,7 +60,7 @@ def _compared(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     turned = torch.stack([dihedral(images, view) for view in range(SYMMETRIES)], dim=1)  # [n, 8, 3, s, s]
     coarse = _signatures(turned.flatten(0, 1), _COARSE).unflatten(0, (len(images), SYMMETRIES))
     few = _most_alike(coarse, train)
-    found = torch.stack([_closely(own, train[indices]) for own, indices in zip(turned, few, strict=True)])  # [n, k]
+    found = _closely(turned, train[few])  # [n, k]
     alike, ranks = found.topk(2, dim=1)
     distance = (1 - alike).clamp(min=0)
     # Of two equal training images both are the nearest: what is a copy of one is one of the other.
@@ -76,7 +76,7 @@ def _most_alike(queries: Tensor, train: Tensor) -> Tensor:
     where = torch.zeros(len(queries), count, dtype=torch.int64)
     for start in range(0, len(train), _BLOCK):
         block = train[start : start + _BLOCK]
-        windows = _windows(block, _COARSE_WINDOWS, _COARSE)  # [b, w, d]
+        windows = torch.stack([_signatures(window, _COARSE) for window in _windows(block, _COARSE_WINDOWS)], dim=1)
         alike = (queries.flatten(0, 1) @ windows.flatten(0, 1).T).view(len(queries), -1, len(block), windows.shape[1])
         found = torch.cat([kept, alike.amax(dim=(1, 3))], dim=1)
         places = torch.cat([where, (start + torch.arange(len(block))).expand(len(queries), -1)], dim=1)
@@ -86,25 +86,23 @@ def _most_alike(queries: Tensor, train: Tensor) -> Tensor:
 
 
 def _closely(turned: Tensor, candidates: Tensor) -> Tensor:
-    """Return float32 [k]: the largest correlation of one image's orientations with windows of each candidate."""
-    own = _signatures(turned, _FINE)  # [8, d]
-    windows = _windows(candidates, _FINE_WINDOWS, _FINE)  # [k, w, d]
-    return (windows @ own.T).amax(dim=(1, 2))
+    """Return float32 [n, k]: the largest correlation of views [n, 8, 3, s, s] with windows of [n, k, 3, s, s]."""
+    count, few = candidates.shape[:2]
+    own = _signatures(turned.flatten(0, 1), _FINE).unflatten(0, (count, SYMMETRIES))  # [n, 8, d]
+    best = torch.full((count, few), -torch.inf)
+    for window in _windows(candidates.flatten(0, 1), _FINE_WINDOWS):
+        signatures = _signatures(window, _FINE).unflatten(0, (count, few))  # [n, k, d]
+        best = torch.maximum(best, (signatures @ own.mT).amax(2))
+    return best
 
 
-def _windows(images: Tensor, kinds: tuple[tuple[float, int], ...], side: int) -> Tensor:
-    """Return signatures [n, w, d] of windows of images [n, 3, s, s], which overlap evenly over each image."""
-    made = []
+def _windows(images: Tensor, kinds: tuple[tuple[float, int], ...]) -> Iterator[Tensor]:
+    """Yield windows [n, 3, w, w] of images [n, 3, s, s], which overlap evenly over each image."""
     whole = images.shape[-1]
     for share, places in kinds:
         length = round(share * whole)
         starts = torch.linspace(0, whole - length, places).round().long().tolist()
-        made += [
-            _signatures(images[..., top : top + length, left : left + length], side)
-            for top in starts
-            for left in starts
-        ]
-    return torch.stack(made, dim=1)
+        yield from (images[..., top : top + length, left : left + length] for top in starts for left in starts)
 
 
 def _signatures(images: Tensor, side: int) -> Tensor:

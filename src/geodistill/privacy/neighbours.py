@@ -16,7 +16,7 @@ from geodistill.privacy.nearness import symmetries
 _SIDE, _WINDOW, _STRIDE = 32, 8, 4
 # Wang et al.'s constants, for values in [0, 1].
 _C1, _C2 = 0.01**2, 0.03**2
-_BLOCK, _TOGETHER = 512, 64
+_BLOCK, _TOGETHER = 512, 256
 TOO_FEW = "too few images to compare: an audit needs distilled images and two training images or more"
 
 
@@ -30,6 +30,11 @@ class Neighbours:
     nearest: Tensor
     distance: Tensor
     ratio: Tensor
+
+    def split(self, sizes: list[int]) -> list["Neighbours"]:
+        """Return the neighbours of the first `sizes[0]` images, of the next `sizes[1]`, and so on."""
+        parts = (values.split(sizes) for values in (self.nearest, self.distance, self.ratio))
+        return [Neighbours(*part) for part in zip(*parts, strict=True)]
 
 
 def by_structure(images: Tensor, train: Tensor) -> Neighbours:
