@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geodistill.evaluation.rows import Row
-from geodistill.report.plots import _free_line, accuracy_plot, curves_plot, map_plot, nearness_plot, standalone, thin
+from geodistill.report.plots import (
+    _free_line,
+    accuracy_plot,
+    curves_plot,
+    distances_plot,
+    map_plot,
+    nearness_plot,
+    roc_plot,
+    standalone,
+    thin,
+    utility_plot,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROWS = [
@@ -36,6 +47,9 @@ PLOTS = {
     "accuracy": accuracy_plot("p", ROWS),
     "nearness": nearness_plot("p", ROWS[:3]),
     "curves": curves_plot("p", {"a": [3.0, 2.0, 1.0], "b": [1.0]}),
+    "distances": distances_plot("p", {"own": [0.1, 0.3], "held-out": [0.2]}, "1 - SSIM"),
+    "roc": roc_plot("p", {"nearest": [(0.01, 0.05), (1.0, 1.0)], "density": [(0.01, 0.0), (1.0, 1.0)]}),
+    "utility": utility_plot("p", {"a": (0.02, 0.5), "b": (0.05, 0.7)}, {"a": (0.01, 0.03), "b": (0.04, 0.06)}),
     "map": map_plot("p", np.arange(8.0).reshape(4, 2), np.array([0, 1, 0, 1]), np.array([1, 1, 0, 0]) > 0, ("x", "y")),
 }
 
@@ -124,3 +138,15 @@ def test_a_label_moves_to_the_nearest_free_line() -> None:
     assert _free_line([(2, 3, 5.0)], 0, 1, 5.0, 1.0) == 5.0
     assert _free_line([(0.5, 3, 5.25)], 0, 1, 5.0, 1.0) == 4.25
     assert _free_line([(0.5, 3, 5.0)], 0, 1, 5.0, 1.0) == 6.0
+
+
+def test_roc_is_drawn_with_percentages_and_guessing() -> None:
+    texts = _texts(PLOTS["roc"])
+    assert {"1 %", "10 %", "100 %", "nearest", "density", "guessing", "false positives"} <= {*texts}
+
+
+def test_utility_names_every_set_at_its_place() -> None:
+    assert {"a", "b", "guessing"} <= {*_texts(PLOTS["utility"])}
+    (_, ax, ay), (_, bx, by) = _marks(PLOTS["utility"])
+    assert ax < bx
+    assert ay > by  # SVG counts downwards
