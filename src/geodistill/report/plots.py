@@ -318,7 +318,8 @@ def utility_plot(
             axes.errorbar(
                 [100 * x], [100 * y], xerr=[[100 * (x - low)], [100 * (high - x)]], fmt="o", color=_COLOURS[0]
             )
-        _label_points(axes, [(100 * x, 100 * y, label) for label, (x, y) in points.items()])
+            where = (100 * x, 100 * y)
+            axes.annotate(label, where, (0, 6), textcoords="offset points", fontsize=8, ha="center")
         axes.set_xlabel("training images found at 1 % false positives, %")
         axes.set_ylabel("overall accuracy, %")
         _legend_below(axes)
