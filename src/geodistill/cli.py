@@ -421,7 +421,7 @@ def audit(
     """
     with _told():
         from geodistill.privacy.audit import MEASURES, audit_folder
-        from geodistill.report.audit import write_audit_page
+        from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
 
         scenes = open_scenes(data)

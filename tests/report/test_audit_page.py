@@ -9,7 +9,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.privacy.attribution import Attribution
 from geodistill.privacy.audit import MEASURES, Audit, ImageAudit, Reading
 from geodistill.privacy.membership import attack
-from geodistill.report.audit import write_audit_page
+from geodistill.report.audit_page import write_audit_page
 from geodistill.scenes import Scenes
 
 
