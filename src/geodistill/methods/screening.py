@@ -11,7 +11,7 @@ from torch import Tensor
 from geodistill.config import Config, SamplingSettings
 from geodistill.methods.stages import decode, requests_for
 from geodistill.prior.base import Prior
-from geodistill.prior.sample import sample
+from geodistill.prior.sample import Requests, sample
 from geodistill.privacy.screen import Screen, make_screen
 from geodistill.processes import processes
 from geodistill.prototypes import Prototypes
@@ -51,28 +51,18 @@ def screen(
 
     def build(folder: Path) -> dict[str, Any]:
         own = make_screen(scenes.pixels(size=config.size), scenes.labels, seed=config.seed)
+        starts = prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts)
+        requests = requests_for(prior, latents, texts, config, starts=starts)
         slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
         labels = prototypes.labels[slots]
-        drawn = candidates.clone()
-        passing = _passing(own, drawn, labels, prior, config)
-        rejected = [int((~passing).sum())]
-        requests = requests_for(
-            prior,
-            latents,
-            texts,
-            config,
-            starts=prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts),
-        )
-        settings = config.sampling
-        for round_number in range(_ROUNDS):
+        drawn, passing = candidates.clone(), _passing(own, candidates, labels, prior, config)
+        rejected, settings = [int((~passing).sum())], config.sampling
+        for number in range(_ROUNDS):
             again = (~passing & _short(passing, slots)[slots]).nonzero()[:, 0]
-            settings = weaker(settings)
             if not len(again):
                 break
-            seed = derive_seed(config.seed, "screened", round_number)
-            parts = folder / f"round-{round_number}"
-            parts.mkdir(exist_ok=True)
-            drawn[again] = sample(prior, requests.part(again), settings, seed=seed, folder=parts)
+            settings = weaker(settings)
+            drawn[again] = _drawn_again(prior, requests.part(again), settings, config.seed, number, folder)
             passing[again] = _passing(own, drawn[again], labels[again], prior, config)
             rejected.append(int((~passing[again]).sum()))
         if processes().main:
@@ -93,6 +83,15 @@ def weaker(settings: SamplingSettings) -> SamplingSettings:
     if settings.follow == "start":
         return settings.model_copy(update={"strength": min(1.0, round(settings.strength + 0.1, 4))})
     return settings.model_copy(update={"scale": settings.scale / 2})
+
+
+def _drawn_again(
+    prior: Prior, requests: Requests, settings: SamplingSettings, seed: int, number: int, folder: Path
+) -> Tensor:
+    """Return what round `number` draws; its parts are kept in a folder of their own until all rounds are done."""
+    parts = folder / f"round-{number}"
+    parts.mkdir(exist_ok=True)
+    return sample(prior, requests, settings, seed=derive_seed(seed, "screened", number), folder=parts)
 
 
 def _passing(own: Screen, latents: Tensor, labels: Tensor, prior: Prior, config: Config) -> Tensor:
