@@ -77,7 +77,8 @@ def _worth(rows: tuple[Row, ...]) -> dict[str, str]:
 
 
 def _given_away(found: Audit) -> dict[str, Any]:
-    best = max(found.attacks, key=lambda one: one.judged.low if one.judged else 0.0)
+    best = found.best_attack
+    assert best is not None
     assert best.judged is not None
     assert found.held_out_flagged is not None
     told = {

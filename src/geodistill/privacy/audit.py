@@ -101,6 +101,11 @@ class Audit:
         return sum(image.copy for image in self.images)
 
     @property
+    def best_attack(self) -> Attack | None:
+        """The attack that certainly finds most; None where there were none."""
+        return max(self.attacks, key=lambda one: one.judged.low if one.judged else one.auc.low, default=None)
+
+    @property
     def leaks(self) -> bool:
         """Whether any attack finds more training images than chance does."""
         return any(one.leaks for one in self.attacks)
@@ -131,9 +136,9 @@ class Audit:
         )
 
     def _told_of_members(self) -> str:
-        if not self.attacks:
+        best = self.best_attack
+        if best is None:
             return "Whether it tells who was a training image cannot be measured without held-out images."
-        best = max(self.attacks, key=lambda one: one.judged.low if one.judged else one.auc.low)
         if best.judged is None:
             return (
                 f"The best of {len(self.attacks)} attacks tells training from held-out images with an AUC of "

@@ -10,17 +10,16 @@ matches of image features from chance ones. By hand on AID, ratios of exact, tur
 cropped (to 90 %) and brighter copies were at most 0.31, those of 294 real images outside the training set above 0.65.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from geodistill.errors import ConfigError
+from geodistill.privacy.nearness import symmetries
 from geodistill.privacy.neighbours import TOO_FEW, Neighbours
-from geodistill.scenes.views import dihedral
 
-SYMMETRIES = 8
 # Sides in pixels at which the two passes compare, and training images that the second one looks at for each image.
 _COARSE, _FINE, _LOOKED_AT = 16, 32, 4
 # Windows of a training image: (side as a share of the image's, number of places along each axis).
@@ -36,29 +35,24 @@ def are_copies(found: Neighbours) -> Tensor:
     return found.ratio < COPY
 
 
-def find_copies(images: Tensor, train: Tensor, progress: Callable[[int], None] | None = None) -> Neighbours:
+def find_copies(images: Tensor, train: Tensor) -> Neighbours:
     """Return for each of `images` uint8 [n, 3, s, s] the most alike of `train` uint8 [m, 3, s, s], in 1 - correlation.
 
     A distance of 0 is the same image but for its orientation, brightness, contrast and margins; of unlike ones it is
     about 1.
 
-    Exact over the windows that are compared; memory grows neither with n nor with m. `progress(done)` is called after
-    every few images.
+    Exact over the windows that are compared; memory grows neither with n nor with m.
     Raises ConfigError when there is nothing to compare, or only one training image.
     """
     if not len(images) or len(train) < 2:
         raise ConfigError(TOO_FEW)
-    parts = []
-    for some in images.split(_TOGETHER):
-        parts.append(_compared(some, train))
-        if progress:
-            progress(sum(len(nearest) for nearest, _, _ in parts))
+    parts = [_compared(some, train) for some in images.split(_TOGETHER)]
     return Neighbours(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def _compared(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    turned = torch.stack([dihedral(images, view) for view in range(SYMMETRIES)], dim=1)  # [n, 8, 3, s, s]
-    coarse = _signatures(turned.flatten(0, 1), _COARSE).unflatten(0, (len(images), SYMMETRIES))
+    turned = torch.stack(symmetries(images), dim=1)  # [n, 8, 3, s, s]
+    coarse = _signatures(turned.flatten(0, 1), _COARSE).unflatten(0, turned.shape[:2])
     few = _most_alike(coarse, train)
     found = _closely(turned, train[few])  # [n, k]
     alike, ranks = found.topk(2, dim=1)
@@ -88,7 +82,7 @@ def _most_alike(queries: Tensor, train: Tensor) -> Tensor:
 def _closely(turned: Tensor, candidates: Tensor) -> Tensor:
     """Return float32 [n, k]: the largest correlation of views [n, 8, 3, s, s] with windows of [n, k, 3, s, s]."""
     count, few = candidates.shape[:2]
-    own = _signatures(turned.flatten(0, 1), _FINE).unflatten(0, (count, SYMMETRIES))  # [n, 8, d]
+    own = _signatures(turned.flatten(0, 1), _FINE).unflatten(0, turned.shape[:2])  # [n, 8, d]
     best = torch.full((count, few), -torch.inf)
     for window in _windows(candidates.flatten(0, 1), _FINE_WINDOWS):
         signatures = _signatures(window, _FINE).unflatten(0, (count, few))  # [n, k, d]

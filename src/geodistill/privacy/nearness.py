@@ -13,7 +13,6 @@ from geodistill.seeding import generator
 SIDE = 32
 MAX_HELD_OUT = 500
 BLOCK = 2048
-SYMMETRIES = 8
 
 
 @dataclass(frozen=True)
