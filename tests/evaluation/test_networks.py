@@ -1,5 +1,8 @@
 import re
+import shutil
 import sys
+import sysconfig
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +22,7 @@ from geodistill.evaluation.networks import (
     backbone_features,
     build_network,
     check_network,
+    compiled,
     normalise,
     pooled_features,
 )
@@ -193,3 +197,38 @@ def test_pooled_features_are_the_mean_of_the_packages_map():
         expected = theirs.extract_features(normalise(images)).flatten(2).mean(2)
     assert torch.allclose(pooled_features(images), expected, atol=1e-4)
     assert torch.allclose(backbone_features(images), expected / expected.norm(dim=1, keepdim=True), atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not shutil.which("g++") or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    reason="torch.compile needs a C++ compiler and the headers of Python",
+)
+def test_compiled_convnet3_has_the_same_logits_and_gradients():
+    network = build_network("convnet3", 2, seed=0)
+    batch = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = batch.contiguous(memory_format=torch.channels_last)
+    off = torch.autocast("cpu", enabled=False)
+    joined = compiled("convnet3", network, batch, off)
+    assert joined is not network
+    found = []
+    for forward in (network, joined):
+        logits = forward(batch)
+        logits[:, 0].sum().backward()
+        found.append([logits.detach(), *(weight.grad.clone() for weight in network.parameters())])
+        network.zero_grad()
+    for plain, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["convnet3", "resnet18"])
+def test_a_network_that_cannot_or_need_not_be_compiled_is_left_alone(name, monkeypatch):
+    def without_compiler(_):
+        if name == "resnet18":
+            pytest.fail("its time does not go on norms")
+        raise RuntimeError("no g++")
+
+    monkeypatch.setattr(torch, "compile", without_compiler)
+    network = build_network(name, 2, seed=0)
+    off = torch.autocast("cpu", enabled=False)
+    assert compiled(name, network, torch.zeros(2, 3, 32, 32), off) is network
+    assert all(weight.grad is None for weight in network.parameters())

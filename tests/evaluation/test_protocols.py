@@ -63,6 +63,21 @@ def test_dense_networks_train_in_bfloat16_and_all_predict_in_float32(network, dt
     assert seen == [(True, dtype), (True, dtype), (False, torch.float32)]
 
 
+@pytest.mark.parametrize(("steps", "joined"), [(99, []), (100, [(64, 3, 32, 32)])])
+def test_long_trainings_are_compiled_for_their_batches(steps, joined, monkeypatch):
+    seen, trained = [], []
+
+    def compiled(name, model, batch, precision):
+        seen.append(tuple(batch.shape))
+        return model
+
+    monkeypatch.setattr(protocols, "compiled", compiled)
+    monkeypatch.setattr(protocols, "_train", lambda model, *_: trained.append(model))
+    train, labels = coloured(8)
+    model = protocols.train_classifier("scratch", "convnet3", train, labels, classes=2, seed=0, steps=steps)
+    assert (seen, trained) == (joined, [model])
+
+
 def test_probe_never_predicts_an_absent_class():
     train, labels = coloured(8)
     logits = train_and_predict("probe", "efficientnet-lite0", train, labels * 2, train, classes=4, seed=0)
