@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from geodistill.compare import Row, _Ledger, compare, comparison_table, load_pairs, load_predictions, load_rows
-from geodistill.config import Config
+from geodistill.config import Config, make_config
 from geodistill.errors import ConfigError, RunError, SceneError
 from geodistill.scenes import SceneData, Scenes
 
@@ -129,6 +129,9 @@ def test_bad_names_are_found_before_anything_is_made(data: SceneData, tiny: Conf
         run(data, tiny, tmp_path / "run", ipcs=[0])
     with pytest.raises(SceneError, match=r"^class 'Beach' has 12 images, IPC 13 needs at least 13: lower --ipc"):
         run(data, tiny, tmp_path / "run", ipcs=[1, 13])
+    private = make_config(tiny.model_dump() | {"base": "compact", "privacy": "dp", "epsilon": 8, "delta": 1e-3})
+    with pytest.raises(ConfigError, match=r"^privacy 'dp' is dpd's alone: leave out random, d4m$"):
+        run(data, private, tmp_path / "run", methods=["d4m", "dpd", "random"])
     assert not (tmp_path / "run").exists()
 
 

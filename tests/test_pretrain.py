@@ -11,6 +11,7 @@ from geodistill.errors import PriorError
 from geodistill.pretrain import pretrain
 from geodistill.prior import compact
 from geodistill.prior.base import load_prior
+from geodistill.privacy.overlap import FOOTPRINT, known
 from geodistill.run import records
 from geodistill.scenes import SceneData
 
@@ -106,6 +107,9 @@ def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
     assert f"- Autoencoder: that of {base}; " in card
     assert "\n# The base it goes on from\n\n## Model card\n" in card
     assert card.count(f"- Data and licence: {_NOTE}") == 1
+    footprints = (further / FOOTPRINT).read_text().splitlines()
+    assert footprints == (base / FOOTPRINT).read_text().splitlines() * 2
+    assert known(data.train.keys, further) == len(data.train)
 
 
 def test_does_not_go_on_from_nothing(data: SceneData, settings: Config, tmp_path: Path) -> None:

@@ -122,7 +122,16 @@ def distill(
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
     privacy: Annotated[
         str | None,
-        typer.Option(help="'screen': draw images too like a training image again, less like it [default: none]."),
+        typer.Option(
+            help="'screen': draw images too like a training image again, less like it. 'dp': differential privacy, "
+            "with --epsilon and --delta; the base must not have seen these scenes [default: none]."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Of --privacy dp: 1 is strict, 8 usual; the smaller, the more noise.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Of --privacy dp: less than 1 over the number of images, such as 1e-5.")
     ] = None,
     soft_labels: Annotated[
         bool, typer.Option("--soft-labels", help="Also store class probabilities of each image, in the manifest.")
@@ -141,7 +150,7 @@ def distill(
         from geodistill.scenes import open_scenes
 
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
-        flags |= {"soft_labels": soft_labels or None}
+        flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
         scenes = open_scenes(data).train
         result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))

@@ -88,7 +88,7 @@ def compare(
     config = config or Config()
     ordered = tuple(name for name in METHODS if name in methods)
     plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
-    _check(data.train, methods, plan)
+    _check(data.train, methods, plan, config.privacy)
     bench = Bench(data, config.size, progress=progress)
     settings = {
         "kind": "compare",
@@ -160,7 +160,7 @@ def _cells(protocols: Sequence[str], networks: Sequence[str]) -> tuple[tuple[str
     return tuple(cells)
 
 
-def _check(train: Scenes, methods: Sequence[str], plan: _Plan) -> None:
+def _check(train: Scenes, methods: Sequence[str], plan: _Plan, privacy: str) -> None:
     for name in methods:
         check_method(name)
     if not (plan.methods and plan.ipcs and plan.cells):
@@ -168,6 +168,9 @@ def _check(train: Scenes, methods: Sequence[str], plan: _Plan) -> None:
     if min(plan.ipcs) < 1 or plan.seeds < 1:
         raise ConfigError(f"IPC is {min(plan.ipcs)} and seeds is {plan.seeds}: both have to be at least 1")
     check_counts(train, max(plan.ipcs))
+    others = [name for name in plan.methods if name != SUBJECT]
+    if privacy == "dp" and others:
+        raise ConfigError(f"privacy 'dp' is {SUBJECT}'s alone: leave out {', '.join(others)}")
 
 
 def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple[Row, torch.Tensor]]:

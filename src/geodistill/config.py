@@ -141,10 +141,13 @@ class Config(_Settings):
         False,
         description="also store what a classifier trained on all scenes, for some minutes, thinks of each image",
     )
-    privacy: Literal["none", "screen"] = Field(
+    privacy: Literal["none", "screen", "dp"] = Field(
         "none",
-        description="'screen': images too like a training image are drawn again, following their prototype less",
+        description="'screen': images too like a training image are drawn again, following their prototype less; "
+        "'dp': differential privacy, all that is learned from the scenes being a noisy sum",
     )
+    epsilon: float | None = Field(None, gt=0, description="of 'dp': how much one image may change what comes out")
+    delta: float | None = Field(None, gt=0, lt=1, description="of 'dp': with what probability it may change more")
     compact: CompactSettings = CompactSettings()
     latents: LatentsSettings = LatentsSettings()
     teacher: TeacherSettings = TeacherSettings()
@@ -153,6 +156,28 @@ class Config(_Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()
+
+    @model_validator(mode="after")
+    def _privacy_is_whole(self) -> "Config":
+        given = self.epsilon is not None, self.delta is not None
+        if self.privacy != "dp":
+            if any(given):
+                raise ValueError("epsilon and delta belong to privacy 'dp': add --privacy dp")
+            return self
+        if not all(given):
+            raise ValueError("privacy 'dp' needs both: such as --epsilon 8 --delta 1e-5")
+        wrong = {
+            "base": self.base == "scratch" and "a base built from the scenes has seen them without noise",
+            "soft_labels": self.soft_labels and "they come from a classifier trained without noise",
+            "descriptions.describer": self.descriptions.describer != "measured"
+            and "only what is 'measured' is a sum that noise can be added to",
+            "sampling.follow": self.sampling.follow != "start" and "candidates 'start' from noisy means",
+            "selection.by": self.selection.by != "herding" and "'herding' follows a noisy mean",
+        }
+        for name, why in wrong.items():
+            if why:
+                raise ValueError(f"privacy 'dp' does not go with this {name}: {why}")
+        return self
 
     @model_validator(mode="after")
     def _screening_leaves_a_choice(self) -> "Config":
@@ -185,7 +210,8 @@ def make_config(values: Mapping[str, Any]) -> Config:
 def to_toml(config: Config) -> str:
     """Return the resolved settings as TOML, which `load_config` reads back to the same config."""
     values = config.model_dump()
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    given = {key: value for key, value in values.items() if value is not None and not isinstance(value, dict)}
+    lines = [f"{key} = {_toml(value)}" for key, value in given.items()]
     for section, content in values.items():
         if isinstance(content, dict):
             lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in content.items())]

@@ -39,7 +39,7 @@ class DistilledSet:
 
     `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
     keys from RECORD_KEYS. `about`: method, real_pixels (whether the images are
-    real ones as they are), config, versions; representable in JSON.
+    real ones as they are), config, versions, guarantee (of privacy, if any); representable in JSON.
     Raises DistilledSetError when these do not fit together.
     """
 
@@ -312,7 +312,13 @@ def tell_of_audit(folder: Path, summary: str) -> None:
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if (folder / MANIFEST).is_file() and card.is_file() else ""
     if _PRIVACY.search(text):
-        write_atomic(card, _PRIVACY.sub(lambda _: summary, text, count=1))
+        about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["about"]
+        write_atomic(card, _PRIVACY.sub(lambda _: _privacy(about, summary), text, count=1))
+
+
+def _privacy(about: dict[str, Any], audit: str) -> str:
+    """Return what the card says of privacy: the guarantee that the set was made under, if any, and what was audited."""
+    return "\n\n".join([about["guarantee"], audit] if about.get("guarantee") else [audit])
 
 
 def _title(distilled: DistilledSet) -> str:
@@ -332,7 +338,7 @@ def _data_card(distilled: DistilledSet) -> str:
         method=distilled.about.get("method", "unknown"),
         kind="real" if real else "synthetic",
         nature="each of them is one of those" if real else "none of them is a photograph",
-        privacy=_NO_AUDIT,
+        privacy=_privacy(distilled.about, _NO_AUDIT),
         listing="\n".join(f"- {name}: {count}" for name, count in zip(distilled.classes, counts, strict=True)),
     )
 

@@ -105,11 +105,15 @@ def train_teacher(
     accuracy = _accuracy(teacher, latents[held, 0], labels[held])
     chance = float(torch.bincount(labels).max()) / len(labels)  # what always naming the largest class gives
     _refuse_chance(accuracy, chance, len(held))
-    save_file(
-        {name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}, folder / "teacher.safetensors"
-    )
-    write_atomic(folder / "teacher.json", json.dumps(teacher.settings))
+    save_teacher(teacher, folder)
     return {"held_out_accuracy": round(accuracy, 4), "chance": round(chance, 4), "held_out_scenes": len(held)}
+
+
+def save_teacher(teacher: Teacher, folder: Path) -> None:
+    """Save `teacher` in `folder` as teacher.safetensors and teacher.json."""
+    weights = {name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}
+    save_file(weights, folder / "teacher.safetensors")
+    write_atomic(folder / "teacher.json", json.dumps(teacher.settings))
 
 
 def load_teacher(folder: Path) -> Teacher:

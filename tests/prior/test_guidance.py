@@ -1,8 +1,9 @@
 import pytest
+import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from geodistill.prior.guidance import classifier_free, pull, start_from, towards_mode
+from geodistill.prior.guidance import classifier_free, coarse, pull, start_from, towards_mode
 
 
 def test_classifier_free_guidance_by_hand() -> None:
@@ -12,6 +13,28 @@ def test_classifier_free_guidance_by_hand() -> None:
 def test_start_from_mixes_prototype_and_noise() -> None:
     prototype, noise = torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 10.0)
     assert torch.allclose(start_from(prototype, noise, 0.64), torch.full((1, 1, 2, 2), 0.8 * 2 + 0.6 * 10))
+
+
+def test_noise_that_is_in_a_prototype_already_is_not_added_again() -> None:
+    # Of variance 0.36 at this level, 0.64 * 0.5² is there already, in the mean of each 2x2.
+    random = torch.Generator().manual_seed(0)
+    noise, own = (torch.randn(2, 3, 64, 64, generator=random) for _ in range(2))
+    clean = torch.zeros(2, 3, 64, 64)
+    noisy = torch.tensor([0.5, 0.0])
+    prototypes = clean + noisy.view(2, 1, 1, 1) * coarse(own)
+    started = start_from(prototypes, noise, 0.64, noisy)
+    assert torch.equal(started[1], start_from(prototypes, noise, 0.64)[1])
+    for part, share in ((coarse(started), 1 / 4), (started - coarse(started), 3 / 4)):
+        assert part[0].var().item() == pytest.approx(0.36 * share, rel=0.05)
+    added = coarse(start_from(clean, noise, 0.64, noisy))[0]
+    assert added.var().item() == pytest.approx((0.36 - 0.64 * 0.25) / 4, rel=0.05)
+
+
+def test_coarse_is_a_projection_that_shortens() -> None:
+    latents = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(coarse(coarse(latents)), coarse(latents))
+    assert coarse(latents)[0, 0, :2, :2].flatten().tolist() == pytest.approx([latents[0, 0, :2, :2].mean().item()] * 4)
+    assert bool((coarse(latents).flatten(1).norm(dim=1) < latents.flatten(1).norm(dim=1)).all())
 
 
 def test_pull_has_length_scale_times_sigma_and_points_at_the_prototype() -> None:

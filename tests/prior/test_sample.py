@@ -9,7 +9,7 @@ import torch
 from geodistill.config import SamplingSettings
 from geodistill.errors import PriorError
 from geodistill.prior.base import Prior, load_prior
-from geodistill.prior.sample import Requests, sample, sample_batch
+from geodistill.prior.sample import Requests, covering_strength, sample, sample_batch
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,21 @@ def requests(prior: Prior) -> Requests:
         slots=torch.tensor([0, 0, 1, 1, 0]),
         seeds=torch.tensor([0, 1, 10, 11, 2]),
     )
+
+
+@pytest.mark.parametrize("noisy", [0.0, 0.5, 2.0, 1e3])
+def test_strength_covers_the_noise_that_is_there(prior: Prior, noisy: float) -> None:
+    settings = SamplingSettings(steps=20, strength=0.3, solver="ddim")
+    strength = covering_strength(prior, settings, noisy)
+    alphas, steps = prior.scheduler.alphas_cumprod, len(prior.scheduler.alphas_cumprod)
+
+    def covered(share: int) -> bool:
+        # DDIM's times with `share` of 20 steps left, spaced from the front.
+        level = float(alphas[round((share - 1) * steps / 20) + prior.scheduler.config.steps_offset])
+        return (1 - level) / level >= 2 * noisy**2
+
+    enough = [share for share in range(6, 20) if covered(share)]
+    assert strength == (enough[0] / 20 if enough else 1.0)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmsolver++", "pndm"])

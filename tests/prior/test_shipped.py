@@ -9,7 +9,7 @@ from geodistill.prior.base import check_size, load_prior, shipped_base
 def test_shipped_base_is_under_30_megabytes_with_a_card_and_safetensors_alone() -> None:
     files = [path for path in shipped_base(64).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 30e6
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".md"}
+    assert {path.suffix for path in files} <= {".json", ".jsonl", ".safetensors", ".txt", ".md"}
     card = (shipped_base(64) / "README.md").read_text()
     assert "Trained on: 6000 images of 30 classes" in card
     assert "academic purposes" in card

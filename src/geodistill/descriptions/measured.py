@@ -40,12 +40,12 @@ class MeasuredDescriber:
 
     def __call__(self, images: Tensor, class_name: str) -> Description:
         """Return the sentence for the averages over `images`; raises ValueError if they are no uint8 RGB images."""
-        return Description(f"{class_prompt(class_name)}, {_sentence(measure(images).mean(dim=0))}")
+        return Description(f"{class_prompt(class_name)}, {sentence(measure(images).mean(dim=0))}")
 
     def each(self, images: Tensor, class_names: Sequence[str]) -> list[str]:
         """Return the sentence of each image alone; raises ValueError if they are no uint8 RGB images."""
         measures = measure(images)
-        return [f"{class_prompt(name)}, {_sentence(one)}" for name, one in zip(class_names, measures, strict=True)]
+        return [f"{class_prompt(name)}, {sentence(one)}" for name, one in zip(class_names, measures, strict=True)]
 
 
 # --- measuring
@@ -80,6 +80,8 @@ COLOURS: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("pink", (220, 150, 165)),
 )
 NAMES = tuple(dict.fromkeys(name for name, _ in COLOURS))
+# Columns of `measure` that give a direction.
+DIRECTION = slice(4, 6)
 COVERS = ("vegetation", "water", "built-up land", "bare ground")
 
 
@@ -205,8 +207,8 @@ def _word(scale: Scale, value: float) -> str:
     return [word for limit, word in scale if value >= limit][-1]
 
 
-def _sentence(row: Tensor) -> str:
-    """Put one row of `measure` into words."""
+def sentence(row: Tensor) -> str:
+    """Put one row of `measure`, or a mean of several, into words."""
     brightness, chroma, edges, fineness, cosine, sine = row[:6].tolist()
     cover, colours = row[6 : 6 + len(COVERS)].tolist(), row[6 + len(COVERS) :].tolist()
     phrases = (

@@ -13,6 +13,7 @@ from geodistill.descriptions import make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import check_side
+from geodistill.methods.private import check_private, make_private
 from geodistill.methods.screening import screen
 from geodistill.methods.stages import (
     MOST_CANDIDATES,
@@ -66,6 +67,8 @@ def distill(
 def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     """Return the distilled set of `scenes`, made in `run`."""
     _check(scenes, config)
+    if config.privacy == "dp":
+        return make_private(scenes, config, run)
     judged, adapted = config.finetune.consistency > 0, config.finetune.steps > 0
     prior = make_base(scenes, config, run)
     latents = encode(scenes, prior, config, run)
@@ -109,3 +112,5 @@ def _check(scenes: Scenes, config: Config) -> None:
     if config.base == SCRATCH:
         check_compact_size(config.size)
     check_counts(scenes, config.ipc)
+    if config.privacy == "dp":
+        check_private(scenes, config)

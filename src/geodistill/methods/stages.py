@@ -364,9 +364,18 @@ def draw(
 
 
 def requests_for(
-    prior: Prior, prototypes: Tensor, texts: list[str], config: Config, *, starts: Tensor | None
+    prior: Prior,
+    prototypes: Tensor,
+    texts: list[str],
+    config: Config,
+    *,
+    starts: Tensor | None,
+    noisy: Tensor | None = None,
 ) -> Requests:
-    """Return what `draw` asks for: as many images for each of `texts` as there are to be candidates, side by side."""
+    """Return what `draw` asks for: as many images for each of `texts` as there are to be candidates, side by side.
+
+    `noisy` float [P]: of noise in the prototypes already (see `Requests`).
+    """
     table, rows = prompt_table([[text] for text in texts])
     slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
     ranks = torch.arange(config.sampling.candidates).repeat(len(texts))
@@ -376,6 +385,7 @@ def requests_for(
         prototypes=prototypes,
         slots=slots if starts is None else starts,
         seeds=slots * MOST_CANDIDATES + ranks,
+        noisy=noisy,
     )
 
 
@@ -434,11 +444,11 @@ def choose(
                 chosen = chosen_of(free)
                 images = decode(prior, candidates[chosen], config)
         labels = prototypes.labels[slots[chosen]]
-        records = _records(chosen, slots, labels, logits, texts, config)
+        records = describe_images(chosen, labels, logits, texts, config)
         if labeller is not None:
             soft = soft_labels(labeller, images).double().round(decimals=4).tolist()
             records = tuple({**record, "soft_label": own} for record, own in zip(records, soft, strict=True))
-        DistilledSet(images, labels, scenes.classes, records, _about("dpd", config)).write(folder)
+        DistilledSet(images, labels, scenes.classes, records, about("dpd", config)).write(folder)
 
     drawn = "candidates" if passing is None else "screened"
     inputs = [run.fingerprint_of(drawn), run.fingerprint_of("teacher"), config.selection.model_dump()]
@@ -476,11 +486,15 @@ def _choose_of_class(
     return own[:: config.sampling.candidates]
 
 
-def _records(
-    chosen: Tensor, slots: Tensor, labels: Tensor, logits: Tensor, texts: list[str], config: Config
+def describe_images(
+    chosen: Tensor, labels: Tensor, logits: Tensor, texts: list[str], config: Config
 ) -> tuple[dict[str, Any], ...]:
-    """Return what is told of each image; nothing that names a source scene."""
+    """Return what is told of each of the `chosen` candidates, int64 [n]; nothing that names a source scene.
+
+    `logits` [candidates, classes] are the teacher's, `texts` the descriptions of the slots.
+    """
     probability = logits.softmax(dim=1)
+    slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
     return tuple(
         {
             "prototype": int(slots[index]) % config.ipc,
@@ -513,7 +527,7 @@ def write_set(
         images = make_images(folder)
         forget_parts(folder)
         labels = slot_labels(scenes, config)
-        DistilledSet(images, labels, scenes.classes, records, _about(method, config)).write(folder)
+        DistilledSet(images, labels, scenes.classes, records, about(method, config)).write(folder)
 
     return DistilledSet.load(run.stage("distilled", build, version=4, inputs=[method, *inputs]))
 
@@ -552,7 +566,8 @@ def decode(prior: Prior, latents: Tensor, config: Config, *, draft: bool = False
     return torch.cat([prior.decode(part, draft=draft) for part in latents.split(config.sampling.batch)])
 
 
-def _about(method: str, config: Config) -> dict[str, Any]:
+def about(method: str, config: Config) -> dict[str, Any]:
+    """Return what the manifest says of the whole set: how it was made, by which settings and versions."""
     real, settings = METHODS[method].real_pixels, config.model_dump(mode="json")
     if Path(config.base).is_dir():
         # The set is handed around: where folders lie on this machine is nobody's business.

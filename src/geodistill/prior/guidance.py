@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from geodistill.prior.losses import add_noise, estimate_clean
 
@@ -12,9 +13,24 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, weight: float) -
     return unconditional + weight * (conditional - unconditional)
 
 
-def start_from(prototype: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
-    """Return the prototypes [n, C, h, w] noised to level ᾱ, from where denoising starts (SDEdit, Meng et al. 2022)."""
+def start_from(prototype: Tensor, noise: Tensor, alpha_bar: float, noisy: Tensor | None = None) -> Tensor:
+    """Return the prototypes [n, C, h, w] noised to level ᾱ, from where denoising starts (SDEdit, Meng et al. 2022).
+
+    `noisy` float [n]: the deviation of noise that is in the `coarse` part of each prototype already: so much less is
+    added there. It has to be at most sqrt((1 - ᾱ) / ᾱ).
+    """
+    if noisy is not None:
+        left = (1 - alpha_bar / (1 - alpha_bar) * noisy**2).clamp_min(0).sqrt().view(-1, 1, 1, 1)
+        noise = noise - (1 - left) * coarse(noise)
     return add_noise(prototype, noise, prototype.new_full((len(prototype),), alpha_bar))
+
+
+def coarse(latents: Tensor) -> Tensor:
+    """Return latents [n, C, h, w] with each 2x2 of them at their mean: a projection, onto a quarter of the dimensions.
+
+    Sides are even, as they are in every base whose U-Net halves its grid.
+    """
+    return F.interpolate(F.avg_pool2d(latents, 2), scale_factor=2.0)
 
 
 def pull(noisy: Tensor, output: Tensor, prototype: Tensor, alpha_bar: float, prediction: str, scale: float) -> Tensor:

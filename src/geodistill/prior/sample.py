@@ -29,6 +29,7 @@ class Requests:
     prompts: int64 [n], rows of `embeddings`. embeddings: [U, tokens, width], row 0 the empty prompt.
     prototypes: any floating type [P, C, h, w]. slots: int64 [n], which of them each image follows.
     seeds: int64 [n], the index of each image's own noise.
+    noisy: float [P], the deviation of noise that is in the coarse part of each prototype already (see start_from).
     """
 
     prompts: Tensor
@@ -36,10 +37,12 @@ class Requests:
     prototypes: Tensor
     slots: Tensor
     seeds: Tensor
+    noisy: Tensor | None = None
 
     def part(self, which: slice | Tensor) -> "Requests":
         """Return the requests at `which`, a slice or int64 indices."""
-        return Requests(self.prompts[which], self.embeddings, self.prototypes, self.slots[which], self.seeds[which])
+        own = (self.slots[which], self.seeds[which], self.noisy)
+        return Requests(self.prompts[which], self.embeddings, self.prototypes, *own)
 
 
 def sample(
@@ -95,7 +98,8 @@ def sample_batch(
     noise = _noise(prototypes.shape[1:], requests.seeds, seed).to(prior.device)
     latents = noise
     if settings.follow == "start":
-        latents = start_from(prototypes, noise, float(alphas[times[0]]))
+        noisy = None if requests.noisy is None else requests.noisy[requests.slots].float().to(prior.device)
+        latents = start_from(prototypes, noise, float(alphas[times[0]]), noisy)
     embeddings = _embeddings(requests, settings.guidance).to(prior.device)
     for index, time in enumerate(times):
         output = _denoise(prior, latents, time, embeddings, settings.guidance)
@@ -111,6 +115,21 @@ def sample_batch(
             stepped = towards_mode(stepped, estimate, prototypes, level, following, modes.scale)
         latents = stepped
     return latents.cpu()
+
+
+def covering_strength(prior: Prior, settings: SamplingSettings, noisy: float, margin: float = 2.0) -> float:
+    """Return the least strength, that of `settings` or more, at which starts are noised by more than `noisy` already.
+
+    `margin` is how many times as large the variance at that level is; 1 where none is so large.
+    """
+    alphas = prior.scheduler.alphas_cumprod
+    for share in range(round(settings.strength * settings.steps), settings.steps):
+        strength = share / settings.steps
+        _, times = _schedule(prior.scheduler.config, settings.model_copy(update={"strength": strength}))
+        level = float(alphas[times[0]])
+        if (1 - level) / level >= margin * noisy**2:
+            return strength
+    return 1.0
 
 
 def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:

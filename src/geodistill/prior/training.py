@@ -219,7 +219,7 @@ def _losses(
     """Yield the terms of a step's loss, of `together` latents each; all that is random is drawn for all of them."""
     g = generator(plan.seed, "denoiser step", step)
     chosen = _batch_indices(plan.seed, step, plan.batch, len(data.labels))
-    clean, embedding = _draw(data, chosen, plan.drop_prompt, g)
+    clean, embedding = draw_batch(data, chosen, plan.drop_prompt, g)
     noise = torch.randn(clean.shape, generator=g)
     times = torch.randint(0, len(alphas), (len(chosen),), generator=g)
     # All of it is drawn on the CPU, so that every device trains on the same.
@@ -229,10 +229,10 @@ def _losses(
             continue
         drawn = (clean[part], embedding[part], noise[part], times[part], data.labels[chosen][part])
         moved = (tensor.to(unet.device) for tensor in drawn)
-        yield _loss(unet, alphas, prediction, plan, *moved) * (len(times[part]) / len(times))
+        yield denoising_loss(unet, alphas, prediction, plan, *moved) * (len(times[part]) / len(times))
 
 
-def _loss(
+def denoising_loss(
     unet: Any,
     alphas: Tensor,
     prediction: str,
@@ -273,7 +273,11 @@ def _batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
     return torch.stack([orders[position // count][position % count] for position in positions])
 
 
-def _draw(data: TrainingData, chosen: Tensor, drop: float, g: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_batch(data: TrainingData, chosen: Tensor, drop: float, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return latents float32 [n, C, h, w], a view of each scene in `chosen` int64 [n], and embeddings of a prompt each.
+
+    A share `drop` of the prompts is the empty one.
+    """
     count = len(chosen)
     views = torch.randint(0, data.latents.shape[1], (count,), generator=g)
     which = torch.randint(0, data.prompts.shape[1], (count,), generator=g)

@@ -28,8 +28,8 @@ class Source:
     config: Config
 
     def starts(self, distilled: DistilledSet) -> Tensor | None:
-        """Return int64 [n], the training scene that each image began as; None for methods that keep none."""
-        if self.method != _OWN:
+        """Return int64 [n], the training scene that each image began as; None where none is one."""
+        if self.method != _OWN or self.config.privacy == "dp":
             return None
         prototypes = Prototypes.load(self.folder / "prototypes")
         count = self.config.sampling.candidates

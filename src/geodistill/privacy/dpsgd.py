@@ -1,0 +1,95 @@
+"""DP-SGD (Abadi et al., CCS 2016) by Opacus: each image's gradient is clipped, and noise is added to their sum."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from geodistill.privacy.accounting import opacus
+from geodistill.progress import progress
+
+# A private step sees so many times as many images as one without noise, which comes once for all of them.
+LARGER = 8
+# Length to which each image's gradient is clipped.
+CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class PrivateTraining:
+    """`steps` on random batches of about `batch` out of `count` images, at most `together` gradients at once."""
+
+    count: int
+    steps: int
+    batch: int
+    lr: float
+    together: int = 32
+
+    @classmethod
+    def instead_of(cls, count: int, steps: int, batch: int, lr: float, together: int = 32) -> "PrivateTraining":
+        """Return what sees as many images as `steps` of `batch` images do, in fewer and larger batches.
+
+        The rate grows with the root of the batch, as is usual for Adam.
+        """
+        return cls(count, max(1, steps // LARGER), min(count, batch * LARGER), lr * LARGER**0.5, together)
+
+    @property
+    def rate(self) -> float:
+        """Probability with which each image is in a batch."""
+        return self.batch / self.count
+
+
+def train_privately(
+    model: nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
+    training: PrivateTraining,
+    *,
+    noise: float,
+    by: torch.Generator,
+    title: str,
+) -> None:
+    """Train what requires gradients in `model`, in place, by AdamW on private gradients; the rate falls to zero.
+
+    `loss_of(images)`, int64 [n], is their mean loss, each image's part depending on no other image. A mechanism of
+    multiplier `noise` on batches that each image is in with probability `training.rate`.
+    """
+    watched = opacus("grad_sample").GradSampleModule(model, strict=False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = opacus("optimizers").DPOptimizer(
+        torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0),
+        noise_multiplier=noise,
+        max_grad_norm=CLIP,
+        expected_batch_size=training.batch,
+        generator=by,
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser.original_optimizer, training.steps)
+    with progress(title, training.steps) as advance:
+        for step in range(training.steps):
+            drawn = (torch.rand(training.count, generator=by) < training.rate).nonzero()[:, 0]
+            _step(optimiser, loss_of, drawn.split(training.together), parameters)
+            schedule.step()
+            advance(step + 1)
+    watched.remove_hooks()
+    for p in parameters:
+        p.grad_sample = None  # type: ignore[attr-defined]
+
+
+def _step(
+    optimiser: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor], Tensor],
+    parts: tuple[Tensor, ...],
+    of: Sequence[Tensor],
+) -> None:
+    """Add up the clipped gradients of the images in `parts`, then take a step along their noisy sum."""
+    for rank, part in enumerate(parts):
+        if len(part):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Full backward hook is firing")
+                loss_of(part).backward()
+        else:  # A batch that nobody is in is a step of noise alone.
+            for p in of:
+                p.grad_sample = p.new_zeros((0, *p.shape))  # type: ignore[attr-defined]
+        optimiser.signal_skip_step(do_skip=rank + 1 < len(parts))  # type: ignore[attr-defined]
+        optimiser.step()
+        optimiser.zero_grad()

@@ -1,0 +1,71 @@
+"""Sums and clusters under differential privacy: all that leaves here is a noisy sum, or follows from noisy sums."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Rounds of k-means, each a sum of its own.
+ROUNDS = 2
+# A noisy count of fewer members than this counts as so many: a mean over none would be noise without end.
+_FEWEST = 1.0
+# Weight of the count beside a row of length 1: more of it makes the count surer and the sum noisier.
+_COUNTED = 0.5
+
+
+def clipped(values: Tensor, norm: float = 1.0) -> Tensor:
+    """Return `values` [n, D], each row no longer than `norm`."""
+    rows: Tensor = values * (norm / values.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1)
+    return rows
+
+
+def noisy_sums(values: Tensor, groups: Tensor, count: int, *, norm: float, noise: float, by: torch.Generator) -> Tensor:
+    """Return float64 [count, D]: the sums of `values` [n, D] in each of `groups` int64 [n], with Gaussian noise.
+
+    Rows are clipped to `norm`. An image is in one group alone, so that its presence changes all sums together by at
+    most `norm`: the Gaussian mechanism of multiplier `noise`.
+    """
+    sums = torch.zeros(count, values.shape[1], dtype=torch.float64)
+    sums.index_add_(0, groups, clipped(values.double(), norm))
+    return sums + noise * norm * torch.randn(sums.shape, generator=by, dtype=torch.float64)
+
+
+def noisy_means(
+    values: Tensor, groups: Tensor, count: int, *, norm: float, noise: float, by: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the means float64 [count, D] of `groups`, and the deviation [count] of the noise in each of their values.
+
+    Sums and counts are one mechanism of multiplier `noise`: each row, clipped to `norm`, carries _COUNTED `norm` beside
+    it for the count.
+    """
+    counted = torch.full((len(values), 1), _COUNTED * norm, dtype=torch.float64)
+    longest = norm * (1 + _COUNTED**2) ** 0.5
+    rows = torch.cat([clipped(values.double(), norm), counted], dim=1)
+    sums = noisy_sums(rows, groups, count, norm=longest, noise=noise, by=by)
+    counts = (sums[:, -1] / (_COUNTED * norm)).clamp_min(_FEWEST)
+    return sums[:, :-1] / counts[:, None], longest * noise / counts
+
+
+def private_clusters(
+    points: Tensor, labels: Tensor, classes: int, per_class: int, *, noise: float, by: torch.Generator
+) -> Tensor:
+    """Return int64 [n]: the cluster of each of `points` [n, D], `per_class` of each class side by side.
+
+    Spherical k-means (Dhillon and Modha 2001) with noisy sums, from directions drawn at random: ROUNDS sums of points
+    clipped to 1, of multiplier `noise`. Only directions count, so that noise turns a cluster and cannot empty it as it
+    does with Lloyd's means (DPLloyd: Su et al., CODASPY 2016). The sums are private, what is returned is not: it must
+    go into noisy sums.
+    """
+    count = classes * per_class
+    directions = F.normalize(torch.randn(count, points.shape[1], generator=by, dtype=torch.float64), dim=1)
+    for _ in range(ROUNDS):
+        assigned = _alike(points.double(), labels, directions, per_class)
+        sums = noisy_sums(points, assigned, count, norm=1.0, noise=noise, by=by)
+        directions = F.normalize(sums, dim=1)
+    return _alike(points.double(), labels, directions, per_class)
+
+
+def _alike(points: Tensor, labels: Tensor, directions: Tensor, per_class: int) -> Tensor:
+    """Return int64 [n]: of the directions [P, D] of each point's own class, the one that it is most alike."""
+    own = directions.view(-1, per_class, directions.shape[1])
+    alike = torch.stack([(points * own[labels, k]).sum(dim=1) for k in range(per_class)], dim=1)  # [n, K]
+    return labels * per_class + alike.argmax(dim=1)

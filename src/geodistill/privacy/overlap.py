@@ -1,0 +1,53 @@
+"""Was a base trained on these very images? Then no noise hides what it knows of them.
+
+A base made by `geodistill pretrain` carries a footprint of its training images: of many bits, the one that each image's
+content hashes to is set. One image in sixteen or so meets a set bit by chance, so that no image is given away by it; of
+a data set that was trained on, all do.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+
+# Beside the pipeline's own files; not one of those that tell a base from another.
+FOOTPRINT = "trained_on.jsonl"
+_BITS_EACH = 16
+# Standard deviations of what chance gives, above which images are known to the base.
+_SURE = 4.0
+
+
+def footprint(keys: Sequence[str]) -> str:
+    """Return a line of JSON for images whose contents have `keys`."""
+    bits = bytearray(2 * len(keys))  # _BITS_EACH of 8 a byte
+    for key in keys:
+        place = _place(key, 8 * len(bits))
+        bits[place // 8] |= 1 << place % 8
+    return json.dumps({"bits": base64.b64encode(bits).decode()}) + "\n"
+
+
+def known(keys: Sequence[str], folder: Path) -> int:
+    """Return how many of the images with `keys`, about, the base in `folder` was trained on; 0 where it does not say.
+
+    0 too where chance could give as many.
+    """
+    path = folder / FOOTPRINT
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return max((_known(keys, base64.b64decode(json.loads(line)["bits"])) for line in lines), default=0)
+
+
+def _known(keys: Sequence[str], bits: bytes) -> int:
+    size = 8 * len(bits)
+    filled = sum(byte.bit_count() for byte in bits) / size
+    places = [_place(key, size) for key in keys]
+    hits = sum(bits[place // 8] >> place % 8 & 1 for place in places)
+    chance = filled * len(keys)
+    if hits <= chance + _SURE * sqrt(chance * (1 - filled)):
+        return 0
+    return round((hits - chance) / (1 - filled))
+
+
+def _place(key: str, size: int) -> int:
+    return int(hashlib.sha256(f"trained on\x1f{key}".encode()).hexdigest(), 16) % size

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from geodistill.privacy.dpsgd import PrivateTraining, train_privately
+
+IMAGES, LABELS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2
+
+
+def losses(model: nn.Module, seen: list[int] | None = None):
+    def loss_of(images: Tensor) -> Tensor:
+        if seen is not None:
+            seen.append(len(images))
+        return nn.functional.cross_entropy(model(IMAGES[images]), LABELS[images])
+
+    return loss_of
+
+
+def by(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(1)
+    return nn.Linear(3, 2)
+
+
+def test_the_gradient_is_the_sum_of_clipped_ones_over_the_expected_batch(monkeypatch):
+    # Steps of SGD, which show the gradient; without noise, and with everybody in the batch.
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr))
+    model, reference = linear(), linear()
+    with torch.no_grad():
+        for weights in (model, reference):
+            weights.weight.mul_(4)
+    training = PrivateTraining(count=24, steps=1, batch=24, lr=0.5, together=7)
+    train_privately(model, losses(model), training, noise=0.0, by=by(), title="test")
+    total = [torch.zeros_like(p) for p in reference.parameters()]
+    lengths = []
+    for index in range(24):
+        own = torch.autograd.grad(losses(reference)(torch.tensor([index])), list(reference.parameters()))
+        length = torch.cat([g.flatten() for g in own]).norm()
+        lengths.append(float(length))
+        total = [t + g * min(1.0, 1 / float(length)) for t, g in zip(total, own, strict=True)]
+    assert max(lengths) > 1  # some are clipped
+    for p, before, t in zip(model.parameters(), reference.parameters(), total, strict=True):
+        torch.testing.assert_close(p.detach(), before.detach() - 0.5 * t / 24, atol=1e-5, rtol=1e-5)
+
+
+def test_noise_has_the_deviation_it_says(monkeypatch):
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr))
+    model = nn.Linear(3000, 2, bias=False)
+    before = model.weight.detach().clone()
+    training = PrivateTraining(count=24, steps=1, batch=8, lr=1.0)
+    train_privately(
+        model, lambda images: 0 * model(torch.zeros(len(images), 3000)).sum(), training, noise=4.0, by=by(), title="t"
+    )
+    assert float((model.weight.detach() - before).std()) == pytest.approx(4.0 / 8, rel=0.05)
+
+
+def test_each_image_is_drawn_on_its_own_in_parts_of_limited_size():
+    model, seen = linear(), list[int]()
+    training = PrivateTraining(count=24, steps=200, batch=6, lr=1e-3, together=4)
+    train_privately(model, losses(model, seen), training, noise=1.0, by=by(), title="test")
+    assert max(seen) == 4
+    assert sum(seen) / 200 == pytest.approx(6, rel=0.1)
+
+
+def test_a_step_without_anybody_is_noise_alone():
+    model, seen = linear(), list[int]()
+    before = model.weight.detach().clone()
+    training = PrivateTraining(count=24, steps=1, batch=1, lr=0.1)
+    nobody = next(seed for seed in range(100) if not (torch.rand(24, generator=by(seed)) < 1 / 24).any())
+    train_privately(model, losses(model, seen), training, noise=1.0, by=by(nobody), title="test")
+    assert seen == []
+    assert not torch.equal(model.weight, before)
+
+
+def test_it_learns_and_leaves_the_model_as_any_other():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    labels = (IMAGES[:, 0] > 0).long()
+    training = PrivateTraining(count=24, steps=80, batch=24, lr=0.05)
+    train_privately(
+        model,
+        lambda i: nn.functional.cross_entropy(model(IMAGES[i]), labels[i]),
+        training,
+        noise=0.5,
+        by=by(),
+        title="t",
+    )
+    assert float((model(IMAGES).argmax(1) == labels).float().mean()) > 0.9
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+
+
+def test_private_batches_are_larger_and_fewer():
+    own = PrivateTraining.instead_of(6000, 1000, 64, 1e-3)
+    assert (own.count, own.steps, own.batch, own.rate) == (6000, 125, 512, pytest.approx(0.0853, abs=1e-4))
+    assert own.lr == pytest.approx(2.828e-3, rel=1e-3)
+    small = PrivateTraining.instead_of(100, 4, 64, 1e-3)
+    assert (small.steps, small.batch, small.rate) == (1, 100, 1.0)

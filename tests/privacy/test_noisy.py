@@ -1,0 +1,62 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geodistill.privacy.noisy import clipped, noisy_means, noisy_sums, private_clusters
+
+
+def by(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_rows_are_clipped_and_short_ones_left_alone():
+    rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    assert torch.allclose(clipped(rows), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+
+def test_sums_of_groups_by_hand():
+    values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [6.0, 8.0]])
+    sums = noisy_sums(values, torch.tensor([0, 0, 2]), 3, norm=5.0, noise=0.0, by=by())
+    assert sums.tolist() == [[1, 1], [0, 0], [3, 4]]
+
+
+def test_noise_has_the_deviation_it_says():
+    sums = noisy_sums(torch.zeros(1, 2000), torch.tensor([0]), 2, norm=3.0, noise=2.0, by=by())
+    assert float(sums.std()) == pytest.approx(6.0, rel=0.05)
+    values = torch.full((40, 2000), 0.01)
+    means, deviation = noisy_means(values, torch.zeros(40, dtype=torch.int64), 1, norm=1.0, noise=0.5, by=by())
+    assert float((means - 0.01).std()) == pytest.approx(float(deviation), rel=0.1)
+
+
+def test_means_by_hand_and_none_of_nothing():
+    values = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    means, deviation = noisy_means(values, torch.tensor([1, 1]), 2, norm=1.0, noise=0.0, by=by())
+    assert means.tolist() == [[0, 0], [0.5, 0.5]]
+    assert deviation.tolist() == [0, 0]
+
+
+@given(st.integers(0, 2**32), st.floats(0.1, 20))
+@settings(max_examples=50, deadline=None)
+def test_one_image_more_changes_the_sums_by_no_more_than_they_are_noised_for(seed, norm):
+    values = 10 * torch.randn(6, 4, generator=by(seed), dtype=torch.float64)
+    groups = torch.randint(0, 3, (6,), generator=by(seed))
+    rows = torch.cat([clipped(values, norm), torch.full((6, 1), norm / 2, dtype=torch.float64)], dim=1)
+    longest = norm * 1.25**0.5  # what noisy_means counts with
+    with_all = noisy_sums(rows, groups, 3, norm=longest, noise=0.0, by=by())
+    without = noisy_sums(rows[1:], groups[1:], 3, norm=longest, noise=0.0, by=by())
+    assert float((with_all - without).norm()) <= longest * (1 + 1e-9)
+
+
+def test_clusters_are_found_through_little_noise_and_stay_full_in_much():
+    # Two clusters on opposite sides, along an axis of their class's own.
+    labels, side = torch.arange(400) % 2, torch.arange(400) // 2 % 2
+    points = torch.eye(4, dtype=torch.float64)[labels] * (2 * side - 1)[:, None]
+    points = points + 0.05 * torch.randn(400, 4, generator=by(), dtype=torch.float64)
+    found = private_clusters(points, labels, 2, 2, noise=0.5, by=by(3))
+    assert torch.equal(found // 2, labels)
+    for label in range(2):
+        own, truth = found[labels == label] % 2, side[labels == label]
+        assert torch.equal(own, truth) or torch.equal(own, 1 - truth)
+    blind = private_clusters(torch.randn(400, 16, generator=by()), labels, 2, 4, noise=1e6, by=by(1))
+    assert int(torch.bincount(blind, minlength=8).min()) > 10

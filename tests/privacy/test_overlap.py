@@ -1,0 +1,46 @@
+import base64
+import json
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geodistill.privacy.overlap import FOOTPRINT, footprint, known
+
+TRAINED = [f"image {index}" for index in range(2000)]
+OTHERS = [f"another {index}" for index in range(2000)]
+
+
+def base(folder: Path, *lines: str) -> Path:
+    (folder / FOOTPRINT).write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_all_or_some_or_none_of_the_images_are_known(tmp_path):
+    folder = base(tmp_path, footprint(TRAINED))
+    assert known(TRAINED, folder) == 2000
+    assert known(OTHERS, folder) == 0
+    mixed = known(TRAINED[:500] + OTHERS[:1500], folder)
+    assert 440 < mixed < 560
+
+
+def test_a_base_that_was_gone_on_from_counts_too(tmp_path):
+    folder = base(tmp_path, footprint(OTHERS), footprint(TRAINED))
+    assert known(TRAINED, folder) == 2000
+
+
+def test_a_base_that_says_nothing_knows_nothing(tmp_path):
+    assert known(TRAINED, tmp_path) == 0
+
+
+def test_one_image_is_not_given_away():
+    bits = base64.b64decode(json.loads(footprint(TRAINED))["bits"])
+    # Of images that were never seen, so many meet a bit that is set.
+    assert 0.05 < sum(byte.bit_count() for byte in bits) / (8 * len(bits)) < 0.07
+
+
+@given(st.lists(st.text(), min_size=40, max_size=80, unique=True))
+@settings(max_examples=30, deadline=None)
+def test_whatever_the_names_what_was_trained_on_is_known(tmp_path_factory, keys):
+    folder = base(tmp_path_factory.mktemp("base"), footprint(keys))
+    assert known(keys, folder) == len(keys)
