@@ -1,5 +1,4 @@
 import pytest
-import pytest
 import torch
 from diffusers import DDPMScheduler
 
