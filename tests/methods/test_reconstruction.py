@@ -5,6 +5,7 @@ from diffusers import AutoencoderKL
 
 from geodistill.config import Config
 from geodistill.methods import kmeans, reconstruction
+from geodistill.methods.stages import scene_features
 from geodistill.run import Run
 from geodistill.scenes import Scenes
 
@@ -14,8 +15,9 @@ def test_images_are_those_of_kmeans_through_the_stock_autoencoder(
 ) -> None:
     with Run(tmp_path, {}) as run:
         made = reconstruction.make(pair, on_pipeline.model_copy(update={"precision": "f32"}), run)
+        features = scene_features(pair, on_pipeline, run)
     vae = AutoencoderKL.from_pretrained(sd_folder / "vae")
-    real = pair.pixels(kmeans.select(pair, on_pipeline), size=32)
+    real = pair.pixels(kmeans.select(features, pair, on_pipeline), size=32)
     with torch.no_grad():
         back = vae.decode(vae.encode(real / 127.5 - 1).latent_dist.mode()).sample
     assert (made.images - (back.clamp(-1, 1) + 1) * 127.5).abs().max() < 0.6  # rounded to whole values

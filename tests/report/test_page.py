@@ -30,6 +30,18 @@ from geodistill.scenes import SceneData, Scenes
 EVIL = "<script>alert(1)<script>"
 _VOID = {"meta", "link", "img", "br", "input"}
 
+STAGES = [
+    "base",
+    "latents",
+    "teacher",
+    "features",
+    "prototypes",
+    "descriptions",
+    "adapter",
+    "candidates",
+    "distilled",
+]
+
 
 class Page(HTMLParser):
     """A page as tags with their attributes and the text in each; fails on tags that do not match."""
@@ -309,7 +321,17 @@ def test_training_cost_settings_and_versions(run: Path, page: Page) -> None:
     losses = json.loads((run / "base" / "losses.json").read_text())
     assert [row[2] for row in page.rows("Training of the base: losses")] == [f"{loss:.4f}" for loss in losses]
     stages = [row[0] for row in page.rows("Time and memory of each stage")]
-    expected = ["base", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "distilled"]
+    expected = [
+        "base",
+        "latents",
+        "teacher",
+        "features",
+        "prototypes",
+        "descriptions",
+        "adapter",
+        "candidates",
+        "distilled",
+    ]
     assert stages == expected
     command, settings = page.all("code")
     assert command == "geodistill distill 'a & b' --out run"
@@ -334,10 +356,29 @@ def test_run_that_has_just_begun(tmp_path: Path) -> None:
     fakes.write_about(tmp_path / "run", {"method": "dpd", "config": config})
     shown = Page(write_report(tmp_path / "run"))
     missing = [line for line in shown.all("li") if "not finished" in line]
-    stages = ["base", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "distilled"]
+    stages = [
+        "base",
+        "latents",
+        "teacher",
+        "features",
+        "prototypes",
+        "descriptions",
+        "adapter",
+        "candidates",
+        "distilled",
+    ]
     assert missing == [f"stage {name} is not finished: the run's command goes on with it" for name in stages]
     for note in ("There are no images to show.", "No figures yet.", "No stage has been begun yet."):
         assert note in shown.all("p")
+
+
+def test_private_runs_have_stages_of_their_own(tmp_path: Path) -> None:
+    config = {"privacy": "dp", "finetune": {"steps": 0}, "ipc": 2}
+    fakes.write_about(tmp_path / "run", {"method": "dpd", "config": config})
+    (tmp_path / "run" / "latents").mkdir()
+    shown = Page(write_report(tmp_path / "run"))
+    missing = [line.split()[1] for line in shown.all("li") if "not finished" in line]
+    assert missing == ["features", "profiles", "centres", "teacher", "candidates", "distilled"]
 
 
 def test_run_under_way_shows_what_it_has(run: Path, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from geodistill.selection import herd
 
 def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     """Return the first `config.ipc` real scenes of each class that herding takes."""
+    features = scene_features(scenes, config, run)
 
     def select() -> Tensor:
-        features = scene_features(scenes, config)
         return each_class(scenes, lambda own: own[herd(features[own], config.ipc)])
 
     return keep_scenes("herding", select, scenes, config, run)

@@ -18,9 +18,9 @@ from geodistill.scenes.scenes import Scenes
 
 def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     """Return `config.ipc` real scenes of each class, its greedy centres."""
+    features = scene_features(scenes, config, run)
 
     def select() -> Tensor:
-        features = scene_features(scenes, config)
         return each_class(scenes, lambda own: own[centres(features[own], config.ipc)])
 
     return keep_scenes("kcenter", select, scenes, config, run)

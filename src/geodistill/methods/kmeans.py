@@ -17,11 +17,11 @@ from geodistill.scenes.scenes import Scenes
 
 def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     """Return `config.ipc` real scenes of each class, those of the largest cluster first."""
-    return keep_scenes("kmeans", lambda: select(scenes, config), scenes, config, run)
+    features = scene_features(scenes, config, run)
+    return keep_scenes("kmeans", lambda: select(features, scenes, config), scenes, config, run)
 
 
-def select(scenes: Scenes, config: Config) -> Tensor:
-    """Return int64 [classes * IPC]: the scene nearest each centre, classes side by side."""
-    features = scene_features(scenes, config)
+def select(features: Tensor, scenes: Scenes, config: Config) -> Tensor:
+    """Return int64 [classes * IPC]: the scene nearest each centre of `features` [N, D], classes side by side."""
     found = find_prototypes(features, scenes.labels, classes=scenes.classes, per_class=config.ipc, seed=config.seed)
     return torch.stack([members[0] for members in found.members])

@@ -134,8 +134,9 @@ class _Profiles:
 def _profiles(scenes: Scenes, budget: Budget, config: Config, run: Run) -> _Profiles:
     """Return the noisy means from stage `profiles`."""
 
+    features = scene_features(scenes, config, run)
+
     def build(folder: Path) -> None:
-        features = scene_features(scenes, config)
         measures = torch.cat([measure(part) / _MEASURES for part in scenes.pixels(size=config.size).split(256)])
         rows = torch.cat([features.double(), measures.double()], dim=1)
         noise, by = budget.noise["profiles"], secret_generator()
@@ -170,9 +171,11 @@ class _Starts:
 def _starts(latents: Tensor, scenes: Scenes, profiles: _Profiles, budget: Budget, config: Config, run: Run) -> _Starts:
     """Return what candidates start from, from stage `centres`: IPC of each class side by side."""
 
+    features = scene_features(scenes, config, run)
+
     def build(folder: Path) -> None:
         by = secret_generator()
-        points = _points(scene_features(scenes, config), scenes.labels, profiles)
+        points = _points(features, scenes.labels, profiles)
         noise = budget.noise["clusters"]
         assigned = private_clusters(points, scenes.labels, len(scenes.classes), config.ipc, noise=noise, by=by)
         rough = coarse(latents.float())

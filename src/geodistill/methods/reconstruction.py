@@ -11,7 +11,7 @@ from torch import Tensor
 from geodistill.config import Config
 from geodistill.distilled import DistilledSet
 from geodistill.methods import kmeans
-from geodistill.methods.stages import decode, make_base, write_set
+from geodistill.methods.stages import decode, make_base, scene_features, write_set
 from geodistill.prior.base import fingerprint_of_base
 from geodistill.run import Run
 from geodistill.scenes.scenes import Scenes
@@ -20,9 +20,10 @@ from geodistill.scenes.scenes import Scenes
 def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     """Return the images that `kmeans` takes, encoded and decoded."""
     prior = make_base(scenes, config, run)
+    features = scene_features(scenes, config, run)
 
     def images(_: Path) -> Tensor:
-        pixels = scenes.pixels(kmeans.select(scenes, config), size=config.size)
+        pixels = scenes.pixels(kmeans.select(features, scenes, config), size=config.size)
         latents = torch.cat([prior.encode(part) for part in pixels.split(config.sampling.batch)])
         return decode(prior, latents, config)
 

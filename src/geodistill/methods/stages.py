@@ -197,11 +197,12 @@ def label(scenes: Scenes, config: Config, run: Run) -> nn.Module | None:
 def cluster(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Prototypes:
     """Return the prototypes from stage `prototypes`."""
 
+    if config.prototypes.features == "latent":
+        features = latent_features(latents[:, 0].float())
+    else:
+        features = scene_features(scenes, config, run)
+
     def build(folder: Path) -> None:
-        if config.prototypes.features == "latent":
-            features = latent_features(latents[:, 0].float())
-        else:
-            features = scene_features(scenes, config)
         find_prototypes(features, scenes.labels, per_class=config.ipc, seed=config.seed, classes=scenes.classes).save(
             folder
         )
@@ -225,14 +226,20 @@ def centroids(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Tens
     return found
 
 
-def scene_features(scenes: Scenes, config: Config) -> Tensor:
-    """Return float32 [N, 1280]: the pretrained backbone's features of all scenes, of unit length."""
-    parts = []
-    with progress("features", len(scenes)) as advance:
-        for which in batches(len(scenes), _READ_TOGETHER):
-            parts.append(backbone_features(scenes.pixels(range(which.start, which.stop), size=config.size)))
-            advance(which.stop)
-    return torch.cat(parts)
+def scene_features(scenes: Scenes, config: Config, run: Run) -> Tensor:
+    """Return float32 [N, 1280]: the pretrained backbone's features of all scenes, of unit length, from `features`."""
+
+    def build(folder: Path) -> None:
+        parts = []
+        with progress("features", len(scenes)) as advance:
+            for which in batches(len(scenes), _READ_TOGETHER):
+                parts.append(backbone_features(scenes.pixels(range(which.start, which.stop), size=config.size)))
+                advance(which.stop)
+        save_tensors({"features": torch.cat(parts)}, folder / "features.safetensors")
+
+    stage = run.stage("features", build, version=1, inputs=[scenes.fingerprint(), config.size])
+    found: Tensor = load_file(stage / "features.safetensors")["features"]
+    return found
 
 
 def describe(prior: Prior, prototypes: Prototypes, scenes: Scenes, config: Config, run: Run) -> list[str]:
@@ -415,16 +422,17 @@ def choose(
     `passing` bool [n]: candidates that have passed the screening, whose copies are left out too; all where None.
     """
     labeller = label(scenes, config, run)
+    known = scene_features(scenes, config, run) if config.selection.by == "herding" else None
 
     def build(folder: Path) -> None:
         slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
         logits, features = judge(teacher, candidates)
         real = judge(teacher, latents[:, 0])[1]
-        if config.selection.by == "herding":
+        if known is not None:
             # Two judges that were trained on other things are harder to please for a wrong reason.
             pixels = decode(prior, candidates, config, draft=True)
             features = torch.cat([features, backbone_features(pixels)], dim=1)
-            real = torch.cat([real, scene_features(scenes, config)], dim=1)
+            real = torch.cat([real, known], dim=1)
         free = torch.ones(len(candidates), dtype=torch.bool) if passing is None else passing
 
         def chosen_of(free: Tensor) -> Tensor:

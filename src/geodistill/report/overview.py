@@ -10,8 +10,21 @@ from geodistill.report.record import training_curves
 from geodistill.report.sets import Picture
 from geodistill.run import records
 
-# The stages of a `dpd` run, in order.
-_STAGES = ("base", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "labeller", "distilled")
+# The stages of a `dpd` run, in order; under differential privacy they are others.
+_STAGES = (
+    "base",
+    "latents",
+    "teacher",
+    "features",
+    "prototypes",
+    "descriptions",
+    "adapter",
+    "candidates",
+    "screened",
+    "labeller",
+    "distilled",
+)
+_PRIVATE = ("latents", "features", "profiles", "centres", "teacher", "adapter", "candidates", "distilled")
 
 
 def lead(found: Found) -> str:
@@ -46,13 +59,18 @@ _GO_ON = "the run's command goes on with it"
 def _open_stages(found: Found) -> list[str]:
     """Return the stages that are still to be done; of other methods than `dpd` only the last is known."""
     config = found.settings.get("config", {})
-    expected = list(_STAGES) if found.settings.get("method") == "dpd" else ["distilled"]
-    if config.get("base") != SCRATCH:
-        expected = [stage for stage in expected if stage != "base"]
-    if not config.get("soft_labels"):
-        expected = [stage for stage in expected if stage != "labeller"]
-    if config.get("finetune", {}).get("steps") == 0:
-        expected = [stage for stage in expected if stage != "adapter"]
+    if found.settings.get("method") != "dpd":
+        return ["distilled"] if not (found.run / "distilled").is_dir() else []
+    left_out = {
+        "base": config.get("base") != SCRATCH,
+        "features": config.get("prototypes", {}).get("features") == "latent"
+        and config.get("selection", {}).get("by") != "herding",
+        "adapter": config.get("finetune", {}).get("steps") == 0,
+        "screened": config.get("privacy") != "screen",
+        "labeller": not config.get("soft_labels"),
+    }
+    stages = _PRIVATE if config.get("privacy") == "dp" else _STAGES
+    expected = [stage for stage in stages if not left_out.get(stage)]
     return [stage for stage in expected if not (found.run / stage).is_dir()]
 
 
