@@ -321,18 +321,7 @@ def test_training_cost_settings_and_versions(run: Path, page: Page) -> None:
     losses = json.loads((run / "base" / "losses.json").read_text())
     assert [row[2] for row in page.rows("Training of the base: losses")] == [f"{loss:.4f}" for loss in losses]
     stages = [row[0] for row in page.rows("Time and memory of each stage")]
-    expected = [
-        "base",
-        "latents",
-        "teacher",
-        "features",
-        "prototypes",
-        "descriptions",
-        "adapter",
-        "candidates",
-        "distilled",
-    ]
-    assert stages == expected
+    assert stages == STAGES
     command, settings = page.all("code")
     assert command == "geodistill distill 'a & b' --out run"
     assert settings == " ".join((run / "config.toml").read_text().split())
@@ -356,18 +345,7 @@ def test_run_that_has_just_begun(tmp_path: Path) -> None:
     fakes.write_about(tmp_path / "run", {"method": "dpd", "config": config})
     shown = Page(write_report(tmp_path / "run"))
     missing = [line for line in shown.all("li") if "not finished" in line]
-    stages = [
-        "base",
-        "latents",
-        "teacher",
-        "features",
-        "prototypes",
-        "descriptions",
-        "adapter",
-        "candidates",
-        "distilled",
-    ]
-    assert missing == [f"stage {name} is not finished: the run's command goes on with it" for name in stages]
+    assert missing == [f"stage {name} is not finished: the run's command goes on with it" for name in STAGES]
     for note in ("There are no images to show.", "No figures yet.", "No stage has been begun yet."):
         assert note in shown.all("p")
 
