@@ -43,7 +43,7 @@ from geodistill.evaluation.networks import backbone_features
 from geodistill.methods.stages import encode
 from geodistill.plan import LORA_STEP, denoising_operations, encoding_operations, passes, peak_rate
 from geodistill.prior.base import Prior, load_prior, shipped_base
-from geodistill.prior.compact import _tokenizer
+from geodistill.prior.compact import make_tokenizer
 from geodistill.prior.finetune import add_adapter
 from geodistill.prior.sample import Requests, sample_batch
 from geodistill.prior.training import TrainingData, TrainingPlan, batches, train_denoiser
@@ -155,7 +155,7 @@ def _script_training(source: Path, steps: int) -> float:
 def _save_proportional(folder: Path) -> Path:
     """Save a pipeline of Stable Diffusion 1.5's layers at a quarter of their widths, with random weights."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer(PROMPTS)
+    tokenizer = make_tokenizer(PROMPTS)
     width, end = 192, tokenizer.eos_token_id
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),

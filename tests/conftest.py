@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import Config, make_config
-from geodistill.prior.compact import _tokenizer
+from geodistill.prior.compact import make_tokenizer
 from geodistill.scenes import SceneData, Scenes, builtin_scenes, draw_scene
 
 WORDS = ["a satellite image of beach river forest harbour runway", "mostly vegetation with a little water, dark green"]
@@ -53,7 +53,7 @@ def tiny() -> Config:
 def save_tiny_pipeline(folder: Path, *, prediction: str = "epsilon", class_embeddings: int | None = None) -> Path:
     """Save a Stable-Diffusion-type pipeline of random weights in `folder`: 32 px, latents 4 x 8 x 8."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer(WORDS)
+    tokenizer = make_tokenizer(WORDS)
     end = tokenizer.eos_token_id
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from geodistill.errors import ConfigError
 from geodistill.evaluation import fidelity as module
 from geodistill.evaluation.fidelity import Score, clip_score, fid, kid
-from geodistill.prior.compact import _tokenizer
+from geodistill.prior.compact import make_tokenizer
 
 EXAMPLE = "openai/clip-vit-large-patch14"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -140,7 +140,7 @@ def test_features_of_two_networks_are_refused(measure):
 def clip(tmp_path_factory):
     """A tiny CLIP of random weights, in a folder."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = _tokenizer(TEXTS)
+    tokenizer = make_tokenizer(TEXTS)
     end, length = tokenizer.eos_token_id, tokenizer.model_max_length
     part = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": length, "bos_token_id": end - 1}
@@ -165,7 +165,7 @@ def pictures(count=5):
 
 def plain_cosines(folder, images, texts):
     """Each pair on its own: resized by Pillow, normalised by hand, through the two towers of the model."""
-    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), _tokenizer(TEXTS)
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), make_tokenizer(TEXTS)
     cosines = []
     for image, text in zip(images, texts, strict=True):
         small = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((16, 16), Image.Resampling.BICUBIC)

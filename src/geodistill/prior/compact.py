@@ -122,7 +122,7 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
     check_compact_size(size)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "compact weights"))
-        tokenizer = _tokenizer(corpus)
+        tokenizer = make_tokenizer(corpus)
         text_encoder = CLIPTextModel(_text_config(len(tokenizer), tokenizer.eos_token_id)).eval().requires_grad_(False)
         # Words matter more than their places.
         _text_model(text_encoder).embeddings.position_embedding.weight.mul_(0.1)
@@ -190,7 +190,7 @@ def _text_config(vocabulary: int, end: int) -> CLIPTextConfig:
     )
 
 
-def _tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
+def make_tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
     """Return a CLIP tokenizer that knows the words of `corpus` whole and can spell any other text byte by byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     marks = ["<|startoftext|>", "<|endoftext|>"]
