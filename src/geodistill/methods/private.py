@@ -133,7 +133,6 @@ class _Profiles:
 
 def _profiles(scenes: Scenes, budget: Budget, config: Config, run: Run) -> _Profiles:
     """Return the noisy means from stage `profiles`."""
-
     features = scene_features(scenes, config, run)
 
     def build(folder: Path) -> None:
@@ -170,7 +169,6 @@ class _Starts:
 
 def _starts(latents: Tensor, scenes: Scenes, profiles: _Profiles, budget: Budget, config: Config, run: Run) -> _Starts:
     """Return what candidates start from, from stage `centres`: IPC of each class side by side."""
-
     features = scene_features(scenes, config, run)
 
     def build(folder: Path) -> None:
@@ -332,7 +330,8 @@ def guarantee(budget: Budget, count: int) -> str:
         f"Differentially private: ε = {budget.epsilon:.3g}, δ = {budget.delta:.3g}, the unit being one image in or out "
         f"of the {count}. Covered is all that was learned from them: means of classes and clusters, teacher, "
         "adapter, descriptions and choice follow from sums with Gaussian noise, added up as Rényi differential "
-        "privacy. Not covered: what the base was trained on; the names of the classes and the number of images, taken "
-        "as known; several images of one place, each of which counts for itself; whoever reads the run folder or the "
-        "memory of the machine that made the set; and the limits of floating-point noise."
+        "privacy; another set made from the same images spends as much again. Not covered: what the base was trained "
+        "on; the names of the classes and the number of images, taken as known; several images of one place, each of "
+        "which counts for itself; whoever reads the run folder or the memory of the machine that made the set; and the "
+        "limits of floating-point noise."
     )
