@@ -351,12 +351,13 @@ def test_run_that_has_just_begun(tmp_path: Path) -> None:
 
 
 def test_private_runs_have_stages_of_their_own(tmp_path: Path) -> None:
-    config = {"privacy": "dp", "finetune": {"steps": 0}, "ipc": 2}
+    config = {"privacy": "dp", "epsilon": 8.0, "delta": 1e-5, "finetune": {"steps": 0}, "ipc": 2}
     fakes.write_about(tmp_path / "run", {"method": "dpd", "config": config})
     (tmp_path / "run" / "latents").mkdir()
     shown = Page(write_report(tmp_path / "run"))
     missing = [line.split()[1] for line in shown.all("li") if "not finished" in line]
     assert missing == ["features", "profiles", "centres", "teacher", "candidates", "distilled"]
+    assert "differential: ε = 8.0, δ = 1e-05, one image in or out" in shown.all("dd")
 
 
 def test_run_under_way_shows_what_it_has(run: Path, tmp_path: Path) -> None:

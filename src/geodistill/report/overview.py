@@ -1,6 +1,7 @@
 """The head of the page: what the run is, what it lacks, and what each section means."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from geodistill.evaluation.rows import COPYING
 from geodistill.prior.base import SCRATCH
@@ -87,7 +88,17 @@ def facts(found: Found) -> list[tuple[str, str]]:
         ]
     if found.compared:
         lines.append(("Sets", f"{sum(one.finished for one in found.sets)} of {len(found.sets)} finished"))
-    return lines
+    privacy = _privacy(found.settings.get("config", {}))
+    return [*lines, ("Privacy", privacy)] if privacy else lines
+
+
+def _privacy(config: Mapping[str, Any]) -> str:
+    """Return what the settings promise; an empty string where they promise nothing."""
+    if config.get("privacy") == "screen":
+        return "screened: no image is nearer to a training image than 99 % of held-out ones are"
+    if config.get("privacy") == "dp":
+        return f"differential: ε = {config.get('epsilon')}, δ = {config.get('delta')}, one image in or out"
+    return ""
 
 
 def summary(found: Found) -> Table | None:
