@@ -197,9 +197,8 @@ _INTRODUCTION = f"""# AID under every method
 
 30 classes, 64 px, 6,000 training and 2,000 test images; overall accuracy on the test images in per cent, mean ±
 standard deviation over the seeds (a probe of the same images comes out the same for each). All methods share one base,
-trained on the training scenes alone, but the table is made in parts: all rows of IPC 10 are of the present base, and
-those of IPC 1 that name an Intel processor in the source; others of reconstruction, template, D4M, Minimax, MGD3 and
-DPD are of an older one, due again, and not to be compared with these.
+trained on the training scenes alone. The table is made in parts, on two kinds of machine: trained on the same images,
+a classifier comes out up to two points apart on them.
 ρ is the nearness ratio: 1 is no nearer to a training image than fresh real images
 are, 0 is a copy; below {COPYING} the accuracy is that of copies. Sets of real images are drawn anew for each seed;
 generated ones are made once, and the seeds vary the classifier.
