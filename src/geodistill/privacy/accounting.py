@@ -16,10 +16,10 @@ import torch
 from geodistill.errors import ConfigError, PrivacyError
 
 # Rényi orders, among which the best is taken: low ones for large ε, high ones for small.
-_ORDERS = [1.01, 1.03, 1.06, *(1 + x / 10 for x in range(1, 100)), *range(11, 64), 96, 128, 192, 256, 384, 512]
+_ORDERS = [1.01, 1.03, 1.06, *(1 + x / 10 for x in range(1, 30)), *range(4, 64), 96, 128, 192, 256, 384, 512]
 # Noise multipliers between which the smallest that will do is looked for.
 _LEAST, _MOST = 0.05, 1e4
-_HALVINGS = 24
+_HALVINGS = 16
 
 
 @dataclass(frozen=True)
