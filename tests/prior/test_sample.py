@@ -9,7 +9,7 @@ import torch
 from geodistill.config import SamplingSettings
 from geodistill.errors import PriorError
 from geodistill.prior.base import Prior, load_prior
-from geodistill.prior.sample import Requests, covering_strength, sample, sample_batch
+from geodistill.prior.sample import Requests, covering_strengths, sample, sample_batch
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def requests(prior: Prior) -> Requests:
 @pytest.mark.parametrize("noisy", [0.0, 0.5, 2.0, 1e3])
 def test_strength_covers_the_noise_that_is_there(prior: Prior, noisy: float) -> None:
     settings = SamplingSettings(steps=20, strength=0.3, solver="ddim")
-    strength = covering_strength(prior, settings, noisy)
+    (strength,) = covering_strengths(prior, settings, [noisy])
     alphas, steps = prior.scheduler.alphas_cumprod, len(prior.scheduler.alphas_cumprod)
 
     def covered(share: int) -> bool:

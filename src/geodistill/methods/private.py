@@ -35,7 +35,7 @@ from geodistill.methods.stages import (
 from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
 from geodistill.prior.guidance import coarse
-from geodistill.prior.sample import covering_strength, sample
+from geodistill.prior.sample import covering_strengths, sample
 from geodistill.prior.training import TrainingData, TrainingPlan, denoising_loss, draw_batch, prompt_table
 from geodistill.privacy.accounting import Budget, Mechanism, secret_generator, spend
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
@@ -271,7 +271,7 @@ def _draw(prior: Prior, starts: _Starts, texts: list[str], config: Config, run: 
 
     def build(folder: Path) -> dict[str, Any]:
         requests = requests_for(prior, starts.latents, own, config, starts=None, noisy=starts.noisy)
-        strengths = [covering_strength(prior, config.sampling, noisy) for noisy in starts.noisy.tolist()]
+        strengths = covering_strengths(prior, config.sampling, starts.noisy.tolist())
         drawn = torch.empty(len(requests.slots), *starts.latents.shape[1:])
         for strength in sorted(set(strengths)):
             which = torch.tensor([strengths[slot] == strength for slot in requests.slots.tolist()]).nonzero()[:, 0]

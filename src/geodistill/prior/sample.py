@@ -1,7 +1,7 @@
 """Drawing candidates from the prior, batched over prototypes and candidates."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from geodistill.run import kept_parts
 from geodistill.seeding import generator
 
 log = logging.getLogger("geodistill")
+
+# Half of the noise that a noisy start is taken from is drawn anew, so that its candidates differ.
+_MARGIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -117,19 +120,22 @@ def sample_batch(
     return latents.cpu()
 
 
-def covering_strength(prior: Prior, settings: SamplingSettings, noisy: float, margin: float = 2.0) -> float:
-    """Return the least strength, that of `settings` or more, at which starts are noised by more than `noisy` already.
+def covering_strengths(prior: Prior, settings: SamplingSettings, noisy: Sequence[float]) -> list[float]:
+    """Return for each start the least strength, that of `settings` or more, at which it is noised by more than `noisy`.
 
-    `margin` is how many times as large the variance at that level is; 1 where none is so large.
+    The variance at that level is _MARGIN times as large as that of the noise in it already; 1 where none is so large.
     """
     alphas = prior.scheduler.alphas_cumprod
+    variances = {}
     for share in range(round(settings.strength * settings.steps), settings.steps):
         strength = share / settings.steps
         _, times = _schedule(prior.scheduler.config, settings.model_copy(update={"strength": strength}))
         level = float(alphas[times[0]])
-        if (1 - level) / level >= margin * noisy**2:
-            return strength
-    return 1.0
+        variances[strength] = (1 - level) / level
+    return [
+        next((strength for strength, variance in variances.items() if variance >= _MARGIN * own**2), 1.0)
+        for own in noisy
+    ]
 
 
 def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:

@@ -55,13 +55,13 @@ def private_clusters(
     does with Lloyd's means (DPLloyd: Su et al., CODASPY 2016). The sums are private, what is returned is not: it must
     go into noisy sums.
     """
-    count = classes * per_class
+    points, count = points.double(), classes * per_class
     directions = F.normalize(torch.randn(count, points.shape[1], generator=by, dtype=torch.float64), dim=1)
     for _ in range(ROUNDS):
-        assigned = _alike(points.double(), labels, directions, per_class)
+        assigned = _alike(points, labels, directions, per_class)
         sums = noisy_sums(points, assigned, count, norm=1.0, noise=noise, by=by)
         directions = F.normalize(sums, dim=1)
-    return _alike(points.double(), labels, directions, per_class)
+    return _alike(points, labels, directions, per_class)
 
 
 def _alike(points: Tensor, labels: Tensor, directions: Tensor, per_class: int) -> Tensor:

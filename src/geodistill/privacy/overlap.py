@@ -14,14 +14,15 @@ from pathlib import Path
 
 # Beside the pipeline's own files; not one of those that tell a base from another.
 FOOTPRINT = "trained_on.jsonl"
-_BITS_EACH = 16
+# Of the footprint, for each image.
+_BYTES_EACH = 2
 # Standard deviations of what chance gives, above which images are known to the base.
 _SURE = 4.0
 
 
 def footprint(keys: Sequence[str]) -> str:
     """Return a line of JSON for images whose contents have `keys`."""
-    bits = bytearray(2 * len(keys))  # _BITS_EACH of 8 a byte
+    bits = bytearray(_BYTES_EACH * len(keys))
     for key in keys:
         place = _place(key, 8 * len(bits))
         bits[place // 8] |= 1 << place % 8

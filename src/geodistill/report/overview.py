@@ -60,8 +60,6 @@ _GO_ON = "the run's command goes on with it"
 def _open_stages(found: Found) -> list[str]:
     """Return the stages that are still to be done; of other methods than `dpd` only the last is known."""
     config = found.settings.get("config", {})
-    if found.settings.get("method") != "dpd":
-        return ["distilled"] if not (found.run / "distilled").is_dir() else []
     left_out = {
         "base": config.get("base") != SCRATCH,
         "features": config.get("prototypes", {}).get("features") == "latent"
@@ -70,7 +68,8 @@ def _open_stages(found: Found) -> list[str]:
         "screened": config.get("privacy") != "screen",
         "labeller": not config.get("soft_labels"),
     }
-    stages = _PRIVATE if config.get("privacy") == "dp" else _STAGES
+    stages: tuple[str, ...] = _PRIVATE if config.get("privacy") == "dp" else _STAGES
+    stages = stages if found.settings.get("method") == "dpd" else ("distilled",)
     expected = [stage for stage in stages if not left_out.get(stage)]
     return [stage for stage in expected if not (found.run / stage).is_dir()]
 
