@@ -6,7 +6,7 @@ The straightforward loop is what a script in this field does: files, decoded by 
 each image, a DataLoader with a worker for each core, the network as its package has it, in float32. The bench trains
 the same network on the same images with the same recipe, a training on each core, as it does when several seeds or
 methods are asked for. Rounds of the two alternate; a row has the median of each and their ratio. Nothing is tested:
-only time is taken, and that of starting (processes, first steps) is left out on both sides.
+only time is taken, and that of starting (processes, compiling, first steps) is left out on both sides.
 """
 
 import math
@@ -33,6 +33,9 @@ from geodistill.scenes import open_scenes
 SIZE, IMAGES = 64, 1920
 # Each round starts with steps that are not timed: memory is laid out, processes start.
 WARM, TIMED, ROUNDS = 4, 24, 3
+# The bench compiles a network from so many steps on, and tells about once a second how many are done: the part between
+# these shares of all steps is timed, where every process trains.
+BENCH_STEPS, BENCH_FROM, BENCH_TO = 100, 0.2, 0.9
 
 
 def main() -> None:
@@ -67,21 +70,21 @@ class _Clock:
 
 
 def _bench(network: str, data: Path, count: int) -> float:
-    """Return images per second of all trainings together: what the timed steps add to the time of the first ones."""
+    """Return images per second of all trainings together."""
     train = open_scenes(data).train
     some = train.subset(range(0, len(train), max(1, len(train) // count)))
     pixels, labels = some.pixels(size=SIZE).numpy(), some.labels.numpy()
     protocol = "finetune" if network == PRETRAINED else "scratch"
+    job = Job(protocol, network, pixels, labels, pixels[:2], len(train.classes), 0, BENCH_STEPS)
+    told: list[tuple[float, int]] = []
 
-    def seconds(steps: int) -> float:
-        job = Job(protocol, network, pixels, labels, pixels[:2], len(train.classes), 0, steps)
-        start = time.perf_counter()
-        list(train_side_by_side([replace(job, seed=seed) for seed in range(workers)]))
-        return time.perf_counter() - start
+    def tell(done: int, of: int) -> None:
+        if BENCH_FROM * of <= done <= BENCH_TO * of:
+            told.append((time.perf_counter(), done))
 
-    workers: int = joblib.cpu_count()
-    seconds(2)  # starts the processes
-    return workers * BATCH * TIMED / (seconds(WARM + TIMED) - seconds(WARM))
+    list(train_side_by_side([replace(job, seed=seed) for seed in range(joblib.cpu_count())], tell))
+    (start, first), (end, last) = told[0], told[-1]
+    return BATCH * (last - first) / (end - start)
 
 
 class _Files(Dataset[tuple[torch.Tensor, int]]):

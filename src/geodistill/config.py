@@ -115,11 +115,17 @@ class SamplingSettings(_Settings):
 class SelectionSettings(_Settings):
     """Choosing among the candidates."""
 
-    by: Literal["first", "margin", "coverage", "herding"] = Field(
-        "herding",
+    by: Literal["first", "margin", "coverage", "herding", "regression"] = Field(
+        "regression",
         description="'first' candidate of each prototype, the one with the largest 'margin', those that together give "
-        "'coverage' of the real scenes, or by 'herding' the class's candidates whose mean features follow the class's",
+        "'coverage' of the real scenes, by 'herding' the class's candidates whose mean features follow the class's, or "
+        "those of all classes on which a 'regression' learns most about the real scenes",
     )
+
+    @property
+    def of_features(self) -> bool:
+        """Whether the backbone's features decide, and all candidates of a class are in question for each image."""
+        return self.by in ("herding", "regression")
 
 
 class Config(_Settings):
@@ -157,6 +163,14 @@ class Config(_Settings):
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _private_choice(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Have privacy 'dp' choose by 'herding', which needs only means of the scenes, where nothing is said."""
+        if values.get("privacy") != "dp" or values.get("selection"):
+            return values
+        return values | {"selection": {"by": "herding"}}
+
     @model_validator(mode="after")
     def _privacy_is_whole(self) -> "Config":
         given = self.epsilon is not None, self.delta is not None
@@ -181,8 +195,8 @@ class Config(_Settings):
 
     @model_validator(mode="after")
     def _screening_leaves_a_choice(self) -> "Config":
-        if self.privacy == "screen" and self.selection.by != "herding":
-            raise ValueError(f"privacy 'screen' needs selection.by 'herding', got {self.selection.by!r}")
+        if self.privacy == "screen" and not self.selection.of_features:
+            raise ValueError(f"privacy 'screen' needs selection.by 'regression', got {self.selection.by!r}")
         return self
 
 

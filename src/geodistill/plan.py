@@ -198,7 +198,7 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
         "adapter": (config.finetune.steps * config.finetune.batch, "latents", LORA_STEP * step),
         "candidates": (drawn, "images", passes(sampling) * step),
-        "distilled": (drawn if config.selection.by == "herding" else slots, "images decoded", _decoding(parts, latent)),
+        "distilled": (drawn if config.selection.of_features else slots, "images decoded", _decoding(parts, latent)),
     }
     for name, (count, what, each) in works.items():
         yield Stage(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))

@@ -26,6 +26,7 @@ from geodistill.methods.dpd import distill
 from geodistill.prior.base import load_prior
 from geodistill.run import records
 from geodistill.scenes import SceneData, Scenes, write_scenes
+from geodistill.selection import by_regression, herd
 from geodistill.teacher import judge, load_teacher
 
 
@@ -221,6 +222,24 @@ def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
         own = torch.arange(2) + 2 * label
         away = (features(candidates[own], pixels[own]) - real[pair.labels == label].mean(dim=0)).norm(dim=1)
         assert (image.int() - pixels[own[away.argmin()]].int()).abs().max() <= 1
+
+
+def test_regression_chooses_among_what_herding_chose_from(pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+    distilled = distill(pair, _with(on_pipeline, selection={"by": "regression"}), out=tmp_path / "run")
+    candidates = load_file(tmp_path / "run" / "candidates" / "candidates.safetensors")["latents"]
+    prior, teacher = load_prior(on_pipeline.base), load_teacher(tmp_path / "run" / "teacher")
+    pixels, latents = prior.decode(candidates), prior.encode(pair.pixels(size=32)).half()
+    seen = backbone_features(prior.decode(candidates, draft=True))
+    known = backbone_features(pair.pixels(size=32))
+    both = torch.cat([judge(teacher, candidates)[1], seen], dim=1)
+    real = torch.cat([judge(teacher, latents)[1], known], dim=1)
+    labels = torch.arange(2).repeat_interleave(len(candidates) // 2)
+    start = [
+        (labels == label).nonzero()[:, 0][herd(both[labels == label], 2, real[pair.labels == label].mean(dim=0))]
+        for label in range(2)
+    ]
+    chosen = by_regression(seen, labels, known, pair.labels, torch.cat(start))
+    assert (distilled.images.int() - pixels[chosen].int()).abs().max() <= 1
 
 
 def test_soft_labels_are_stored_with_the_images_and_change_none(

@@ -53,7 +53,7 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
 from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed
-from geodistill.selection import by_coverage, by_margin, herd
+from geodistill.selection import SWEEPS, by_coverage, by_margin, by_regression, herd
 from geodistill.teacher import Teacher, judge, load_teacher, train_teacher
 
 # Noise of a candidate depends on its prototype and its rank alone, so that drawing more changes none drawn before.
@@ -422,7 +422,7 @@ def choose(
     `passing` bool [n]: candidates that have passed the screening, whose copies are left out too; all where None.
     """
     labeller = label(scenes, config, run)
-    known = scene_features(scenes, config, run) if config.selection.by == "herding" else None
+    known = scene_features(scenes, config, run) if config.selection.of_features else None
 
     def build(folder: Path) -> None:
         slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
@@ -430,18 +430,24 @@ def choose(
         real = judge(teacher, latents[:, 0])[1]
         if known is not None:
             # Two judges that were trained on other things are harder to please for a wrong reason.
-            pixels = decode(prior, candidates, config, draft=True)
-            features = torch.cat([features, backbone_features(pixels)], dim=1)
+            seen = backbone_features(decode(prior, candidates, config, draft=True))
+            features = torch.cat([features, seen], dim=1)
             real = torch.cat([real, known], dim=1)
         free = torch.ones(len(candidates), dtype=torch.bool) if passing is None else passing
 
         def chosen_of(free: Tensor) -> Tensor:
-            return torch.cat(
+            chosen = torch.cat(
                 [
                     _choose_of_class(label, logits, features, real, slots, free, scenes, prototypes, config)
                     for label in range(len(scenes.classes))
                 ]
             )
+            if known is None or config.selection.by != "regression":
+                return chosen
+            rows = free.nonzero()[:, 0]
+            start, classes = torch.searchsorted(rows, chosen), prototypes.labels[slots[rows]]
+            with progress("choice", SWEEPS * len(chosen)) as advance:
+                return rows[by_regression(seen[rows], classes, known, scenes.labels, start, advance)]
 
         chosen = chosen_of(free)
         images = decode(prior, candidates[chosen], config)
@@ -487,7 +493,7 @@ def _choose_of_class(
         )
     if config.selection.by == "margin":
         return own[by_margin(logits[own], label, slots[own])]
-    if config.selection.by == "herding":
+    if config.selection.of_features:
         return own[herd(features[own], config.ipc, real[scenes.labels == label].mean(dim=0))]
     if config.selection.by == "coverage":
         return own[by_coverage(features[own], real[scenes.labels == label], slots[own])]

@@ -63,7 +63,7 @@ def _open_stages(found: Found) -> list[str]:
     left_out = {
         "base": config.get("base") != SCRATCH,
         "features": config.get("prototypes", {}).get("features") == "latent"
-        and config.get("selection", {}).get("by") != "herding",
+        and config.get("selection", {}).get("by") not in ("herding", "regression"),
         "adapter": config.get("finetune", {}).get("steps") == 0,
         "screened": config.get("privacy") != "screen",
         "labeller": not config.get("soft_labels"),
