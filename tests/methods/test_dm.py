@@ -80,11 +80,11 @@ def test_killed_after_a_class_ends_with_the_same_bytes(
     condense, done = dm.condense, list[int]()
 
     def made(folder: str, dies_at: int) -> torch.Tensor:
-        def dying(real: torch.Tensor, count: int, *, seed: int, steps: int) -> torch.Tensor:
+        def dying(real: torch.Tensor, count: int, *, seed: int, steps: int, fast: bool) -> torch.Tensor:
             if len(done) == dies_at:
                 raise KeyboardInterrupt
             done.append(len(real))
-            return condense(real, count, seed=seed, steps=steps)
+            return condense(real, count, seed=seed, steps=steps, fast=fast)
 
         monkeypatch.setattr(dm, "condense", dying)
         with Run(tmp_path / folder, {}) as run:
@@ -97,3 +97,11 @@ def test_killed_after_a_class_ends_with_the_same_bytes(
     assert torch.equal(made("killed", -1), whole)
     assert done == [30, 30]  # each class once: the first was kept
     assert not list((tmp_path / "killed" / "distilled").glob(".part*"))
+
+
+def test_a_compiled_network_makes_the_same_images(pair: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling itself is left out: it takes a minute. What is tested is that each step's weights get there."""
+    monkeypatch.setattr(dm, "compiled", lambda name, network, batch, precision: network)
+    monkeypatch.setattr(dm, "_compiled_embedding", dm._CompiledEmbedding)
+    real = pair.pixels(range(12), size=32)
+    assert torch.equal(dm.condense(real, 2, seed=3, steps=3, fast=True), dm.condense(real, 2, seed=3, steps=3))
