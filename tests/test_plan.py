@@ -58,6 +58,13 @@ class TestOperations:
         ):
             assert _operations(pair, _with(base, **changes), tmp_path)[stage] == pytest.approx(ratio * before[stage])
 
+    def test_screening_draws_again_from_more_noise(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
+        base = _with(on_pipeline, sampling={"steps": 10, "strength": 0.5}, selection={"by": "herding"})
+        found = _operations(pair, _with(base, privacy="screen"), tmp_path)
+        decoding = found["distilled"]  # of each candidate once
+        assert found["screened"] == pytest.approx(found["candidates"] * 0.6 / 0.5 + 2 * decoding)
+        assert "screened" not in _operations(pair, base, tmp_path)
+
 
 class TestPlan:
     def test_folder(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
