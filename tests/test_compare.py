@@ -1,13 +1,16 @@
 import csv
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
-from geodistill.compare import Row, _Ledger, compare, comparison_table, load_pairs, load_predictions, load_rows
+from geodistill.compare import Row, _Ledger, compare, comparison_tables, load_pairs, load_predictions, load_rows
 from geodistill.config import Config, make_config
 from geodistill.errors import ConfigError, RunError, SceneError
 from geodistill.scenes import SceneData, Scenes
@@ -99,7 +102,17 @@ def test_pairs_compare_the_own_method_with_each_other(done: Path) -> None:
     for pair in pairs:
         assert pair["difference"] == pytest.approx(rows["dpd"].oa_mean - rows[pair["b"]].oa_mean, abs=1e-6)
         assert pair["low"] <= pair["difference"] <= pair["high"]
-    assert "dpd against it" in [column.header for column in comparison_table(done).columns]
+
+
+def test_tables_fit_80_columns_with_all_their_figures(done: Path) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*comparison_tables(done))
+    text = console.export_text()
+    assert "…" not in text
+    for row in load_rows(done):
+        assert re.search(rf"{row.method} +{row.ipc or 'all'} +{100 * row.oa_mean:.1f} ± {100 * row.oa_std:.1f} ", text)
+    for pair in load_pairs(done):
+        assert f"{pair['verdict']}, {100 * pair['difference']:+.1f}" in text
 
 
 def test_nothing_depends_on_the_labels_of_the_test_split(

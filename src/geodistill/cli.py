@@ -347,7 +347,7 @@ def compare(
     """
     with _told():
         from geodistill.compare import compare as run_comparison
-        from geodistill.compare import comparison_table
+        from geodistill.compare import comparison_tables
         from geodistill.config import load_config
         from geodistill.methods import METHODS
         from geodistill.progress import stages
@@ -368,7 +368,7 @@ def compare(
                 command=shlex.join(["geodistill", *sys.argv[1:]]),
                 progress=advance,
             )
-        _console.print(comparison_table(out))
+        _console.print(*comparison_tables(out))
         _console.print(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}", soft_wrap=True)
 
 

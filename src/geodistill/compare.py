@@ -8,13 +8,14 @@ that adding a method or an IPC costs only what is new.
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 from safetensors.torch import load_file
 
@@ -326,43 +327,76 @@ def _cell(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def comparison_table(folder: Path) -> Table:
-    """Return the comparison in `folder` as a rich table, figures in per cent; see `compare` for its columns."""
+def comparison_tables(folder: Path) -> list[Table]:
+    """Return the comparison in `folder` as rich tables, figures in per cent; see `compare` for the columns.
+
+    One for each protocol and network, and one of what the sets cost: each fits 80 columns.
+    """
     rows = load_rows(folder)
     verdicts = {pair_key(pair): pair for pair in load_pairs(folder)}
-    table = Table(caption=_CAPTION)
-    for name in ("protocol", "network", "method"):
-        table.add_column(name)
-    for name in ("IPC", "OA %", "share", "HLR", "IOR", "ρ", "images/s", "time", "memory", f"{SUBJECT} against it"):
-        table.add_column(name, justify="right")
+    cells = dict.fromkeys((row.protocol, row.network) for row in rows)
+    tables = [
+        _accuracy_table(cell, [row for row in rows if (row.protocol, row.network) == cell], verdicts) for cell in cells
+    ]
+    tables[-1].caption = _CAPTION
+    return [*tables, _cost_table(rows)]
+
+
+def _accuracy_table(cell: tuple[str, str], rows: Sequence[Row], verdicts: Mapping[Any, dict[str, Any]]) -> Table:
+    table = _table(", ".join(cell), "OA %", "share", "HLR", "IOR", "ρ")
+    # The only column that may take a second line.
+    table.add_column(f"{SUBJECT} against it", justify="right")
     for row in rows:
         table.add_row(
-            row.protocol,
-            row.network,
-            row.method + (" \\[copies]" if row.copying else ""),
-            str(row.ipc) if row.ipc else "all",
+            *_named(row),
             f"{100 * row.oa_mean:.1f} ± {100 * row.oa_std:.1f}",
             _shown(row.share_of_full, "{:.0%}"),
-            _shown(row.hlr, "{:.1%}"),
-            _shown(row.ior, "{:+.1%}"),
-            _shown(row.rho, "{:.2f}"),
-            _shown(row.images_per_second, "{:.3g}"),
-            _shown(row.wall_seconds, "{:.0f} s"),
-            _shown(row.peak_memory_mib, "{} MiB"),
+            _points(row.hlr, "{:.1f}"),
+            _points(row.ior, "{:+.1f}"),
+            _shown(row.rho, "{:.2f}") + ("*" if row.copying else ""),
             _verdict(verdicts.get(row.key)),
         )
     return table
 
 
+def _cost_table(rows: Sequence[Row]) -> Table:
+    table = _table("making the sets", "images/s", "time", "memory")
+    made = {(row.method, row.ipc): row for row in rows if row.images_per_second is not None}
+    for row in made.values():
+        table.add_row(
+            *_named(row),
+            _shown(row.images_per_second, "{:.3g}"),
+            _shown(row.wall_seconds, "{:.0f} s"),
+            _shown(row.peak_memory_mib, "{} MiB"),
+        )
+    return table
+
+
+def _table(title: str, *figures: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE, collapse_padding=True)
+    table.add_column("method", no_wrap=True)
+    for name in ("IPC", *figures):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _named(row: Row) -> tuple[str, str]:
+    return row.method, str(row.ipc) if row.ipc else "all"
+
+
 _CAPTION = (
-    "share, HLR: of and below the full data's OA; IOR: above random real images; ρ: 1 no nearer to training images "
-    "than fresh real ones, 0 copies (marked below 0.5); against it: points of OA, with the 95 % interval over test "
+    "share, HLR: of and below the full data's OA; IOR: above random real images, in points; ρ: 1 no nearer to training "
+    "images than fresh real ones, 0 copies (* below 0.5); against it: points of OA, with the 95 % interval over test "
     "images and seeds"
 )
 
 
 def _shown(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
+
+
+def _points(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(100 * value)
 
 
 def _verdict(pair: dict[str, Any] | None) -> str:
