@@ -112,7 +112,9 @@ def test_tables_fit_80_columns_with_all_their_figures(done: Path) -> None:
     for row in load_rows(done):
         assert re.search(rf"{row.method} +{row.ipc or 'all'} +{100 * row.oa_mean:.1f} ± {100 * row.oa_std:.1f} ", text)
     for pair in load_pairs(done):
-        assert f"{pair['verdict']}, {100 * pair['difference']:+.1f}" in text
+        points = "({:+.1f} to {:+.1f})".format(*(100 * pair[name] for name in ("low", "high")))
+        assert re.search(rf"{pair['verdict']},[^(]* {100 * pair['difference']:+.1f}".replace("+", r"\+"), text)
+        assert points in text
 
 
 def test_nothing_depends_on_the_labels_of_the_test_split(

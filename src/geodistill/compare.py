@@ -344,7 +344,6 @@ def comparison_tables(folder: Path) -> list[Table]:
 
 def _accuracy_table(cell: tuple[str, str], rows: Sequence[Row], verdicts: Mapping[Any, dict[str, Any]]) -> Table:
     table = _table(", ".join(cell), "OA %", "share", "HLR", "IOR", "ρ")
-    # The only column that may take a second line.
     table.add_column(f"{SUBJECT} against it", justify="right")
     for row in rows:
         table.add_row(
@@ -373,7 +372,7 @@ def _cost_table(rows: Sequence[Row]) -> Table:
 
 
 def _table(title: str, *figures: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE, collapse_padding=True)
+    table = Table(title=title, box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for name in ("IPC", *figures):
         table.add_column(name, justify="right", no_wrap=True)
@@ -402,5 +401,5 @@ def _points(value: float | None, form: str) -> str:
 def _verdict(pair: dict[str, Any] | None) -> str:
     if pair is None:
         return ""
-    points = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * pair[name] for name in ("difference", "low", "high")))
+    points = "{:+.1f}\n({:+.1f} to {:+.1f})".format(*(100 * pair[name] for name in ("difference", "low", "high")))
     return f"{pair['verdict']}, {points}"
