@@ -56,7 +56,7 @@ LEFT_OUT = {
     "without adapter": ["finetune.steps=0"],
 }
 # Stages that several rungs share; a run takes them over only where the fingerprints agree.
-SHARED = ("latents", "teacher", "prototypes", "descriptions", "adapter", "candidates")
+SHARED = ("features", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates")
 
 
 @dataclass(frozen=True)

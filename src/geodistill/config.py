@@ -116,7 +116,7 @@ class SelectionSettings(_Settings):
     """Choosing among the candidates."""
 
     by: Literal["first", "margin", "coverage", "herding", "regression"] = Field(
-        "regression",
+        "herding",
         description="'first' candidate of each prototype, the one with the largest 'margin', those that together give "
         "'coverage' of the real scenes, by 'herding' the class's candidates whose mean features follow the class's, or "
         "those of all classes on which a 'regression' learns most about the real scenes",
@@ -162,14 +162,6 @@ class Config(_Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _private_choice(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Have privacy 'dp' choose by 'herding', which needs only means of the scenes, where nothing is said."""
-        if values.get("privacy") != "dp" or values.get("selection"):
-            return values
-        return values | {"selection": {"by": "herding"}}
 
     @model_validator(mode="after")
     def _privacy_is_whole(self) -> "Config":
