@@ -135,7 +135,7 @@ def _take_over(folder: Path, out: Path) -> None:
         return
     before = max(earlier, key=lambda path: path.stat().st_mtime_ns).parent
     (folder / "stages").mkdir(parents=True, exist_ok=True)
-    for stage in SHARED:
+    for stage in filter(lambda name: (before / name).is_dir(), SHARED):
         shutil.copytree(before / stage, folder / stage, dirs_exist_ok=True)
         shutil.copy2(before / "stages" / f"{stage}.json", folder / "stages")
 

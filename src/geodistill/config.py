@@ -188,7 +188,9 @@ class Config(_Settings):
     @model_validator(mode="after")
     def _screening_leaves_a_choice(self) -> "Config":
         if self.privacy == "screen" and not self.selection.of_features:
-            raise ValueError(f"privacy 'screen' needs selection.by 'regression', got {self.selection.by!r}")
+            raise ValueError(
+                f"privacy 'screen' needs selection.by 'herding' or 'regression', got {self.selection.by!r}"
+            )
         return self
 
 

@@ -103,7 +103,7 @@ def test_each_round_follows_less() -> None:
 def test_screening_needs_a_choice(tiny: Config) -> None:
     with pytest.raises(ConfigError) as caught:
         make_config({**tiny.model_dump(), "privacy": "screen", "selection": {"by": "first"}})
-    assert "privacy 'screen' needs selection.by 'regression', got 'first'" in str(caught.value)
+    assert "privacy 'screen' needs selection.by 'herding' or 'regression', got 'first'" in str(caught.value)
 
 
 def _told(distilled: DistilledSet) -> list[dict[str, int]]:
