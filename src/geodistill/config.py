@@ -112,6 +112,10 @@ class SamplingSettings(_Settings):
     batch: int = Field(64, ge=1, description="images denoised together")
 
 
+# Ways of choosing that look at the backbone's features.
+BY_FEATURES = ("herding", "regression")
+
+
 class SelectionSettings(_Settings):
     """Choosing among the candidates."""
 
@@ -125,7 +129,7 @@ class SelectionSettings(_Settings):
     @property
     def of_features(self) -> bool:
         """Whether the backbone's features decide, and all candidates of a class are in question for each image."""
-        return self.by in ("herding", "regression")
+        return self.by in BY_FEATURES
 
 
 class Config(_Settings):

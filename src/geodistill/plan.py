@@ -34,9 +34,8 @@ from geodistill.teacher import Teacher
 # Share of the rate of a large matrix product that each stage reached with the compact base on AID, on one core of two
 # that were both at work (benchmarks/plan.py). Larger bases reach more, so that they are done sooner than foretold.
 SHARES = {"latents": 0.37, "teacher": 0.19, "adapter": 0.05, "candidates": 0.17, "distilled": 0.10}
-# Screening draws and decodes most of the candidates of AID once more (docs/privacy.md); how many it will be of other
-# scenes is not known before.
-_SCREENED = "screened"
+# Nearly all of screening is drawing.
+SHARES["screened"] = SHARES["candidates"]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
 # Passes that a training step of the adapter takes: forward, and the gradient of activations; the base's weights have
 # none.
@@ -197,18 +196,20 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
     image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
     teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
     step = _operations(lambda: _denoised(parts, latent))
-    again = passes(weaker(sampling)) * step + 2 * _decoding(parts, latent)
+    decoding = _decoding(parts, latent)
     works = {
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
         "adapter": (config.finetune.steps * config.finetune.batch, "latents", LORA_STEP * step),
         "candidates": (drawn, "images", passes(sampling) * step),
-        **({_SCREENED: (drawn, "images drawn again, at a guess", again)} if config.privacy == "screen" else {}),
-        "distilled": (drawn if config.selection.of_features else slots, "images decoded", _decoding(parts, latent)),
+        # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
+        "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
+        "distilled": (drawn if config.selection.of_features else slots, "images decoded", decoding),
     }
+    if config.privacy != "screen":
+        del works["screened"]
     for name, (count, what, each) in works.items():
-        share = SHARES["candidates" if name == _SCREENED else name]
-        yield Stage(name, f"{count:,} {what}", count * each, count * each / (rate * share))
+        yield Stage(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))
 
 
 def denoising_operations(source: str, size: int) -> float:

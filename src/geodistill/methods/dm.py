@@ -34,6 +34,7 @@ from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed, generator
 
 STEPS, LEARNING_RATE, MOMENTUM, REAL_BATCH = 100, 1.0, 0.5, 32
+# Steps of all classes together. Compiling takes about as long as it saves in half of them.
 _WORTH_COMPILING = 500
 
 
@@ -42,7 +43,6 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
 
     def of_class(which: slice) -> Tensor:
         real = scenes.pixels((scenes.labels == which.start).nonzero()[:, 0], size=config.size)
-        # Compiling takes a minute, once for all classes: as long as it saves in a hundred steps.
         fast = STEPS * len(scenes.classes) >= _WORTH_COMPILING
         return condense(real, config.ipc, seed=derive_seed(config.seed, "dm", which.start), steps=STEPS, fast=fast)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from geodistill.config import BY_FEATURES
 from geodistill.evaluation.rows import COPYING
 from geodistill.prior.base import SCRATCH
 from geodistill.report.found import Found
@@ -63,7 +64,7 @@ def _open_stages(found: Found) -> list[str]:
     left_out = {
         "base": config.get("base") != SCRATCH,
         "features": config.get("prototypes", {}).get("features") == "latent"
-        and config.get("selection", {}).get("by") not in ("herding", "regression"),
+        and config.get("selection", {}).get("by") not in BY_FEATURES,
         "adapter": config.get("finetune", {}).get("steps") == 0,
         "screened": config.get("privacy") != "screen",
         "labeller": not config.get("soft_labels"),
