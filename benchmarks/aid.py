@@ -38,6 +38,7 @@ TEMPLATE = [
     "finetune.consistency=0",
     "sampling.candidates=1",
     "selection.by=first",
+    "refinement.steps=0",
 ]
 # Each rung takes one thing back to its default; the last is the default recipe itself.
 LADDER = {
@@ -45,18 +46,20 @@ LADDER = {
     "+ prototypes": TEMPLATE[1:],
     "+ descriptions": TEMPLATE[2:],
     "+ consistency loss": TEMPLATE[3:],
-    "+ selection": [],
+    "+ selection": TEMPLATE[5:],
+    "+ refinement": [],
 }
-# The default recipe without one of its ingredients; without its choice it is the last rung but one.
+# The default recipe without one of its ingredients; without refinement it is the last rung but one.
 LEFT_OUT = {
     "without prototypes": ["sampling.follow=none"],
     "without descriptions": ["descriptions.describer=template"],
     "without consistency loss": ["finetune.consistency=0"],
     "without members": ["prototypes.starts=representative"],
     "without adapter": ["finetune.steps=0"],
+    "without selection": TEMPLATE[3:5],
 }
 # Stages that several rungs share; a run takes them over only where the fingerprints agree.
-SHARED = ("features", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates")
+SHARED = ("features", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "chosen", "experts")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def main() -> None:
     rungs = LADDER | (LEFT_OUT if args.leave_out else {})
     sets = {name: _rung(name, changes, data.train, args) for name, changes in rungs.items()}
     _write_stages(args.out)
-    draw_grid(sets["+ selection"], PICTURE, per_class=8)
+    draw_grid(sets[list(LADDER)[-1]], PICTURE, per_class=8)
     if args.only_distill:
         return
     kmeans = _kmeans_real(data.train)

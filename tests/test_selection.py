@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from geodistill.errors import TrainingError
-from geodistill.selection import RIDGE, by_coverage, by_margin, by_regression
+from geodistill.selection import by_coverage, by_margin
 
 CASES = settings(max_examples=40, deadline=None)
 
@@ -155,80 +155,3 @@ class TestByCoverage:
         best = max(covered(features, real, list(one)) for one in itertools.product(*groups))
         assert reached + 1 >= (best + 1) / 2 - 1e-9
         assert all(reached >= covered(features, real, [i]) - 1e-9 for i in range(len(slots)))
-
-
-def regression_error(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, chosen: list[int]) -> float:
-    """Squared error on the real scenes of a ridge regression from the chosen rows, solved as it is written."""
-    known = torch.nn.functional.normalize(real, dim=1)
-    points = torch.nn.functional.normalize(features, dim=1)[chosen] - known.mean(dim=0)
-    classes = int(max(labels.max(), real_labels.max())) + 1
-    targets = torch.eye(classes, dtype=torch.float64) - 1 / classes
-    ridge = RIDGE * torch.eye(points.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(points.T @ points + ridge, points.T @ targets[labels[chosen]])
-    return float(((known - known.mean(dim=0)) @ weights - targets[real_labels]).square().sum())
-
-
-@st.composite
-def sets(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Candidates and real scenes of two or three classes, and a set to begin with."""
-    noise = torch.Generator().manual_seed(draw(st.integers(0, 100_000)))
-    classes, each, count = draw(st.integers(2, 3)), draw(st.integers(2, 5)), draw(st.integers(1, 2))
-    labels = torch.arange(classes).repeat_interleave(each)
-    real_labels = torch.arange(classes).repeat_interleave(4)
-    centres = torch.randn(classes, 4, generator=noise, dtype=torch.float64)
-    features, real = (
-        centres[one] + torch.randn(len(one), 4, generator=noise, dtype=torch.float64) for one in (labels, real_labels)
-    )
-    start = torch.cat([label * each + torch.randperm(each, generator=noise)[:count] for label in range(classes)])
-    return features, labels, real, real_labels, start
-
-
-class TestByRegression:
-    def test_by_hand(self):
-        # Class 0 lies at 0 degrees, class 1 at 90: what was chosen at 60 and 50 degrees would turn the boundary round.
-        real, real_labels = angles(0, 0, 90, 90), torch.tensor([0, 0, 1, 1])
-        candidates, labels = angles(60, 0, 50, 90), torch.tensor([0, 0, 1, 1])
-        assert by_regression(candidates, labels, real, real_labels, torch.tensor([0, 2])).tolist() == [1, 3]
-
-    def test_length_of_features_does_not_matter(self):
-        real, real_labels = angles(0, 0, 90, 90), torch.tensor([0, 0, 1, 1])
-        candidates, labels = angles(60, 0, 50, 90), torch.tensor([0, 0, 1, 1])
-        lengths = torch.tensor([[1e-3], [1e3], [7.0], [0.5]])
-        chosen = by_regression(candidates * lengths, labels, real * 5, real_labels, torch.tensor([0, 2]))
-        assert chosen.tolist() == [1, 3]
-
-    def test_tells_how_far_it_is(self):
-        told: list[int] = []
-        real, labels = angles(0, 90), torch.tensor([0, 1])
-        by_regression(real, labels, real, labels, torch.tensor([0, 1]), told.append)
-        assert told == [1, 2]
-
-    @pytest.mark.parametrize(("candidate", "real", "what"), [(torch.nan, 1, "candidate"), (1, torch.inf, "real")])
-    def test_not_finite(self, candidate: float, real: float, what: str):
-        label = torch.tensor([0])
-        with pytest.raises(TrainingError, match=f"^{what} features: 1 of 1 rows hold NaN or infinity"):
-            by_regression(torch.full((1, 2), candidate), label, torch.full((1, 2), real), label, torch.tensor([0]))
-
-    @CASES
-    @given(sets())
-    def test_takes_from_each_class_as_many_as_before_and_none_twice(self, one: tuple[Tensor, ...]):
-        features, labels, real, real_labels, start = one
-        chosen = by_regression(features, labels, real, real_labels, start)
-        assert labels[chosen].tolist() == labels[start].tolist()
-        assert len(chosen.unique()) == len(chosen)
-
-    @CASES
-    @given(sets())
-    def test_no_exchange_that_it_tried_last_would_be_better(self, one: tuple[Tensor, ...]):
-        features, labels, real, real_labels, start = one
-        chosen = by_regression(features, labels, real, real_labels, start).tolist()
-        while (more := by_regression(features, labels, real, real_labels, torch.tensor(chosen)).tolist()) != chosen:
-            before = regression_error(features, labels, real, real_labels, chosen)
-            assert regression_error(features, labels, real, real_labels, more) < before
-            chosen = more
-        least = regression_error(features, labels, real, real_labels, chosen)
-        assert least <= regression_error(features, labels, real, real_labels, start.tolist()) + 1e-9
-        for slot, other in itertools.product(range(len(chosen)), range(len(labels))):
-            if labels[other] == labels[chosen[slot]] and other not in chosen:
-                exchanged = [*chosen[:slot], other, *chosen[slot + 1 :]]
-                assert least <= regression_error(features, labels, real, real_labels, exchanged) + 1e-9

@@ -112,24 +112,26 @@ class SamplingSettings(_Settings):
     batch: int = Field(64, ge=1, description="images denoised together")
 
 
-# Ways of choosing that look at the backbone's features.
-BY_FEATURES = ("herding", "regression")
-
-
 class SelectionSettings(_Settings):
     """Choosing among the candidates."""
 
-    by: Literal["first", "margin", "coverage", "herding", "regression"] = Field(
+    by: Literal["first", "margin", "coverage", "herding"] = Field(
         "herding",
         description="'first' candidate of each prototype, the one with the largest 'margin', those that together give "
-        "'coverage' of the real scenes, by 'herding' the class's candidates whose mean features follow the class's, or "
-        "those of all classes on which a 'regression' learns most about the real scenes",
+        "'coverage' of the real scenes, or by 'herding' the class's candidates whose mean features follow the class's",
     )
 
-    @property
-    def of_features(self) -> bool:
-        """Whether the backbone's features decide, and all candidates of a class are in question for each image."""
-        return self.by in BY_FEATURES
+
+class RefinementSettings(_Settings):
+    """Moving the chosen latents, so that a classifier learns more from their images about the real scenes."""
+
+    steps: int = Field(150, ge=0, description="0 leaves them as they were drawn")
+    lr: float = Field(0.03, gt=0, description="Adam's, in deviations of a latent's elements, decayed to zero")
+    experts: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (150, 400),
+        description="classifiers trained on all scenes, each for so many steps, whose features count beside the "
+        "backbone's",
+    )
 
 
 class Config(_Settings):
@@ -166,6 +168,15 @@ class Config(_Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()
+    refinement: RefinementSettings = RefinementSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_refinement_by_scenes_under_noise(cls, values: Any) -> Any:
+        # The default gives way; what is asked for is refused below.
+        if isinstance(values, dict) and values.get("privacy") == "dp":
+            return {"refinement": {"steps": 0}, **values}
+        return values
 
     @model_validator(mode="after")
     def _privacy_is_whole(self) -> "Config":
@@ -183,6 +194,7 @@ class Config(_Settings):
             and "only what is 'measured' is a sum that noise can be added to",
             "sampling.follow": self.sampling.follow != "start" and "candidates 'start' from noisy means",
             "selection.by": self.selection.by != "herding" and "'herding' follows a noisy mean",
+            "refinement.steps": self.refinement.steps > 0 and "it looks at every scene without noise",
         }
         for name, why in wrong.items():
             if why:
@@ -191,10 +203,8 @@ class Config(_Settings):
 
     @model_validator(mode="after")
     def _screening_leaves_a_choice(self) -> "Config":
-        if self.privacy == "screen" and not self.selection.of_features:
-            raise ValueError(
-                f"privacy 'screen' needs selection.by 'herding' or 'regression', got {self.selection.by!r}"
-            )
+        if self.privacy == "screen" and self.selection.by != "herding":
+            raise ValueError(f"privacy 'screen' needs selection.by 'herding', got {self.selection.by!r}")
         return self
 
 

@@ -204,7 +204,7 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
         "candidates": (drawn, "images", passes(sampling) * step),
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
-        "distilled": (drawn if config.selection.of_features else slots, "images decoded", decoding),
+        "distilled": (drawn if config.selection.by == "herding" else slots, "images decoded", decoding),
     }
     if config.privacy != "screen":
         del works["screened"]

@@ -26,7 +26,6 @@ from geodistill.methods.dpd import distill
 from geodistill.prior.base import load_prior
 from geodistill.run import records
 from geodistill.scenes import SceneData, Scenes, write_scenes
-from geodistill.selection import by_regression, herd
 from geodistill.teacher import judge, load_teacher
 
 
@@ -140,7 +139,7 @@ def test_killed_among_the_candidates_ends_with_the_same_bytes(
 ) -> None:
     killed = tmp_path / "run"
     shutil.copytree(run, killed)
-    for stage in ("candidates", "distilled"):
+    for stage in ("candidates", "chosen", "refined", "distilled"):
         shutil.rmtree(killed / stage)
         (killed / "stages" / f"{stage}.json").unlink()
     forward, steps = UNet2DConditionModel.forward, []
@@ -166,7 +165,7 @@ def test_killed_among_the_candidates_ends_with_the_same_bytes(
     monkeypatch.setattr(UNet2DConditionModel, "forward", counting)
     distill(data.train, tiny, out=killed)
     assert sum(steps) == 2 * (40 - 14)  # the two batches of 7 that were finished are not drawn again
-    for stage in ("candidates", "distilled"):
+    for stage in ("candidates", "chosen", "refined", "distilled"):
         assert _bytes(killed / stage) == _bytes(run / stage)
 
 
@@ -208,7 +207,7 @@ def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
     pair: Scenes, on_pipeline: Config, tmp_path: Path
 ) -> None:
     one = on_pipeline.model_copy(update={"ipc": 1})
-    herded = _with(one, selection={"by": "herding"})
+    herded = _with(one, selection={"by": "herding"}, refinement={"steps": 0})
     distilled = distill(pair, herded, out=tmp_path / "run")
     candidates = load_file(tmp_path / "run" / "candidates" / "candidates.safetensors")["latents"]
     prior, teacher = load_prior(one.base), load_teacher(tmp_path / "run" / "teacher")
@@ -222,24 +221,6 @@ def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
         own = torch.arange(2) + 2 * label
         away = (features(candidates[own], pixels[own]) - real[pair.labels == label].mean(dim=0)).norm(dim=1)
         assert (image.int() - pixels[own[away.argmin()]].int()).abs().max() <= 1
-
-
-def test_regression_chooses_among_what_herding_chose_from(pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
-    distilled = distill(pair, _with(on_pipeline, selection={"by": "regression"}), out=tmp_path / "run")
-    candidates = load_file(tmp_path / "run" / "candidates" / "candidates.safetensors")["latents"]
-    prior, teacher = load_prior(on_pipeline.base), load_teacher(tmp_path / "run" / "teacher")
-    pixels, latents = prior.decode(candidates), prior.encode(pair.pixels(size=32)).half()
-    seen = backbone_features(prior.decode(candidates, draft=True))
-    known = backbone_features(pair.pixels(size=32))
-    both = torch.cat([judge(teacher, candidates)[1], seen], dim=1)
-    real = torch.cat([judge(teacher, latents)[1], known], dim=1)
-    labels = torch.arange(2).repeat_interleave(len(candidates) // 2)
-    start = [
-        (labels == label).nonzero()[:, 0][herd(both[labels == label], 2, real[pair.labels == label].mean(dim=0))]
-        for label in range(2)
-    ]
-    chosen = by_regression(seen, labels, known, pair.labels, torch.cat(start))
-    assert (distilled.images.int() - pixels[chosen].int()).abs().max() <= 1
 
 
 def test_soft_labels_are_stored_with_the_images_and_change_none(

@@ -28,9 +28,14 @@ class Stranger:
         return torch.tensor(self.verdicts[len(self.asked) - 1] * len(images))[: len(images)]
 
 
-def screened(config: Config, **sampling: object) -> Config:
+def screened(config: Config, *, refined: int = 0, **sampling: object) -> Config:
     values = config.model_dump()
-    return make_config({**values, "privacy": "screen", "sampling": {**values["sampling"], **sampling}})
+    changes = {
+        "privacy": "screen",
+        "sampling": {**values["sampling"], **sampling},
+        "refinement": {**values["refinement"], "steps": refined},
+    }
+    return make_config({**values, **changes})
 
 
 def test_only_prototypes_with_too_few_are_drawn_again_and_chosen_are_those_that_pass(
@@ -76,6 +81,25 @@ def test_copies_among_the_chosen_are_left_out(
     assert not any(torch.equal(image, shown[0][0]) for image in distilled.images)
 
 
+def test_what_comes_too_near_when_refined_stays_as_it_was_chosen(
+    pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger = Stranger([[True], [True, False, True, True]])
+    monkeypatch.setattr(screening, "make_screen", lambda *_, seed: stranger)
+    monkeypatch.setattr("geodistill.methods.stages.find_copies", lambda images, _: images)
+    monkeypatch.setattr(
+        "geodistill.methods.stages.are_copies", lambda images: torch.zeros(len(images), dtype=torch.bool)
+    )
+    monkeypatch.setattr(screening, "find_copies", lambda images, _: images)
+    monkeypatch.setattr(screening, "are_copies", lambda images: torch.tensor([False, False, True, False]))
+    distill(pair, screened(on_pipeline, refined=2), out=tmp_path / "run")
+    chosen, refined = (load_file(tmp_path / f"run/{name}/chosen.safetensors") for name in ("chosen", "refined"))
+    changed = (chosen["latents"] != refined["latents"]).flatten(1).any(dim=1)
+    assert changed.tolist() == [True, False, False, True]
+    (facts,) = [record["facts"] for record in records(tmp_path / "run") if record["stage"] == "refined"]
+    assert facts["put_back"] == 2
+
+
 def test_rather_nothing_than_a_copy(
     pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +127,7 @@ def test_each_round_follows_less() -> None:
 def test_screening_needs_a_choice(tiny: Config) -> None:
     with pytest.raises(ConfigError) as caught:
         make_config({**tiny.model_dump(), "privacy": "screen", "selection": {"by": "first"}})
-    assert "privacy 'screen' needs selection.by 'herding' or 'regression', got 'first'" in str(caught.value)
+    assert "privacy 'screen' needs selection.by 'herding', got 'first'" in str(caught.value)
 
 
 def _told(distilled: DistilledSet) -> list[dict[str, int]]:

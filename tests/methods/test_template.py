@@ -23,6 +23,7 @@ def test_it_is_dpd_with_everything_taken_away(pair: Scenes, on_pipeline: Config,
         "descriptions": {"describer": "template"},
         "finetune": {**on_pipeline.finetune.model_dump(), "consistency": 0},
         "selection": {"by": "first"},
+        "refinement": {"steps": 0},
     }
     ablated = distill(pair, Config.model_validate({**on_pipeline.model_dump(), **bare}), out=tmp_path / "dpd")
     made, candidates = _made(pair, on_pipeline, tmp_path / "template")

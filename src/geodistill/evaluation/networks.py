@@ -259,7 +259,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 @torch.no_grad()
 def pooled_features(images: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
     """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: the pretrained network's last map, averaged."""
-    network = _frozen_backbone()
+    network = pretrained()
     device = accelerator()
     parts = [network.extract_features(normalise(part.to(device))).mean((2, 3)).cpu() for part in images.split(batch)]
     return torch.cat(parts) if len(images) else torch.empty(0, FEATURES)
@@ -275,10 +275,8 @@ def backbone_maps(images: torch.Tensor) -> list[torch.Tensor]:
 
     `images` float [n, 3, s, s] in [-1, 1], through which gradients flow; the maps have 16, 24, 40 and 112 channels.
     """
-    network = _frozen_backbone()
-    mean, std = imagenet_statistics(images.device)
-    scaled = ((images + 1) / 2 - mean) / std
-    maps = network._swish(network._bn0(network._conv_stem(scaled.contiguous(memory_format=torch.channels_last))))
+    network = pretrained()
+    maps = network._swish(network._bn0(network._conv_stem(_rescaled(images))))
     kept = []
     for index, block in enumerate(network._blocks[: max(_MAPS) + 1]):
         maps = block(maps)
@@ -286,6 +284,22 @@ def backbone_maps(images: torch.Tensor) -> list[torch.Tensor]:
     return kept
 
 
+def embed(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return what the last layer of an efficientnet-lite0 sees of images, [n, 1280] of length 1; gradients flow.
+
+    `images` float [n, 3, s, s] in [-1, 1].
+    """
+    maps: torch.Tensor = network.extract_features(_rescaled(images))  # type: ignore[operator]
+    return F.normalize(maps.mean((2, 3)), dim=1)
+
+
+def _rescaled(images: torch.Tensor) -> torch.Tensor:
+    """Return images in [-1, 1] as `normalise` returns bytes."""
+    mean, std = imagenet_statistics(images.device)
+    return (((images + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
 @cache
-def _frozen_backbone() -> EfficientNet:
+def pretrained() -> EfficientNet:
+    """Return efficientnet-lite0 with its ImageNet weights, frozen, on the accelerator."""
     return build_network(PRETRAINED, 2, 0).to(accelerator()).eval().requires_grad_(False)

@@ -246,7 +246,7 @@ def augment(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     centre = (torch.rand(n, 2, generator=random) * 2 - 1) * (1 - size)
     flip = torch.randint(0, 2, (n, 2), generator=random) * 2 - 1
     maps = torch.cat([torch.diag_embed(size * flip), centre[:, :, None]], dim=2)  # [n, 2, 3]
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False).to(images.device)
     out = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     return out.contiguous(memory_format=torch.channels_last)
 

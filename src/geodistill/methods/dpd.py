@@ -1,6 +1,7 @@
 """Discriminative prototype-guided diffusion (Xu, Ghamisi, Weng, arXiv 2601.15829), from scenes to distilled set.
 
-    scenes -> base -> latents -> teacher, prototypes -> descriptions -> adapter -> candidates -> distilled set
+    scenes -> base -> latents -> teacher, prototypes -> descriptions -> adapter -> candidates -> chosen, refined
+    -> distilled set
 
 `make` is that line. Each stage is a folder of the run that holds all that the next ones need.
 """
@@ -14,6 +15,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import check_side
 from geodistill.methods.private import check_private, make_private
+from geodistill.methods.refining import refined
 from geodistill.methods.screening import screen
 from geodistill.methods.stages import (
     MOST_CANDIDATES,
@@ -24,6 +26,7 @@ from geodistill.methods.stages import (
     draw,
     encode,
     finetune,
+    hand_out,
     make_base,
     teach,
     text_of_each,
@@ -94,10 +97,15 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         after=("latents", "prototypes", "descriptions", "adapter" if adapted else None),
         starts=prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts),
     )
-    if config.privacy == "none":
-        return choose(candidates, latents, prior, teacher, scenes, prototypes, texts, config, run)
-    kept = screen(candidates, latents[:, 0], prior, scenes, prototypes, texts, config, run)
-    return choose(kept.latents, latents, prior, teacher, scenes, prototypes, texts, config, run, passing=kept.passing)
+    passing = None
+    if config.privacy == "screen":
+        kept = screen(candidates, latents[:, 0], prior, scenes, prototypes, texts, config, run)
+        candidates, passing = kept.latents, kept.passing
+    chosen = choose(candidates, latents, prior, teacher, scenes, prototypes, config, run, passing=passing)
+    if not config.refinement.steps:
+        return hand_out(chosen, prior, scenes, texts, config, run, after="chosen")
+    chosen = refined(chosen, prior, scenes, config, run)
+    return hand_out(chosen, prior, scenes, texts, config, run, after="refined")
 
 
 def _check(scenes: Scenes, config: Config) -> None:

@@ -316,7 +316,7 @@ def _choose(
         )
         labels = slot_labels(scenes, config)
         described = [texts[label] for label in labels.tolist()]
-        records = describe_images(chosen, labels, judge(teacher, candidates)[0], described, config)
+        records = describe_images(chosen, labels, judge(teacher, candidates[chosen])[0], described, config)
         facts = about("dpd", config) | {"guarantee": guarantee(budget, len(scenes))}
         DistilledSet(decode(prior, candidates[chosen], config), labels, scenes.classes, records, facts).write(folder)
 

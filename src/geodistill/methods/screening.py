@@ -12,6 +12,7 @@ from geodistill.config import Config, SamplingSettings
 from geodistill.methods.stages import decode, requests_for
 from geodistill.prior.base import Prior
 from geodistill.prior.sample import Requests, sample
+from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.privacy.screen import Screen, make_screen
 from geodistill.processes import processes
 from geodistill.prototypes import Prototypes
@@ -76,6 +77,13 @@ def screen(
     stage = run.stage("screened", build, version=1, inputs=inputs, shared=True)
     kept = load_file(stage / "screened.safetensors")
     return Screened(kept["latents"], kept["passing"])
+
+
+def keeps_away(images: Tensor, labels: Tensor, scenes: Scenes, config: Config) -> Tensor:
+    """Return bool [n]: which of uint8 images [n, 3, s, s] of classes int64 [n] pass the screen and are no copies."""
+    train = scenes.pixels(size=config.size)
+    own = make_screen(train, scenes.labels, seed=config.seed)
+    return own.passes(images, labels) & ~are_copies(find_copies(images, train))
 
 
 def weaker(settings: SamplingSettings) -> SamplingSettings:

@@ -7,7 +7,7 @@ a stage that the settings leave out.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
 from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed
-from geodistill.selection import SWEEPS, by_coverage, by_margin, by_regression, herd
+from geodistill.selection import by_coverage, by_margin, herd
 from geodistill.teacher import Teacher, judge, load_teacher, train_teacher
 
 # Noise of a candidate depends on its prototype and its rank alone, so that drawing more changes none drawn before.
@@ -63,6 +63,7 @@ _DESCRIBED = 16
 # How much nearer than the whole scene a view may be that a base is pretrained on.
 _NEARER = 1.75
 _LABELLER = "labeller.safetensors"
+_CHOSEN = "chosen.safetensors"
 # Scenes whose views are encoded together.
 _ENCODED_TOGETHER = 100
 # Scenes decoded together where their features are asked for.
@@ -404,6 +405,28 @@ def _fingerprints(run: Run, stages: Iterable[str | None]) -> list[str | None]:
     return [run.fingerprint_of(stage) if stage else None for stage in stages]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What DPD hands out before it is decoded: IPC candidates of each class, side by side.
+
+    rows: int64 [n], which of all candidates. latents: float32 [n, C, h, w]. logits: float32 [n, classes], the
+    teacher's.
+    """
+
+    rows: Tensor
+    latents: Tensor
+    logits: Tensor
+
+    @classmethod
+    def load(cls, folder: Path) -> "Chosen":
+        """Return what `save` wrote into `folder`."""
+        return cls(**load_file(folder / _CHOSEN))
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`."""
+        save_tensors({"rows": self.rows, "latents": self.latents, "logits": self.logits}, folder / _CHOSEN)
+
+
 def choose(
     candidates: Tensor,
     latents: Tensor,
@@ -411,21 +434,19 @@ def choose(
     teacher: Teacher,
     scenes: Scenes,
     prototypes: Prototypes,
-    texts: list[str],
     config: Config,
     run: Run,
     *,
     passing: Tensor | None = None,
-) -> DistilledSet:
-    """Return the distilled set of DPD, as many candidates as prototypes, from stage `distilled`.
+) -> Chosen:
+    """Return as many of the candidates as there are prototypes, from stage `chosen`.
 
     `passing` bool [n]: candidates that have passed the screening, whose copies are left out too; all where None.
     """
-    labeller = label(scenes, config, run)
-    known = scene_features(scenes, config, run) if config.selection.of_features else None
+    known = scene_features(scenes, config, run) if config.selection.by == "herding" else None
 
     def build(folder: Path) -> None:
-        slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
+        slots = torch.arange(len(prototypes)).repeat_interleave(config.sampling.candidates)
         logits, features = judge(teacher, candidates)
         real = judge(teacher, latents[:, 0])[1]
         if known is not None:
@@ -436,38 +457,43 @@ def choose(
         free = torch.ones(len(candidates), dtype=torch.bool) if passing is None else passing
 
         def chosen_of(free: Tensor) -> Tensor:
-            chosen = torch.cat(
+            return torch.cat(
                 [
                     _choose_of_class(label, logits, features, real, slots, free, scenes, prototypes, config)
                     for label in range(len(scenes.classes))
                 ]
             )
-            if known is None or config.selection.by != "regression":
-                return chosen
-            rows = free.nonzero()[:, 0]
-            start, classes = torch.searchsorted(rows, chosen), prototypes.labels[slots[rows]]
-            with progress("choice", SWEEPS * len(chosen)) as advance:
-                return rows[by_regression(seen[rows], classes, known, scenes.labels, start, advance)]
 
-        chosen = chosen_of(free)
-        images = decode(prior, candidates[chosen], config)
+        rows = chosen_of(free)
         if passing is not None:
             train = scenes.pixels(size=config.size)
-            while (copied := are_copies(find_copies(images, train))).any():
-                free = free.index_fill(0, chosen[copied], False)
-                chosen = chosen_of(free)
-                images = decode(prior, candidates[chosen], config)
-        labels = prototypes.labels[slots[chosen]]
-        records = describe_images(chosen, labels, logits, texts, config)
+            while (copied := are_copies(find_copies(decode(prior, candidates[rows], config), train))).any():
+                free = free.index_fill(0, rows[copied], False)
+                rows = chosen_of(free)
+        Chosen(rows, candidates[rows], logits[rows]).save(folder)
+
+    drawn = "candidates" if passing is None else "screened"
+    inputs = [run.fingerprint_of(drawn), run.fingerprint_of("teacher"), config.selection.model_dump()]
+    return Chosen.load(run.stage("chosen", build, version=1, inputs=inputs))
+
+
+def hand_out(
+    chosen: Chosen, prior: Prior, scenes: Scenes, texts: list[str], config: Config, run: Run, *, after: str
+) -> DistilledSet:
+    """Return the distilled set of DPD from stage `distilled`; `after` is the stage that its latents come from."""
+    labeller = label(scenes, config, run)
+
+    def build(folder: Path) -> None:
+        images, labels = decode(prior, chosen.latents, config), slot_labels(scenes, config)
+        records = describe_images(chosen.rows, labels, chosen.logits, texts, config)
         if labeller is not None:
             soft = soft_labels(labeller, images).double().round(decimals=4).tolist()
             records = tuple({**record, "soft_label": own} for record, own in zip(records, soft, strict=True))
         DistilledSet(images, labels, scenes.classes, records, about("dpd", config)).write(folder)
 
-    drawn = "candidates" if passing is None else "screened"
-    inputs = [run.fingerprint_of(drawn), run.fingerprint_of("teacher"), config.selection.model_dump()]
+    inputs = [run.fingerprint_of(after)]
     inputs += [] if labeller is None else [run.fingerprint_of("labeller")]
-    return DistilledSet.load(run.stage("distilled", build, version=4, inputs=inputs))
+    return DistilledSet.load(run.stage("distilled", build, version=5, inputs=inputs))
 
 
 def _choose_of_class(
@@ -493,7 +519,7 @@ def _choose_of_class(
         )
     if config.selection.by == "margin":
         return own[by_margin(logits[own], label, slots[own])]
-    if config.selection.of_features:
+    if config.selection.by == "herding":
         return own[herd(features[own], config.ipc, real[scenes.labels == label].mean(dim=0))]
     if config.selection.by == "coverage":
         return own[by_coverage(features[own], real[scenes.labels == label], slots[own])]
@@ -505,9 +531,9 @@ def describe_images(
 ) -> tuple[dict[str, Any], ...]:
     """Return what is told of each of the `chosen` candidates, int64 [n]; nothing that names a source scene.
 
-    `logits` [candidates, classes] are the teacher's, `texts` the descriptions of the slots.
+    `logits` [n, classes] are the teacher's of these, `texts` the descriptions of the slots.
     """
-    probability = logits.softmax(dim=1)
+    sure = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
     slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
     return tuple(
         {
@@ -515,9 +541,9 @@ def describe_images(
             "candidate": int(index) % config.sampling.candidates,
             "seed": int(slots[index]) * MOST_CANDIDATES + int(index) % config.sampling.candidates,
             "description": texts[slots[index]],
-            "scores": {"teacher_probability": round(float(probability[index, label]), 4)},
+            "scores": {"teacher_probability": round(probability, 4)},
         }
-        for index, label in zip(chosen.tolist(), labels.tolist(), strict=True)
+        for index, probability in zip(chosen.tolist(), sure, strict=True)
     )
 
 

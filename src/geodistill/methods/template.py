@@ -1,7 +1,7 @@
 """Template: the diffusion model under class prompts, fine-tuned with the diffusion loss alone (METHOD §3).
 
 The ablation that DPD is measured against: no prototypes, no descriptions, no consistency loss, no choice among
-candidates. Fine-tuning and sampling are otherwise as the settings say.
+candidates, no refinement. Fine-tuning and sampling are otherwise as the settings say.
 """
 
 import torch
@@ -34,5 +34,6 @@ def plain(config: Config) -> Config:
             "finetune": config.finetune.model_copy(update={"consistency": 0.0}),
             "sampling": config.sampling.model_copy(update={"follow": "none", "candidates": 1}),
             "selection": SelectionSettings(by="first"),
+            "refinement": config.refinement.model_copy(update={"steps": 0}),
         }
     )

@@ -59,8 +59,17 @@ class Prior:
 
     def _decode(self, latents: Tensor, *, draft: bool) -> Tensor:
         with self._mixed_vae() if draft else mixed(self.device, torch.float32):
-            sample: Tensor = self.vae.decode(latents.to(self.device) / self._scale + self._shift).sample.float()
-        return ((sample.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+            images = self._images(latents)
+        return ((images + 1) * 127.5).round().to(torch.uint8).cpu()
+
+    def render(self, latents: Tensor) -> Tensor:
+        """Return drafts as float32 images [n, 3, s, s] in [-1, 1] on the device, through which gradients flow."""
+        with self._mixed_vae():
+            return self._images(latents)
+
+    def _images(self, latents: Tensor) -> Tensor:
+        sample: Tensor = self.vae.decode(latents.to(self.device) / self._scale + self._shift).sample.float()
+        return sample.clamp(-1, 1)
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str], batch: int = 256) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from geodistill.config import BY_FEATURES
 from geodistill.evaluation.rows import COPYING
 from geodistill.prior.base import SCRATCH
 from geodistill.report.found import Found
@@ -23,6 +22,9 @@ _STAGES = (
     "adapter",
     "candidates",
     "screened",
+    "chosen",
+    "experts",
+    "refined",
     "labeller",
     "distilled",
 )
@@ -64,8 +66,10 @@ def _open_stages(found: Found) -> list[str]:
     left_out = {
         "base": config.get("base") != SCRATCH,
         "features": config.get("prototypes", {}).get("features") == "latent"
-        and config.get("selection", {}).get("by") not in BY_FEATURES,
+        and config.get("selection", {}).get("by") != "herding",
         "adapter": config.get("finetune", {}).get("steps") == 0,
+        "experts": config.get("refinement", {}).get("steps") == 0,
+        "refined": config.get("refinement", {}).get("steps") == 0,
         "screened": config.get("privacy") != "screen",
         "labeller": not config.get("soft_labels"),
     }

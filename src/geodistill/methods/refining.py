@@ -1,0 +1,100 @@
+"""Refining what was chosen: stages of DPD between the choice and the set that is handed out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from geodistill.config import Config
+from geodistill.devices import accelerator
+from geodistill.evaluation.networks import PRETRAINED, build_network, embed, pretrained
+from geodistill.evaluation.protocols import train_classifier
+from geodistill.evaluation.workers import kept_memory
+from geodistill.methods.screening import keeps_away
+from geodistill.methods.stages import Chosen, decode, scene_features, slot_labels
+from geodistill.prior.base import Prior
+from geodistill.progress import Advance, progress
+from geodistill.refinement import Lesson, refine
+from geodistill.run import Run, save_tensors
+from geodistill.scenes.scenes import Scenes
+from geodistill.seeding import derive_seed
+
+# Scenes embedded together.
+_TOGETHER = 256
+
+
+def refined(chosen: Chosen, prior: Prior, scenes: Scenes, config: Config, run: Run) -> Chosen:
+    """Return `chosen` with its latents moved as `refinement.refine` moves them, from stage `refined`.
+
+    Under `privacy = "screen"` an image that came too near to a training image stays as it was chosen.
+    """
+    labels = slot_labels(scenes, config)
+    lessons = [Lesson(pretrained(), labels, scene_features(scenes, config, run), scenes.labels)]
+    lessons += [Lesson(network, labels, known, scenes.labels) for network, known in _experts(scenes, config, run)]
+
+    def build(folder: Path) -> dict[str, Any]:
+        seed = derive_seed(config.seed, "refinement")
+        latents, facts = refine(prior, chosen.latents, lessons, config.refinement, seed=seed, folder=folder)
+        if config.privacy == "screen":
+            away = keeps_away(decode(prior, latents, config), labels, scenes, config)
+            latents = torch.where(away[:, None, None, None], latents, chosen.latents)
+            facts["put_back"] = int((~away).sum())
+        replace(chosen, latents=latents).save(folder)
+        return facts
+
+    inputs = [run.fingerprint_of("chosen"), run.fingerprint_of("experts"), config.refinement.model_dump(), config.seed]
+    return Chosen.load(run.stage("refined", build, version=1, inputs=inputs))
+
+
+def _experts(scenes: Scenes, config: Config, run: Run) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Yield each expert, and its features [N, 1280] of all scenes, from stage `experts`.
+
+    An expert is the pretrained network finetuned on all scenes under the protocol finetune, each under its own seed.
+    """
+    counts = config.refinement.experts
+
+    def build(folder: Path) -> None:
+        pixels = scenes.pixels(size=config.size)
+        with progress("experts", sum(counts)) as advance, kept_memory():
+            for rank, steps in enumerate(counts):
+                if not _file(folder, rank).exists():
+                    network = train_classifier(
+                        "finetune",
+                        PRETRAINED,
+                        pixels,
+                        scenes.labels,
+                        classes=len(scenes.classes),
+                        seed=derive_seed(config.seed, "expert", rank),
+                        steps=steps,
+                        progress=_after(sum(counts[:rank]), advance),
+                    ).eval()
+                    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+                    save_tensors({**weights, "features": _seen(network, pixels)}, _file(folder, rank))
+
+    inputs = [scenes.fingerprint(), config.size, config.seed, counts]
+    stage = run.stage("experts", build, version=1, inputs=inputs)
+    for rank in range(len(counts)):
+        tensors = load_file(_file(stage, rank))
+        known = tensors.pop("features")
+        network = build_network(PRETRAINED, len(scenes.classes), 0)
+        network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
+        yield network.to(accelerator()).eval().requires_grad_(False), known
+
+
+def _after(before: int, advance: Advance) -> Callable[[int, int], None]:
+    return lambda done, of: advance(before + done)
+
+
+def _file(folder: Path, rank: int) -> Path:
+    return folder / f"expert-{rank}.safetensors"
+
+
+@torch.no_grad()
+def _seen(network: nn.Module, pixels: Tensor) -> Tensor:
+    """Return the features [N, 1280] of uint8 images in `network`."""
+    device = accelerator()
+    return torch.cat([embed(network, part.to(device).float() / 127.5 - 1).cpu() for part in pixels.split(_TOGETHER)])

@@ -1,0 +1,151 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from geodistill import refinement
+from geodistill.config import RefinementSettings
+from geodistill.errors import TrainingError
+from geodistill.evaluation.networks import backbone_features, embed, pretrained
+from geodistill.prior.base import Prior, load_prior
+from geodistill.refinement import RIDGE, Lesson, refine
+from geodistill.scenes import Scenes
+
+
+def error_as_written(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> float:
+    """Squared error on the real scenes of a ridge regression over the axes of the features, in float64."""
+    real, features = real.double(), features.double()
+    classes = int(real_labels.max()) + 1
+    targets = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    points, known = features - real.mean(dim=0), real - real.mean(dim=0)
+    ridge = RIDGE * torch.eye(points.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(points.T @ points + ridge, points.T @ targets[labels])
+    left = (known @ weights - targets[real_labels]).square().sum()
+    return float(left / targets[real_labels].square().sum())
+
+
+class TestLesson:
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(0, 100_000), st.integers(2, 4), st.integers(1, 4))
+    def test_is_the_error_of_a_ridge_regression(self, seed: int, classes: int, each: int):
+        noise = torch.Generator().manual_seed(seed)
+        labels, real_labels = torch.arange(classes).repeat_interleave(each), torch.arange(classes).repeat(5)
+        features, real = (
+            F.normalize(torch.randn(len(one), 6, generator=noise), dim=1) for one in (labels, real_labels)
+        )
+        error = Lesson(pretrained(), labels, real, real_labels)(features)
+        assert float(error) == pytest.approx(error_as_written(features, labels, real, real_labels), rel=1e-4)
+
+    def test_nothing_is_learned_from_the_mean(self):
+        real, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+        lesson = Lesson(pretrained(), torch.tensor([0, 1]), real, labels)
+        assert float(lesson(real.mean(dim=0).repeat(2, 1))) == 1.0
+
+    def test_class_means_teach_more_than_the_wrong_class(self):
+        real, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+        lesson = Lesson(pretrained(), torch.tensor([0, 1]), real, labels)
+        means = torch.stack([real[:2].mean(dim=0), real[2:].mean(dim=0)])
+        assert float(lesson(means)) < 1 < float(lesson(means.flip(0)))
+
+
+@pytest.fixture(scope="module")
+def prior(sd_folder: Path) -> Prior:
+    return load_prior(str(sd_folder), "f32")
+
+
+@pytest.fixture
+def latents(prior: Prior, pair: Scenes) -> Tensor:
+    return prior.encode(pair.pixels(torch.tensor([0, 1, 30, 31]), size=32))
+
+
+@pytest.fixture(scope="module")
+def lesson(pair: Scenes) -> Lesson:
+    return Lesson(pretrained(), torch.tensor([0, 0, 1, 1]), backbone_features(pair.pixels(size=32)), pair.labels)
+
+
+def refined(prior: Prior, latents: Tensor, lesson: Callable[[Tensor], Tensor], folder: Path, steps: int = 4) -> Tensor:
+    folder.mkdir(exist_ok=True)
+    moved, _ = refine(prior, latents, [lesson], RefinementSettings(steps=steps, lr=0.05), seed=0, folder=folder)
+    return moved
+
+
+def test_error_falls(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
+    moved, facts = refine(prior, latents, [lesson], RefinementSettings(steps=12, lr=0.05), seed=0, folder=tmp_path)
+
+    def error(of: Tensor) -> float:
+        return float(lesson(embed(pretrained(), prior.render(of)).detach()))
+
+    assert error(moved) < error(latents) - 0.01
+    assert facts["last_loss"] < facts["first_loss"]
+    assert facts["moved"] == pytest.approx(float((moved - latents).square().mean().sqrt()), abs=1e-4)
+    assert 0 < facts["moved"] < 12 * 0.05
+
+
+def test_parts_have_the_gradient_of_the_whole(
+    prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(refinement, "augment", lambda images, _: images)
+    whole = refined(prior, latents, lesson, tmp_path / "whole", steps=2)
+    monkeypatch.setattr(refinement, "_TOGETHER", 3)
+    parts = refined(prior, latents, lesson, tmp_path / "parts", steps=2)
+    assert (whole - latents).abs().max() > 0.03
+    assert torch.allclose(whole, parts, atol=1e-3)
+
+
+def test_gradient_is_that_of_the_loss_as_written(
+    prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(refinement, "augment", lambda images, _: images)
+    free = latents.clone().requires_grad_()
+    lesson(embed(pretrained(), prior.render(free))).backward()
+    # The first step of Adam goes by the sign of the gradient alone.
+    moved = refined(prior, latents, lesson, tmp_path / "one", steps=1)
+    assert free.grad is not None
+    clear = free.grad.abs() > free.grad.abs().mean() / 10
+    assert torch.equal((moved - latents).sign()[clear], -free.grad.sign()[clear])
+
+
+class Watched(Lesson):
+    """Calls `watch` before each error is told; its answer, where there is one, takes the error's place."""
+
+    def __init__(self, lesson: Lesson, watch: Callable[[], float | None]) -> None:
+        super().__init__(lesson.network, lesson.labels, lesson.real, lesson.real_labels)
+        object.__setattr__(self, "watch", watch)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        told = self.watch()  # type: ignore[attr-defined]
+        return super().__call__(features) if told is None else features.sum() * told
+
+
+def test_killed_ends_with_the_same_latents(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
+    whole = refined(prior, latents, lesson, tmp_path / "whole", steps=24)
+    calls = []
+
+    def dying() -> None:
+        calls.append(1)
+        if len(calls) == 14:
+            raise KeyboardInterrupt
+
+    watched = Watched(lesson, dying)
+    with pytest.raises(KeyboardInterrupt):
+        refined(prior, latents, watched, tmp_path / "killed", steps=24)
+    assert torch.equal(refined(prior, latents, watched, tmp_path / "killed", steps=24), whole)
+    assert len(calls) == 14 + 14  # ten steps of the first start were kept
+
+
+def test_lessons_take_turns(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
+    order: list[str] = []
+    lessons = [Watched(lesson, lambda name=name: order.append(name)) for name in ("a", "b", "c")]  # type: ignore[misc]
+    refine(prior, latents, lessons, RefinementSettings(steps=4), seed=0, folder=tmp_path)
+    assert order == ["a", "b", "c", "a"]
+
+
+def test_no_number(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
+    with pytest.raises(TrainingError, match=r"^the loss of 'refinement' became nan at step 0"):
+        refined(prior, latents, Watched(lesson, lambda: math.nan), tmp_path / "run")
