@@ -25,6 +25,8 @@ from geodistill.config import Config, SamplingSettings
 from geodistill.descriptions.models import SERVER
 from geodistill.devices import accelerator
 from geodistill.errors import PriorError
+from geodistill.evaluation.networks import PRETRAINED, build_network
+from geodistill.evaluation.protocols import BATCH
 from geodistill.methods.screening import weaker
 from geodistill.methods.stages import check_counts
 from geodistill.prior.base import SCRATCH, load_prior, refuse_odd_size, source_of
@@ -33,7 +35,15 @@ from geodistill.teacher import Teacher
 
 # Share of the rate of a large matrix product that each stage reached with the compact base on AID, on one core of two
 # that were both at work (benchmarks/plan.py). Larger bases reach more, so that they are done sooner than foretold.
-SHARES = {"latents": 0.37, "teacher": 0.19, "adapter": 0.05, "candidates": 0.17, "distilled": 0.10}
+SHARES = {
+    "latents": 0.37,
+    "teacher": 0.19,
+    "adapter": 0.05,
+    "candidates": 0.17,
+    "chosen": 0.10,
+    "experts": 0.05,
+    "refined": 0.10,
+}
 # Nearly all of screening is drawing.
 SHARES["screened"] = SHARES["candidates"]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
@@ -190,13 +200,14 @@ def _hub(name: str) -> Iterator[None]:
 def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Iterator[Stage]:
     """Yield the stages that take long; `rate` in operations a second."""
     side, channels = config.size // parts.downscale, int(parts.unet.config.in_channels)
-    sampling = config.sampling
+    sampling, refinement = config.sampling, config.refinement
     slots = len(scenes.classes) * config.ipc
     drawn = slots * sampling.candidates
     image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
     teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
     step = _operations(lambda: _denoised(parts, latent))
     decoding = _decoding(parts, latent)
+    embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
     works = {
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
@@ -204,11 +215,19 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
         "candidates": (drawn, "images", passes(sampling) * step),
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
-        "distilled": (drawn if config.selection.by == "herding" else slots, "images decoded", decoding),
+        "chosen": (drawn, "images decoded", decoding),
+        "experts": (sum(refinement.experts) * BATCH, "images", 3 * embedding),
+        # Each step sees every image twice, the second time with the gradient, which takes two passes more.
+        "refined": (refinement.steps * slots, "images", 4 * (decoding + embedding)),
     }
-    if config.privacy != "screen":
-        del works["screened"]
-    for name, (count, what, each) in works.items():
+    left_out = {
+        "screened": config.privacy != "screen",
+        "chosen": config.selection.by != "herding",
+        "experts": not refinement.steps,
+        "refined": not refinement.steps,
+    }
+    for name in (name for name in works if not left_out.get(name)):
+        count, what, each = works[name]
         yield Stage(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))
 
 

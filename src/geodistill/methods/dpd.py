@@ -104,7 +104,7 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     chosen = choose(candidates, latents, prior, teacher, scenes, prototypes, config, run, passing=passing)
     if not config.refinement.steps:
         return hand_out(chosen, prior, scenes, texts, config, run, after="chosen")
-    chosen = refined(chosen, prior, scenes, config, run)
+    chosen = refined(chosen, prior, teacher, scenes, config, run)
     return hand_out(chosen, prior, scenes, texts, config, run, after="refined")
 
 

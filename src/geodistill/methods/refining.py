@@ -22,12 +22,13 @@ from geodistill.refinement import Lesson, refine
 from geodistill.run import Run, save_tensors
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import derive_seed
+from geodistill.teacher import Teacher, judge
 
 # Scenes embedded together.
 _TOGETHER = 256
 
 
-def refined(chosen: Chosen, prior: Prior, scenes: Scenes, config: Config, run: Run) -> Chosen:
+def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, config: Config, run: Run) -> Chosen:
     """Return `chosen` with its latents moved as `refinement.refine` moves them, from stage `refined`.
 
     Under `privacy = "screen"` an image that came too near to a training image stays as it was chosen.
@@ -43,7 +44,7 @@ def refined(chosen: Chosen, prior: Prior, scenes: Scenes, config: Config, run: R
             away = keeps_away(decode(prior, latents, config), labels, scenes, config)
             latents = torch.where(away[:, None, None, None], latents, chosen.latents)
             facts["put_back"] = int((~away).sum())
-        replace(chosen, latents=latents).save(folder)
+        replace(chosen, latents=latents, logits=judge(teacher, latents)[0]).save(folder)
         return facts
 
     inputs = [run.fingerprint_of("chosen"), run.fingerprint_of("experts"), config.refinement.model_dump(), config.seed]

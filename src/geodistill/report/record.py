@@ -9,11 +9,15 @@ from geodistill.report.parts import Cell, Plot, Table, number
 from geodistill.report.plots import curves_plot, thin
 from geodistill.run import records
 
-_TRAINED = {"base": "Training of the base", "adapter": "Training of the adapter"}
+_TRAINED = {
+    "base": "Training of the base",
+    "adapter": "Training of the adapter",
+    "refined": "Refinement of the chosen images",
+}
 
 
 def training_curves(folders: Mapping[str, Path]) -> dict[str, dict[str, list[float]]]:
-    """Return for `base` and `adapter` the losses of every folder that has them.
+    """Return for each stage that is trained the losses of every folder that has them.
 
     Sets that share a training count once.
     """
@@ -31,7 +35,7 @@ def training_curves(folders: Mapping[str, Path]) -> dict[str, dict[str, list[flo
 
 
 def training(folders: Mapping[str, Path]) -> list[Plot]:
-    """Return the training curves of the base and of the adapters."""
+    """Return the training curves of the base, of the adapters and of the refinements."""
     return [_curves_plot(stage, curves) for stage, curves in training_curves(folders).items()]
 
 
