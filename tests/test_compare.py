@@ -144,7 +144,9 @@ def test_bad_names_are_found_before_anything_is_made(data: SceneData, tiny: Conf
         run(data, tiny, tmp_path / "run", ipcs=[0])
     with pytest.raises(SceneError, match=r"^class 'Beach' has 12 images, IPC 13 needs at least 13: lower --ipc"):
         run(data, tiny, tmp_path / "run", ipcs=[1, 13])
-    private = make_config(tiny.model_dump() | {"base": "compact", "privacy": "dp", "epsilon": 8, "delta": 1e-3})
+    private = make_config(
+        tiny.model_dump(exclude={"refinement"}) | {"base": "compact", "privacy": "dp", "epsilon": 8, "delta": 1e-3}
+    )
     with pytest.raises(ConfigError, match=r"^privacy 'dp' is dpd's alone: leave out random, d4m$"):
         run(data, private, tmp_path / "run", methods=["d4m", "dpd", "random"])
     assert not (tmp_path / "run").exists()

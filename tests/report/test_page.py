@@ -39,6 +39,9 @@ STAGES = [
     "descriptions",
     "adapter",
     "candidates",
+    "chosen",
+    "experts",
+    "refined",
     "distilled",
 ]
 
