@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geodistill import refinement
@@ -90,9 +90,8 @@ def test_error_falls(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Pa
 def test_parts_have_the_gradient_of_the_whole(
     prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(refinement, "augment", lambda images, _: images)
     whole = refined(prior, latents, lesson, tmp_path / "whole", steps=2)
-    monkeypatch.setattr(refinement, "_TOGETHER", 3)
+    monkeypatch.setattr(refinement, "images_together", lambda side: 96 // side)
     parts = refined(prior, latents, lesson, tmp_path / "parts", steps=2)
     assert (whole - latents).abs().max() > 0.03
     assert torch.allclose(whole, parts, atol=1e-3)
@@ -101,7 +100,7 @@ def test_parts_have_the_gradient_of_the_whole(
 def test_gradient_is_that_of_the_loss_as_written(
     prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(refinement, "augment", lambda images, _: images)
+    monkeypatch.setattr(refinement, "crop", lambda images, _: images)
     free = latents.clone().requires_grad_()
     lesson(embed(pretrained(), prior.render(free))).backward()
     # The first step of Adam goes by the sign of the gradient alone.
@@ -137,6 +136,24 @@ def test_killed_ends_with_the_same_latents(prior: Prior, latents: Tensor, lesson
         refined(prior, latents, watched, tmp_path / "killed", steps=24)
     assert torch.equal(refined(prior, latents, watched, tmp_path / "killed", steps=24), whole)
     assert len(calls) == 14 + 14  # ten steps of the first start were kept
+
+
+def test_out_of_memory_goes_on_with_fewer_together(
+    prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = refined(prior, latents, lesson, tmp_path / "whole", steps=2)
+    asked: list[int] = []
+
+    def full(network: nn.Module, images: Tensor) -> Tensor:
+        asked.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate a lot.")
+        return embed(network, images)
+
+    monkeypatch.setattr(refinement, "embed", full)
+    fewer = refined(prior, latents, lesson, tmp_path / "fewer", steps=2)
+    assert asked[:3] == [4, 2, 1]
+    assert torch.allclose(whole, fewer, atol=1e-3)
 
 
 def test_lessons_take_turns(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):

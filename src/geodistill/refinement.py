@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from geodistill.config import RefinementSettings
 from geodistill.evaluation.networks import embed
-from geodistill.evaluation.protocols import augment
+from geodistill.evaluation.protocols import crop, draw_crops
 from geodistill.evaluation.workers import kept_memory
-from geodistill.prior.base import Prior
+from geodistill.prior.base import Prior, images_together
 from geodistill.prior.training import Optimisation, batches, forget_checkpoint, train
 from geodistill.seeding import generator
 
@@ -29,8 +29,6 @@ from geodistill.seeding import generator
 RIDGE = 0.3
 # Weight of the mean squared distance to where the latents were.
 _HELD = 0.1
-# Images drawn together; what a step keeps for the gradient does not grow with the set.
-_TOGETHER = 100
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,29 @@ def refine(
     """Return `latents` [m, C, h, w] moved so that each of `lessons` gets less wrong, and facts on how it went.
 
     The lessons take turns, a step each. What training under way needs to go on is kept in `folder` until it is done.
-    Raises TrainingError where the loss is no number.
+    Where memory runs out, fewer images are drawn together.
+    Raises TrainingError where the loss is no number, or memory runs out with one image at a time.
     """
     moved = _Moved(latents.to(prior.device))
-
-    def features(network: nn.Module, part: slice, index: int) -> Tensor:
-        return embed(network, augment(prior.render(moved.latents[part]), generator(seed, "refined view", index)))
+    # What a step keeps for the gradient does not grow with the set.
+    together = _Together(min(len(latents), images_together(latents.shape[-1] * prior.downscale)))
 
     def losses(step: int) -> Iterator[Tensor]:
         lesson = lessons[step % len(lessons)]
-        parts = list(enumerate(batches(len(latents), _TOGETHER), start=step * -(-len(latents) // _TOGETHER)))
+        crops = draw_crops(len(latents), generator(seed, "refined view", step))
+        parts = list(batches(len(latents), together.count))
+
+        def features(part: slice) -> Tensor:
+            return embed(lesson.network, crop(prior.render(moved.latents[part]), crops[part]))
+
         with torch.no_grad():
-            seen = torch.cat([features(lesson.network, part, index) for index, part in parts]).cpu()
+            seen = torch.cat([features(part) for part in parts]).cpu()
         error = lesson(seen.requires_grad_())
         (slope,) = torch.autograd.grad(error, seen)
         yield error.detach() + _HELD * moved.distance()
         # The chain rule, part after part: terms without a value of their own, whose gradient is that of the error.
-        for index, part in parts:
-            along = (features(lesson.network, part, index) * slope[part].to(prior.device)).sum()
+        for part in parts:
+            along = (features(part) * slope[part].to(prior.device)).sum()
             yield along - along.detach()
 
     plan = Optimisation(
@@ -105,10 +108,24 @@ def refine(
         checkpoint_every=10,
     )
     with kept_memory():
-        facts = train(moved, losses, plan, folder, "refinement")
+        facts = train(moved, losses, plan, folder, "refinement", relieve=together.halve)
     forget_checkpoint(folder)
     moved.requires_grad_(False)
     return moved.latents.cpu(), facts | {"moved": round(float(moved.distance()) ** 0.5, 4)}
+
+
+class _Together:
+    """How many images are drawn together."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def halve(self) -> str:
+        """Ask for less memory; return how, or nothing when no less can be asked for."""
+        if self.count == 1:
+            return ""
+        self.count = -(-self.count // 2)
+        return f"{self.count} images at a time"
 
 
 class _Moved(nn.Module):

@@ -57,7 +57,8 @@ def private_settings(settings: dict, **more: object) -> Config:
 
 
 def test_a_canary_is_found_without_privacy_and_not_with_it(planted: Scenes, settings: dict, tmp_path: Path) -> None:
-    assert CANARY in found_copies(distill(planted, make_config(settings), out=tmp_path / "open"), planted)
+    open_settings = make_config({**settings, "refinement": {"steps": 2, "experts": []}})
+    assert CANARY in found_copies(distill(planted, open_settings, out=tmp_path / "open"), planted)
     config = private_settings(settings)
     distilled = distill(planted, config, out=tmp_path / "private")
     assert distilled.images.shape == (24, 3, 64, 64)
@@ -158,3 +159,9 @@ def test_what_does_not_go_with_it_is_said(settings: dict, change: dict, message:
     with pytest.raises(ConfigError) as caught:
         private_settings(settings, **change)
     assert message in str(caught.value)
+
+
+def test_refinement_gives_way_unless_it_is_asked_for(settings: dict) -> None:
+    assert private_settings(settings).refinement.steps == 0
+    with pytest.raises(ConfigError, match=r"refinement\.steps: it looks at every scene without noise"):
+        private_settings(settings, refinement={"steps": 2})

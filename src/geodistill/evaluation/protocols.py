@@ -239,13 +239,21 @@ def augment(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 
     Crop and flips are one affine map, sampled bilinearly; what would lie outside is never asked for.
     """
-    n = len(images)
-    area = torch.empty(n).uniform_(0.67, 1, generator=random)
-    ratio = torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3), generator=random).exp()
+    return crop(images, draw_crops(len(images), random))
+
+
+def draw_crops(count: int, random: torch.Generator) -> torch.Tensor:
+    """Return float32 [count, 2, 3]: the affine maps of `augment`, from where a pixel goes to where it comes from."""
+    area = torch.empty(count).uniform_(0.67, 1, generator=random)
+    ratio = torch.empty(count).uniform_(math.log(3 / 4), math.log(4 / 3), generator=random).exp()
     size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)  # [n, 2], x and y
-    centre = (torch.rand(n, 2, generator=random) * 2 - 1) * (1 - size)
-    flip = torch.randint(0, 2, (n, 2), generator=random) * 2 - 1
-    maps = torch.cat([torch.diag_embed(size * flip), centre[:, :, None]], dim=2)  # [n, 2, 3]
+    centre = (torch.rand(count, 2, generator=random) * 2 - 1) * (1 - size)
+    flip = torch.randint(0, 2, (count, 2), generator=random) * 2 - 1
+    return torch.cat([torch.diag_embed(size * flip), centre[:, :, None]], dim=2)
+
+
+def crop(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """Return images [n, 3, s, s] each under its own of `maps` [n, 2, 3]; gradients flow."""
     grid = F.affine_grid(maps, list(images.shape), align_corners=False).to(images.device)
     out = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     return out.contiguous(memory_format=torch.channels_last)

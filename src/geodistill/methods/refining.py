@@ -48,7 +48,7 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
         return facts
 
     inputs = [run.fingerprint_of("chosen"), run.fingerprint_of("experts"), config.refinement.model_dump(), config.seed]
-    return Chosen.load(run.stage("refined", build, version=1, inputs=inputs))
+    return Chosen.load(run.stage("refined", build, version=2, inputs=inputs))
 
 
 def _experts(scenes: Scenes, config: Config, run: Run) -> Iterator[tuple[nn.Module, Tensor]]:

@@ -43,7 +43,7 @@ class Prior:
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """Return latents `(mean of the posterior - shift) * scale`."""
-        return torch.cat([self._encode(part) for part in images.split(_together(images.shape[-1]))])
+        return torch.cat([self._encode(part) for part in images.split(images_together(images.shape[-1]))])
 
     def _encode(self, images: Tensor) -> Tensor:
         with self._mixed_vae():
@@ -54,7 +54,7 @@ class Prior:
     @torch.inference_mode()
     def decode(self, latents: Tensor, *, draft: bool = False) -> Tensor:
         """Return uint8 images; a draft is made in the working type: sooner, and here and there a grey level off."""
-        parts = latents.split(_together(latents.shape[-1] * self.downscale))
+        parts = latents.split(images_together(latents.shape[-1] * self.downscale))
         return torch.cat([self._decode(part, draft=draft) for part in parts])
 
     def _decode(self, latents: Tensor, *, draft: bool) -> Tensor:
@@ -127,7 +127,7 @@ class Prior:
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
 
 
-def _together(side: int) -> int:
+def images_together(side: int) -> int:
     """Return how many images of `side` pixels go through an autoencoder together: each layer holds them all."""
     return max(1, _PIXELS_TOGETHER // side**2)
 
