@@ -33,16 +33,16 @@ from geodistill.prior.base import SCRATCH, load_prior, refuse_odd_size, source_o
 from geodistill.scenes.scenes import Scenes
 from geodistill.teacher import Teacher
 
-# Share of the rate of a large matrix product that each stage reached with the compact base on AID, on one core of two
-# that were both at work (benchmarks/plan.py). Larger bases reach more, so that they are done sooner than foretold.
+# Share of the rate of a large matrix product that each stage reached with the compact base on AID: the first four on one
+# core of two that were both at work, the others on both (benchmarks/plan.py). Larger bases reach more, so that they are done sooner than foretold.
 SHARES = {
     "latents": 0.37,
     "teacher": 0.19,
     "adapter": 0.05,
     "candidates": 0.17,
-    "chosen": 0.10,
-    "experts": 0.05,
-    "refined": 0.10,
+    "chosen": 0.14,
+    "experts": 0.012,
+    "refined": 0.29,
 }
 # Nearly all of screening is drawing.
 SHARES["screened"] = SHARES["candidates"]
