@@ -33,8 +33,9 @@ from geodistill.prior.base import SCRATCH, load_prior, refuse_odd_size, source_o
 from geodistill.scenes.scenes import Scenes
 from geodistill.teacher import Teacher
 
-# Share of the rate of a large matrix product that each stage reached with the compact base on AID: the first four on one
-# core of two that were both at work, the others on both (benchmarks/plan.py). Larger bases reach more, so that they are done sooner than foretold.
+# Share of the rate of a large matrix product that each stage reached with the compact base on AID (benchmarks/plan.py):
+# the first four on one core of two that were both at work, the others on both. Larger bases reach more, so that they are
+# done sooner than foretold.
 SHARES = {
     "latents": 0.37,
     "teacher": 0.19,
