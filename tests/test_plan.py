@@ -16,7 +16,7 @@ from geodistill.prior.base import load_prior
 from geodistill.scenes import Scenes
 
 
-def _with(config: Config, **sections: dict[str, Any]) -> Config:
+def _with(config: Config, **sections: Any) -> Config:
     values = config.model_dump()
     for name, changes in sections.items():
         values[name] = {**values[name], **changes} if isinstance(changes, dict) else changes
@@ -80,8 +80,16 @@ class TestPlan:
         prior = load_prior(on_pipeline.base)
         weights = 4 * sum(p.numel() for part in (prior.vae, prior.unet, prior.text_encoder) for p in part.parameters())
         assert found.memory > weights
-        more = make_plan(pair, _with(on_pipeline, finetune={"batch": 2 * on_pipeline.finetune.batch}), tmp_path)
-        assert more.memory - weights == pytest.approx(2 * (found.memory - weights), rel=0.05)
+
+        def kept(**changes: Any) -> int:
+            return make_plan(pair, _with(on_pipeline, **changes), tmp_path).memory - weights
+
+        unrefined, few = {"steps": 0}, on_pipeline.finetune.batch
+        assert kept(refinement=unrefined, finetune={"batch": 2 * few}) == pytest.approx(
+            2 * kept(refinement=unrefined), rel=0.05
+        )
+        assert kept() > kept(refinement=unrefined)
+        assert kept(ipc=4) == 2 * kept(ipc=2)
         assert found.seconds == sum(stage.seconds for stage in found.stages)
 
     def test_hub_says_the_same_as_the_folder(

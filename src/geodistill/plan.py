@@ -29,13 +29,13 @@ from geodistill.evaluation.networks import PRETRAINED, build_network
 from geodistill.evaluation.protocols import BATCH
 from geodistill.methods.screening import weaker
 from geodistill.methods.stages import check_counts
-from geodistill.prior.base import SCRATCH, load_prior, refuse_odd_size, source_of
+from geodistill.prior.base import SCRATCH, images_together, load_prior, refuse_odd_size, source_of
 from geodistill.scenes.scenes import Scenes
 from geodistill.teacher import Teacher
 
 # Share of the rate of a large matrix product that each stage reached with the compact base on AID (benchmarks/plan.py):
-# the first four on one core of two that were both at work, the others on both. Larger bases reach more, so that they are
-# done sooner than foretold.
+# the first four on one core of two that were both at work, the others on both. Larger bases reach more, and are done
+# sooner than foretold.
 SHARES = {
     "latents": 0.37,
     "teacher": 0.19,
@@ -132,7 +132,9 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     device = accelerator().type
     stages = tuple(_stages(parts, scenes, config, peak_rate(device)))
     disk = _disk(parts, scenes, config) + sum(one.size for one in downloads)
-    return Plan(tuple(downloads), stages, _memory(parts, config), disk, _free(out), device)
+    return Plan(
+        tuple(downloads), stages, _memory(parts, config, len(scenes.classes) * config.ipc), disk, _free(out), device
+    )
 
 
 def _of_folder(source: str) -> _Parts:
@@ -272,8 +274,29 @@ def _operations(call: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def _memory(parts: _Parts, config: Config) -> int:
-    """Return the bytes of the weights in f32 and of what the backward pass of a training step keeps, in bf16."""
+def _memory(parts: _Parts, config: Config, images: int) -> int:
+    """Return the bytes of the weights in f32 and of what the largest backward pass keeps, to make so many `images`."""
+    unet, channels = parts.unet, int(parts.unet.config.in_channels)
+    weights = _bytes(unet) + _bytes(parts.vae) + parts.text_encoder_bytes
+    side = config.size // parts.downscale
+    latents = _meta(config.finetune.batch, channels, side, torch.bfloat16).requires_grad_()
+    unet.to(torch.bfloat16)
+    kept = _kept(lambda: _denoised(_Parts(parts.vae, unet, 0, parts.tokens), latents))
+    unet.to(torch.float32)
+    if config.refinement.steps:
+        kept = max(kept, min(images, images_together(config.size)) * _kept_by_refining(parts, config.size))
+    return weights + kept
+
+
+def _kept_by_refining(parts: _Parts, size: int) -> int:
+    """Return the bytes that one image of `size` pixels keeps."""
+    latent = _meta(1, int(parts.unet.config.in_channels), size // parts.downscale).requires_grad_()
+    network = build_network(PRETRAINED, 2, 0).eval().to("meta")
+    return _kept(lambda: network(parts.vae.decode(latent).sample))
+
+
+def _kept(call: Callable[[], Any]) -> int:
+    """Return the bytes that `call` keeps for its backward pass, parameters left out."""
     kept = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -281,15 +304,9 @@ def _memory(parts: _Parts, config: Config) -> int:
         kept += 0 if isinstance(tensor, nn.Parameter) else tensor.numel() * tensor.element_size()
         return tensor
 
-    unet = parts.unet
-    weights = _bytes(unet) + _bytes(parts.vae) + parts.text_encoder_bytes
-    latents = _meta(
-        config.finetune.batch, int(unet.config.in_channels), config.size // parts.downscale, torch.bfloat16
-    ).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _denoised(_Parts(parts.vae, unet.to(torch.bfloat16), 0, parts.tokens), latents)
-    unet.to(torch.float32)
-    return weights + kept
+        call()
+    return kept
 
 
 def _bytes(module: Any) -> int:
