@@ -69,7 +69,7 @@ def lesson(pair: Scenes) -> Lesson:
     return Lesson(pretrained(), torch.tensor([0, 0, 1, 1]), backbone_features(pair.pixels(size=32)), pair.labels)
 
 
-def refined(prior: Prior, latents: Tensor, lesson: Callable[[Tensor], Tensor], folder: Path, steps: int = 4) -> Tensor:
+def refined(prior: Prior, latents: Tensor, lesson: Lesson, folder: Path, steps: int = 4) -> Tensor:
     folder.mkdir(exist_ok=True)
     moved, _ = refine(prior, latents, [lesson], RefinementSettings(steps=steps, lr=0.05), seed=0, folder=folder)
     return moved

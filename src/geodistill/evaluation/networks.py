@@ -257,17 +257,20 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 
 @torch.no_grad()
-def pooled_features(images: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
-    """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: the pretrained network's last map, averaged."""
-    network = pretrained()
+def pooled_features(images: torch.Tensor, *, batch: int = 128, network: nn.Module | None = None) -> torch.Tensor:
+    """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: the last map, averaged.
+
+    Of the pretrained network, or of another efficientnet-lite0 on the accelerator.
+    """
+    own: Any = network or pretrained()
     device = accelerator()
-    parts = [network.extract_features(normalise(part.to(device))).mean((2, 3)).cpu() for part in images.split(batch)]
+    parts = [own.extract_features(normalise(part.to(device))).mean((2, 3)).cpu() for part in images.split(batch)]
     return torch.cat(parts) if len(images) else torch.empty(0, FEATURES)
 
 
-def backbone_features(images: torch.Tensor, *, batch: int = 128) -> torch.Tensor:
+def backbone_features(images: torch.Tensor, *, batch: int = 128, network: nn.Module | None = None) -> torch.Tensor:
     """Return `pooled_features` [n, 1280] of uint8 images [n, 3, s, s], each scaled to norm 1."""
-    return F.normalize(pooled_features(images, batch=batch), dim=1)
+    return F.normalize(pooled_features(images, batch=batch, network=network), dim=1)
 
 
 def backbone_maps(images: torch.Tensor) -> list[torch.Tensor]:

@@ -102,10 +102,10 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         kept = screen(candidates, latents[:, 0], prior, scenes, prototypes, texts, config, run)
         candidates, passing = kept.latents, kept.passing
     chosen = choose(candidates, latents, prior, teacher, scenes, prototypes, config, run, passing=passing)
-    if not config.refinement.steps:
-        return hand_out(chosen, prior, scenes, texts, config, run, after="chosen")
-    chosen = refined(chosen, prior, teacher, scenes, config, run)
-    return hand_out(chosen, prior, scenes, texts, config, run, after="refined")
+    last = "chosen"
+    if config.refinement.steps:
+        chosen, last = refined(chosen, prior, teacher, scenes, config, run), "refined"
+    return hand_out(chosen, prior, scenes, texts, config, run, after=last)
 
 
 def _check(scenes: Scenes, config: Config) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from geodistill.config import Config
 from geodistill.devices import accelerator
-from geodistill.evaluation.networks import PRETRAINED, build_network, embed, pretrained
+from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network, pretrained
 from geodistill.evaluation.protocols import train_classifier
 from geodistill.evaluation.workers import kept_memory
 from geodistill.methods.screening import keeps_away
@@ -24,20 +24,18 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import derive_seed
 from geodistill.teacher import Teacher, judge
 
-# Scenes embedded together.
-_TOGETHER = 256
-
 
 def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, config: Config, run: Run) -> Chosen:
     """Return `chosen` with its latents moved as `refinement.refine` moves them, from stage `refined`.
 
     Under `privacy = "screen"` an image that came too near to a training image stays as it was chosen.
     """
-    labels = slot_labels(scenes, config)
-    lessons = [Lesson(pretrained(), labels, scene_features(scenes, config, run), scenes.labels)]
-    lessons += [Lesson(network, labels, known, scenes.labels) for network, known in _experts(scenes, config, run)]
+    labels, known = slot_labels(scenes, config), scene_features(scenes, config, run)
+    experts = _train_experts(scenes, config, run)
 
     def build(folder: Path) -> dict[str, Any]:
+        judges = [(pretrained(), known), *_load_experts(experts, scenes, config)]
+        lessons = [Lesson(network, labels, seen, scenes.labels) for network, seen in judges]
         seed = derive_seed(config.seed, "refinement")
         latents, facts = refine(prior, chosen.latents, lessons, config.refinement, seed=seed, folder=folder)
         if config.privacy == "screen":
@@ -51,8 +49,8 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
     return Chosen.load(run.stage("refined", build, version=2, inputs=inputs))
 
 
-def _experts(scenes: Scenes, config: Config, run: Run) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Yield each expert, and its features [N, 1280] of all scenes, from stage `experts`.
+def _train_experts(scenes: Scenes, config: Config, run: Run) -> Path:
+    """Return the folder of stage `experts`: each expert, and its features [N, 1280] of all scenes.
 
     An expert is the pretrained network finetuned on all scenes under the protocol finetune, each under its own seed.
     """
@@ -74,11 +72,16 @@ def _experts(scenes: Scenes, config: Config, run: Run) -> Iterator[tuple[nn.Modu
                         progress=_after(sum(counts[:rank]), advance),
                     ).eval()
                     weights = {f"network.{name}": value for name, value in network.state_dict().items()}
-                    save_tensors({**weights, "features": _seen(network, pixels)}, _file(folder, rank))
+                    save_tensors(
+                        {**weights, "features": backbone_features(pixels, network=network)}, _file(folder, rank)
+                    )
 
     inputs = [scenes.fingerprint(), config.size, config.seed, counts]
-    stage = run.stage("experts", build, version=1, inputs=inputs)
-    for rank in range(len(counts)):
+    return run.stage("experts", build, version=1, inputs=inputs)
+
+
+def _load_experts(stage: Path, scenes: Scenes, config: Config) -> Iterator[tuple[nn.Module, Tensor]]:
+    for rank in range(len(config.refinement.experts)):
         tensors = load_file(_file(stage, rank))
         known = tensors.pop("features")
         network = build_network(PRETRAINED, len(scenes.classes), 0)
@@ -92,10 +95,3 @@ def _after(before: int, advance: Advance) -> Callable[[int, int], None]:
 
 def _file(folder: Path, rank: int) -> Path:
     return folder / f"expert-{rank}.safetensors"
-
-
-@torch.no_grad()
-def _seen(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Return the features [N, 1280] of uint8 images in `network`."""
-    device = accelerator()
-    return torch.cat([embed(network, part.to(device).float() / 127.5 - 1).cpu() for part in pixels.split(_TOGETHER)])

@@ -66,7 +66,8 @@ def _open_stages(found: Found) -> list[str]:
     left_out = {
         "base": config.get("base") != SCRATCH,
         "features": config.get("prototypes", {}).get("features") == "latent"
-        and config.get("selection", {}).get("by") != "herding",
+        and config.get("selection", {}).get("by") != "herding"
+        and config.get("refinement", {}).get("steps") == 0,
         "adapter": config.get("finetune", {}).get("steps") == 0,
         "experts": config.get("refinement", {}).get("steps") == 0,
         "refined": config.get("refinement", {}).get("steps") == 0,
