@@ -54,7 +54,6 @@ LEFT_OUT = {
     "without prototypes": ["sampling.follow=none"],
     "without descriptions": ["descriptions.describer=template"],
     "without consistency loss": ["finetune.consistency=0"],
-    "without members": ["prototypes.starts=representative"],
     "without adapter": ["finetune.steps=0"],
     "without selection": TEMPLATE[3:5],
 }
