@@ -141,8 +141,7 @@ held-out images. Copies: images that one training image is much more like than a
 that are looked for. Found: training images that the best of nine membership attacks finds at 1 % false positives, with
 its 95 % interval; a set of 300 real images holds 5 % of them. Nearer: images nearer than all but 1 % of the held-out
 images, in structure (SSIM). Recognised: images of which the owner of the data can tell which training image they began
-as. Under differential privacy (ε, δ = {DELTA:g}) nothing starts as a training image; those rows show what the noise
-costs and hides, on a base that was itself trained on these images, and so have no guarantee.
+as.
 
 Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `benchmarks/privacy.py`.
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,19 @@ def test_compare_and_report(scenes: Path, tmp_path: Path) -> None:
     page = (run / "report.html").read_text()
     assert "dpd" in page
     assert not re.search(r"https?://(?!www\.w3\.org/)", page)
+
+
+def test_settings_are_explained() -> None:
+    told = _call("settings", "refinement").stdout
+    assert "refinement.lr" in told
+    assert "0.03" in told
+    assert "sampling" not in told
+    wrong = _call("settings", "refinment")
+    assert "no setting begins with 'refinment'" in wrong.stderr
+
+
+def test_version_is_the_package_s() -> None:
+    assert _call("--version").stdout.strip() == f"geodistill {version('geodistill')}"
 
 
 def test_methods_are_listed() -> None:

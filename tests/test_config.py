@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geodistill.config import Config, load_config, make_config, to_toml
+from geodistill.config import Config, explain_settings, load_config, make_config, to_toml
 from geodistill.errors import ConfigError
 
 
@@ -77,7 +77,7 @@ def test_presets_are_valid(file: Path) -> None:
 
 def test_presets_of_the_paper_differ_in_how_prototypes_are_followed_alone() -> None:
     first, revised = (load_config(PRESETS / f"{name}.toml") for name in ("paper", "paper-r1"))
-    # METHOD.md §2, "in the paper's code".
+    # As in the paper's code.
     assert (first.finetune.steps, first.finetune.batch, first.finetune.lr, first.finetune.warmup) == (
         20000,
         8,
@@ -115,3 +115,13 @@ def test_text_with_control_characters_comes_back(tmp_path: Path) -> None:
 def test_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "image.toml").write_bytes(b"\xff\xd8\xff")
     assert _message(tmp_path / "image.toml").startswith(f"{tmp_path}/image.toml is not valid TOML: ")
+
+
+def test_every_setting_is_explained_by_the_name_that_sets_it() -> None:
+    told = {setting.name: setting for setting in explain_settings()}
+    assert all(setting.meaning for setting in told.values())
+    assert told["refinement.experts"].default == "[150, 400]"
+    assert "dpmsolver++" in told["sampling.solver"].meaning
+    assert all(
+        load_config(sets=[f"{name}={one.default}"]) == Config() for name, one in told.items() if one.default != "null"
+    )

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,10 +36,28 @@ Try it on the built-in scenes:
 )
 
 _console = Console()
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        _console.print(f"geodistill {version('geodistill')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _general(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 _NETWORKS = (
     "Classifiers: efficientnet-lite0 (ImageNet weights), resnet18, convnet3, vgg16, densenet121, inception_v3 (random "
     "weights), timm:NAME with the vision extra; several give a table across networks [default: efficientnet-lite0]."
 )
+_SIZE = "Side of the images in pixels; the compact base draws 64 alone [default: 64]."
 _Data = Annotated[
     Path,
     typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>`, then 20 % become test."),
@@ -106,14 +125,15 @@ def distill(
             "sent [default: measured]."
         ),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
+    size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
     config: Annotated[
         str | None,
         typer.Option(
             "--config",
             "--preset",
             help="TOML file with settings, or the name of a preset: paper and paper-r1 (the published recipe and its "
-            "revision, for a Stable Diffusion on a GPU), fast (the same in a tenth of the time), demo, tiny.",
+            "revision, for a Stable Diffusion on a GPU), fast (our recipe for the same bases, a tenth of the training "
+            "steps), demo, tiny.",
         ),
     ] = None,
     set_: Annotated[
@@ -139,8 +159,9 @@ def distill(
 ) -> None:
     """Condense the training scenes of DATA into a few synthetic images per class.
 
-    Builds or loads the base, trains a teacher, finds and describes prototypes, trains the adapter, draws candidates
-    and chooses among them. OUT/distilled is the result, OUT/grid.png shows it, OUT/config.toml has all settings.
+    Builds or loads the base, trains a teacher, finds and describes prototypes, trains the adapter, draws candidates,
+    chooses among them and refines the chosen. OUT/distilled is the result, OUT/grid.png shows it, OUT/config.toml has
+    all settings (`geodistill settings` explains them).
     """
     with _told():
         from geodistill.config import load_config
@@ -170,7 +191,7 @@ def plan(
     ipc: Annotated[int | None, typer.Option(help="Images per class [default: 10].")] = None,
     base: Annotated[str | None, typer.Option(help="As in `distill`.")] = None,
     describe: Annotated[str | None, typer.Option(help="As in `distill`.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
+    size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
     config: Annotated[
         str | None, typer.Option("--config", "--preset", help="TOML file with settings, or the name of a preset.")
     ] = None,
@@ -178,8 +199,9 @@ def plan(
 ) -> None:
     """Say what `distill` with these options would download, need and take, and do none of it.
 
-    Work is counted on the models' configs; time is that work by the speed of this machine, good to a factor of two with
-    the compact base; a large one is done sooner than foretold.
+    Work is counted on the models' configs; time is that work by the speed of this machine, all together good to a
+    factor of two with the compact base; a large one is done sooner than foretold. `--set privacy=screen` counts
+    screening.
     """
     with _told():
         from geodistill.config import load_config
@@ -197,7 +219,7 @@ def plan(
 def pretrain(
     data: _Data,
     out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
+    size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
     config: Annotated[str, typer.Option(help="TOML file with settings, or the name of a preset.")] = "pretrain",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, such as compact.steps=20000; may be repeated.")
@@ -263,8 +285,9 @@ def evaluate(
     protocol: Annotated[
         str,
         typer.Option(
-            help="probe: logistic regression on frozen features (seconds); finetune: from ImageNet "
-            "weights; scratch: from random weights; finetune-soft, scratch-soft: on soft labels from a classifier "
+            help="probe: logistic regression on frozen features of efficientnet-lite0 (seconds); finetune: from "
+            "ImageNet weights where the network has them, as efficientnet-lite0 does; scratch: from random weights; "
+            "finetune-soft, scratch-soft: on soft labels from a classifier "
             "trained on all real scenes."
         ),
     ] = "finetune",
@@ -334,15 +357,17 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
     full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
     base: Annotated[str | None, typer.Option(help="As in `distill`; all methods share it.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels [default: 64].")] = None,
-    config: Annotated[str | None, typer.Option(help="TOML file with settings, or the name of a preset.")] = None,
+    size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "--preset", help="TOML file with settings, or the name of a preset.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One setting; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
 ) -> None:
     """Compare methods on DATA: same prior, same budget, same evaluation, one table.
 
     OUT/compare.csv and OUT/compare.json have the rows, OUT/sets the images of each method. Rows that are there are used
-    again: another method or IPC costs only what is new. A row marked [copies] (nearness ratio ρ under 0.5) gets its
+    again: another method or IPC costs only what is new. A row whose nearness ratio ρ is marked * (under 0.5) gets its
     points by showing the training images; `geodistill report OUT` draws it all.
     """
     with _told():
@@ -381,7 +406,9 @@ def sample(
         str | None, typer.Option("--class", help="Label of the images, where the prompt does not name it.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Image folder [default: RUN/samples/<prompt>].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Image folder [default: a folder of its own in RUN/samples].")
+    ] = None,
 ) -> None:
     """Draw targeted images, of rare conditions say, with the base and the adapter of RUN.
 
@@ -405,6 +432,22 @@ def methods() -> None:
     _console.print(table)
 
 
+@app.command(epilog="Example: **geodistill settings refinement**")
+def settings(
+    section: Annotated[str, typer.Argument(help="Only those that begin so, such as sampling or finetune.lr.")] = "",
+) -> None:
+    """List every setting, its default, and what it does; change one with `--set NAME=VALUE`."""
+    from geodistill.config import explain_settings
+
+    table = Table("setting", "default", "what it does")
+    for setting in explain_settings():
+        if setting.name.startswith(section):
+            table.add_row(setting.name, setting.default, setting.meaning)
+    if not table.row_count:
+        raise typer.BadParameter(f"no setting begins with {section!r}: `geodistill settings` lists all")
+    _console.print(table)
+
+
 @app.command(cls=_ManyValues, epilog="Example: **geodistill audit runs/aid --data ~/AID --fail-on copy membership**")
 def audit(
     what: Annotated[
@@ -421,7 +464,9 @@ def audit(
     ] = 0,
     fail_on: Annotated[
         list[str] | None,
-        typer.Option("--fail-on", help="'copy', 'membership': end with exit code 3 if there is one, or a leak."),
+        typer.Option(
+            "--fail-on", help="'copy': exit code 3 if an image is a copy; 'membership': if an attack finds a leak."
+        ),
     ] = None,
 ) -> None:
     """Measure what a distilled set gives away: copies, nearness, who was a training image, what is left of each start.

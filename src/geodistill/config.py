@@ -5,9 +5,10 @@ Settings come from, later ones winning: the defaults below, a TOML file, `--set 
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -52,9 +53,9 @@ class LatentsSettings(_Settings):
 class TeacherSettings(_Settings):
     """The classifier on real latents that judges candidates and gives the consistency loss."""
 
-    steps: int = Field(1000, ge=1)
-    batch: int = Field(64, ge=1)
-    lr: float = Field(2e-3, gt=0)
+    steps: int = Field(1000, ge=1, description="training steps")
+    batch: int = Field(64, ge=1, description="latents per step")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate")
     width: int = Field(128, ge=8, multiple_of=8, description="channels")
     held_out: float = Field(0.1, gt=0, lt=0.5, description="share of the training scenes kept for its validation")
 
@@ -86,10 +87,10 @@ class FinetuneSettings(_Settings):
     """The adapter (LoRA) on the prior's U-Net."""
 
     steps: int = Field(400, ge=0, description="0 leaves the base as it is")
-    batch: int = Field(32, ge=1)
-    lr: float = Field(5e-4, gt=0)
-    warmup: int = Field(100, ge=0)
-    rank: int = Field(4, ge=1)
+    batch: int = Field(32, ge=1, description="latents per step")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
+    warmup: int = Field(100, ge=0, description="steps in which the learning rate rises")
+    rank: int = Field(4, ge=1, description="of the LoRA matrices")
     gamma: float = Field(5.0, gt=0, description="min-SNR weighting")
     consistency: float = Field(0.1, ge=0, description="weight of the classification-consistency loss; 0 leaves it out")
     cross_entropy: float = Field(1.0, ge=0, description="weight of cross-entropy with the class inside that loss")
@@ -106,8 +107,8 @@ class SamplingSettings(_Settings):
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")
-    steps: int = Field(30, ge=1, le=1000)
-    solver: Literal["ddim", "dpmsolver++", "pndm"] = "dpmsolver++"
+    steps: int = Field(30, ge=1, le=1000, description="of the solver from noise to image; a start skips the first")
+    solver: Literal["ddim", "dpmsolver++", "pndm"] = Field("dpmsolver++", description="of the diffusion's equation")
     candidates: int = Field(20, ge=1, description="candidates per prototype")
     batch: int = Field(64, ge=1, description="images denoised together")
 
@@ -139,7 +140,7 @@ class Config(_Settings):
 
     ipc: int = Field(10, ge=1, description="images per class")
     size: int = Field(64, ge=8, description="side of the images in pixels")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of everything that is drawn")
     base: str = Field(
         "compact",
         description="'compact' (comes with the package), 'scratch' (built from the scenes), a pipeline folder, or a "
@@ -219,6 +220,29 @@ def load_config(file: Path | None = None, sets: Sequence[str] = (), **flags: Any
         _apply(values, item)
     values.update({key: value for key, value in flags.items() if value is not None})
     return make_config(values)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of `geodistill settings`: name as `--set` takes it, default as it would be written there, meaning."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+def explain_settings(settings: BaseModel | None = None, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting of a run, section after section."""
+    settings = Config() if settings is None else settings
+    for name, field in type(settings).model_fields.items():
+        default = getattr(settings, name)
+        if isinstance(default, BaseModel):
+            yield from explain_settings(default, f"{name}.")
+        else:
+            kept = json.dumps(default) if not isinstance(default, str) else default
+            choices = field.annotation if get_origin(field.annotation) is Literal else None
+            among = f" ({', '.join(map(str, get_args(choices)))})" if choices else ""
+            yield Setting(f"{prefix}{name}", kept, f"{field.description or ''}{among}".strip())
 
 
 def make_config(values: Mapping[str, Any]) -> Config:

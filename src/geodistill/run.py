@@ -166,7 +166,7 @@ class Run:
         folder: where everything goes; created when absent.
         settings: what the result depends on (resolved config and data fingerprint), representable in JSON.
         command: the command line that made the run, kept for the reader.
-        lender: an open run that makes and keeps the stages `base`, `latents` and `teacher` in this one's stead.
+        lender: an open run that makes and keeps the stages that all methods share in this one's stead.
 
     Attributes:
         used: names of the stages asked for so far, in that order, whether they were there or had to be built.

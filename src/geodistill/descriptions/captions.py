@@ -1,4 +1,4 @@
-"""Descriptions by a vision-language model: captions of a cluster's members, merged into one (METHOD §2)."""
+"""Descriptions by a vision-language model: captions of a cluster's members, merged into one (arXiv 2601.15829)."""
 
 import json
 import logging

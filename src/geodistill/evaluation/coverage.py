@@ -14,7 +14,7 @@ def coverage(
     """Return the mean over the real training images of the largest cosine to a distilled image of the class.
 
     `features` [n, d] with labels int64 [n] are of the distilled images, `real_features` [m, d] with labels int64 [m] of
-    the real training images, both from `backbone_features` (METHOD.md §4). 1: every real image has its like.
+    the real training images, both from `backbone_features`. 1: every real image has its like.
     Raises ConfigError when there are no real images, or a class of theirs has no distilled image.
     """
     if not len(real_labels):

@@ -100,7 +100,7 @@ def evaluate(
     Args:
         distilled: a DistilledSet, a folder that it was saved to, or any image folder `<class>/<image>`.
         data: real scenes with the same class names; `test` gives the figures, `train` the references.
-        protocol: probe, finetune or scratch.
+        protocol: probe, finetune, scratch, finetune-soft or scratch-soft.
         network: a name that `check_network` knows.
         seeds: how many (0, 1, ...), or which.
         size: side in pixels at which everything is read; the distilled set's own by default.

@@ -46,9 +46,9 @@ class Recipe:
     clip: float
 
 
-# finetune: the settings of the reference figures in METHOD.md. scratch: a random start takes a higher rate. Chosen on a
-# quarter of AID's training scenes held out (benchmarks/results/recipes.csv): 0.05 gave 38.3 % in 300 steps, 0.02 36.7,
-# 0.1 37.4, clipping gradients to norm 1 36.6; 500 steps gave 39.8, and 1,000 42.0: too dear for a table of many sets.
+# finetune: the settings of the reference figures (docs/experiments.md). scratch: a random start takes a higher rate,
+# chosen on a quarter of AID's training scenes held out (benchmarks/results/recipes.csv): 0.05 gave 38.3 % in 300 steps,
+# 0.02 36.7, 0.1 37.4, clipping gradients to norm 1 36.6; 500 steps gave 39.8, and 1,000 42.0: too dear for many sets.
 # Clipping cost finetune 5.6 points (69.7 to 64.1 % after ten k-means images a class, tried by hand).
 RECIPES = {"finetune": Recipe(0.02, 400, 1200, math.inf), "scratch": Recipe(0.05, 500, 1500, math.inf)}
 # What ends the name of a protocol that trains on soft labels.

@@ -39,7 +39,9 @@ _ALL = (
     Method("minimax", "the prior fine-tuned for representativeness and diversity", False, "minimax"),
     Method("mgd3", "the prior as it is, guided towards k-means modes in latent space", False, "mgd3"),
     Method("dm", "pixels optimised until their mean features match the class's", False, "dm"),
-    Method("dpd", "prototypes, descriptions, consistency loss and selection: this project's recipe", False, "dpd"),
+    Method(
+        "dpd", "prototypes, descriptions, consistency loss, selection, refinement: this project's recipe", False, "dpd"
+    ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 

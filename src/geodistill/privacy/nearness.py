@@ -61,7 +61,7 @@ def real_distances(
 
 
 def nearness_ratio(distilled: torch.Tensor, real: RealDistances) -> Nearness:
-    """Return the nearness ratio of uint8 images [n, 3, s, s] (METHOD.md §4).
+    """Return the nearness ratio of uint8 images [n, 3, s, s].
 
     The distance of an image is to its nearest training image, the best over the eight flips and right-angle rotations.
     Raises ConfigError when there are no images.
