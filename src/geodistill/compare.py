@@ -168,10 +168,10 @@ def _check(train: Scenes, methods: Sequence[str], plan: _Plan, privacy: str) -> 
         raise ConfigError("nothing to compare: give at least one method, IPC, protocol and network")
     if min(plan.ipcs) < 1 or plan.seeds < 1:
         raise ConfigError(f"IPC is {min(plan.ipcs)} and seeds is {plan.seeds}: both have to be at least 1")
-    check_counts(train, max(plan.ipcs))
+    check_counts(train, max(plan.ipcs), privacy)
     others = [name for name in plan.methods if name != SUBJECT]
-    if privacy == "dp" and others:
-        raise ConfigError(f"privacy 'dp' is {SUBJECT}'s alone: leave out {', '.join(others)}")
+    if privacy != "none" and others:
+        raise ConfigError(f"privacy {privacy!r} is {SUBJECT}'s alone: leave out {', '.join(others)}")
 
 
 def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple[Row, torch.Tensor]]:

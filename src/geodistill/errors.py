@@ -6,7 +6,7 @@
     ├── PriorError             the base pipeline or its adapter
     ├── DescriberError         the model or server that writes descriptions
     ├── TrainingError          training went wrong: NaN, a teacher no better than chance
-    ├── PrivacyError           no image can be handed out that keeps away from the training images
+    ├── PrivacyError           what was asked for would give training images away
     ├── RunError               the run folder: other settings, not writable, disk full
     └── DistilledSetError      a distilled set on disk that is not one
 

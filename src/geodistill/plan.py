@@ -110,7 +110,7 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
         PriorError: the base is none, does not draw images of the config's size, or is not described by the hub.
         SceneError: a class has too few images.
     """
-    check_counts(scenes, config.ipc)
+    check_counts(scenes, config.ipc, config.privacy)
     downloads = []
     if config.base == SCRATCH:
         raise PriorError(

@@ -9,7 +9,6 @@ from geodistill.errors import PriorError
 from geodistill.methods.stages import train_base
 from geodistill.prior.base import SCRATCH, source_of
 from geodistill.prior.compact import check_compact_size
-from geodistill.privacy.overlap import FOOTPRINT, footprint
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes.scenes import Scenes
 
@@ -41,14 +40,7 @@ def pretrain(
         folder = train_base(scenes, config, run, start)
         card = model_card(run.record_of("base"), scenes, config, data_note, start)
         write_atomic(folder / "README.md", card + _earlier_card(start, config.size))
-        write_atomic(folder / FOOTPRINT, footprint(scenes.keys) + _earlier_footprint(start, config.size))
     return folder
-
-
-def _earlier_footprint(start: str | None, size: int) -> str:
-    """Return the footprint of what the base that was gone on from was trained on, where it has one."""
-    path = Path(source_of(start, size)) / FOOTPRINT if start else None
-    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
 
 
 def _earlier_card(start: str | None, size: int) -> str:

@@ -7,15 +7,17 @@ from torch import Tensor
 
 from geodistill.config import Config, make_config
 from geodistill.distilled import DistilledSet, tell_of_audit
-from geodistill.errors import ConfigError, PrivacyError
+from geodistill.errors import ConfigError, PrivacyError, SceneError
 from geodistill.methods import private
 from geodistill.methods.dpd import distill
-from geodistill.methods.private import budget_of
+from geodistill.methods.private import budget_of, guarantee
+from geodistill.methods.stages import check_counts, train_base
 from geodistill.prior.base import shipped_base
-from geodistill.privacy.accounting import Mechanism, epsilon_of
+from geodistill.privacy.accounting import Budget, Mechanism, epsilon_of
 from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.privacy.overlap import FOOTPRINT, footprint
-from geodistill.run import records
+from geodistill.processes import Processes
+from geodistill.run import Run, records
 from geodistill.scenes import Scenes, builtin_scenes
 
 CANARY = 3
@@ -135,6 +137,34 @@ def test_a_base_that_was_trained_on_the_scenes_is_refused(planted: Scenes, setti
     with pytest.raises(PrivacyError, match=told):
         distill(planted, private_settings(settings, base=str(folder)), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_base_built_in_a_run_on_the_scenes_is_refused(planted: Scenes, settings: dict, tmp_path: Path) -> None:
+    tiny = {"steps": 1, "batch": 2, "channels": 4, "width": (32, 32)}
+    with Run(tmp_path / "open", {}) as run:
+        base = train_base(planted, make_config({**settings, "base": "scratch", "compact": tiny}), run)
+    with pytest.raises(PrivacyError, match=r"^about 24 of the 24 images are among those that the base"):
+        distill(planted, private_settings(settings, base=str(base)), out=tmp_path / "run")
+
+
+def test_several_processes_are_refused(
+    planted: Scenes, settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private, "processes", lambda: Processes(0, 2))
+    told = r"^differential privacy is worked out for one process: start this without accelerate$"
+    with pytest.raises(PrivacyError, match=told):
+        distill(planted, private_settings(settings), out=tmp_path / "run")
+
+
+def test_whether_a_class_has_enough_images_is_not_told(planted: Scenes, settings: dict) -> None:
+    check_counts(planted, 13, private_settings(settings).privacy)
+    with pytest.raises(SceneError, match="has 12 images, IPC 13 needs at least 13"):
+        check_counts(planted, 13)
+
+
+@pytest.mark.parametrize(("epsilon", "told"), [(8.0, "8"), (10.04, "10.1"), (0.99951, "1"), (0.5001, "0.501")])
+def test_epsilon_is_rounded_up(epsilon: float, told: str) -> None:
+    assert f"ε = {told}, " in guarantee(Budget(epsilon, 1e-5, {}), 24)
 
 
 def test_delta_has_to_be_below_one_in_all_images(planted: Scenes, settings: dict, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,19 @@ def test_command_fails_on_a_copy_where_asked(mixed_set: DistilledSet, tmp_path: 
     write_scenes(tmp_path / "scenes", **SIZES)
     mixed_set.save(tmp_path / "set")
     command = ["audit", str(tmp_path / "set"), "--data", str(tmp_path / "scenes"), "--out", str(tmp_path / "found")]
-    told = CliRunner().invoke(app, [*command, "--fail-on", "membership", "copy"])
+    told = CliRunner().invoke(app, [*command, "--fail-on", "copy"])
     assert told.exit_code == 3
     assert "1 of 20 images are copies of training images" in told.output
     page = (tmp_path / "found" / "audit.html").read_text()
     assert page.count("data:image/png;base64,") == 2 * 10
     assert "This page shows training images." in page
     assert not re.search(r"https?://(?!www\.w3\.org/)", page)
+    blind = CliRunner().invoke(app, [*command, "--fail-on", "membership", "copy"])
+    assert blind.exit_code == 2
+    assert (
+        "--fail-on membership cannot be answered: 20 images give away 50.0% of 40 training images at most, and with 10 "
+        "held-out images a leak is believed above 200%: add held-out images, or ask for copy alone"
+    ) in blind.output
     wrong = CliRunner().invoke(app, [*command, "--fail-on", "everything"])
     assert wrong.exit_code == 2
     assert "--fail-on 'everything' is unknown: known: copy, membership" in wrong.output
@@ -104,6 +111,30 @@ def test_real_images_are_a_leak() -> None:
     assert found.leaks
     assert found.fails(["membership"])
     assert "It tells which images were training images: at 9% false positives the best of 9 attacks" in found.verdict
+
+
+def test_too_few_images_to_show_a_leak_are_no_all_clear() -> None:
+    data = builtin_scenes(train_per_class=10, test_per_class=11, size=32)
+    chosen = torch.arange(0, 100, 50)
+    names = tuple(data.train.classes[label] for label in data.train.labels[chosen])
+    found = audit(DistilledSet(data.train.pixels(chosen, size=32), torch.tensor([0, 1]), names), data)
+    assert not found.leaks
+    assert (
+        "Whether it tells who was a training image cannot be measured: 2 images give away 2.0% of 100 training images "
+        "at most, and with 110 held-out images a leak is believed above 18%."
+    ) in found.verdict
+
+
+def test_figures_about_real_images_stay_out_of_a_private_set_s_card(
+    data: SceneData, mixed_set: DistilledSet, tmp_path: Path
+) -> None:
+    private = replace(mixed_set, about={"guarantee": "Differentially private: ε = 4."})
+    private.save(tmp_path / "set")
+    audit_folder(tmp_path / "set", data)
+    card = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert "Differentially private: ε = 4." in card
+    assert "What it found is in the owner's hands: figures about the real images are outside the guarantee." in card
+    assert "copies" not in card
 
 
 class TestOfRuns:
@@ -159,7 +190,8 @@ class TestOfRuns:
         with pytest.raises(ConfigError) as refused:
             audit_folder(run / "distilled", SceneData(pair, None), shadows=1)
         assert str(refused.value) == (
-            f"{run / 'distilled'} is no run: how its images were made is not known, so there are no shadow sets"
+            f"{run / 'distilled'} is no run: how its images were made is not known, so there are no shadow sets: "
+            "leave --shadows out"
         )
         with pytest.raises(ConfigError) as refused:
             audit_folder(run, SceneData(pair, None), fail_on=["membership"])

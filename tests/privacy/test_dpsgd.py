@@ -1,7 +1,10 @@
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from geodistill.privacy import dpsgd
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
 
 IMAGES, LABELS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2
@@ -63,6 +66,16 @@ def test_each_image_is_drawn_on_its_own_in_parts_of_limited_size():
     train_privately(model, losses(model, seen), training, noise=1.0, by=by(), title="test")
     assert max(seen) == 4
     assert sum(seen) / 200 == pytest.approx(6, rel=0.1)
+
+
+def test_batches_are_of_many_sizes_as_the_accountant_counts_them(monkeypatch):
+    sizes = list[int]()
+    monkeypatch.setattr(dpsgd, "_step", lambda optimiser, loss_of, parts, of: sizes.append(sum(map(len, parts))))
+    training = PrivateTraining(count=400, steps=300, batch=100, lr=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no optimiser steps here before the schedule does
+        train_privately(linear(), losses(linear()), training, noise=1.0, by=by(), title="test")
+    assert torch.tensor(sizes).double().var() == pytest.approx(400 * 0.25 * 0.75, rel=0.3)
 
 
 def test_a_step_without_anybody_is_noise_alone():

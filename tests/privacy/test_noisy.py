@@ -1,9 +1,7 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from geodistill.privacy.noisy import clipped, noisy_means, noisy_sums, private_clusters
+from geodistill.privacy.noisy import ROUNDS, clipped, noisy_means, noisy_sums, private_clusters
 
 
 def by(seed: int = 0) -> torch.Generator:
@@ -36,16 +34,56 @@ def test_means_by_hand_and_none_of_nothing():
     assert deviation.tolist() == [0, 0]
 
 
-@given(st.integers(0, 2**32), st.floats(0.1, 20))
-@settings(max_examples=50, deadline=None)
-def test_one_image_more_changes_the_sums_by_no_more_than_they_are_noised_for(seed, norm):
+class Sums:
+    """Keeps the sums that are made, before noise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kept: list[torch.Tensor] = []
+        add = torch.Tensor.index_add_
+
+        def keep(sums, dim, groups, rows):
+            self.kept.append(add(sums, dim, groups, rows).clone())
+            return sums
+
+        monkeypatch.setattr(torch.Tensor, "index_add_", keep)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("norm", [0.1, 1.0, 20.0])
+def test_one_image_more_changes_the_sums_by_no_more_than_they_are_noised_for(seed, norm, monkeypatch):
+    sums = Sums(monkeypatch)
     values = 10 * torch.randn(6, 4, generator=by(seed), dtype=torch.float64)
     groups = torch.randint(0, 3, (6,), generator=by(seed))
-    rows = torch.cat([clipped(values, norm), torch.full((6, 1), norm / 2, dtype=torch.float64)], dim=1)
-    longest = norm * 1.25**0.5  # what noisy_means counts with
-    with_all = noisy_sums(rows, groups, 3, norm=longest, noise=0.0, by=by())
-    without = noisy_sums(rows[1:], groups[1:], 3, norm=longest, noise=0.0, by=by())
-    assert float((with_all - without).norm()) <= longest * (1 + 1e-9)
+    for some in (slice(None), slice(1, None)):
+        noisy_means(values[some], groups[some], 3, norm=norm, noise=0.0, by=by())
+    # What the sums are noised for: the deviation of the noise of multiplier 1 on sums of nothing.
+    empty = torch.zeros(0, 2000, dtype=torch.float64)
+    _, deviation = noisy_means(empty, torch.zeros(0, dtype=torch.int64), 1, norm=norm, noise=1.0, by=by())
+    with_all, without = sums.kept[:2]
+    assert 0 < float((with_all - without).norm()) <= float(deviation) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_image_more_changes_the_clusters_sums_by_no_more_than_one(seed, monkeypatch):
+    sums = Sums(monkeypatch)
+    values = 10 * torch.randn(6, 4, generator=by(seed), dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    for some in (slice(None), slice(1, None)):
+        private_clusters(values[some], labels[some], 2, 2, noise=0.0, by=by())
+    assert 0 < float((sums.kept[0] - sums.kept[ROUNDS]).norm()) <= 1 + 1e-9
+
+
+def test_clusters_follow_their_noise():
+    labels = torch.zeros(300, dtype=torch.int64)
+    points = torch.randn(300, 8, generator=by(), dtype=torch.float64)
+    clear, same, other = (private_clusters(points, labels, 1, 4, noise=n, by=by(3)) for n in (0.0, 0.0, 5.0))
+    assert torch.equal(clear, same)
+    assert not torch.equal(clear, other)
+
+
+def test_what_is_no_number_counts_as_nothing():
+    rows = torch.tensor([[float("nan"), 1.0], [float("inf"), 0.0]])
+    assert clipped(rows).tolist() == [[0, 1], [0, 0]]
 
 
 def test_clusters_are_found_through_little_noise_and_stay_full_in_much():

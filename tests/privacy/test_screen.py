@@ -59,4 +59,6 @@ def test_only_images_of_the_same_class_count(screen: Screen, real: Real) -> None
 def test_class_too_small() -> None:
     with pytest.raises(PrivacyError) as caught:
         make_screen(torch.zeros(5, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 0, 0, 1, 1]), seed=0)
-    assert str(caught.value) == "the smallest class has 2 training images: screening needs 3 or more a class"
+    assert str(caught.value) == (
+        "the smallest class has 2 training images: screening needs 3 or more a class, add images or leave the class out"
+    )

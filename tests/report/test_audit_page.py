@@ -29,7 +29,7 @@ def audited(pair: Scenes) -> tuple[Audit, DistilledSet]:
     readings = tuple(Reading(name, (0.1, 0.3), (0.2,) * 3, (0.0,), (0.2, 0.8), (0.9,) * 3) for name in MEASURES)
     random = torch.Generator().manual_seed(0)
     found = attack("nearest, pixels", torch.rand(40, generator=random) + 2, torch.rand(1000, generator=random))
-    return Audit(images, 0.5, 0.0, 3, 1.0, readings, None, (found,), Attribution(0.5, 0.1, 0.75, 0.02)), distilled
+    return Audit(images, 0.5, 0.0, 3, 20, 1.0, readings, None, (found,), Attribution(0.5, 0.1, 0.75, 0.02)), distilled
 
 
 def page_of(audited: tuple[Audit, DistilledSet], pair: Scenes, folder: Path) -> str:

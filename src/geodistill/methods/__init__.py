@@ -64,7 +64,7 @@ def make_distilled(name: str, scenes: "Scenes", config: "Config", run: "Run") ->
     check_method(name)
     from geodistill.methods.stages import check_counts
 
-    check_counts(scenes, config.ipc)
+    check_counts(scenes, config.ipc, config.privacy)
     # Its module is loaded only now: naming the methods takes no torch.
     distilled: DistilledSet = import_module(f"{__name__}.{METHODS[name].home}").make(scenes, config, run)
     return distilled

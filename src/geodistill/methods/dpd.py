@@ -119,6 +119,6 @@ def _check(scenes: Scenes, config: Config) -> None:
         shipped_base(config.size)
     if config.base == SCRATCH:
         check_compact_size(config.size)
-    check_counts(scenes, config.ipc)
+    check_counts(scenes, config.ipc, config.privacy)
     if config.privacy == "dp":
         check_private(scenes, config)

@@ -7,6 +7,7 @@ candidate starts as the noisy mean of a cluster's latents, never as a member, fr
 the noise of the mean: what protects the scenes is taken for a part of what the prior removes anyway.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from geodistill.privacy.accounting import Budget, Mechanism, secret_generator, s
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
 from geodistill.privacy.noisy import ROUNDS, noisy_means, private_clusters
 from geodistill.privacy.overlap import known
+from geodistill.processes import processes
 from geodistill.run import Run, forget_parts, save_tensors
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import derive_seed, generator
@@ -82,6 +84,8 @@ def make_private(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
 
 def check_private(scenes: Scenes, config: Config) -> None:
     """Raise PrivacyError where the guarantee would be none: see `make_private`."""
+    if processes().count > 1:
+        raise PrivacyError("differential privacy is worked out for one process: start this without accelerate")
     count, delta = len(scenes), config.delta or 0.0
     if delta >= 1 / count:
         raise PrivacyError(
@@ -327,11 +331,18 @@ def _choose(
 def guarantee(budget: Budget, count: int) -> str:
     """Return what the data card says of the budget: what is covered, and what is not."""
     return (
-        f"Differentially private: ε = {budget.epsilon:.3g}, δ = {budget.delta:.3g}, the unit being one image in or out "
-        f"of the {count}. Covered is all that was learned from them: means of classes and clusters, teacher, "
+        f"Differentially private: ε = {_rounded_up(budget.epsilon)}, δ = {budget.delta:.3g}, the unit being one image "
+        f"in or out of the {count}. Covered is all that was learned from them: means of classes and clusters, teacher, "
         "adapter, descriptions and choice follow from sums with Gaussian noise, added up as Rényi differential "
         "privacy; another set made from the same images spends as much again. Not covered: what the base was trained "
-        "on; the names of the classes and the number of images, taken as known; several images of one place, each of "
-        "which counts for itself; whoever reads the run folder or the memory of the machine that made the set; and the "
-        "limits of floating-point noise."
+        "on (one that names its training images was compared, file by file; the same images in other files are not "
+        "known again); the names of the classes and the number of images, taken as known; several images of one "
+        "place, each of which counts for itself; whoever reads the run folder or the memory of the machine that made "
+        "the set; and the limits of floating-point noise."
     )
+
+
+def _rounded_up(epsilon: float) -> str:
+    """Return ε in three digits, never less than it is."""
+    step = 10.0 ** (math.floor(math.log10(epsilon)) - 2)
+    return f"{math.ceil(epsilon / step - 1e-6) * step:.3g}"

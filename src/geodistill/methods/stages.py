@@ -45,6 +45,7 @@ from geodistill.prior.training import (
     train_denoiser,
 )
 from geodistill.privacy.copies import are_copies, find_copies
+from geodistill.privacy.overlap import sign
 from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
@@ -70,8 +71,13 @@ _ENCODED_TOGETHER = 100
 _READ_TOGETHER = 1024
 
 
-def check_counts(scenes: Scenes, ipc: int) -> None:
-    """Raise SceneError, before anything is computed, for a class with fewer than `ipc` images."""
+def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
+    """Raise SceneError, before anything is computed, for a class with fewer than `ipc` images.
+
+    Not under differential privacy, where that would tell how many there are: noisy means are there of any number.
+    """
+    if privacy == "dp":
+        return
     counts = torch.bincount(scenes.labels, minlength=len(scenes.classes))
     for name, count in zip(scenes.classes, counts.tolist(), strict=True):
         if count < ipc:
@@ -105,7 +111,7 @@ def train_base(scenes: Scenes, config: Config, run: Run, start: str | None = Non
         # Every scene is known to this base by its class alone and by what can be measured in it.
         describers = (TemplateDescriber(), MeasuredDescriber())
         texts = zip(*(describer.each(pixels, names) for describer in describers), strict=True)
-        return build_compact(
+        facts = build_compact(
             pixels,
             scenes.labels,
             [list(row) for row in texts],
@@ -115,6 +121,8 @@ def train_base(scenes: Scenes, config: Config, run: Run, start: str | None = Non
             larger=_larger(scenes, config),
             start=given,
         )
+        sign(folder, scenes.keys, None if given is None else Path(given.source))
+        return facts
 
     inputs: list[Any] = [scenes.fingerprint(), config.compact.model_dump(), config.size, config.seed]
     if given is not None:

@@ -14,7 +14,17 @@ from geodistill.evaluation.networks import backbone_features
 from geodistill.privacy.attribution import Attribution, attribute
 from geodistill.privacy.copies import COPY, are_copies, find_copies
 from geodistill.privacy.copyprint import learn_copyprint
-from geodistill.privacy.membership import LEAK, SHADOW, Attack, Seen, attack, scores, seen, shadow_scores
+from geodistill.privacy.membership import (
+    LEAK,
+    SHADOW,
+    Attack,
+    Seen,
+    attack,
+    scores,
+    seen,
+    shadow_scores,
+    too_little,
+)
 from geodistill.privacy.nearness import MAX_HELD_OUT, Nearness, nearness_ratio, real_distances
 from geodistill.privacy.neighbours import Neighbours, by_embedding, by_structure
 from geodistill.privacy.source import read_source, shadow_sets
@@ -89,6 +99,7 @@ class Audit:
     threshold: float
     held_out_flagged: float | None
     held_out_count: int
+    train_count: int
     leaked_flagged: float
     readings: tuple[Reading, ...]
     nearness: Nearness | None
@@ -144,7 +155,10 @@ class Audit:
                 f"The best of {len(self.attacks)} attacks tells training from held-out images with an AUC of "
                 f"{best.auc.value:.3f} (0.5: guessing); there are too few held-out images for more."
             )
+        too_few = too_little(len(self.images), self.train_count, best.held_out)
         told, found = "It tells" if self.leaks else "It does not tell", best.judged
+        if too_few and not self.leaks:
+            return f"Whether it tells who was a training image cannot be measured: {too_few}."
         return (
             f"{told} which images were training images: at {best.rate:.0%} false positives the best of "
             f"{len(self.attacks)} attacks ({best.name}) finds {found.value:.1%} of them ({found.low:.1%} to "
@@ -161,7 +175,8 @@ def audit_folder(
     halves of the training scenes, which go to `out`. The verdict goes into the set's data card.
 
     Raises:
-        ConfigError: an unknown name in `fail_on`, what `audit` raises, or shadows of a set without a run.
+        ConfigError: an unknown name in `fail_on`, membership there where no attack could show it, what `audit` raises,
+            or shadows of a set without a run.
         RunError: the run was made from other scenes.
         DistilledSetError: there is no set.
     """
@@ -170,18 +185,36 @@ def audit_folder(
             raise ConfigError(f"--fail-on {name!r} is unknown: known: {', '.join(FAILURES)}")
     if "membership" in fail_on and data.test is None:
         raise ConfigError("--fail-on membership needs held-out images: give data with a test part")
-    if not (what / "distilled").is_dir():
-        if shadows:
-            raise ConfigError(f"{what} is no run: how its images were made is not known, so there are no shadow sets")
-        folder, distilled = what, DistilledSet.load(what)
-        result = audit(distilled, data, out=out)
-    else:
-        folder, source = what / "distilled", read_source(what, data.train)
-        distilled = DistilledSet.load(folder)
-        made = shadow_sets(source, data.train, shadows, out or what / "audit") if shadows else []
-        result = audit(distilled, data, starts=source.starts(distilled), shadows=made, out=out)
-    tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {result.verdict}")
+    is_run = (what / "distilled").is_dir()
+    if shadows and not is_run:
+        raise ConfigError(
+            f"{what} is no run: how its images were made is not known, so there are no shadow sets: leave --shadows out"
+        )
+    source, folder = (read_source(what, data.train), what / "distilled") if is_run else (None, what)
+    distilled = DistilledSet.load(folder)
+    if "membership" in fail_on:
+        _check_power(distilled, data)
+    made = shadow_sets(source, data.train, shadows, out or what / "audit") if source and shadows else []
+    starts = source.starts(distilled) if source else None
+    result = audit(distilled, data, starts=starts, shadows=made, out=out)
+    tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
     return result, distilled
+
+
+def _shared(result: Audit, distilled: DistilledSet) -> str:
+    """Return what the data card says of the audit; exact figures about the training images are no private release."""
+    if distilled.about.get("guarantee"):
+        return "What it found is in the owner's hands: figures about the real images are outside the guarantee."
+    return result.verdict
+
+
+def _check_power(distilled: DistilledSet, data: SceneData) -> None:
+    """Raise ConfigError where no attack could show a leak, so that finding none would say nothing."""
+    reason = too_little(len(distilled), len(data.train), len(data.test or ()))
+    if reason:
+        raise ConfigError(
+            f"--fail-on membership cannot be answered: {reason}: add held-out images, or ask for copy alone"
+        )
 
 
 def audit(
@@ -220,6 +253,7 @@ def audit(
         threshold=COPY,
         held_out_flagged=None if copied["held-out"] is None else float(copied["held-out"]),
         held_out_count=len(held),
+        train_count=len(train),
         leaked_flagged=float(copied["leaked"] or 0),
         readings=tuple(_reading(measure, found) for measure in MEASURES),
         nearness=nearness_ratio(distilled.images, real_distances(train, held, features=known.vectors[-1]))

@@ -58,11 +58,12 @@ def train_privately(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = opacus("optimizers").DPOptimizer(
         torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0),
-        noise_multiplier=noise,
+        noise_multiplier=0.0,
         max_grad_norm=CLIP,
         expected_batch_size=training.batch,
-        generator=by,
     )
+    # Opacus would draw its noise where the model is; the generator that nobody can set up again is the CPU's.
+    optimiser.attach_step_hook(lambda _: _add_noise(parameters, noise * CLIP / training.batch, by))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser.original_optimizer, training.steps)
     with progress(title, training.steps) as advance:
         for step in range(training.steps):
@@ -73,6 +74,12 @@ def train_privately(
     watched.remove_hooks()
     for p in parameters:
         p.grad_sample = None  # type: ignore[attr-defined]
+
+
+def _add_noise(parameters: Sequence[Tensor], deviation: float, by: torch.Generator) -> None:
+    for p in parameters:
+        assert p.grad is not None
+        p.grad += deviation * torch.randn(p.shape, generator=by).to(p)
 
 
 def _step(

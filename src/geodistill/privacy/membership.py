@@ -60,7 +60,7 @@ class Attack:
 
     `auc`: the area under the ROC curve, 0.5 for guessing, 1 for certainty. `found`: the share of training images found
     at the false-positive rates RATES; None where there are too few held-out images for the rate. `judged`: that share
-    at `rate`, which is what a leak is judged by (see LEAK); None with 20 held-out images or fewer. `curve`: points of
+    at `rate`, which is what a leak is judged by (see LEAK); None with 20 images `held_out` or fewer. `curve`: points of
     the ROC curve, (false-positive rate, share found), upwards.
     """
 
@@ -68,6 +68,7 @@ class Attack:
     auc: Interval
     found: tuple[Interval | None, ...]
     rate: float
+    held_out: int
     judged: Interval | None
     curve: tuple[tuple[float, float], ...]
 
@@ -133,6 +134,22 @@ def _kinds(queries: Tensor, labels: Tensor, views: Tensor, own: Tensor) -> dict[
     return found
 
 
+def rate_of(held_out: int) -> float:
+    """Return the false-positive rate at which a leak is judged with so many held-out images (see LEAK)."""
+    return max(RATES[0], _ERRORS / held_out) if held_out else 1.0
+
+
+def too_little(images: int, train: int, held_out: int) -> str:
+    """Return why no attack could show a leak, nothing where it could: an image gives away one training image or so."""
+    most, bar = images / train, LEAK * rate_of(held_out)
+    if most > bar:
+        return ""
+    return (
+        f"{images} images give away {most:.1%} of {train} training images at most, and with {held_out} held-out images "
+        f"a leak is believed above {bar:.0%}"
+    )
+
+
 def attack(name: str, members: Tensor, others: Tensor, *, seed: int = 0) -> Attack:
     """Return how well scores tell `members` float32 [n] from `others` float32 [m].
 
@@ -140,14 +157,14 @@ def attack(name: str, members: Tensor, others: Tensor, *, seed: int = 0) -> Atta
     """
     if not len(members) or not len(others):
         raise ConfigError("no images to tell apart: a membership attack needs training and held-out images")
-    random, rate = generator(seed, "membership"), max(RATES[0], _ERRORS / len(others))
+    random, rate = generator(seed, "membership"), rate_of(len(others))
     drawn = [_measures(_resampled(members, random), _resampled(others, random), rate) for _ in range(_RESAMPLES)]
     auc, judged, *found = (
         None if value is None else _interval(value, [one[rank] for one in drawn])
         for rank, value in enumerate(_measures(members, others, rate))
     )
     assert auc is not None
-    return Attack(name, auc, tuple(found), rate, judged, _curve(members, others))
+    return Attack(name, auc, tuple(found), rate, len(others), judged, _curve(members, others))
 
 
 def shadow_scores(

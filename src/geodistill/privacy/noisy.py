@@ -13,7 +13,8 @@ _COUNTED = 0.5
 
 
 def clipped(values: Tensor, norm: float = 1.0) -> Tensor:
-    """Return `values` [n, D], each row no longer than `norm`."""
+    """Return `values` [n, D], each row no longer than `norm`; what is no number in them counts as 0."""
+    values = values.nan_to_num(0.0, 0.0, 0.0)
     rows: Tensor = values * (norm / values.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1)
     return rows
 

@@ -1,8 +1,8 @@
 """Was a base trained on these very images? Then no noise hides what it knows of them.
 
-A base made by `geodistill pretrain` carries a footprint of its training images: of many bits, the one that each image's
-content hashes to is set. One image in sixteen or so meets a set bit by chance, so that no image is given away by it; of
-a data set that was trained on, all do.
+A base that was made here, by `geodistill pretrain` or in a run, carries a footprint of its training images: of many
+bits, the one that each image's file hashes to is set. One image in sixteen or so meets a set bit by chance, so that no
+image is given away by it; of a data set that was trained on, all do. The same image in another file is not known again.
 """
 
 import base64
@@ -27,6 +27,13 @@ def footprint(keys: Sequence[str]) -> str:
         place = _place(key, 8 * len(bits))
         bits[place // 8] |= 1 << place % 8
     return json.dumps({"bits": base64.b64encode(bits).decode()}) + "\n"
+
+
+def sign(folder: Path, keys: Sequence[str], earlier: Path | None = None) -> None:
+    """Put the footprint of images with `keys` beside the base in `folder`, and that of the base that it began as."""
+    path = None if earlier is None else earlier / FOOTPRINT
+    before = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
+    (folder / FOOTPRINT).write_text(footprint(keys) + before, encoding="utf-8")
 
 
 def known(keys: Sequence[str], folder: Path) -> int:

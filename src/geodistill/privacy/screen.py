@@ -43,7 +43,10 @@ def make_screen(train: Tensor, labels: Tensor, *, seed: int) -> Screen:
     """
     least = int(torch.bincount(labels).min())
     if least < _LEAST:
-        raise PrivacyError(f"the smallest class has {least} training images: screening needs {_LEAST} or more a class")
+        raise PrivacyError(
+            f"the smallest class has {least} training images: screening needs {_LEAST} or more a class, "
+            "add images or leave the class out"
+        )
     apart = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         own = (labels == label).nonzero()[:, 0]

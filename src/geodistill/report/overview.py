@@ -100,7 +100,9 @@ def facts(found: Found) -> list[tuple[str, str]]:
 def _privacy(config: Mapping[str, Any]) -> str:
     """Return what the settings promise; an empty string where they promise nothing."""
     if config.get("privacy") == "screen":
-        return "screened: no image is nearer to a training image than 99 % of held-out ones are"
+        return (
+            "screened: no image is nearer to a training image of its class, in structure, than 99 % of images set apart"
+        )
     if config.get("privacy") == "dp":
         return f"differential: ε = {config.get('epsilon')}, δ = {config.get('delta')}, one image in or out"
     return ""
