@@ -51,7 +51,9 @@ def tiny() -> Config:
     )
 
 
-def save_tiny_pipeline(folder: Path, *, prediction: str = "epsilon", class_embeddings: int | None = None) -> Path:
+def save_tiny_pipeline(
+    folder: Path, *, prediction: str = "epsilon", class_embeddings: int | None = None, in_channels: int = 4
+) -> Path:
     """Save a Stable-Diffusion-type pipeline of random weights in `folder`: 32 px, latents 4 x 8 x 8."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer(WORDS)
@@ -69,6 +71,7 @@ def save_tiny_pipeline(folder: Path, *, prediction: str = "epsilon", class_embed
     )
     unet = UNet2DConditionModel(
         sample_size=8,
+        in_channels=in_channels,
         block_out_channels=(8, 16),
         norm_num_groups=4,
         layers_per_block=1,

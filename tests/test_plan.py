@@ -78,7 +78,8 @@ class TestPlan:
         latent = 4 * 8 * 8
         assert found.disk == len(pair) * on_pipeline.latents.views * latent * 2 + 2 * 2 * 2 * latent * 4
         prior = load_prior(on_pipeline.base)
-        weights = 4 * sum(p.numel() for part in (prior.vae, prior.unet, prior.text_encoder) for p in part.parameters())
+        parts = (prior.vae, prior.unet, prior.unet, prior.text_encoder)  # a second U-Net while the adapter is trained
+        weights = 4 * sum(p.numel() for part in parts for p in part.parameters())
         assert found.memory > weights
 
         def kept(**changes: Any) -> int:
@@ -124,3 +125,24 @@ class TestPlan:
                 make_plan(pair, _with(on_pipeline, **changes), tmp_path)  # type: ignore[arg-type]
         with pytest.raises(SceneError, match="IPC 1000 needs at least 1000"):
             make_plan(pair, _with(on_pipeline, ipc=1000), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("hub")
+def test_another_family_is_refused_by_name(
+    pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = {name: ["diffusers", "Any"] for name in ("vae", "tokenizer", "text_encoder", "text_encoder_2", "scheduler")}
+    index |= {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    monkeypatch.setattr(planning, "_fetched", lambda name, path: index)
+    with pytest.raises(PriorError, match=r"^the base 'owner/name' is a StableDiffusionXLPipeline with two text encode"):
+        make_plan(pair, _with(on_pipeline, base="owner/name"), tmp_path)
+
+
+def test_what_is_here_already_is_not_downloaded(
+    hub: dict[str, int], pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    before = make_plan(pair, _with(on_pipeline, base="owner/name"), tmp_path).downloads[0].size
+    monkeypatch.setattr(planning, "try_to_load_from_cache", lambda name, path: path if path == weights else None)
+    after = make_plan(pair, _with(on_pipeline, base="owner/name"), tmp_path).downloads[0].size
+    assert before - after == hub[weights]

@@ -1,5 +1,6 @@
 """Two processes against one, by the launcher that users have, and what each does alone."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from geodistill.cli import _told
 from geodistill.config import load_config
 from geodistill.distilled import DistilledSet
 from geodistill.methods.dpd import distill
+from geodistill.prior.finetune import WEIGHTS
 from geodistill.processes import Processes, processes
 from geodistill.scenes import open_scenes, write_scenes
 
@@ -77,6 +79,13 @@ def test_two_processes_make_the_images_that_one_makes(scenes: Path, shared: Path
     assert float((drawn[0] - drawn[1]).abs().mean()) < 0.02
     latents = [load_file(out / "latents" / "latents.safetensors")["latents"] for out in (tmp_path / "run", shared)]
     assert torch.equal(*latents)
+    # Each process sees half of a batch: without the other's gradients both the losses and the adapter would differ.
+    losses = [json.loads((out / "adapter" / "losses.json").read_text()) for out in (tmp_path / "run", shared)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    adapters = [load_file(out / "adapter" / WEIGHTS) for out in (tmp_path / "run", shared)]
+    for name, own in adapters[0].items():
+        if "lora_B" in name and own.norm() > 0:  # these begin at 0: what is there has been learned
+            assert torch.nn.functional.cosine_similarity(own.flatten(), adapters[1][name].flatten(), dim=0) > 0.9
     assert not list(shared.glob(".*.partial"))
 
 

@@ -75,13 +75,16 @@ class TestDrawTargeted:
         assert (images["one"].int() - images["fewer"].int()).abs().max() <= 2
         assert not torch.equal(images["fewer"], images["seed"])
         assert not torch.equal(images["fewer"], images["prompt"])
-        about = json.loads(next(drawn["seed"].glob("*-snow_1.json")).read_text())
+        about = json.loads(next(drawn["seed"].glob("*-snow-*_1.json")).read_text())
         assert (about["class"], about["seed"], about["count"]) == (name, 1, 2)
 
     def test_in_the_run_by_default(self, run: Path, data: SceneData):
         folder = draw_targeted(run, "Snow, at dusk!", count=1, class_name="dense residential")
-        assert folder == run / "samples" / "snow-at-dusk"
-        assert Image.open(folder / data.train.classes[1] / "snow-at-dusk_0_000.png").size == (32, 32)
+        assert folder.parent == run / "samples"
+        assert folder.name.startswith("snow-at-dusk-")
+        assert Image.open(folder / data.train.classes[1] / f"{folder.name}_0_000.png").size == (32, 32)
+        same_words = draw_targeted(run, "Snow - at dusk", count=1, class_name="dense residential")
+        assert same_words != folder
 
     def test_unknown_class(self, run: Path, data: SceneData):
         with pytest.raises(ConfigError) as caught:

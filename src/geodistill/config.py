@@ -79,7 +79,7 @@ class DescriptionsSettings(_Settings):
     describer: str = Field(
         "measured",
         description="'measured' (from the pixels), 'template' (class name alone), or a vision-language model: a folder "
-        "or hub name for transformers, 'openai:URL' for a server",
+        "or hub name for transformers, 'openai:URL' for a server's first model, 'openai:URL#MODEL' for another",
     )
 
 
@@ -148,7 +148,8 @@ class Config(_Settings):
     )
     precision: Precision = Field(
         "auto",
-        description="type in which models compute: bf16, f16 or f32; auto is bf16 where the device has units for it",
+        description="type in which the run's models compute: bf16, f16 or f32; auto is bf16 where the device has units "
+        "for it (classifiers that test a set choose for themselves)",
     )
     soft_labels: bool = Field(
         False,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub import HfApi, HfFileSystem, try_to_load_from_cache
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -29,7 +29,15 @@ from geodistill.evaluation.networks import PRETRAINED, build_network
 from geodistill.evaluation.protocols import BATCH
 from geodistill.methods.screening import weaker
 from geodistill.methods.stages import check_counts
-from geodistill.prior.base import SCRATCH, images_together, load_prior, refuse_odd_size, source_of
+from geodistill.prior.base import (
+    SCRATCH,
+    check_channels,
+    check_family,
+    images_together,
+    load_prior,
+    refuse_odd_size,
+    source_of,
+)
 from geodistill.scenes.scenes import Scenes
 from geodistill.teacher import Teacher
 
@@ -145,10 +153,12 @@ def _of_folder(source: str) -> _Parts:
 
 def _of_hub(name: str) -> tuple[_Parts, Download]:
     download = _hub_model(name, within=_PARTS)
-    text = _config(name, "text_encoder/config.json")
+    check_family(name, _config(name, "model_index.json"))
+    text, unet_config, vae_config = (_config(name, f"{part}/config.json") for part in ("text_encoder", "unet", "vae"))
+    check_channels(name, unet_config, vae_config)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_config(name, "unet/config.json"))
-        vae = AutoencoderKL.from_config(_config(name, "vae/config.json"))
+        unet = UNet2DConditionModel.from_config(unet_config)
+        vae = AutoencoderKL.from_config(vae_config)
         encoder = CLIPTextModel(CLIPTextConfig.from_dict(text))
     return _Parts(vae, unet.requires_grad_(False), _bytes(encoder), encoder.config.max_position_embeddings), download
 
@@ -157,7 +167,7 @@ def _hub_model(name: str, within: tuple[str, ...] = ()) -> Download:
     with _hub(name):
         info = _listing(name)
     files = [(one.rfilename, one.size or 0) for one in info.siblings or []]
-    wanted = [(path, size) for path, size in files if _is_fetched(path, within)]
+    wanted = [(path, size) for path, size in files if _is_fetched(path, within) and not _is_here(name, path)]
     card = info.card_data
     licence = str(card.get("license") or "not told") if card else "not told"
     return Download(name, licence, sum(size for _, size in wanted))
@@ -173,6 +183,10 @@ def _is_fetched(path: str, within: tuple[str, ...]) -> bool:
     if path.endswith(".safetensors"):
         return not any(mark in file for mark in (".fp16.", ".bf16.", "non_ema"))
     return path.endswith((".json", ".txt", ".jinja", ".model"))
+
+
+def _is_here(name: str, path: str) -> bool:
+    return isinstance(try_to_load_from_cache(name, path), str)
 
 
 def _listing(name: str) -> Any:
@@ -277,7 +291,8 @@ def _operations(call: Callable[[], Any]) -> float:
 def _memory(parts: _Parts, config: Config, images: int) -> int:
     """Return the bytes of the weights in f32 and of what the largest backward pass keeps, to make so many `images`."""
     unet, channels = parts.unet, int(parts.unet.config.in_channels)
-    weights = _bytes(unet) + _bytes(parts.vae) + parts.text_encoder_bytes
+    # The U-Net is there twice while its adapter is trained.
+    weights = _bytes(unet) * (2 if config.finetune.steps else 1) + _bytes(parts.vae) + parts.text_encoder_bytes
     side = config.size // parts.downscale
     latents = _meta(config.finetune.batch, channels, side, torch.bfloat16).requires_grad_()
     unet.to(torch.bfloat16)

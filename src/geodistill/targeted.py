@@ -18,7 +18,7 @@ from geodistill.prior.finetune import merge_adapter
 from geodistill.prior.sample import Requests, sample_batch
 from geodistill.prior.training import batches
 from geodistill.progress import progress
-from geodistill.run import versions, write_atomic
+from geodistill.run import fingerprint, versions, write_atomic
 from geodistill.seeding import derive_seed
 
 
@@ -80,7 +80,8 @@ def _finished(run: Path) -> tuple[Config, tuple[str, ...]]:
 
 
 def _adapted(run: Path, config: Config) -> Prior:
-    prior = load_prior(str(run / "base") if config.base == SCRATCH else source_of(config.base, config.size))
+    source = str(run / "base") if config.base == SCRATCH else source_of(config.base, config.size)
+    prior = load_prior(source, config.precision)
     if config.finetune.steps:
         merge_adapter(prior, run / "adapter")
     return prior
@@ -132,4 +133,6 @@ def _draw(prior: Prior, prompt: str, count: int, config: Config, seed: int) -> t
 
 
 def _slug(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "image"
+    """Return a file name for `prompt`, another one for each."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "image"
+    return f"{words}-{fingerprint(prompt)[:6]}"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from geodistill.config import TeacherSettings
-from geodistill.devices import accelerator, mixed, working_type
+from geodistill.devices import Precision, accelerator, mixed, working_type
 from geodistill.errors import TrainingError
 from geodistill.progress import progress
 from geodistill.run import write_atomic
@@ -73,7 +73,14 @@ class Teacher(nn.Module):
 
 
 def train_teacher(
-    latents: Tensor, labels: Tensor, held: Tensor, settings: TeacherSettings, *, seed: int, folder: Path
+    latents: Tensor,
+    labels: Tensor,
+    held: Tensor,
+    settings: TeacherSettings,
+    *,
+    seed: int,
+    folder: Path,
+    precision: Precision = "auto",
 ) -> dict[str, Any]:
     """Train a teacher on all scenes but `held`, and save it in `folder` as teacher.safetensors and teacher.json.
 
@@ -84,6 +91,7 @@ def train_teacher(
         settings: width and training.
         seed: of the run.
         folder: where it goes.
+        precision: in which it computes; f32 instead of f16, whose gradients would have to be scaled.
 
     Returns:
         facts: accuracy on the held-out scenes (view 0), of the last step, and what chance gives.
@@ -100,7 +108,8 @@ def train_teacher(
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "teacher"))
         teacher = _channels_last(Teacher(latents.shape[2], classes, settings.width)).to(accelerator())
-        _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed)
+        working = working_type("f32" if precision == "f16" else precision, accelerator())
+        _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed, working)
     teacher.eval()
     accuracy = _accuracy(teacher, latents[held, 0], labels[held])
     chance = float(torch.bincount(labels).max()) / len(labels)  # what always naming the largest class gives
@@ -142,7 +151,15 @@ def _all_but(count: int, held: Tensor) -> Tensor:
     return kept.nonzero()[:, 0]
 
 
-def _fit(teacher: Teacher, latents: Tensor, labels: Tensor, kept: Tensor, settings: TeacherSettings, seed: int) -> None:
+def _fit(
+    teacher: Teacher,
+    latents: Tensor,
+    labels: Tensor,
+    kept: Tensor,
+    settings: TeacherSettings,
+    seed: int,
+    working: torch.dtype,
+) -> None:
     optimiser = torch.optim.AdamW(teacher.parameters(), lr=settings.lr, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=settings.steps)
     device = teacher.head.weight.device
@@ -153,7 +170,7 @@ def _fit(teacher: Teacher, latents: Tensor, labels: Tensor, kept: Tensor, settin
             chosen = kept[torch.randint(0, len(kept), (settings.batch,), generator=g)]
             views = torch.randint(0, latents.shape[1], (settings.batch,), generator=g)
             batch = latents[chosen, views].float().contiguous(memory_format=torch.channels_last)
-            with mixed(device, working_type("auto", device)):
+            with mixed(device, working):
                 logits = teacher(batch.to(device))
             loss = F.cross_entropy(logits.float(), labels[chosen].to(device), label_smoothing=_SMOOTHING)
             optimiser.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@ import io
 import json
 import re
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -68,6 +69,20 @@ class TestTransformersAnswerer:
         answerer = TransformersAnswerer(str(tmp_path))
         with pytest.raises(DescriberError, match=re.escape(f"cannot load the describer {str(tmp_path)!r}: ")):
             answerer("What is this ?", IMAGE)
+
+    def test_a_package_that_is_missing_is_named(self, llava: Path, monkeypatch: pytest.MonkeyPatch):
+        def lacking(*_: object, **__: object) -> None:
+            raise ImportError(
+                "\nQwen2VLVideoProcessor requires the Torchvision library but it was not found in your ...\n"
+            )
+
+        monkeypatch.setattr("geodistill.descriptions.models.AutoProcessor.from_pretrained", lacking)
+        with pytest.raises(DescriberError) as caught:
+            TransformersAnswerer(str(llava))
+        assert str(caught.value) == (
+            f"the describer {str(llava)!r} needs a package that is not installed (Qwen2VLVideoProcessor requires the "
+            "Torchvision library but it was not found in your ...): install it with pip"
+        )
 
     def test_hub_out_of_reach(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -157,8 +172,43 @@ class TestServerAnswerer:
     def test_what_will_not_pass_is_not(self, server: Server):
         server.replies = [MODELS, 401]
         answerer = ServerAnswerer(server.url)
-        with pytest.raises(DescriberError, match=r"cannot be asked \(HTTP Error 401: Unauthorized\): is it running"):
+        with pytest.raises(DescriberError) as caught:
             answerer("What is this?")
+        assert str(caught.value) == (
+            f"the describer's server at {server.url} refuses (HTTP Error 401: Unauthorized, 401): it wants its key in "
+            "the environment variable OPENAI_API_KEY"
+        )
+
+    def test_a_model_by_name(self, server: Server):
+        two = {"data": [{"id": "text-only"}, {"id": "tiny"}]}
+        server.replies = [two, completion("sand"), two]
+        answerer = ServerAnswerer(f"{server.url}#tiny")
+        assert answerer("What is this?") == "sand"
+        assert server.asked[-1][:2] == ("/v1/chat/completions", server.asked[-1][1])
+        assert server.asked[-1][1]["model"] == "tiny"
+        with pytest.raises(DescriberError, match=r"/v1 has no model 'large': text-only, tiny$"):
+            ServerAnswerer(f"{server.url}#large")
+
+    def test_no_address_of_a_server(self):
+        with pytest.raises(
+            DescriberError, match=r"^the describer's server at http://127\.0\.0\.1:abc answered somethin"
+        ):
+            ServerAnswerer("http://127.0.0.1:abc")
+
+    @pytest.mark.parametrize("sent", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+    def test_no_web_server(self, monkeypatch: pytest.MonkeyPatch, sent: bytes):
+        monkeypatch.setattr("geodistill.descriptions.models._WAITS", ())
+        with socket.create_server(("127.0.0.1", 0)) as there:
+
+            def answer() -> None:
+                caller, _ = there.accept()
+                caller.recv(4096)
+                caller.sendall(sent)
+                caller.close()
+
+            threading.Thread(target=answer, daemon=True).start()
+            with pytest.raises(DescriberError, match="answered something that is not HTTP with JSON in it: "):
+                ServerAnswerer(f"http://127.0.0.1:{there.getsockname()[1]}")
 
     @pytest.mark.parametrize(
         ("replies", "message"),

@@ -261,3 +261,13 @@ def test_size_that_does_not_fit_is_found_before_the_base_is_built(data: SceneDat
 def test_unknown_describer(data: SceneData, tiny: Config) -> None:
     with pytest.raises(ConfigError, match="unknown describer 'poet': choose measured, template, openai:URL"):
         distill(data.train, _with(tiny, descriptions={"describer": "poet"}))
+
+
+def test_a_class_name_longer_than_a_prompt_is_refused(pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+    name = "Forest" + " and forest" * 100
+    images = list(pair.pixels(size=32).permute(0, 2, 3, 1).numpy())
+    scenes = Scenes.from_arrays(images, pair.labels.tolist(), ("Beach", name))
+    with pytest.raises(
+        ConfigError, match=r"^the prompt of class 'Forest and .* has \d+ tokens, the base's text encoder "
+    ):
+        distill(scenes, on_pipeline, out=tmp_path / "run")

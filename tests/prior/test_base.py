@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -152,7 +154,7 @@ def test_name_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> Non
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("Cannot load model owner/name: no connection\nand much more")
 
-    monkeypatch.setattr("geodistill.prior.base.DiffusionPipeline.from_pretrained", unreachable)
+    monkeypatch.setattr("geodistill.prior.base.StableDiffusionPipeline.load_config", unreachable)
     with pytest.raises(PriorError) as caught:
         load_prior("owner/name")
     assert str(caught.value) == (
@@ -195,4 +197,31 @@ def test_a_transformer_in_the_place_of_the_unet_is_refused_by_name(sd_folder: Pa
     )
     DiTPipeline(transformer=transformer, vae=parts["vae"], scheduler=parts["scheduler"]).save_pretrained(tmp_path)
     with pytest.raises(PriorError, match=r"is a DiTPipeline without tokenizer, text_encoder, unet: geodistill needs a"):
+        load_prior(str(tmp_path))
+
+
+def test_a_pipeline_class_that_diffusers_has_not_is_read_by_its_parts(sd_folder: Path, tmp_path: Path) -> None:
+    # As Text2Earth's own pipeline; its parts are a Stable Diffusion's.
+    shutil.copytree(sd_folder, tmp_path / "base")
+    index = json.loads((sd_folder / "model_index.json").read_text())
+    others = {"_class_name": "Text2EarthDiffusionPipeline", "safety_checker": ["gone", "Checker"]}
+    (tmp_path / "base" / "model_index.json").write_text(json.dumps(index | others))
+    loaded, plain = load_prior(str(tmp_path / "base")), load_prior(str(sd_folder))
+    assert torch.equal(loaded.unet.conv_in.weight, plain.unet.conv_in.weight)
+
+
+def test_an_inpainting_base_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_pipeline(tmp_path / "sd", in_channels=9)
+    with pytest.raises(PriorError) as caught:
+        load_prior(str(folder))
+    assert str(caught.value) == (
+        f"the U-Net of the base {str(folder)!r} takes 9 channels where latents have 4, as for inpainting, depth or "
+        "editing: give a text-to-image base"
+    )
+
+
+def test_another_family_is_refused_before_its_weights_are_looked_at(tmp_path: Path) -> None:
+    index = {"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"], "transformer": ["diffusers", "Flux"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(PriorError, match=r"is a FluxPipeline without tokenizer, text_encoder, unet, scheduler: geodis"):
         load_prior(str(tmp_path))

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from geodistill.errors import TrainingError
 from geodistill.prior import training
 from geodistill.prior.base import Prior, load_prior
-from geodistill.prior.training import TrainingData, TrainingPlan, forget_checkpoint, prompt_table, train_denoiser
+from geodistill.prior.finetune import add_adapter
+from geodistill.prior.training import (
+    TrainingData,
+    TrainingPlan,
+    _laid_out_like,
+    forget_checkpoint,
+    prompt_table,
+    train_denoiser,
+)
 
 
 def _data(prior: Prior) -> TrainingData:
@@ -27,9 +35,14 @@ def _plan(**changes: Any) -> TrainingPlan:
     return TrainingPlan(**{**plan, "drop_prompt": 0.1, "checkpoint_every": 2, **changes})
 
 
-def _trained(folder: Path, sd_folder: Path, plan: TrainingPlan, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+def _trained(
+    folder: Path, sd_folder: Path, plan: TrainingPlan, stop_at: int | None = None, *, adapter: bool = False
+) -> dict[str, torch.Tensor]:
     prior = load_prior(str(sd_folder))
-    prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
+    if adapter:
+        add_adapter(prior, rank=2, seed=0)
+    else:
+        prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
     folder.mkdir(exist_ok=True)
     losses = training._losses
 
@@ -44,15 +57,28 @@ def _trained(folder: Path, sd_folder: Path, plan: TrainingPlan, stop_at: int | N
     return {name: value.detach().clone() for name, value in prior.unet.state_dict().items()}
 
 
-def test_killed_twice_ends_with_the_same_weights(tmp_path: Path, sd_folder: Path) -> None:
-    expected = _trained(tmp_path / "whole", sd_folder, _plan())
+@pytest.mark.parametrize("adapter", [False, True])
+def test_killed_twice_ends_with_the_same_weights(tmp_path: Path, sd_folder: Path, adapter: bool) -> None:
+    expected = _trained(tmp_path / "whole", sd_folder, _plan(), adapter=adapter)
     for moment in (3, 5):
         with pytest.raises(RuntimeError, match="killed"):
-            _trained(tmp_path / "killed", sd_folder, _plan(), stop_at=moment)
-    resumed = _trained(tmp_path / "killed", sd_folder, _plan())
+            _trained(tmp_path / "killed", sd_folder, _plan(), stop_at=moment, adapter=adapter)
+    # Two steps were kept, then four: the last call takes two more.
+    resumed = _trained(tmp_path / "killed", sd_folder, _plan(), adapter=adapter)
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    start = load_prior(str(sd_folder)).unet.state_dict()
+    before = {name: start.get(name.replace(".base_layer", "")) for name in expected}
+    moved = [name for name, value in before.items() if value is None or not torch.equal(expected[name], value)]
+    assert all("lora" in name for name in moved) == adapter
     losses = [(tmp_path / run / "losses.json").read_text() for run in ("whole", "killed")]
     assert losses[0] == losses[1]
+
+
+def test_what_the_optimiser_remembers_lies_where_the_weights_do() -> None:
+    weights = torch.empty(2, 3, 4, 4, device="meta").to(memory_format=torch.channels_last)
+    assert _laid_out_like(weights, torch.tensor(7.0)).device.type == "meta"  # the number of steps
+    moments = _laid_out_like(weights, torch.zeros(2, 3, 4, 4))
+    assert (moments.device, moments.stride()) == (weights.device, weights.stride())
 
 
 def test_killed_before_the_weights_are_saved_trains_no_step_again(tmp_path: Path, sd_folder: Path) -> None:

@@ -17,6 +17,7 @@ from geodistill.descriptions.captions import (
 from geodistill.descriptions.measured import VOCABULARY, MeasuredDescriber, TemplateDescriber
 from geodistill.descriptions.models import SERVER, ServerAnswerer, TransformersAnswerer
 from geodistill.descriptions.prompts import class_prompt, readable
+from geodistill.devices import Precision
 from geodistill.errors import ConfigError
 
 __all__ = [
@@ -35,8 +36,10 @@ __all__ = [
 ]
 
 
-def make_describer(name: str) -> Describer:
-    """Return the describer called `name`: 'measured', 'template', 'openai:URL', a model's folder or hub name.
+def make_describer(name: str, precision: Precision = "auto") -> Describer:
+    """Return the describer called `name`: 'measured', 'template', 'openai:URL#MODEL', a model's folder or hub name.
+
+    A model of transformers computes in `precision`.
 
     Raises:
         ConfigError: there is no such name.
@@ -49,7 +52,7 @@ def make_describer(name: str) -> Describer:
     if name.startswith(SERVER):
         return CaptionDescriber(ServerAnswerer(name.removeprefix(SERVER)))
     if name.count("/") == 1 or Path(name).is_dir():
-        return CaptionDescriber(TransformersAnswerer(name))
+        return CaptionDescriber(TransformersAnswerer(name, precision))
     raise ConfigError(
         f"unknown describer {name!r}: choose measured, template, openai:URL, a model's folder, or a hub name such as "
         "HuggingFaceTB/SmolVLM-256M-Instruct"

@@ -23,7 +23,7 @@ FAILED: tuple[Outcome, ...] = ("refused", "empty", "rambling")
 
 _REFUSAL = re.compile(
     r"\b(sorry|apologi[sz]e|as an ai|language model|(can(no|')t|can not|unable to|not able to) "
-    r"(help|assist|describe|see|view|provide|answer|identify|determine))\b",
+    r"(help|assist|describe|see|view|provide|answer|identify|determine)|no image (was|is|has been))\b",
     re.IGNORECASE,
 )
 
@@ -119,7 +119,7 @@ def quality(answer: str) -> Outcome:
     words = re.findall(r"[^\W\d_]+", answer.lower())
     if not words:
         return "empty"
-    if _REFUSAL.search(answer):
+    if _REFUSAL.search(answer.replace("’", "'")):
         return "refused"
     repeats = len(words) >= 12 and len(set(words)) < 0.4 * len(words)
     return "rambling" if len(words) > LONGEST or repeats else "described"

@@ -1,9 +1,11 @@
 """Vision-language models that answer: any of transformers' image-text-to-text models, or a server's."""
 
 import base64
+import http.client
 import io
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -18,13 +20,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from geodistill.devices import accelerator
+from geodistill.devices import Precision, accelerator, working_type
 from geodistill.errors import DescriberError
 
 _MOST_TOKENS = 96
 SERVER = "openai:"
 TIMEOUT = 120.0
 _WAITS = (1.0, 4.0)
+# What transformers says where a processor needs a package of its own, as those of Qwen-VL need torchvision.
+_LACKING = re.compile(r"not found in your|is not installed|No module named|pip install", re.IGNORECASE)
 
 
 class TransformersAnswerer:
@@ -33,13 +37,14 @@ class TransformersAnswerer:
     Greedy decoding. Weights are loaded at the first question, from safetensors only; no remote code.
     """
 
-    def __init__(self, source: str) -> None:
-        """Look at the config of the model in folder `source`, or of that name on the hub.
+    def __init__(self, source: str, precision: Precision = "auto") -> None:
+        """Look at config and processor of the model in folder `source`, or of that name on the hub.
 
         Raises:
-            DescriberError: there is none, or it is no vision model.
+            DescriberError: there is none, it is no vision model, or it needs a package that is not installed.
+            ConfigError: the device does not compute in that precision.
         """
-        self.name = source
+        self.name, self._type = source, working_type(precision, accelerator())
         try:
             kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
         except (OSError, ValueError, KeyError) as error:
@@ -50,6 +55,8 @@ class TransformersAnswerer:
                 "such as Salesforce/blip2-opt-2.7b, llava-hf/llava-1.5-7b-hf, Qwen/Qwen2.5-VL-3B-Instruct or "
                 "HuggingFaceTB/SmolVLM-256M-Instruct"
             )
+        # Small, and better found lacking now than after an hour.
+        self._processor = self._loaded(lambda: AutoProcessor.from_pretrained(self.name, trust_remote_code=False))
 
     @torch.inference_mode()
     def __call__(self, prompt: str, image: Tensor | None = None) -> str:
@@ -75,49 +82,53 @@ class TransformersAnswerer:
         )
 
     @cached_property
-    def _processor(self) -> Any:
-        return self._loaded(lambda: AutoProcessor.from_pretrained(self.name, trust_remote_code=False))
-
-    @cached_property
     def _model(self) -> Any:
-        device = accelerator()
-        # A CPU without bf16 units is slow in it, and every CPU knows f32.
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-
         def load() -> Any:
             return AutoModelForImageTextToText.from_pretrained(
-                self.name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                self.name, dtype=self._type, use_safetensors=True, trust_remote_code=False
             )
 
-        return self._loaded(load).to(device).eval()
+        return self._loaded(load).to(accelerator()).eval()
 
     def _loaded(self, load: Callable[[], Any]) -> Any:
         try:
             return load()
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            if _LACKING.search(str(error)):
+                reason = next(line.strip() for line in str(error).splitlines() if line.strip())
+                raise DescriberError(
+                    f"the describer {self.name!r} needs a package that is not installed ({reason}): install it with pip"
+                ) from error
             raise DescriberError(_not_had(self.name, error)) from error
 
 
 class ServerAnswerer:
-    """A server that speaks the OpenAI chat API, such as a local vLLM or Ollama; the first model it names.
+    """A server that speaks the OpenAI chat API, such as a local vLLM or Ollama; its first model unless one is named.
 
     The key, where it asks for one, is read from the environment variable OPENAI_API_KEY.
     """
 
     def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
-        """Ask the server at `url`, such as http://localhost:8000/v1, which models it has; `timeout` in seconds.
+        """Ask the server at `url`, such as http://localhost:8000/v1 or …/v1#MODEL, for its models.
+
+        No answer for `timeout` seconds is none.
 
         Raises:
-            DescriberError: no server there, or not one of that kind.
+            DescriberError: no server there, not one of that kind, or without that model.
         """
+        url, _, asked = url.partition("#")
         if not url.startswith(("http://", "https://")):
             raise DescriberError(f"the describer's address {url!r} is none: write openai:http://localhost:8000/v1")
-        self.url, self.timeout, self.name = url.rstrip("/"), timeout, SERVER + url
+        self.url, self.timeout = url.rstrip("/"), timeout
         listing = self._request("models")
         try:
-            self.model = str(listing["data"][0]["id"])
+            models = [str(one["id"]) for one in listing["data"]]
+            self.model = asked or models[0]
         except (KeyError, IndexError, TypeError) as error:
             raise DescriberError(_garbage(self.url, "a list of models", listing)) from error
+        if self.model not in models:
+            raise DescriberError(f"the describer's server at {self.url} has no model {asked!r}: {', '.join(models)}")
+        self.name = f"{SERVER}{self.url}#{self.model}"
 
     def __call__(self, prompt: str, image: Tensor | None = None) -> str:
         """Return what the model says; see `Answerer`."""
@@ -142,7 +153,7 @@ class ServerAnswerer:
         for wait in (*_WAITS, None):
             try:
                 return self._once(path, body)
-            except (OSError, json.JSONDecodeError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 if wait is None or _will_not_pass(error):
                     raise DescriberError(self._failure(error)) from error
                 time.sleep(wait)
@@ -160,6 +171,12 @@ class ServerAnswerer:
     def _failure(self, error: Exception) -> str:
         if isinstance(error, json.JSONDecodeError):
             return _garbage(self.url, "JSON", error.doc)
+        if isinstance(error, urllib.error.HTTPError):
+            told = error.read()[:200].decode(errors="replace").strip()
+            key = ": it wants its key in the environment variable OPENAI_API_KEY" if error.code in (401, 403) else ""
+            return f"the describer's server at {self.url} refuses ({error}{f', {told}' if told else ''}){key}"
+        if isinstance(error, ValueError | http.client.HTTPException):
+            return _garbage(self.url, "HTTP with JSON in it", error)
         if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
             return (
                 f"the describer's server at {self.url} gave no answer within {self.timeout:g} s, three times: "
@@ -171,6 +188,8 @@ class ServerAnswerer:
 
 
 def _will_not_pass(error: Exception) -> bool:
+    if isinstance(error, http.client.InvalidURL):
+        return True
     return isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
 
 

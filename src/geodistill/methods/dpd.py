@@ -110,7 +110,7 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
 
 def _check(scenes: Scenes, config: Config) -> None:
     """Find before the first stage what would stop a later one."""
-    make_describer(config.descriptions.describer)
+    make_describer(config.descriptions.describer, config.precision)
     if config.sampling.candidates > MOST_CANDIDATES:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {MOST_CANDIDATES}")
     if config.soft_labels:

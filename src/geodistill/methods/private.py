@@ -8,7 +8,8 @@ the noise of the mean: what protects the scenes is taken for a part of what the 
 """
 
 import math
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from geodistill.methods.stages import (
     scene_features,
     slot_labels,
 )
-from geodistill.prior.base import Prior, load_prior, source_of
+from geodistill.prior.base import Prior, source_of
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
 from geodistill.prior.guidance import coarse
 from geodistill.prior.sample import covering_strengths, sample
@@ -242,7 +243,7 @@ def _finetune(
 
     def build(folder: Path) -> dict[str, Any]:
         by = secret_generator()
-        adapted = load_prior(prior.source, config.precision)
+        adapted = replace(prior, unet=deepcopy(prior.unet))
         add_adapter(adapted, rank=settings.rank, seed=config.seed)
         table, rows = prompt_table([[texts[label]] for label in scenes.labels.tolist()])
         data = TrainingData(latents, scenes.labels, rows, adapted.embed(table))

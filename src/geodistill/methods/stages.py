@@ -7,7 +7,8 @@ a stage that the settings leave out.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from geodistill.descriptions import (
     shortened,
 )
 from geodistill.distilled import DistilledSet
-from geodistill.errors import PrivacyError, SceneError
+from geodistill.errors import ConfigError, PrivacyError, SceneError
 from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
 from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
 from geodistill.evaluation.networks import backbone_features
@@ -153,6 +154,7 @@ def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
 
     ahead = _Ahead(scenes, config.size)
     inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.size, config.latents.views]
+    inputs += _unless_default(config.precision)
     stage = run.stage("latents", build, version=2, inputs=inputs, shared=True)
     latents: Tensor = load_file(stage / "latents.safetensors")["latents"]
     return latents
@@ -183,7 +185,15 @@ def teach(latents: Tensor, scenes: Scenes, config: Config, run: Run) -> Teacher:
 
     def build(folder: Path) -> dict[str, Any]:
         _, held = hold_out(scenes, config.teacher.held_out, "teacher")
-        return train_teacher(latents, scenes.labels, held, config.teacher, seed=config.seed, folder=folder)
+        return train_teacher(
+            latents,
+            scenes.labels,
+            held,
+            config.teacher,
+            seed=config.seed,
+            folder=folder,
+            precision=config.precision,
+        )
 
     inputs = [run.fingerprint_of("latents"), config.teacher.model_dump(), config.seed]
     return load_teacher(run.stage("teacher", build, version=1, inputs=inputs))
@@ -255,10 +265,17 @@ def describe(prior: Prior, prototypes: Prototypes, scenes: Scenes, config: Confi
     """Return one description for each prototype from stage `descriptions`, none over the prior's token limit.
 
     Where a model writes them, all that was asked and answered is kept in the stage's folder.
+    Raises ConfigError where a class's name alone is over the limit.
     """
+    for name in scenes.classes:
+        if not prior.fits(class_prompt(name)):
+            raise ConfigError(
+                f"the prompt of class {name!r} has {prior.tokens(class_prompt(name))} tokens, the base's text encoder "
+                f"takes {prior.token_limit}: give the class's folder a shorter name"
+            )
 
     def build(folder: Path) -> dict[str, Any]:
-        describer = make_describer(config.descriptions.describer)
+        describer = make_describer(config.descriptions.describer, config.precision)
         log = Conversations(folder)
         with progress("descriptions", len(prototypes)) as advance:
             for rank, (label, members) in enumerate(zip(prototypes.labels, prototypes.members, strict=True)):
@@ -319,7 +336,7 @@ def finetune(
         return
 
     def build(folder: Path) -> dict[str, Any]:
-        adapted = load_prior(prior.source, config.precision)
+        adapted = replace(prior, unet=deepcopy(prior.unet))
         add_adapter(adapted, rank=settings.rank, seed=config.seed)
         table, rows = prompt_table([[text] for text in texts])
         data = TrainingData(latents, scenes.labels, rows, adapted.embed(table))

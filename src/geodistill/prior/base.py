@@ -2,14 +2,15 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from geodistill.devices import Precision, accelerator, mixed, working_type
@@ -22,6 +23,8 @@ _SHIPPED_SIDE = 64
 # 128 images of 64 px, 8 of 256: with Stable Diffusion's autoencoder, about 2 GB.
 _PIXELS_TOGETHER = 2**19
 _NEEDED = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")
+# Parts of a Stable Diffusion that are not loaded, nor downloaded.
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 @dataclass
@@ -145,21 +148,14 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
     working = working_type(precision, device)
     _check_folder(source)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(source, safety_checker=None, use_safetensors=True)
-    except (OSError, ValueError, AttributeError, ImportError, KeyError, TypeError) as error:
-        raise PriorError(_unloadable(source, str(error))) from error
-    parts = {name: pipeline.components.get(name) for name in _NEEDED}
-    missing = [name for name, part in parts.items() if part is None]
-    # Stable Diffusion XL has all of these, and a second text encoder that its U-Net cannot do without.
-    second = pipeline.components.get("text_encoder_2") is not None
-    if missing or second or not isinstance(parts["unet"], UNet2DConditionModel):
-        raise PriorError(
-            f"the base {source!r} is a {type(pipeline).__name__}"
-            + (f" without {', '.join(missing)}" if missing else " with two text encoders" if second else "")
-            + ": geodistill needs a Stable-Diffusion-type pipeline (vae, tokenizer, text_encoder, unet, scheduler), "
-            "such as Stable Diffusion 1.x and 2.x, Text2Earth or a compact base"
-        )
+    with _loading(source):
+        index = StableDiffusionPipeline.load_config(source)
+    check_family(source, index)
+    with _loading(source):
+        # As this class whatever the index calls it: some bases name one that diffusers has not.
+        pipeline = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **dict.fromkeys(_UNUSED))
+    parts = {name: pipeline.components[name] for name in _NEEDED}
+    check_channels(source, parts["unet"].config, parts["vae"].config)
     prediction = parts["scheduler"].config.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise PriorError(
@@ -168,6 +164,38 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
     for name in ("vae", "text_encoder", "unet"):
         parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
     return Prior(**parts, source=source, working=working)
+
+
+def check_family(source: str, index: Mapping[str, Any]) -> None:
+    """Raise PriorError unless model_index.json says that the base `source` is of a family that geodistill takes."""
+    classes = {name: part[1] for name, part in index.items() if isinstance(part, list | tuple) and len(part) == 2}
+    missing = [name for name in _NEEDED if not classes.get(name)]
+    # Stable Diffusion XL has all of these, and a second text encoder that its U-Net cannot do without.
+    second = bool(classes.get("text_encoder_2"))
+    if missing or second or classes["unet"] != UNet2DConditionModel.__name__:
+        raise PriorError(
+            f"the base {source!r} is a {index.get('_class_name')}"
+            + (f" without {', '.join(missing)}" if missing else " with two text encoders" if second else "")
+            + ": geodistill needs a Stable-Diffusion-type pipeline (vae, tokenizer, text_encoder, unet, scheduler), "
+            "such as Stable Diffusion 1.x and 2.x, Text2Earth or a compact base"
+        )
+
+
+def check_channels(source: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Raise PriorError unless the U-Net of that config takes latents of the autoencoder's and nothing beside."""
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise PriorError(
+            f"the U-Net of the base {source!r} takes {unet['in_channels']} channels where latents have "
+            f"{vae['latent_channels']}, as for inpainting, depth or editing: give a text-to-image base"
+        )
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, AttributeError, ImportError, KeyError, TypeError) as error:
+        raise PriorError(_unloadable(source, str(error))) from error
 
 
 def shipped_base(size: int) -> Path:

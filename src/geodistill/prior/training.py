@@ -295,8 +295,8 @@ def _check_finite(loss: Tensor, step: int, title: str) -> None:
 
 
 def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
-    """Return `value` in the memory layout of `p`: the fused optimiser walks both as one flat row."""
-    return torch.empty_like(p).copy_(value) if value.shape == p.shape else value
+    """Return `value` where `p` is, in its memory layout: the fused optimiser walks both as one flat row."""
+    return torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)
 
 
 def _mean(values: list[float]) -> float:
