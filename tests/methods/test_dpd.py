@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 import geodistill
-from geodistill.config import Config
+from geodistill.config import Config, load_config
 from geodistill.descriptions import Description, Exchange
 from geodistill.errors import ConfigError, DescriberError, PriorError, SceneError
 from geodistill.evaluation import protocols
@@ -271,3 +272,20 @@ def test_a_class_name_longer_than_a_prompt_is_refused(pair: Scenes, on_pipeline:
         ConfigError, match=r"^the prompt of class 'Forest and .* has \d+ tokens, the base's text encoder "
     ):
         distill(scenes, on_pipeline, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("preset", ["paper", "paper-r1", "fast"])
+def test_presets_for_large_bases_make_a_set(
+    preset: str, pair: Scenes, sd_folder: Path, on_pipeline: Config, tmp_path: Path
+) -> None:
+    smaller = ["size=32", "ipc=2", "finetune.steps=2", "finetune.warmup=1", "sampling.steps=4"]
+    smaller += ["descriptions.describer=template", "refinement.experts=[]"]
+    file = Path(str(files("geodistill.presets") / f"{preset}.toml"))
+    config = _with(load_config(file, smaller, base=str(sd_folder)), teacher=on_pipeline.teacher.model_dump())
+    if config.refinement.steps:
+        config = _with(config, refinement={"steps": 1, "experts": ()})
+    distilled = distill(pair, config, out=tmp_path / "run")
+    assert torch.bincount(distilled.labels).tolist() == [2, 2]
+    ranks = {record["candidate"] for record in distilled.records}
+    assert ranks == {0} if preset == "paper" else ranks <= set(range(5))
+    assert (tmp_path / "run" / "refined").is_dir() == (preset == "fast")
