@@ -15,7 +15,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
 from geodistill.prior.base import SCRATCH, Prior, load_prior, source_of
 from geodistill.prior.finetune import merge_adapter
-from geodistill.prior.sample import Requests, sample_batch
+from geodistill.prior.sample import Requests, sample_fitting
 from geodistill.prior.training import batches
 from geodistill.progress import progress
 from geodistill.run import fingerprint, versions, write_atomic
@@ -45,7 +45,7 @@ def draw_targeted(
     Raises:
         RunError: the run is not there, or not finished.
         ConfigError: the prompt names no class or several, there is no such class, or the prompt is too long.
-        PriorError: the run's base is gone.
+        PriorError: the run's base is gone, or memory runs out with one image at a time.
     """
     config, classes = _finished(run)
     label = _known(class_name, classes) if class_name else _named(prompt, classes)
@@ -126,7 +126,7 @@ def _draw(prior: Prior, prompt: str, count: int, config: Config, seed: int) -> t
     parts = []
     with progress("images", count) as advance:
         for which in batches(count, settings.batch):
-            latents = sample_batch(prior, requests.part(which), settings, seed=own)
+            latents = sample_fitting(prior, requests.part(which), settings, seed=own)
             parts.append(prior.decode(latents))
             advance(which.stop)
     return torch.cat(parts)

@@ -60,15 +60,18 @@ def sample(
     """Return latents [n, C, h, w] of all requests; every batch drawn is kept in `folder`, so that it resumes."""
 
     def drawn(which: slice) -> Tensor:
-        return _fitting(prior, requests.part(which), settings, seed=seed, modes=modes)
+        return sample_fitting(prior, requests.part(which), settings, seed=seed, modes=modes)
 
     return kept_parts("candidates", batches(len(requests.prompts), settings.batch), drawn, folder)
 
 
-def _fitting(
-    prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, modes: ModeGuidance | None
+def sample_fitting(
+    prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, modes: ModeGuidance | None = None
 ) -> Tensor:
-    """Return what `sample_batch` does, in halves, and halves of these, where memory runs out."""
+    """Return what `sample_batch` does, in halves, and halves of these, where memory runs out.
+
+    Raises PriorError where it runs out with one image at a time.
+    """
     count = len(requests.prompts)
     try:
         return sample_batch(prior, requests, settings, seed=seed, modes=modes)
@@ -82,7 +85,7 @@ def _fitting(
     torch.cuda.empty_cache()
     log.warning("out of memory: drawing %d images at a time, not %d (--set sampling.batch=…)", -(-count // 2), count)
     halves = (slice(0, -(-count // 2)), slice(-(-count // 2), count))
-    drawn = [_fitting(prior, requests.part(half), settings, seed=seed, modes=modes) for half in halves]
+    drawn = [sample_fitting(prior, requests.part(half), settings, seed=seed, modes=modes) for half in halves]
     return torch.cat(drawn)
 
 
