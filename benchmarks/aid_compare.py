@@ -201,7 +201,7 @@ trained on the training scenes alone. The table is made in parts, on two kinds o
 a classifier comes out up to two points apart on them.
 ρ is the nearness ratio: 1 is no nearer to a training image than fresh real images
 are, 0 is a copy; below {COPYING} the accuracy is that of copies. Sets of real images are drawn anew for each seed;
-generated ones are made once, and the seeds vary the classifier. **DPD's rows at IPC 50 are of sets not refined.**
+generated ones are made once, and the seeds vary the classifier.
 
 Source: `benchmarks/results/{SHEET}` (seeds, hardware, versions, command), made by `benchmarks/aid_compare.py`.
 """
