@@ -149,6 +149,12 @@ Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `ben
 """
 
 
+_PRIVATE = f"""
+Under differential privacy (ε, δ = {DELTA:g}) nothing starts as a training image. Those rows show what the noise costs and
+hides, on a base that was itself trained on these images, and so have no guarantee.
+"""
+
+
 def _page(lines: list[dict[str, Any]]) -> str:
     heads = ["set", "OA %, finetune", "OA %, probe", "ρ", "copies", "found %", "by", "nearer %", "recognised %"]
     rows = [heads, ["---"] * len(heads)]
@@ -167,7 +173,8 @@ def _page(lines: list[dict[str, Any]]) -> str:
                 f"{100 * float(line['recognised']):.0f}" if line["recognised"] else "",
             ]
         )
-    return _INTRODUCTION + "\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    private = _PRIVATE if any(str(line["privacy"]).startswith("dp-") for line in lines) else ""
+    return _INTRODUCTION + private + "\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 if __name__ == "__main__":
