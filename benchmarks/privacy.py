@@ -150,8 +150,8 @@ Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `ben
 
 
 _PRIVATE = f"""
-Under differential privacy (ε, δ = {DELTA:g}) nothing starts as a training image. Those rows show what the noise costs and
-hides, on a base that was itself trained on these images, and so have no guarantee.
+Under differential privacy (ε, δ = {DELTA:g}) nothing starts as a training image. Those rows show what the noise costs
+and hides, on a base that was itself trained on these images, and so have no guarantee.
 """
 
 

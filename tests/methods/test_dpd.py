@@ -192,7 +192,7 @@ def test_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment, **quiet)  # type: ignore[call-overload]
     killed = tmp_path / "killed"
-    for moment in ("base", "teacher", "adapter"):
+    for moment in ("teacher", "adapter"):
         process = subprocess.Popen([*command, str(killed)], env=environment, **quiet)  # type: ignore[call-overload]
         while process.poll() is None and not any((killed / name).exists() for name in (moment, f".{moment}.partial")):
             time.sleep(0.02)
@@ -274,18 +274,15 @@ def test_a_class_name_longer_than_a_prompt_is_refused(pair: Scenes, on_pipeline:
         distill(scenes, on_pipeline, out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("preset", ["paper", "paper-r1", "fast"])
+@pytest.mark.parametrize("preset", ["paper", "paper-r1"])
 def test_presets_for_large_bases_make_a_set(
     preset: str, pair: Scenes, sd_folder: Path, on_pipeline: Config, tmp_path: Path
 ) -> None:
     smaller = ["size=32", "ipc=2", "finetune.steps=2", "finetune.warmup=1", "sampling.steps=4"]
-    smaller += ["descriptions.describer=template", "refinement.experts=[]"]
+    smaller += ["descriptions.describer=template"]
     file = Path(str(files("geodistill.presets") / f"{preset}.toml"))
     config = _with(load_config(file, smaller, base=str(sd_folder)), teacher=on_pipeline.teacher.model_dump())
-    if config.refinement.steps:
-        config = _with(config, refinement={"steps": 1, "experts": ()})
     distilled = distill(pair, config, out=tmp_path / "run")
     assert torch.bincount(distilled.labels).tolist() == [2, 2]
     ranks = {record["candidate"] for record in distilled.records}
     assert ranks == {0} if preset == "paper" else ranks <= set(range(5))
-    assert (tmp_path / "run" / "refined").is_dir() == (preset == "fast")

@@ -9,7 +9,7 @@ other: the ratio of 1 - correlation with the nearest to that with the second nea
 matches of image features from chance ones. By hand on AID, ratios of exact, turned, recompressed (JPEG quality 30),
 cropped (to 90 %) and brighter copies were at most 0.31, those of 294 real images outside the training set above 0.65.
 Where training images have near twins, such as tiles that overlap almost wholly, a copy of one that is not exact is as
-like the other and is not told by this; that it is nearer than held-out images are is what the audit's readings say then.
+like the other and is not told by this; the audit's readings still say that it is nearer than held-out images are.
 """
 
 from collections.abc import Iterator
