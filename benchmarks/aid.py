@@ -3,8 +3,9 @@
     python benchmarks/aid.py --data ../shared/data/aid --out runs/aid-bench
 
 Rows go to benchmarks/results/aid_<protocol>_<network>.csv (figures) and aid_stages.csv (the stages' cost), the default
-recipe's images to docs/images/aid_distilled.jpg. The script resumes: runs, predictions and nearness ratios that are
-there are used again. Nothing in it is chosen on the test split.
+recipe's images to docs/images/aid_distilled.jpg, some of them before and after refinement to aid_refinement.jpg. The
+script resumes: runs, predictions and nearness ratios that are there are used again. Nothing in it is chosen on the
+test split.
 """
 
 import argparse
@@ -31,7 +32,9 @@ from geodistill.report.grid import draw_grid
 from geodistill.run import records
 from geodistill.scenes import Scenes, open_scenes
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "aid_distilled.jpg"
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
+# Of how many classes, and how many images of each, docs show what refinement does.
+_SHOWN_CLASSES, _SHOWN_IMAGES = 8, 4
 TEMPLATE = [
     "sampling.follow=none",
     "descriptions.describer=template",
@@ -77,7 +80,8 @@ def main() -> None:
     rungs = LADDER | (LEFT_OUT if args.leave_out else {})
     sets = {name: _rung(name, changes, data.train, args) for name, changes in rungs.items()}
     _write_stages(args.out)
-    draw_grid(sets[list(LADDER)[-1]], PICTURE, per_class=8)
+    draw_grid(sets["+ refinement"], PICTURES / "aid_distilled.jpg", per_class=8)
+    draw_grid(_side_by_side(sets["+ selection"], sets["+ refinement"]), PICTURES / "aid_refinement.jpg", per_class=8)
     if args.only_distill:
         return
     kmeans = _kmeans_real(data.train)
@@ -88,6 +92,15 @@ def main() -> None:
         measured = bench.measure_all(trainings, args.protocol, args.network, range(args.seeds))
         rows = [Row(name, measures, _nearness(sets.get(name), bench)) for name, measures in measured.items()]
     _write(rows, args)
+
+
+def _side_by_side(before: DistilledSet, after: DistilledSet) -> DistilledSet:
+    """Return the first images of every few classes, as they were before refinement and then after it."""
+    every = len(before.classes) // _SHOWN_CLASSES
+    rows = [(before.labels == label).nonzero()[:_SHOWN_IMAGES, 0] for label in range(0, len(before.classes), every)]
+    images = torch.cat([torch.cat([one.images[own] for one in (before, after)]) for own in rows])
+    labels = torch.arange(len(rows)).repeat_interleave(2 * _SHOWN_IMAGES)
+    return DistilledSet(images, labels, tuple(before.classes[int(before.labels[own[0]])] for own in rows))
 
 
 def _trainings(sets: dict[str, DistilledSet], bench: Bench, seeds: int) -> dict[str, list[Training]]:
