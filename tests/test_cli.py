@@ -1,5 +1,6 @@
 """The command line: one end-to-end test in processes of its own, the other commands called in this one."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from geodistill.cli import _one_by_one, app
+from geodistill.cli import _one_by_one, _print_screening, app
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -50,7 +51,8 @@ def test_scenes_distill_evaluate(tmp_path: Path) -> None:
     assert (run / "evaluation" / "probe-efficientnet-lite0").is_dir()
     drawn = _run("sample", run, "--prompt", "A satellite image of storage tanks, snow", "--n", 3)
     assert drawn.returncode == 0, drawn.stderr
-    folder = run / "samples" / "a-satellite-image-of-storage-tanks-snow"
+    (folder,) = (run / "samples").iterdir()
+    assert folder.name.startswith("a-satellite-image-of-storage-tanks-snow-")
     assert f"3 images: {folder}" in drawn.stdout
     assert len(list((folder / "StorageTanks").glob("*.png"))) == 3
 
@@ -152,3 +154,31 @@ def test_help_teaches_with_an_example(command: str) -> None:
     told = _call(command, "--help")
     assert told.exit_code == 0
     assert f"Example: geodistill {command}" in told.stdout
+
+
+def test_half_a_guarantee_is_refused(scenes: Path, tmp_path: Path) -> None:
+    told = _call("distill", scenes, "--privacy", "dp", "--epsilon", 8, "--out", tmp_path / "run")
+    assert told.exit_code == 2
+    assert "privacy 'dp' needs both: such as --epsilon 8 --delta 1e-5" in told.stderr
+    other = _call("distill", scenes, "--epsilon", 8, "--delta", 1e-5, "--out", tmp_path / "run")
+    assert "epsilon and delta belong to privacy 'dp': add --privacy dp" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("rejected", "told"),
+    [
+        ([7], "screening: 7 candidates too like a training image rejected"),
+        (
+            [7, 3, 0],
+            "screening: 7 candidates too like a training image, 2 times drawn again, following less: 3, 0 rejected",
+        ),
+    ],
+)
+def test_what_screening_rejected_is_told(
+    rejected: list[int], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stages").mkdir()
+    record = {"stage": "screened", "facts": {"rejected": rejected}}
+    (tmp_path / "stages" / "screened.json").write_text(json.dumps(record))
+    _print_screening(tmp_path)
+    assert capsys.readouterr().out.strip() == told
