@@ -103,7 +103,16 @@ def test_the_budget_has_every_mechanism_and_is_spent(settings: dict) -> None:
     assert epsilon_of(mechanisms, 1.0, 1e-3) == pytest.approx(4.0, rel=1e-3)
     without = budget_of(24, private_settings({**settings, "finetune": {"steps": 0}}))
     assert "adapter" not in without.noise
-    assert without.noise["starts"] < budget.noise["starts"]
+    assert "teacher" not in without.noise  # nobody asks it
+    inconsistent = budget_of(24, private_settings({**settings, "finetune": {**settings["finetune"], "consistency": 0}}))
+    assert set(inconsistent.noise) == {"profiles", "clusters", "starts", "adapter"}
+    assert without.noise["starts"] < inconsistent.noise["starts"] < budget.noise["starts"]
+
+
+def test_without_an_adapter_there_is_no_teacher(planted: Scenes, settings: dict, tmp_path: Path) -> None:
+    distilled = distill(planted, private_settings({**settings, "finetune": {"steps": 0}}), out=tmp_path / "run")
+    assert {record["stage"] for record in records(tmp_path / "run")}.isdisjoint({"teacher", "adapter"})
+    assert distilled.records[0]["scores"] == {}
 
 
 def test_noise_differs_from_run_to_run_with_the_same_seed(

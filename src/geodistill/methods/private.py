@@ -77,7 +77,7 @@ def make_private(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     profiles = _profiles(scenes, budget, config, run)
     texts = _descriptions(scenes, profiles, prior)
     starts = _starts(latents[:, 0], scenes, profiles, budget, config, run)
-    teacher = _teach(latents, scenes, budget, config, run)
+    teacher = _teach(latents, scenes, budget, config, run) if _taught(config) else None
     _finetune(prior, latents, scenes, texts, teacher, budget, config, run)
     candidates = _draw(prior, starts, texts, config, run)
     return _choose(candidates, prior, teacher, scenes, profiles, texts, budget, config, run)
@@ -109,13 +109,19 @@ def budget_of(count: int, config: Config) -> Budget:
         Mechanism("profiles", _RATIOS["profiles"]),
         Mechanism("clusters", _RATIOS["clusters"], steps=ROUNDS),
         Mechanism("starts", _RATIOS["starts"]),
-        Mechanism("teacher", _RATIOS["teacher"], teacher.rate, teacher.steps),
     ]
+    if _taught(config):
+        mechanisms.append(Mechanism("teacher", _RATIOS["teacher"], teacher.rate, teacher.steps))
     if config.finetune.steps:
         mechanisms.append(Mechanism("adapter", _RATIOS["adapter"], adapter.rate, adapter.steps))
     if config.epsilon is None or config.delta is None:
         raise PrivacyError("differential privacy needs epsilon and delta")
     return spend(mechanisms, config.epsilon, config.delta)
+
+
+def _taught(config: Config) -> bool:
+    """Whether there is a teacher: it costs noise everywhere, and only the adapter's consistency loss needs one."""
+    return bool(config.finetune.steps and config.finetune.consistency)
 
 
 def _teacher_training(count: int, config: Config) -> PrivateTraining:
@@ -231,7 +237,7 @@ def _finetune(
     latents: Tensor,
     scenes: Scenes,
     texts: list[str],
-    teacher: Teacher,
+    teacher: Teacher | None,
     budget: Budget,
     config: Config,
     run: Run,
@@ -265,7 +271,8 @@ def _finetune(
         save_adapter(adapted, folder)
         return {"steps": training.steps, "batch": training.batch, "noise": budget.noise["adapter"]}
 
-    inputs: list[Any] = [run.fingerprint_of(name) for name in ("latents", "profiles", "teacher")]
+    learned = ("latents", "profiles", "teacher") if teacher else ("latents", "profiles")
+    inputs: list[Any] = [run.fingerprint_of(name) for name in learned]
     inputs += [settings.model_dump(), config.seed, config.precision, budget.noise["adapter"]]
     merge_adapter(prior, run.stage("adapter", build, version=1, inputs=["private", *inputs]))
 
@@ -302,7 +309,7 @@ def _draw(prior: Prior, starts: _Starts, texts: list[str], config: Config, run: 
 def _choose(
     candidates: Tensor,
     prior: Prior,
-    teacher: Teacher,
+    teacher: Teacher | None,
     scenes: Scenes,
     profiles: _Profiles,
     texts: list[str],
@@ -321,11 +328,13 @@ def _choose(
         )
         labels = slot_labels(scenes, config)
         described = [texts[label] for label in labels.tolist()]
-        records = describe_images(chosen, labels, judge(teacher, candidates[chosen])[0], described, config)
+        logits = judge(teacher, candidates[chosen])[0] if teacher else None
+        records = describe_images(chosen, labels, logits, described, config)
         facts = about("dpd", config) | {"guarantee": guarantee(budget, len(scenes))}
         DistilledSet(decode(prior, candidates[chosen], config), labels, scenes.classes, records, facts).write(folder)
 
-    inputs = ["private", run.fingerprint_of("candidates"), run.fingerprint_of("teacher"), asdict(budget)]
+    inputs = ["private", run.fingerprint_of("candidates"), asdict(budget)]
+    inputs += [run.fingerprint_of("teacher")] if teacher else []
     return DistilledSet.load(run.stage("distilled", build, version=4, inputs=inputs))
 
 
@@ -333,13 +342,13 @@ def guarantee(budget: Budget, count: int) -> str:
     """Return what the data card says of the budget: what is covered, and what is not."""
     return (
         f"Differentially private: ε = {_rounded_up(budget.epsilon)}, δ = {budget.delta:.3g}, the unit being one image "
-        f"in or out of the {count}. Covered is all that was learned from them: means of classes and clusters, teacher, "
-        "adapter, descriptions and choice follow from sums with Gaussian noise, added up as Rényi differential "
-        "privacy; another set made from the same images spends as much again. Not covered: what the base was trained "
-        "on (one that names its training images was compared, file by file; the same images in other files are not "
-        "known again); the names of the classes and the number of images, taken as known; several images of one "
-        "place, each of which counts for itself; whoever reads the run folder or the memory of the machine that made "
-        "the set; and the limits of floating-point noise."
+        f"in or out of the {count}. Covered is all that was learned from them: means of classes and clusters, teacher "
+        "and adapter (if any), descriptions and choice follow from sums with Gaussian noise, added up as Rényi "
+        "differential privacy; another set made from the same images spends as much again. Not covered: what the "
+        "base was trained on (one that names its training images was compared, file by file; the same images in "
+        "other files are not known again); the names of the classes and the number of images, taken as known; "
+        "several images of one place, each of which counts for itself; whoever reads the run folder or the memory of "
+        "the machine that made the set; and the limits of floating-point noise."
     )
 
 

@@ -552,13 +552,13 @@ def _choose_of_class(
 
 
 def describe_images(
-    chosen: Tensor, labels: Tensor, logits: Tensor, texts: list[str], config: Config
+    chosen: Tensor, labels: Tensor, logits: Tensor | None, texts: list[str], config: Config
 ) -> tuple[dict[str, Any], ...]:
     """Return what is told of each of the `chosen` candidates, int64 [n]; nothing that names a source scene.
 
-    `logits` [n, classes] are the teacher's of these, `texts` the descriptions of the slots.
+    `logits` [n, classes] are the teacher's of these, if there is one, `texts` the descriptions of the slots.
     """
-    sure = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
+    sure = [None] * len(labels) if logits is None else logits.softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
     slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
     return tuple(
         {
@@ -566,7 +566,7 @@ def describe_images(
             "candidate": int(index) % config.sampling.candidates,
             "seed": int(slots[index]) * MOST_CANDIDATES + int(index) % config.sampling.candidates,
             "description": texts[slots[index]],
-            "scores": {"teacher_probability": round(probability, 4)},
+            "scores": {} if probability is None else {"teacher_probability": round(probability, 4)},
         }
         for index, probability in zip(chosen.tolist(), sure, strict=True)
     )
