@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 import geodistill
+from geodistill.cli import _config_file
 from geodistill.config import Config, load_config
 from geodistill.descriptions import Description, Exchange
 from geodistill.errors import ConfigError, DescriberError, PriorError, SceneError
@@ -280,8 +280,9 @@ def test_presets_for_large_bases_make_a_set(
 ) -> None:
     smaller = ["size=32", "ipc=2", "finetune.steps=2", "finetune.warmup=1", "sampling.steps=4"]
     smaller += ["descriptions.describer=template"]
-    file = Path(str(files("geodistill.presets") / f"{preset}.toml"))
-    config = _with(load_config(file, smaller, base=str(sd_folder)), teacher=on_pipeline.teacher.model_dump())
+    config = _with(
+        load_config(_config_file(preset), smaller, base=str(sd_folder)), teacher=on_pipeline.teacher.model_dump()
+    )
     distilled = distill(pair, config, out=tmp_path / "run")
     assert torch.bincount(distilled.labels).tolist() == [2, 2]
     ranks = {record["candidate"] for record in distilled.records}

@@ -88,8 +88,18 @@ def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
 
 
 def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
-    """Return the prior: the package's own, one built from the scenes in stage `base`, or any other."""
-    return _load(str(train_base(scenes, config, run)) if config.base == SCRATCH else config.base, config)
+    """Return the prior: the package's own, one built from the scenes in stage `base`, or any other.
+
+    Raises ConfigError where a class's name alone makes a prompt over its token limit.
+    """
+    prior = _load(str(train_base(scenes, config, run)) if config.base == SCRATCH else config.base, config)
+    for name in scenes.classes:
+        if not prior.fits(class_prompt(name)):
+            raise ConfigError(
+                f"the prompt of class {name!r} has {prior.tokens(class_prompt(name))} tokens, the base's text encoder "
+                f"takes {prior.token_limit}: give the class's folder a shorter name"
+            )
+    return prior
 
 
 def _load(source: str, config: Config) -> Prior:
@@ -265,14 +275,7 @@ def describe(prior: Prior, prototypes: Prototypes, scenes: Scenes, config: Confi
     """Return one description for each prototype from stage `descriptions`, none over the prior's token limit.
 
     Where a model writes them, all that was asked and answered is kept in the stage's folder.
-    Raises ConfigError where a class's name alone is over the limit.
     """
-    for name in scenes.classes:
-        if not prior.fits(class_prompt(name)):
-            raise ConfigError(
-                f"the prompt of class {name!r} has {prior.tokens(class_prompt(name))} tokens, the base's text encoder "
-                f"takes {prior.token_limit}: give the class's folder a shorter name"
-            )
 
     def build(folder: Path) -> dict[str, Any]:
         describer = make_describer(config.descriptions.describer, config.precision)
