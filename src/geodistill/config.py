@@ -31,6 +31,7 @@ class CompactSettings(_Settings):
         "linear", description="principal components of 8x8-pixel patches, or convolutions that have to be trained"
     )
     autoencoder_steps: int = Field(8000, ge=1, description="training steps of a convolutional autoencoder")
+    autoencoder_batch: int = Field(64, ge=1, description="images per step of it and of sharpening")
     autoencoder_lr: float = Field(1e-3, gt=0, description="its peak learning rate")
     sharpening_steps: int = Field(
         0, ge=0, description="further ones in which its decoder alone learns texture from adversarial critics"
@@ -38,6 +39,11 @@ class CompactSettings(_Settings):
     channels: int = Field(48, ge=1, le=192, description="latent channels per 8x8-pixel patch")
     width: tuple[_Width, _Width] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
     steps: int = Field(4000, ge=1, description="training steps of the U-Net")
+    nearer_views: int = Field(
+        8,
+        ge=0,
+        description="parts of every scene that are learned from beside its eight views, where it has the pixels",
+    )
     batch: int = Field(64, ge=1, description="latents per step")
     lr: float = Field(8e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are what is kept")

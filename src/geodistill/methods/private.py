@@ -263,7 +263,7 @@ def _finetune(
             noise = torch.randn(clean.shape, generator=by)
             times = torch.randint(0, len(alphas), (len(images),), generator=by)
             labels = scenes.labels[images]
-            drawn = (tensor.to(prior.device) for tensor in (clean, embedding, noise, times, labels))
+            drawn = (tensor.to(prior.device) for tensor in (clean.float(), embedding.float(), noise, times, labels))
             return denoising_loss(adapted.unet, alphas.to(prior.device), prediction, plan, *drawn)
 
         adapted.unet.train()

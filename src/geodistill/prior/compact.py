@@ -18,7 +18,9 @@ from geodistill.config import CompactSettings
 from geodistill.devices import accelerator, working_type
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
 from geodistill.prior.base import Prior, refuse_odd_size
+from geodistill.prior.losses import spread
 from geodistill.prior.training import (
+    Ahead,
     Optimisation,
     TrainingData,
     TrainingPlan,
@@ -40,8 +42,6 @@ _WARMUP, _GAMMA, _DROP_PROMPT = 200, 5.0, 0.1
 _TOLD_APART = 1000
 # The autoencoder after each of its trainings, kept until the whole base is there, with what the training told.
 _SMOOTH, _SHARP, _FACTS = ".smooth", ".sharp", "facts.json"
-# Images in a step of the autoencoder's trainings.
-_TOGETHER = 64
 # The sharpening's peak learning rate, and the largest deviation of what disturbs its latents, of deviation 1.
 _SHARPENING_LR, _DISTURBANCE = 5e-4, 0.3
 # The critics' pressure at its first step and at its last. Raised so far, images are worth more to a classifier; under
@@ -87,7 +87,7 @@ def build_compact(
         # An odd step, so that both texts of scenes are among them.
         _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
         facts = _make_autoencoder(prior, pixels, larger, settings, seed, folder)
-    data = _training_data(prior, pixels, larger, labels, prompts, seed)
+    data = _training_data(prior, pixels, larger, labels, prompts, settings.nearer_views, seed)
     plan = TrainingPlan(
         seed=derive_seed(seed, "compact"),
         steps=settings.steps,
@@ -100,6 +100,9 @@ def build_compact(
         working=prior.working,
     )
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
+    if prior.device.type == "cuda":
+        # A step of so small a network is over sooner than Python has asked for its parts one by one.
+        prior.unet.compile()
     facts |= train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
     facts["unet_parameters"] = sum(p.numel() for p in prior.unet.parameters())
     facts["autoencoder_psnr_db"] = round(_psnr(prior, pixels), 2)
@@ -249,7 +252,7 @@ def _make_autoencoder(
     if isinstance(prior.vae, PatchAutoencoder):
         prior.vae.fit(_scaled(pixels[part], prior.device) for part in batches(len(pixels), 500))
         return {}
-    draw = _Batches(pixels, larger, settings.channels, seed)
+    draw = _Batches(pixels, larger, settings, seed)
 
     def smooth() -> dict[str, Any]:
         facts = _train_autoencoder(prior.vae, draw, settings, seed, folder)
@@ -282,21 +285,33 @@ def _kept(prior: Prior, folder: Path, name: str, make: Callable[[], dict[str, An
 class _Batches:
     """Draws what the autoencoder's trainings see: half of it whole scenes, half nearer views, under one symmetry."""
 
-    def __init__(self, pixels: Tensor, larger: Tensor | None, channels: int, seed: int) -> None:
+    def __init__(self, pixels: Tensor, larger: Tensor | None, settings: CompactSettings, seed: int) -> None:
         self.pixels, self.larger, self.seed, self.device = pixels, larger, seed, accelerator()
-        self.shape = (channels, pixels.shape[-1] // 8, pixels.shape[-1] // 8)
+        self.count, side = settings.autoencoder_batch, pixels.shape[-1] // 8
+        self.shape = (self.count, settings.channels, side, side)
 
-    def __call__(self, name: str, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Return images float [n, 3, s, s] in [-1, 1] and normal noise of their latents' shape for one step."""
+    def named(self, name: str) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
+        """Return what gives, for a step of training `name`, what it sees.
+
+        These are images float [n, 3, s, s] in [-1, 1], normal noise of their latents' shape and n shares of 1.
+        """
+        drawn = Ahead(lambda step: self._draw(name, step), self.device)
+
+        def seen(step: int) -> tuple[Tensor, Tensor, Tensor]:
+            whole, large, noise, shares = drawn(step)
+            g = generator(self.seed, f"{name}: windows", step)
+            images = torch.cat([whole, nearer(large, self.pixels.shape[-1], g)])
+            return _scaled(dihedral(images, int(torch.randint(0, 8, (), generator=g))), self.device), noise, shares
+
+        return seen
+
+    def _draw(self, name: str, step: int) -> tuple[Tensor, ...]:
         g = generator(self.seed, name, step)
-        chosen = torch.randint(0, len(self.pixels), (_TOGETHER,), generator=g)
-        images = self.pixels[chosen]
-        if self.larger is not None:
-            half = _TOGETHER // 2
-            images = torch.cat([images[:half], nearer(self.larger[chosen[half:]], self.pixels.shape[-1], g)])
-        images = dihedral(images, int(torch.randint(0, 8, (), generator=g)))
-        noise = torch.randn(_TOGETHER, *self.shape, generator=g)
-        return _scaled(images, self.device), noise.to(self.device), g
+        chosen = torch.randint(0, len(self.pixels), (self.count,), generator=g)
+        half = self.count if self.larger is None else self.count // 2
+        larger = self.pixels if self.larger is None else self.larger
+        noise = torch.randn(self.shape, generator=g)
+        return self.pixels[chosen[:half]], larger[chosen[half:]], noise, torch.rand(self.count, generator=g)
 
 
 def _train_autoencoder(
@@ -306,9 +321,10 @@ def _train_autoencoder(
         torch.manual_seed(derive_seed(seed, "autoencoder weights"))
         learner = AutoencoderLoss(vae).train().to(draw.device)
     learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seen = draw.named("autoencoder step")
 
     def loss(step: int) -> Tensor:
-        images, noise, _ = draw("autoencoder step", step)
+        images, noise, _ = seen(step)
         return learner(images, noise)  # type: ignore[no-any-return]
 
     steps = settings.autoencoder_steps
@@ -321,30 +337,39 @@ def _sharpen(vae: ConvAutoencoder, draw: _Batches, steps: int, seed: int, folder
         torch.manual_seed(derive_seed(seed, "critic weights"))
         learner = SharpeningLoss(vae).to(draw.device)
     learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seen = draw.named("sharpening step")
 
     def loss(step: int) -> Tensor:
-        images, noise, g = draw("sharpening step", step)
-        strength = torch.rand(len(noise), 1, 1, 1, generator=g) * _DISTURBANCE
+        images, noise, shares = seen(step)
         first, last = _PRESSURE
         pressure = first + (last - first) * step / steps
-        return learner(images, noise * strength.to(noise.device), pressure)  # type: ignore[no-any-return]
+        return learner(images, noise * spread(_DISTURBANCE * shares), pressure)  # type: ignore[no-any-return]
 
     plan = Optimisation(steps=steps, lr=_SHARPENING_LR, warmup=min(50, steps // 4), ema=0.995)
     return train(learner, loss, plan, folder, "sharpening", dict(learner.critics.named_buffers()))
 
 
 def _training_data(
-    prior: Prior, pixels: Tensor, larger: Tensor | None, labels: Tensor, prompts: list[list[str]], seed: int
+    prior: Prior,
+    pixels: Tensor,
+    larger: Tensor | None,
+    labels: Tensor,
+    prompts: list[list[str]],
+    nearer_views: int,
+    seed: int,
 ) -> TrainingData:
-    """Encode the eight views of each scene and, where there are `larger` ones, eight nearer ones."""
+    """Encode the eight views of each scene and, where there are `larger` ones, so many nearer ones."""
     texts, rows = prompt_table(prompts)
-    kinds = 8 if larger is None else 16
+    kinds = 8 if larger is None else 8 + nearer_views
 
     def encoded(view: int) -> Tensor:
         g = generator(seed, "view", view)
         parts = []
         for part in batches(len(pixels), 500):
-            seen = pixels[part] if larger is None or view < 8 else nearer(larger[part], pixels.shape[-1], g)
+            if larger is None or view < 8:
+                seen = pixels[part]
+            else:
+                seen = nearer(larger[part].to(prior.device), pixels.shape[-1], g)
             parts.append(prior.encode(dihedral(seen, view % 8)).half())
         return torch.cat(parts)
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,10 @@ def train_denoiser(
         # A step takes a quarter less time than with torch's fused attention, whose gradient is slow on the CPU.
         unet.set_attn_processor(AttnProcessor())
 
+    drawn = Ahead(lambda step: _draw(data, plan, len(alphas), step), unet.device)
+
     def losses(step: int) -> Iterator[Tensor]:
-        return _losses(unet, alphas, prediction, data, plan, together.count, step)
+        return _losses(unet, alphas, prediction, plan, together.count, drawn(step))
 
     remembered = dict(plan.auxiliary.to(unet.device).named_buffers()) if plan.auxiliary is not None else {}
     return train(unet, losses, plan, folder, title, remembered, together.relieve)
@@ -213,23 +216,49 @@ def forget_checkpoint(folder: Path) -> None:
     (folder / _CHECKPOINT).unlink(missing_ok=True)
 
 
-def _losses(
-    unet: Any, alphas: Tensor, prediction: str, data: TrainingData, plan: TrainingPlan, together: int, step: int
-) -> Iterator[Tensor]:
-    """Yield the terms of a step's loss, of `together` latents each; all that is random is drawn for all of them."""
+class Ahead:
+    """Has what a step needs drawn on the CPU, so that every device trains on the same.
+
+    On a GPU, that of the next step is drawn, into memory which is copied from fastest, while this one is computed.
+    """
+
+    def __init__(self, draw: Callable[[int], tuple[Tensor, ...]], device: torch.device) -> None:
+        self._draw, self._device = draw, device
+        self._worker = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self._coming: dict[int, Future[tuple[Tensor, ...]]] = {}
+
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
+        """Return the tensors of `step` on the device."""
+        if self._worker is None:
+            return tuple(tensor.to(self._device) for tensor in self._draw(step))
+        coming = self._coming.pop(step, None) or self._worker.submit(self._pinned, step)
+        self._coming = {step + 1: self._worker.submit(self._pinned, step + 1)}
+        return tuple(tensor.to(self._device, non_blocking=True) for tensor in coming.result())
+
+    def _pinned(self, step: int) -> tuple[Tensor, ...]:
+        return tuple(tensor.pin_memory() for tensor in self._draw(step))
+
+
+def _draw(data: TrainingData, plan: TrainingPlan, levels: int, step: int) -> tuple[Tensor, ...]:
+    """Return what a step trains on: latents, embeddings of their prompts, noise, times below `levels`, classes."""
     g = generator(plan.seed, "denoiser step", step)
     chosen = _batch_indices(plan.seed, step, plan.batch, len(data.labels))
     clean, embedding = draw_batch(data, chosen, plan.drop_prompt, g)
     noise = torch.randn(clean.shape, generator=g)
-    times = torch.randint(0, len(alphas), (len(chosen),), generator=g)
-    # All of it is drawn on the CPU, so that every device trains on the same.
-    crew = processes() if plan.shared else Processes()
-    for index, part in enumerate(batches(len(chosen), together)):
+    return clean, embedding, noise, torch.randint(0, levels, (len(chosen),), generator=g), data.labels[chosen]
+
+
+def _losses(
+    unet: Any, alphas: Tensor, prediction: str, plan: TrainingPlan, together: int, drawn: tuple[Tensor, ...]
+) -> Iterator[Tensor]:
+    """Yield the terms of the loss of what was `drawn` for a step, of `together` latents each."""
+    crew, count = processes() if plan.shared else Processes(), len(drawn[0])
+    for index, part in enumerate(batches(count, together)):
         if index % crew.count != crew.rank:
             continue
-        drawn = (clean[part], embedding[part], noise[part], times[part], data.labels[chosen][part])
-        moved = (tensor.to(unet.device) for tensor in drawn)
-        yield denoising_loss(unet, alphas, prediction, plan, *moved) * (len(times[part]) / len(times))
+        clean, embedding, *rest = (tensor[part] for tensor in drawn)
+        loss = denoising_loss(unet, alphas, prediction, plan, clean.float(), embedding.float(), *rest)
+        yield loss * (len(clean) / count)
 
 
 def denoising_loss(
@@ -274,7 +303,7 @@ def _batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
 
 
 def draw_batch(data: TrainingData, chosen: Tensor, drop: float, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return latents float32 [n, C, h, w], a view of each scene in `chosen` int64 [n], and embeddings of a prompt each.
+    """Return latents [n, C, h, w], a view of each scene in `chosen` int64 [n], and embeddings of a prompt each.
 
     A share `drop` of the prompts is the empty one.
     """
@@ -283,7 +312,7 @@ def draw_batch(data: TrainingData, chosen: Tensor, drop: float, g: torch.Generat
     which = torch.randint(0, data.prompts.shape[1], (count,), generator=g)
     rows = data.prompts[chosen, which]
     rows = torch.where(torch.rand(count, generator=g) < drop, torch.zeros_like(rows), rows)
-    return data.latents[chosen, views].float(), data.embeddings[rows].float()
+    return data.latents[chosen, views], data.embeddings[rows]
 
 
 def _check_finite(loss: Tensor, step: int, title: str) -> None:
