@@ -232,10 +232,10 @@ def pretrain(
 ) -> None:
     """Train a base on the training scenes of DATA, once, for any number of later runs.
 
-    Takes hours on two cores and shows the time left: first a convolutional autoencoder, then the U-Net, on all that
-    leaves an overhead scene one (flips, right-angle turns, nearer views). OUT/base is a diffusers pipeline with a model
-    card, for --base. With --base, the U-Net of one that is there already learns DATA besides what it knows; its
-    autoencoder and its text encoder stay.
+    Takes hours on two cores, or a quarter of an hour on a large GPU with --config pretrain-gpu, and shows the time
+    left: first a convolutional autoencoder, then the U-Net, on all that leaves an overhead scene one (flips,
+    right-angle turns, nearer views). OUT/base is a diffusers pipeline with a model card, for --base. With --base,
+    the U-Net of one that is there already learns DATA besides what it knows; its autoencoder and its text encoder stay.
     """
     with _told():
         from geodistill.config import load_config

@@ -91,7 +91,7 @@ def _autoencoder(facts: dict[str, Any], settings: CompactSettings, start: str | 
         return f"that of {start}"
     kind = "principal components of 8x8-pixel patches"
     if settings.autoencoder == "convolutional":
-        kind = f"convolutional, {facts['autoencoder_steps']} steps of 64 images"
+        kind = f"convolutional, {facts['autoencoder_steps']} steps of {settings.autoencoder_batch} images"
     if settings.sharpening_steps and settings.autoencoder == "convolutional":
         kind += f", its decoder {settings.sharpening_steps} more under adversarial critics"
     return f"{kind}; {settings.channels} channels at 1/8 of the resolution"

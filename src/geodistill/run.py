@@ -126,12 +126,16 @@ def forget_parts(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a figure depends on."""
-    from importlib.metadata import version
+    """Return the versions that a figure depends on, of what is installed: geodistill may run from its source."""
+    from importlib.metadata import PackageNotFoundError, version
 
     libraries = ("torch", "diffusers", "transformers", "peft", "scikit-learn", "scipy", "numpy", "pillow", "pytorchcv")
     names = ("geodistill", *libraries)
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @contextlib.contextmanager

@@ -14,10 +14,12 @@ import geodistill.prior  # noqa: F401  (makes stock diffusers know our autoencod
 from geodistill.config import CompactSettings
 from geodistill.errors import PriorError
 from geodistill.prior import compact
+from geodistill.prior.autoencoder import PatchAutoencoder
 from geodistill.prior.base import check_size, fingerprint_of_base, load_prior, shipped_base
 from geodistill.prior.compact import _byte_pairs, build_compact, new_compact
 from geodistill.scenes import SceneData, draw_scene
 from geodistill.scenes.images import to_square_tensor
+from geodistill.scenes.views import dihedral
 
 
 def test_encode_and_decode_follow_the_autoencoders_own_scale(sd_folder: Path) -> None:
@@ -114,6 +116,35 @@ def test_stock_diffusers_loads_the_compact_base_and_draws(data: SceneData, tmp_p
     ours = load_prior(str(tmp_path))
     error = (ours.decode(ours.encode(pixels)).double() - pixels.double()).square().mean(dim=(1, 2, 3))
     assert facts["autoencoder_psnr_db"] == pytest.approx(float((10 * torch.log10(255**2 / error)).mean()), abs=0.05)
+
+
+def test_a_base_learns_from_eight_views_and_as_many_nearer_ones_as_are_asked_for(data: SceneData) -> None:
+    some = range(6)
+    pixels, larger = data.train.pixels(some, size=32), data.train.pixels(some, size=48)
+    prior = new_compact(["a beach"], CompactSettings(channels=8, width=(32, 32)), size=32, seed=0)
+    assert isinstance(prior.vae, PatchAutoencoder)
+    prior.vae.fit([pixels.float() / 127.5 - 1])
+    args = (data.train.labels[:6], [["a beach"]] * 6)
+    seen = compact._training_data(prior, pixels, larger, *args, nearer_views=3, seed=0).latents
+    assert seen.shape == (6, 11, 8, 4, 4)
+    assert all(torch.equal(seen[:, view], prior.encode(dihedral(pixels, view)).half()) for view in range(8))
+    assert (seen[:, 8:] - seen[:, :1]).abs().flatten(2).mean(dim=2).min() > 0.01
+    alone = compact._training_data(prior, pixels, None, *args, nearer_views=3, seed=0).latents
+    assert torch.equal(alone, seen[:, :8])
+
+
+def test_an_autoencoder_sees_whole_scenes_and_parts_of_scenes_in_equal_shares(data: SceneData) -> None:
+    some = range(40)
+    pixels, larger = data.train.pixels(some, size=32), data.train.pixels(some, size=48)
+    settings = CompactSettings(channels=8, autoencoder_batch=10)
+    images, noise, shares = compact._Batches(pixels, larger, settings, seed=0).named("autoencoder step")(3)
+    assert images.shape == (10, 3, 32, 32)
+    assert noise.shape == (10, 8, 4, 4)
+    assert ((shares >= 0) & (shares < 1)).all()
+    views = {dihedral(pixels[index], view).numpy().tobytes() for index in some for view in range(8)}
+    back = ((images + 1) * 127.5).round().to(torch.uint8)
+    whole = [image.contiguous().numpy().tobytes() in views for image in back]
+    assert whole == [True] * 5 + [False] * 5
 
 
 def test_channels_of_the_text_embeddings_tell_prompts_apart() -> None:

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,15 @@ def _trained(
     else:
         prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
     folder.mkdir(exist_ok=True)
-    losses = training._losses
+    draw = training._draw
 
-    def stopping(*args: Any) -> Iterator[torch.Tensor]:
+    def stopping(*args: Any) -> tuple[torch.Tensor, ...]:
         if args[-1] == stop_at:
             raise RuntimeError("killed")
-        return losses(*args)
+        return draw(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_losses", stopping)
+        patch.setattr(training, "_draw", stopping)
         train_denoiser(prior.unet, prior.scheduler, _data(prior), plan, folder, "base")
     return {name: value.detach().clone() for name, value in prior.unet.state_dict().items()}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geodistill.privacy.overlap import FOOTPRINT, footprint, known
+from geodistill.privacy.overlap import FOOTPRINT, footprint, known, sign
 
 TRAINED = [f"image {index}" for index in range(2000)]
 OTHERS = [f"another {index}" for index in range(2000)]
@@ -44,3 +44,14 @@ def test_one_image_is_not_given_away():
 def test_whatever_the_names_what_was_trained_on_is_known(tmp_path_factory, keys):
     folder = base(tmp_path_factory.mktemp("base"), footprint(keys))
     assert known(keys, folder) == len(keys)
+
+
+def test_the_base_gone_on_from_is_signed_for_and_the_same_images_once(tmp_path):
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    for folder in (first, second, third):
+        folder.mkdir()
+    sign(first, TRAINED)
+    sign(second, OTHERS, first)
+    assert (second / FOOTPRINT).read_text() == footprint(OTHERS) + footprint(TRAINED)
+    sign(third, TRAINED, second)
+    assert (third / FOOTPRINT).read_text() == footprint(OTHERS) + footprint(TRAINED)

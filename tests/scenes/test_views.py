@@ -1,8 +1,9 @@
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geodistill.scenes.views import dihedral, nearer
+from geodistill.scenes.views import _resizing, dihedral, nearer
 
 
 def test_eight_symmetries_are_all_different_and_lose_nothing() -> None:
@@ -33,6 +34,17 @@ def test_nearer_view_is_a_part_of_the_scene_at_full_size(seed: int, more: int) -
         assert (steps > 8).all()
         assert (steps < 10 * side / size + 2).all()
     assert (view[0, 2] == 0).all()
+
+
+@given(st.integers(8, 24), st.integers(0, 24), st.integers(0, 2**31))
+def test_a_window_is_resized_as_torch_resizes_it(side: int, start: int, seed: int) -> None:
+    whole, size = 24, 8
+    start = min(start, whole - side)
+    row = torch.rand(1, 1, 1, whole, generator=torch.Generator().manual_seed(seed))
+    ours = row[0, 0] @ _resizing(torch.tensor([start]), torch.tensor([side]), size, whole)[0].T
+    window = row[..., start : start + side].expand(1, 1, side, side)
+    theirs = F.interpolate(window, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    assert torch.allclose(ours[0], theirs[0, 0, 0], atol=1e-5)
 
 
 def test_nearer_views_differ_and_repeat_with_the_generator() -> None:

@@ -33,7 +33,8 @@ def sign(folder: Path, keys: Sequence[str], earlier: Path | None = None) -> None
     """Put the footprint of images with `keys` beside the base in `folder`, and that of the base that it began as."""
     path = None if earlier is None else earlier / FOOTPRINT
     before = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
-    (folder / FOOTPRINT).write_text(footprint(keys) + before, encoding="utf-8")
+    own = footprint(keys)
+    (folder / FOOTPRINT).write_text(before if own in before else own + before, encoding="utf-8")
 
 
 def known(keys: Sequence[str], folder: Path) -> int:
