@@ -101,7 +101,9 @@ def build_compact(
     )
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
     if prior.device.type == "cuda":
-        # A step of so small a network is over sooner than Python has asked for its parts one by one.
+        # A step of so small a network is over sooner than Python has asked for its parts one by one. What cannot be
+        # compiled, as where there is no C compiler, runs as it is.
+        torch._dynamo.config.suppress_errors = True
         prior.unet.compile()
     facts |= train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
     facts["unet_parameters"] = sum(p.numel() for p in prior.unet.parameters())
