@@ -74,15 +74,20 @@ def _trained(folder: Path, sd_folder: Path, stop_at: int | None = None) -> dict[
         checkpoint_every=2,
     )
     folder.mkdir(exist_ok=True)
-    losses = training._losses
+    draw, losses, steps = training._draw, training._losses, list[int]()
+
+    def drawing(*args: Any) -> tuple[torch.Tensor, ...]:
+        steps.append(args[-1])
+        return draw(*args)
 
     def stopping(*args: Any) -> Iterator[torch.Tensor]:
         values = list(losses(*args))
-        if args[-1] == stop_at:
+        if steps[-1] == stop_at:
             raise RuntimeError("killed")
         return iter(values)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_draw", drawing)
         patch.setattr(training, "_losses", stopping)
         train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "adapter")
     return load_file(folder / training._CHECKPOINT)
