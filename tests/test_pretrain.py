@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from geodistill.cli import _config_file
 from geodistill.config import Config, load_config, make_config
 from geodistill.errors import PriorError
 from geodistill.pretrain import pretrain
@@ -87,7 +88,7 @@ def test_size_that_does_not_fit(data: SceneData, settings: Config, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["pretrain", "pretrain-gpu"])
 def test_preset_is_the_recipe_of_the_shipped_base(name: str) -> None:
-    preset = load_config(Path(str(compact.__file__)).parents[1] / "presets" / f"{name}.toml").compact
+    preset = load_config(_config_file(name)).compact
     unet = json.loads((shipped_base(64) / "unet" / "config.json").read_text())
     assert preset.autoencoder == "convolutional"
     assert (preset.channels, list(preset.width)) == (unet["in_channels"], unet["block_out_channels"])

@@ -259,12 +259,9 @@ def _finetune(
         prediction = adapted.scheduler.config.prediction_type
 
         def loss_of(images: Tensor) -> Tensor:
-            clean, embedding = draw_batch(data, images, settings.drop_prompt, by)
-            noise = torch.randn(clean.shape, generator=by)
-            times = torch.randint(0, len(alphas), (len(images),), generator=by)
-            labels = scenes.labels[images]
-            drawn = (tensor.to(prior.device) for tensor in (clean.float(), embedding.float(), noise, times, labels))
-            return denoising_loss(adapted.unet, alphas.to(prior.device), prediction, plan, *drawn)
+            drawn = draw_batch(data, images, settings.drop_prompt, len(alphas), by)
+            moved = (tensor.to(prior.device) for tensor in drawn)
+            return denoising_loss(adapted.unet, alphas.to(prior.device), prediction, plan, *moved)
 
         adapted.unet.train()
         train_privately(adapted.unet, loss_of, training, noise=budget.noise["adapter"], by=by, title="adapter")

@@ -240,12 +240,9 @@ class Ahead:
 
 
 def _draw(data: TrainingData, plan: TrainingPlan, levels: int, step: int) -> tuple[Tensor, ...]:
-    """Return what a step trains on: latents, embeddings of their prompts, noise, times below `levels`, classes."""
-    g = generator(plan.seed, "denoiser step", step)
+    """Return what `draw_batch` draws for a step."""
     chosen = _batch_indices(plan.seed, step, plan.batch, len(data.labels))
-    clean, embedding = draw_batch(data, chosen, plan.drop_prompt, g)
-    noise = torch.randn(clean.shape, generator=g)
-    return clean, embedding, noise, torch.randint(0, levels, (len(chosen),), generator=g), data.labels[chosen]
+    return draw_batch(data, chosen, plan.drop_prompt, levels, generator(plan.seed, "denoiser step", step))
 
 
 def _losses(
@@ -256,9 +253,8 @@ def _losses(
     for index, part in enumerate(batches(count, together)):
         if index % crew.count != crew.rank:
             continue
-        clean, embedding, *rest = (tensor[part] for tensor in drawn)
-        loss = denoising_loss(unet, alphas, prediction, plan, clean.float(), embedding.float(), *rest)
-        yield loss * (len(clean) / count)
+        own = [tensor[part] for tensor in drawn]
+        yield denoising_loss(unet, alphas, prediction, plan, *own) * (len(own[0]) / count)
 
 
 def denoising_loss(
@@ -273,6 +269,7 @@ def denoising_loss(
     labels: Tensor,
 ) -> Tensor:
     """Return the loss of latents `clean` [n, C, h, w] with `noise` at `times` [n], a mean over them."""
+    clean, embedding = clean.float(), embedding.float()
     alpha_bar = alphas[times]
     noisy = add_noise(clean, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
     with mixed(noisy.device, plan.working):
@@ -302,17 +299,22 @@ def _batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
     return torch.stack([orders[position // count][position % count] for position in positions])
 
 
-def draw_batch(data: TrainingData, chosen: Tensor, drop: float, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return latents [n, C, h, w], a view of each scene in `chosen` int64 [n], and embeddings of a prompt each.
+def draw_batch(
+    data: TrainingData, chosen: Tensor, drop: float, levels: int, g: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return what `denoising_loss` is given for the scenes in `chosen` int64 [n].
 
-    A share `drop` of the prompts is the empty one.
+    These are latents [n, C, h, w], a view of each scene; embeddings of a prompt each, a share `drop` of them of the
+    empty one; normal noise; times int64 [n] below `levels`; classes int64 [n].
     """
     count = len(chosen)
     views = torch.randint(0, data.latents.shape[1], (count,), generator=g)
     which = torch.randint(0, data.prompts.shape[1], (count,), generator=g)
     rows = data.prompts[chosen, which]
     rows = torch.where(torch.rand(count, generator=g) < drop, torch.zeros_like(rows), rows)
-    return data.latents[chosen, views], data.embeddings[rows]
+    clean = data.latents[chosen, views]
+    noise = torch.randn(clean.shape, generator=g)
+    return clean, data.embeddings[rows], noise, torch.randint(0, levels, (count,), generator=g), data.labels[chosen]
 
 
 def _check_finite(loss: Tensor, step: int, title: str) -> None:
