@@ -31,6 +31,7 @@ from geodistill.run import write_atomic
 from geodistill.scenes import SceneData, open_scenes
 
 SHEET, KEY, IPC = "privacy.csv", ("method", "privacy"), 10
+PROTOCOLS = ("probe", "finetune")
 CASES = (
     ("random", "none"),
     ("reconstruction", "none"),
@@ -77,11 +78,12 @@ def _made(method: str, privacy: str, data: SceneData, args: argparse.Namespace) 
             out=args.out / privacy,
             methods=[method],
             ipcs=[IPC],
-            protocols=["probe", "finetune"],
+            protocols=PROTOCOLS,
             full=False,
             progress=advance,
         )
-    return tuple(row for row in rows if row.method == method), args.out / privacy / "sets" / f"{method}-ipc{IPC}"
+    own = tuple(row for row in rows if (row.method, row.ipc) == (method, IPC) and row.protocol in PROTOCOLS)
+    return own, args.out / privacy / "sets" / f"{method}-ipc{IPC}"
 
 
 def _settings(privacy: str, out: Path) -> Config:
