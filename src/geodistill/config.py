@@ -109,7 +109,7 @@ class SamplingSettings(_Settings):
     """Drawing candidates."""
 
     follow: Literal["start", "guide", "none"] = Field("start", description="how a prototype is followed")
-    strength: float = Field(0.7, gt=0, le=1, description="start: how far the prototype is noised (1: all the way)")
+    strength: float = Field(0.8, gt=0, le=1, description="start: how far the prototype is noised (1: all the way)")
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from geodistill.errors import ConfigError
 from geodistill.privacy.copies import COPY, are_copies, find_copies
-from geodistill.scenes import draw_scene
+from geodistill.scenes import draw_scene, open_scenes
 from geodistill.scenes.views import dihedral
 
+AID = Path(__file__).parents[3] / "shared" / "data" / "aid"
 CLASSES = ("Beach", "DenseResidential", "Forest", "Harbour", "ParkingLot")
 
 
@@ -71,6 +73,13 @@ def test_fresh_images_are_not_flagged(train: Tensor) -> None:
     fresh = find_copies(drawn(range(100, 105)), train)
     assert are_copies(fresh).float().mean() <= 0.02
     assert fresh.ratio.median() > 0.8
+
+
+@pytest.mark.skipif(not AID.is_dir(), reason=f"AID is not at {AID}")
+def test_of_1000_held_out_real_images_at_most_one_in_a_hundred_is_flagged() -> None:
+    data = open_scenes(AID)
+    fresh = data.test.pixels(torch.randperm(len(data.test), generator=torch.manual_seed(0))[:1000], size=64)
+    assert int(are_copies(find_copies(fresh, data.train.pixels(size=64))).sum()) <= 10
 
 
 def test_of_two_equal_training_images_a_copy_is_still_one(train: Tensor) -> None:
