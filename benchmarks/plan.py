@@ -3,8 +3,8 @@
     python benchmarks/plan.py --data ../shared/data/aid --run runs/aid-bench/selection
 
 The run has to be of the same machine, with as many threads as this script. A row of benchmarks/results/plan.csv has a
-stage's operations, its seconds, and the share of the rate of a large matrix product that it reached, which is what
-geodistill.plan counts with.
+stage's operations, its seconds, and the share of a residual block's rate that it reached, which is what geodistill.plan
+counts with.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main() -> None:
         rate = stage.operations / (stage.seconds * SHARES[stage.name])
         measured = took[stage.name]
         line = {"stage": stage.name, "work": stage.work, "operations": f"{stage.operations:.4g}"}
-        line |= {"seconds": f"{measured:.1f}", "foretold_seconds": f"{stage.seconds:.1f}", "peak_rate": f"{rate:.4g}"}
-        line |= {"share_of_peak": f"{stage.operations / measured / rate:.3f}"}
+        line |= {"seconds": f"{measured:.1f}", "foretold_seconds": f"{stage.seconds:.1f}", "block_rate": f"{rate:.4g}"}
+        line |= {"share_of_rate": f"{stage.operations / measured / rate:.3f}"}
         print(line, flush=True)
         lines.append(line | circumstances())
     to_csv(lines, "plan.csv")

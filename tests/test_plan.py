@@ -70,7 +70,8 @@ class TestOperations:
 
 
 class TestPlan:
-    def test_folder(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
+    def test_folder(self, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(planning, "peak_memory_mib", lambda: 0)
         found = make_plan(pair, on_pipeline, tmp_path / "not" / "there")
         assert found.downloads == ()
         assert not (tmp_path / "not").exists()
@@ -92,6 +93,17 @@ class TestPlan:
         assert kept() > kept(refinement=unrefined)
         assert kept(ipc=4) == 2 * kept(ipc=2)
         assert found.seconds == sum(stage.seconds for stage in found.stages)
+        monkeypatch.setattr(planning, "peak_memory_mib", lambda: 100)  # what is loaded by now
+        assert make_plan(pair, on_pipeline, tmp_path).memory == found.memory + 100 * 2**20
+
+    def test_says_what_it_does_not_count(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
+        assert make_plan(pair, on_pipeline, tmp_path).unforetold == ()
+        server = "openai:http://localhost:8000/v1"
+        described = _with(on_pipeline, descriptions={"describer": server})
+        assert make_plan(pair, described, tmp_path).unforetold == (f"answers of {server}",)
+        private = _with(on_pipeline, privacy="dp", epsilon=8.0, delta=1e-5, refinement={"steps": 0})
+        (what,) = make_plan(pair, private, tmp_path).unforetold
+        assert what.startswith("gradients of each image alone")
 
     def test_hub_says_the_same_as_the_folder(
         self, pair: Scenes, on_pipeline: Config, hub: dict[str, int], tmp_path: Path

@@ -559,6 +559,8 @@ def _print_plan(found: Any) -> None:
         table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", _duration(stage.seconds))
     table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", _duration(found.seconds))
     _console.print(table)
+    for what in found.unforetold:
+        _console.print(f"not counted: {what}", soft_wrap=True)
 
 
 def _giga(size: int) -> str:

@@ -1,12 +1,13 @@
 """What a run will cost: downloads and their licences, disk, memory, work and time, before any of it is spent.
 
 Models are built from their configs alone, on torch's meta device, where nothing is computed: their floating-point
-operations and the activations that training keeps are counted, not guessed. Time is operations by a rate measured here,
-and so no better than the share of that rate which a model reaches.
+operations and the activations that training keeps are counted, not guessed. Time is operations by the rate of a layer
+like those the models consist of, measured here, and so no better than the share of that rate which a stage reaches.
 """
 
 import json
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from huggingface_hub import HfApi, HfFileSystem, try_to_load_from_cache
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,20 +40,20 @@ from geodistill.prior.base import (
     refuse_odd_size,
     source_of,
 )
+from geodistill.run import peak_memory_mib
 from geodistill.scenes.scenes import Scenes
 from geodistill.teacher import Teacher
 
-# Share of the rate of a large matrix product that each stage reached with the compact base on AID (benchmarks/plan.py):
-# the first four on one core of two that were both at work, the others on both. Larger bases reach more, and are done
-# sooner than foretold.
+# Share of the rate of a residual block (`block_rate`) that each stage reached with the compact base on AID
+# (benchmarks/plan.py). Larger bases reach more, and are done sooner than foretold.
 SHARES = {
-    "latents": 0.37,
-    "teacher": 0.19,
-    "adapter": 0.05,
-    "candidates": 0.17,
-    "chosen": 0.14,
-    "experts": 0.012,
-    "refined": 0.29,
+    "latents": 0.74,
+    "teacher": 1.26,
+    "adapter": 0.55,
+    "candidates": 1.09,
+    "chosen": 0.9,
+    "experts": 0.18,
+    "refined": 1.56,
 }
 # Nearly all of screening is drawing.
 SHARES["screened"] = SHARES["candidates"]
@@ -82,10 +84,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cost of a run, nothing of which has been spent. Memory and disk are in bytes."""
+    """Cost of a run, nothing of which has been spent. Memory and disk are in bytes.
+
+    unforetold: what takes time that is not known beforehand.
+    """
 
     downloads: tuple[Download, ...]
     stages: tuple[Stage, ...]
+    unforetold: tuple[str, ...]
     memory: int
     disk: int
     free_disk: int
@@ -119,6 +125,9 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
         SceneError: a class has too few images.
     """
     check_counts(scenes, config.ipc, config.privacy)
+    device = accelerator().type
+    # On a CPU what is loaded by now, libraries most of all, shares the memory with the models.
+    loaded = peak_memory_mib() * 2**20 if device == "cpu" else 0
     downloads = []
     if config.base == SCRATCH:
         raise PriorError(
@@ -137,12 +146,10 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     describer = config.descriptions.describer
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))
-    device = accelerator().type
-    stages = tuple(_stages(parts, scenes, config, peak_rate(device)))
+    stages = tuple(_stages(parts, scenes, config, block_rate(device)))
     disk = _disk(parts, scenes, config) + sum(one.size for one in downloads)
-    return Plan(
-        tuple(downloads), stages, _memory(parts, config, len(scenes.classes) * config.ipc), disk, _free(out), device
-    )
+    memory = loaded + _memory(parts, config, len(scenes.classes) * config.ipc)
+    return Plan(tuple(downloads), stages, tuple(_unforetold(config)), memory, disk, _free(out), device)
 
 
 def _of_folder(source: str) -> _Parts:
@@ -248,6 +255,13 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
         yield Stage(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))
 
 
+def _unforetold(config: Config) -> Iterator[str]:
+    if config.descriptions.describer not in ("measured", "template"):
+        yield f"answers of {config.descriptions.describer}"
+    if config.privacy == "dp":
+        yield "gradients of each image alone, which training under differential privacy takes"
+
+
 def denoising_operations(source: str, size: int) -> float:
     """Return the operations of one pass of a latent of images of side `size` through the U-Net in a base's folder."""
     parts = _of_folder(source)
@@ -342,13 +356,23 @@ def _free(folder: Path) -> int:
     return free
 
 
-def peak_rate(device: str) -> float:
-    """Return the floating-point operations a second of a large product in bf16, the median of five."""
-    side = 8192 if device == "cuda" else 2048
-    left = torch.linspace(-1, 1, side, device=device, dtype=torch.bfloat16).expand(side, side).contiguous()
+def block_rate(device: str) -> float:
+    """Return the floating-point operations a second of a residual block in bf16, the median of twenty passes.
+
+    A product of large matrices is no yardstick: a processor with units for it is ten times as fast there as another,
+    and twice as fast at what a small U-Net consists of.
+    """
+    channels, side, count = (320, 64, 16) if device == "cuda" else (128, 8, 64)
+    block = ResnetBlock2D(in_channels=channels, temb_channels=None).eval()
+    images = torch.zeros(count, channels, side, side, device=device, dtype=torch.bfloat16)
+    images = images.to(memory_format=torch.channels_last)
+    operations = _operations(lambda: block.to("meta")(_meta(count, channels, side), None))
+    block = block.to_empty(device=device).to(torch.bfloat16, memory_format=torch.channels_last)
     seconds = []
-    for _ in range(6):
-        start = time.perf_counter()
-        float((left @ left)[0, 0])
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / sorted(seconds[1:])[2]
+    with torch.inference_mode():
+        for _ in range(25):
+            start = time.perf_counter()
+            float(block(images, None)[0, 0, 0, 0])
+            seconds.append(time.perf_counter() - start)
+    # The first ones prepare what the others find.
+    return operations / statistics.median(seconds[5:])
