@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from geodistill.evaluation.rows import Row
 from geodistill.report.plots import (
     _free_line,
+    _label_points,
     accuracy_plot,
     curves_plot,
     distances_plot,
@@ -138,6 +140,21 @@ def test_a_label_moves_to_the_nearest_free_line() -> None:
     assert _free_line([(2, 3, 5.0)], 0, 1, 5.0, 1.0) == 5.0
     assert _free_line([(0.5, 3, 5.25)], 0, 1, 5.0, 1.0) == 4.25
     assert _free_line([(0.5, 3, 5.0)], 0, 1, 5.0, 1.0) == 6.0
+
+
+def test_a_label_stands_left_of_its_point_where_the_right_is_taken() -> None:
+    axes = Figure().add_subplot()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    _label_points(
+        axes, [(0.5, 0.5, "alone"), (0.2, 0.8, "beside"), (0.3, 0.8, ""), (0.02, 0.1, "edge"), (0.1, 0.1, "")]
+    )
+    sides = {text.get_text(): (text.get_ha(), text.get_position()[1]) for text in axes.texts}
+    assert sides["alone"] == ("left", 0.5)
+    assert sides["beside"] == ("right", 0.8)
+    side, line = sides["edge"]  # there is no room on the left of it
+    assert side == "left"
+    assert line != 0.1
 
 
 def test_roc_is_drawn_with_percentages_and_guessing() -> None:

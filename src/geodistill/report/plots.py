@@ -174,16 +174,19 @@ def _rho(row: Row) -> float:
 
 
 def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each (x, y, text) right of its point, moved where it would lie on a point or another label."""
+    """Write each (x, y, text) right or left of its point, moved where it would lie on a point or another label."""
     width, height = _letter(axes)
+    edge, _ = axes.get_xlim()
     placed = [(x - width, x + width, y) for x, y, _ in points]
     for x, y, text in sorted((point for point in points if point[2]), key=lambda point: -point[1]):
-        start, end = x + 1.5 * width, x + (2.5 + len(text)) * width
-        line = _free_line(placed, start, end, y, height)
+        near, far = 1.5 * width, (2.5 + len(text)) * width
+        sides = [(x + near, x + near, x + far), (x - near, x - far, x - near)]
+        found = [(*side, _free_line(placed, side[1], side[2], y, height)) for side in sides if side[1] > edge]
+        at, start, end, line = min(found, key=lambda side: abs(side[3] - y))
         placed.append((start, end, line))
         arrow = {"arrowstyle": "-", "color": _INK, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3}
-        moved = abs(line - y) > height
-        axes.annotate(text, (x, y), (start, line), fontsize=7, va="center", arrowprops=arrow if moved else None)
+        moved, side = abs(line - y) > height, "left" if at > x else "right"
+        axes.annotate(text, (x, y), (at, line), fontsize=7, ha=side, va="center", arrowprops=arrow if moved else None)
 
 
 def _letter(axes: Axes) -> tuple[float, float]:
