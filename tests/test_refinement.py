@@ -14,7 +14,7 @@ from geodistill.config import RefinementSettings
 from geodistill.errors import TrainingError
 from geodistill.evaluation.networks import backbone_features, embed, pretrained
 from geodistill.prior.base import Prior, load_prior
-from geodistill.refinement import RIDGE, Lesson, refine
+from geodistill.refinement import RIDGE, Lesson, MeansLesson, random_lesson, refine
 from geodistill.scenes import Scenes
 
 
@@ -54,6 +54,50 @@ class TestLesson:
         assert float(lesson(means)) < 1 < float(lesson(means.flip(0)))
 
 
+class TestMeansLesson:
+    LABELS, REAL = torch.tensor([0, 0, 1, 1]), torch.tensor([[0.0, 1.0], [0.0, 3.0], [4.0, 0.0], [0.0, 0.0]])
+
+    def lesson(self) -> MeansLesson:
+        return MeansLesson(pretrained(), torch.tensor([1, 0]), self.REAL, self.LABELS)
+
+    def test_by_hand(self):
+        # Real means (0, 2) and (2, 0), 4 in all from their mean (1, 1).
+        assert float(self.lesson()(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))) == 0.0
+        assert float(self.lesson()(torch.ones(2, 2))) == pytest.approx(1.0)
+        assert float(self.lesson()(torch.tensor([[2.0, 2.0], [0.0, 1.0]]))) == pytest.approx((4 + 1) / 4)
+
+    def test_is_the_mean_that_counts(self):
+        lesson = MeansLesson(pretrained(), self.LABELS, self.REAL, self.LABELS)
+        assert float(lesson(self.REAL[[1, 0, 3, 2]])) == pytest.approx(0.0, abs=1e-6)
+
+
+class TestRandomLesson:
+    def test_same_seed_same_network_and_images(self, pair: Scenes):
+        pixels = pair.pixels(size=32)
+        one, same, other = (random_lesson(pixels, pair.labels, torch.tensor([0, 1]), seed=seed) for seed in (1, 1, 2))
+        assert torch.equal(one.real, same.real)
+        assert not torch.equal(one.real, other.real)
+        made = embed(one.network, pixels[:2].float() / 127.5 - 1)
+        assert torch.equal(made, embed(same.network, pixels[:2].float() / 127.5 - 1))
+        assert not torch.allclose(made, embed(other.network, pixels[:2].float() / 127.5 - 1))
+
+    def test_shows_some_real_images_of_each_class(self, pair: Scenes, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(refinement, "_REAL", 3)
+        pixels = pair.pixels(size=32)
+        lesson = random_lesson(pixels, pair.labels, torch.tensor([0, 1]), seed=0)
+        assert lesson.real_labels.tolist() == [0, 0, 0, 1, 1, 1]
+        for label in (0, 1):
+            known = embed(lesson.network, pixels[pair.labels == label].float() / 127.5 - 1)
+            for row in lesson.real[lesson.real_labels == label]:
+                assert (known - row).norm(dim=1).min() < 1e-5
+
+    def test_whole_classes_agree_with_themselves(self, pair: Scenes):
+        pixels = pair.pixels(size=32)
+        lesson = random_lesson(pixels, pair.labels, pair.labels, seed=0)
+        features = embed(lesson.network, pixels.float() / 127.5 - 1)
+        assert float(lesson(features)) < 0.01 < float(lesson(features.flip(0)))
+
+
 @pytest.fixture(scope="module")
 def prior(sd_folder: Path) -> Prior:
     return load_prior(str(sd_folder), "f32")
@@ -71,12 +115,14 @@ def lesson(pair: Scenes) -> Lesson:
 
 def refined(prior: Prior, latents: Tensor, lesson: Lesson, folder: Path, steps: int = 4) -> Tensor:
     folder.mkdir(exist_ok=True)
-    moved, _ = refine(prior, latents, [lesson], RefinementSettings(steps=steps, lr=0.05), seed=0, folder=folder)
+    moved, _ = refine(prior, latents, lambda _: lesson, RefinementSettings(steps=steps, lr=0.05), seed=0, folder=folder)
     return moved
 
 
 def test_error_falls(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
-    moved, facts = refine(prior, latents, [lesson], RefinementSettings(steps=12, lr=0.05), seed=0, folder=tmp_path)
+    moved, facts = refine(
+        prior, latents, lambda _: lesson, RefinementSettings(steps=12, lr=0.05), seed=0, folder=tmp_path
+    )
 
     def error(of: Tensor) -> float:
         return float(lesson(embed(pretrained(), prior.render(of)).detach()))
@@ -161,10 +207,11 @@ def test_out_of_memory_goes_on_with_fewer_together(
     assert alike(whole, fewer)
 
 
-def test_lessons_take_turns(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
+def test_each_step_has_its_lesson(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
     order: list[str] = []
     lessons = [Watched(lesson, lambda name=name: order.append(name)) for name in ("a", "b", "c")]  # type: ignore[misc]
-    refine(prior, latents, lessons, RefinementSettings(steps=4), seed=0, folder=tmp_path)
+    settings = RefinementSettings(steps=4)
+    refine(prior, latents, lambda step: lessons[step % 3], settings, seed=0, folder=tmp_path)
     assert order == ["a", "b", "c", "a"]
 
 

@@ -132,12 +132,17 @@ class SelectionSettings(_Settings):
 class RefinementSettings(_Settings):
     """Moving the chosen latents, so that a classifier learns more from their images about the real scenes."""
 
-    steps: int = Field(150, ge=0, description="0 leaves them as they were drawn")
+    steps: int = Field(160, ge=0, description="0 leaves them as they were drawn")
     lr: float = Field(0.03, gt=0, description="Adam's, in deviations of a latent's elements, decayed to zero")
     experts: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (150, 400),
         description="classifiers trained on all scenes, each for so many steps, whose features count beside the "
         "backbone's",
+    )
+    random: bool = Field(
+        True,
+        description="at some of the steps networks of random weights count, in which the means of a class are to agree "
+        "with the real ones: for classifiers that start at random",
     )
 
 

@@ -3,12 +3,15 @@
 The loss is that of kernel-inducing points (Nguyen, Chen, Lee, "Dataset Meta-Learning from Kernel Ridge-Regression",
 ICLR 2021) with the linear kernel of a network's features: the squared error on the real scenes of a ridge regression
 that has the set's images alone to learn from. Several networks take turns, the ImageNet backbone as it is and finetuned
-on the real scenes: what all of them learn from, others will. There pixels are free; here only what the autoencoder can
-draw is in reach (Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior", CVPR 2023), each
-step sees every image under another crop, and a latent is held near where it was: images stay as realistic as they were.
+on the real scenes: what all of them learn from, others will. A network that starts at random has none of their features
+to learn from; for such ones, networks of random weights take turns as well, in which the means of a class are to agree
+(Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023). There pixels are free; here only what
+the autoencoder can draw is in reach (Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior",
+CVPR 2023), each step sees every image under another crop, and a latent is held near where it was: images stay as
+realistic as they were.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geodistill.config import RefinementSettings
+from geodistill.devices import accelerator
 from geodistill.evaluation.networks import embed
 from geodistill.evaluation.protocols import crop, draw_crops
 from geodistill.evaluation.workers import kept_memory
 from geodistill.prior.base import Prior, images_together
 from geodistill.prior.training import Optimisation, batches, forget_checkpoint, train
-from geodistill.seeding import generator
+from geodistill.seeding import derive_seed, generator
 
 # Chosen on a quarter of AID's training scenes held out: docs/experiments.md.
 RIDGE = 0.3
 # Weight of the mean squared distance to where the latents were.
 _HELD = 0.1
+# Real images of each class that a network of random weights is shown, and how many go through it together.
+_REAL, _TOGETHER = 32, 64
 
 
 @dataclass(frozen=True)
@@ -61,18 +67,76 @@ class Lesson:
         return F.one_hot(labels, classes).float() - 1 / classes
 
 
+class MeansLesson(Lesson):
+    """How far the means of a set's classes are from the real ones, in one network."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return the squared distance of class means of `features` [m, D] to the real ones, over that of no knowledge.
+
+        No knowledge is the mean of all real classes.
+        """
+        wanted = self._means(self.real, self.real_labels)
+        distance = (self._means(features, self.labels) - wanted).square().sum()
+        return distance / (wanted - wanted.mean(dim=0)).square().sum()
+
+    @staticmethod
+    def _means(features: Tensor, labels: Tensor) -> Tensor:
+        share = F.one_hot(labels).float()
+        return (share / share.sum(dim=0)).T @ features
+
+
+class RandomNetwork(nn.Module):
+    """Three convolutions of random weights that `networks.embed` takes as it takes an efficientnet-lite0.
+
+    Not convnet3 itself, so that tests with that one still say something about other networks.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for channels, width, kernel in ((3, 64, 5), (64, 96, 3), (96, 128, 3)):
+                norm = nn.GroupNorm(width, width)  # as many groups as channels: instance norm
+                layers += [nn.Conv2d(channels, width, kernel, padding="same"), norm, nn.LeakyReLU(0.1), nn.MaxPool2d(2)]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4)).eval().requires_grad_(False)
+        self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def extract_features(self, images: Tensor) -> Tensor:
+        """Return features [n, 2048, 1, 1] of images [n, 3, s, s], s at least 8."""
+        features: Tensor = self.layers(images)
+        return features.flatten(1)[:, :, None, None]
+
+
+def random_lesson(pixels: Tensor, real_labels: Tensor, labels: Tensor, *, seed: int) -> MeansLesson:
+    """Return the lesson of a network of random weights on some real images of each class, both drawn by `seed`.
+
+    pixels: uint8 [N, 3, s, s] of all scenes, int64 [N] their classes, int64 [m] those of the set.
+    """
+    network, random = RandomNetwork(derive_seed(seed, "weights")).to(accelerator()), generator(seed, "real images")
+    order = torch.randperm(len(real_labels), generator=random)
+    each = [order[real_labels[order] == label][:_REAL] for label in range(int(real_labels.max()) + 1)]
+    shown = torch.cat(each)
+    with torch.no_grad():
+        parts = [
+            embed(network, pixels[part].to(accelerator()).float() / 127.5 - 1).cpu() for part in shown.split(_TOGETHER)
+        ]
+    return MeansLesson(network, labels, torch.cat(parts), real_labels[shown])
+
+
 def refine(
     prior: Prior,
     latents: Tensor,
-    lessons: Sequence[Lesson],
+    lesson_at: Callable[[int], Lesson],
     settings: RefinementSettings,
     *,
     seed: int,
     folder: Path,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return `latents` [m, C, h, w] moved so that each of `lessons` gets less wrong, and facts on how it went.
+    """Return `latents` [m, C, h, w] moved so that each lesson gets less wrong, and facts on how it went.
 
-    The lessons take turns, a step each. What training under way needs to go on is kept in `folder` until it is done.
+    `lesson_at` says which lesson is taken at a step, the same one whenever it is asked. What training under way needs
+    to go on is kept in `folder` until it is done.
     Where memory runs out, fewer images are drawn together.
     Raises TrainingError where the loss is no number, or memory runs out with one image at a time.
     """
@@ -81,21 +145,24 @@ def refine(
     together = _Together(min(len(latents), images_together(latents.shape[-1] * prior.downscale)))
 
     def losses(step: int) -> Iterator[Tensor]:
-        lesson = lessons[step % len(lessons)]
+        lesson = lesson_at(step)
         crops = draw_crops(len(latents), generator(seed, "refined view", step))
         parts = list(batches(len(latents), together.count))
 
         def features(part: slice) -> Tensor:
             return embed(lesson.network, crop(prior.render(moved.latents[part]), crops[part]))
 
+        # The first part is drawn once, its gradient kept until the others are known, which are then drawn once more.
+        kept = features(parts[0])
         with torch.no_grad():
-            seen = torch.cat([features(part) for part in parts]).cpu()
+            seen = torch.cat([kept, *(features(part) for part in parts[1:])]).cpu()
         error = lesson(seen.requires_grad_())
         (slope,) = torch.autograd.grad(error, seen)
         yield error.detach() + _HELD * moved.distance()
         # The chain rule, part after part: terms without a value of their own, whose gradient is that of the error.
         for part in parts:
-            along = (features(part) * slope[part].to(prior.device)).sum()
+            drawn = kept if part is parts[0] else features(part)
+            along = (drawn * slope[part].to(prior.device)).sum()
             yield along - along.detach()
 
     plan = Optimisation(

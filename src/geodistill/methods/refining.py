@@ -1,6 +1,6 @@
 """Refining what was chosen: stages of DPD between the choice and the set that is handed out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from geodistill.methods.screening import keeps_away
 from geodistill.methods.stages import Chosen, decode, scene_features, slot_labels
 from geodistill.prior.base import Prior
 from geodistill.progress import Advance, progress
-from geodistill.refinement import Lesson, refine
+from geodistill.refinement import Lesson, random_lesson, refine
 from geodistill.run import Run, save_tensors
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import derive_seed
 from geodistill.teacher import Teacher, judge
+
+# A random network takes one turn in so many: chosen on a quarter of AID's training scenes (docs/experiments.md).
+_RANDOM_EVERY = 4
 
 
 def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, config: Config, run: Run) -> Chosen:
@@ -36,8 +39,9 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
     def build(folder: Path) -> dict[str, Any]:
         judges = [(pretrained(), known), *_load_experts(experts, scenes, config)]
         lessons = [Lesson(network, labels, seen, scenes.labels) for network, seen in judges]
+        lesson_at = _in_turn(lessons, labels, scenes, config)
         seed = derive_seed(config.seed, "refinement")
-        latents, facts = refine(prior, chosen.latents, lessons, config.refinement, seed=seed, folder=folder)
+        latents, facts = refine(prior, chosen.latents, lesson_at, config.refinement, seed=seed, folder=folder)
         if config.privacy == "screen":
             away = keeps_away(decode(prior, latents, config), labels, scenes, config)
             latents = torch.where(away[:, None, None, None], latents, chosen.latents)
@@ -46,7 +50,21 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
         return facts
 
     inputs = [run.fingerprint_of("chosen"), run.fingerprint_of("experts"), config.refinement.model_dump(), config.seed]
-    return Chosen.load(run.stage("refined", build, version=2, inputs=inputs))
+    return Chosen.load(run.stage("refined", build, version=3, inputs=inputs))
+
+
+def _in_turn(lessons: Sequence[Lesson], labels: Tensor, scenes: Scenes, config: Config) -> Callable[[int], Lesson]:
+    """Return which lesson is taken at a step: one of `lessons`, and from time to time that of a random network."""
+    if not config.refinement.random:
+        return lambda step: lessons[step % len(lessons)]
+    pixels, seed = scenes.pixels(size=config.size), derive_seed(config.seed, "random network")
+
+    def lesson_at(step: int) -> Lesson:
+        if step % _RANDOM_EVERY == _RANDOM_EVERY - 1:
+            return random_lesson(pixels, scenes.labels, labels, seed=derive_seed(seed, "step", step))
+        return lessons[(step - step // _RANDOM_EVERY) % len(lessons)]
+
+    return lesson_at
 
 
 def _train_experts(scenes: Scenes, config: Config, run: Run) -> Path:
