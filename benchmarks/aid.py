@@ -55,6 +55,7 @@ LEFT_OUT = {
     "without consistency loss": ["finetune.consistency=0"],
     "without adapter": ["finetune.steps=0"],
     "without selection": TEMPLATE[3:5],
+    "without random networks": ["refinement.random=false"],
 }
 RUNGS = LADDER | LEFT_OUT
 STAGES = "aid_stages.csv"
