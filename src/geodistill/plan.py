@@ -241,7 +241,7 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         "chosen": (drawn, "images decoded", decoding),
         "experts": (sum(refinement.experts) * BATCH, "images", 3 * embedding),
-        # Each step sees every image twice, the second time with the gradient, which takes two passes more.
+        # Each step sees nearly every image twice, the second time with the gradient, which takes two passes more.
         "refined": (refinement.steps * slots, "images", 4 * (decoding + embedding)),
     }
     left_out = {
