@@ -359,8 +359,8 @@ def _free(folder: Path) -> int:
 def block_rate(device: str) -> float:
     """Return the floating-point operations a second of a residual block in bf16, the median of twenty passes.
 
-    A product of large matrices is no yardstick: a processor with units for it is ten times as fast there as another,
-    and twice as fast at what a small U-Net consists of.
+    A product of large matrices is no yardstick: a processor with units for it is six times as fast there as another,
+    and less than twice as fast at what a small U-Net consists of.
     """
     channels, side, count = (320, 64, 16) if device == "cuda" else (128, 8, 64)
     block = ResnetBlock2D(in_channels=channels, temb_channels=None).eval()

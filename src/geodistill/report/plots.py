@@ -180,12 +180,12 @@ def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> Non
     placed = [(x - width, x + width, y) for x, y, _ in points]
     for x, y, text in sorted((point for point in points if point[2]), key=lambda point: -point[1]):
         near, far = 1.5 * width, (2.5 + len(text)) * width
-        sides = [(x + near, x + near, x + far), (x - near, x - far, x - near)]
-        found = [(*side, _free_line(placed, side[1], side[2], y, height)) for side in sides if side[1] > edge]
-        at, start, end, line = min(found, key=lambda side: abs(side[3] - y))
+        sides = [(start, end) for start, end in ((x + near, x + far), (x - far, x - near)) if start > edge]
+        found = [(start, end, _free_line(placed, start, end, y, height)) for start, end in sides]
+        start, end, line = min(found, key=lambda one: abs(one[2] - y))
         placed.append((start, end, line))
         arrow = {"arrowstyle": "-", "color": _INK, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3}
-        moved, side = abs(line - y) > height, "left" if at > x else "right"
+        moved, (at, side) = abs(line - y) > height, (start, "left") if start > x else (end, "right")
         axes.annotate(text, (x, y), (at, line), fontsize=7, ha=side, va="center", arrowprops=arrow if moved else None)
 
 
