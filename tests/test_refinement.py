@@ -61,10 +61,15 @@ class TestMeansLesson:
         return MeansLesson(pretrained(), torch.tensor([1, 0]), self.REAL, self.LABELS)
 
     def test_by_hand(self):
-        # Real means (0, 2) and (2, 0), 4 in all from their mean (1, 1).
+        # Real means (0, 2) and (2, 0), 4 in all from their mean (1, 1); one image a class counts for a tenth.
         assert float(self.lesson()(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))) == 0.0
-        assert float(self.lesson()(torch.ones(2, 2))) == pytest.approx(1.0)
-        assert float(self.lesson()(torch.tensor([[2.0, 2.0], [0.0, 1.0]]))) == pytest.approx((4 + 1) / 4)
+        assert float(self.lesson()(torch.ones(2, 2))) == pytest.approx(0.1)
+        assert float(self.lesson()(torch.tensor([[2.0, 2.0], [0.0, 1.0]]))) == pytest.approx(0.1 * (4 + 1) / 4)
+
+    @pytest.mark.parametrize(("each", "weight"), [(3, 0.3), (10, 1.0), (50, 1.0)])
+    def test_few_images_count_less(self, each: int, weight: float):
+        lesson = MeansLesson(pretrained(), torch.arange(2).repeat_interleave(each), self.REAL, self.LABELS)
+        assert float(lesson(torch.ones(2 * each, 2))) == pytest.approx(weight)
 
     def test_is_the_mean_that_counts(self):
         lesson = MeansLesson(pretrained(), self.LABELS, self.REAL, self.LABELS)
