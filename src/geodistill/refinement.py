@@ -35,8 +35,8 @@ RIDGE = 0.3
 _HELD = 0.1
 # Real images of each class that a network of random weights is shown, and how many go through it together.
 _REAL, _TOGETHER = 32, 64
-# From so many images a class on its lesson counts in full: with fewer their mean cannot be that of all real ones
-# without each becoming what no scene looks like.
+# From so many images a class on, the means count in full: fewer images cannot have the mean of all real ones without
+# each becoming what no scene looks like. Chosen as above.
 _FULL_FROM = 10
 
 
@@ -76,8 +76,8 @@ class MeansLesson(Lesson):
     def __call__(self, features: Tensor) -> Tensor:
         """Return the squared distance of class means of `features` [m, D] to the real ones, over that of no knowledge.
 
-        No knowledge is the mean of all real classes. The mean of k real images drawn at random is off by a distance
-        that falls as 1/k; where a class of the set has fewer than ten, a tenth of the distance counts for each of them.
+        No knowledge is the mean of all real classes. The squared distance of the mean of k real images, drawn at
+        random, falls as 1/k; where a class of the set has fewer than ten images, the whole counts for a tenth for each.
         """
         wanted = self._means(self.real, self.real_labels)
         distance = (self._means(features, self.labels) - wanted).square().sum()
