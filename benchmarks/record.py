@@ -46,8 +46,9 @@ def circumstances() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """Return processor and number of threads."""
-    return f"{platform.machine()} {_processor()}, {torch.get_num_threads()} threads"
+    """Return processor, number of threads, and the GPU if there is one."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()} {_processor()}, {torch.get_num_threads()} threads{gpu}"
 
 
 def _processor() -> str:

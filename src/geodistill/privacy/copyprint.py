@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from geodistill.devices import accelerator
 from geodistill.evaluation.networks import backbone_maps, pooled_features
 from geodistill.seeding import derive_seed, generator
 
@@ -93,6 +94,6 @@ def _compressed(image: Tensor, quality: int) -> Tensor:
 def _seen(images: Tensor, *, batch: int = 128) -> Tensor:
     """Return what the backbone sees of uint8 images [n, 3, s, s]: its last map averaged, and an early one by places."""
     deep = F.normalize(pooled_features(images, batch=batch), dim=1)
-    early = [backbone_maps(part.float() / 127.5 - 1)[_MAP] for part in images.split(batch)]
+    early = [backbone_maps(part.to(accelerator()).float() / 127.5 - 1)[_MAP] for part in images.split(batch)]
     places = F.normalize(torch.cat([F.adaptive_avg_pool2d(maps, _PLACES).flatten(1).cpu() for maps in early]), dim=1)
     return torch.cat([deep, places], dim=1)
