@@ -139,7 +139,7 @@ def _name(line: dict[str, Any]) -> str:
 _INTRODUCTION = f"""# What distilled sets give away
 
 AID, 64 px, IPC {IPC}: what each set is worth, and what `geodistill audit` finds in it, against 6,000 training and
-2,000 held-out images; `dpd` is of the present compact base, the other sets made with a base are of the one before.
+2,000 held-out images.
 Copies: images that one training image is much more like than any other is, allowing for the changes that are looked
 for. Found: training images that the best of nine membership attacks finds at 1 % false positives, with its 95 %
 interval; a set of 300 real images holds 5 % of them. Nearer: images nearer than all but 1 % of the held-out images,
