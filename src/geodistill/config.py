@@ -207,7 +207,7 @@ class Config(_Settings):
             and "only what is 'measured' is a sum that noise can be added to",
             "sampling.follow": self.sampling.follow != "start" and "candidates 'start' from noisy means",
             "selection.by": self.selection.by != "herding" and "'herding' follows a noisy mean",
-            "refinement.steps": self.refinement.steps > 0 and "it looks at every scene without noise",
+            "refinement.steps": self.refinement.steps > 0 and "it looks at every scene without noise (--set refinement.steps=0 leaves it out)",
         }
         for name, why in wrong.items():
             if why:
@@ -321,6 +321,8 @@ def _explain(error: ValidationError) -> str:
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {where!r}: known here are {', '.join(_known(problem['loc'][:-1]))}")
+        elif not where:  # settings that do not go together: the words are ours, and name them
+            lines.append(problem["msg"].removeprefix("Value error, "))
         else:
             lines.append(
                 f"setting {where!r}: {problem['msg'][0].lower() + problem['msg'][1:]}, got {problem['input']!r}"
