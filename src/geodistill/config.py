@@ -207,7 +207,8 @@ class Config(_Settings):
             and "only what is 'measured' is a sum that noise can be added to",
             "sampling.follow": self.sampling.follow != "start" and "candidates 'start' from noisy means",
             "selection.by": self.selection.by != "herding" and "'herding' follows a noisy mean",
-            "refinement.steps": self.refinement.steps > 0 and "it looks at every scene without noise (--set refinement.steps=0 leaves it out)",
+            "refinement.steps": self.refinement.steps > 0
+            and "it looks at every scene without noise (--set refinement.steps=0 leaves it out)",
         }
         for name, why in wrong.items():
             if why:
