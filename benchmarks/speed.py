@@ -13,14 +13,16 @@ Both sets are then judged: OA of a classifier trained on each (finetune, three s
 Encoding: 1,000 and 6,000 of AID's training images, decoded, resized, encoded in eight views, in a process of their own;
 the other side reads an image, encodes it, takes the next, in float32. The peak memory of each is in the row.
 
-Rounds of the two sides alternate; a row of benchmarks/results/speed.csv has the median of each, their ratio, and the
-share that our side reaches of the rate of a large matrix product in bf16, measured in the same run.
+Rounds of the two sides alternate; a row of benchmarks/results/speed.csv has the median of each, their ratio, the
+share that our side reaches of the rate of a large matrix product in bf16, measured in the same run, and which kinds of
+operations our side's time goes to, as torch's profiler tells.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -30,8 +32,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from record import circumstances, parsed, parser, to_csv
+from record import circumstances, merged, parsed, parser, to_csv
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import load_config
@@ -54,6 +57,9 @@ from geodistill.scenes.views import dihedral
 
 SIZE, BATCH = 256, 8
 WARM, TIMED, ROUNDS = 2, 8, 3
+MORE = ("time_goes_to", "oa", "script_oa", "fid", "script_fid", "peak_mib", "script_peak_mib")
+# Kinds of operations, by what is in their names; the first that fits counts.
+KINDS = {"convolutions": ("conv",), "attention": ("attention",), "norms": ("norm",), "linear layers": ("mm", "linear")}
 PROMPTS = ["a satellite image of dense residential, mostly built-up land, grey and white, strong fine texture"]
 
 
@@ -64,7 +70,7 @@ def main() -> None:
     rows = [_training()] if "training" in args.parts else []
     rows += [_drawing(data, args.seeds)] if "drawing" in args.parts else []
     rows += [_encoding(args.data, count) for count in (1000, 6000)] if "encoding" in args.parts else []
-    to_csv([row | circumstances() for row in rows], "speed.csv")
+    to_csv(merged([row | circumstances() for row in rows], "speed.csv", ["what"]), "speed.csv")
 
 
 def _arguments() -> argparse.Namespace:
@@ -80,9 +86,7 @@ def _row(name: str, ours: list[float], theirs: list[float], operations: float, *
     share = mine * operations / _peak_rate()
     row = {"what": name, "images_per_second": f"{mine:.3g}", "script_images_per_second": f"{other:.3g}"}
     row |= {"ratio": f"{mine / other:.2f}", "share_of_peak": f"{share:.3f}"}
-    row |= {
-        name: more.get(name, "") for name in ("oa", "script_oa", "fid", "script_fid", "peak_mib", "script_peak_mib")
-    }
+    row |= {name: more.get(name, "") for name in MORE}
     print(row, flush=True)
     return row
 
@@ -99,6 +103,21 @@ def _peak_rate() -> float:
     return 2 * side**3 / statistics.median(seconds[1:])
 
 
+def _kinds(call: Callable[[], Any]) -> Counter[str]:
+    """Return the microseconds of `call` by the kind of operation; "the rest" goes element by element, or copies."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        call()
+    spent: Counter[str] = Counter()
+    for event in found.key_averages():
+        kind = next((kind for kind, marks in KINDS.items() if any(mark in event.key for mark in marks)), "the rest")
+        spent[kind] += round(event.self_cpu_time_total)
+    return spent
+
+
+def _shares(spent: Counter[str]) -> str:
+    return ", ".join(f"{kind} {time / spent.total():.0%}" for kind, time in spent.most_common())
+
+
 # --- training
 
 
@@ -110,7 +129,9 @@ def _training() -> dict[str, str]:
             ours.append(_rate(lambda steps: _our_training(source, steps)))
             theirs.append(_rate(lambda steps: _script_training(source, steps)))
         operations = LORA_STEP * denoising_operations(str(source), SIZE)
-    return _row("training", ours, theirs, operations)
+        spent = _kinds(lambda: _our_training(source, WARM + TIMED))
+        spent.subtract(_kinds(lambda: _our_training(source, WARM)))
+    return _row("training", ours, theirs, operations, time_goes_to=_shares(spent))
 
 
 def _rate(train: Callable[[int], float]) -> float:
@@ -226,8 +247,9 @@ def _drawing(data: SceneData, seeds: int) -> dict[str, str]:
     rates = [_timed(len(prompts), lambda: _our_candidates(prior, latents, prompts)) for _ in range(ROUNDS)]
     script = [_timed(30, lambda: _script_candidates(prior, latents[::10], prompts[::10])) for _ in range(ROUNDS)]
     operations = passes(config.sampling) * denoising_operations(prior.source, config.size)
+    spent = _shares(_kinds(lambda: _our_candidates(prior, latents, prompts)))
     judged = _judged({"": ours, "script_": theirs}, found.labels, data, seeds)
-    return _row("drawing", rates, script, operations, **judged)
+    return _row("drawing", rates, script, operations, time_goes_to=spent, **judged)
 
 
 def _timed(count: int, call: Callable[[], Any]) -> float:
