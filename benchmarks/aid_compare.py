@@ -5,8 +5,9 @@
 
 It is `geodistill compare`, whose run folder `--out` is; the same command goes on where it stopped. Rows go to
 benchmarks/results/aid_compare.csv, where they replace rows of the same method, IPC, protocol and network and leave the
-others; all of them are shown in docs/comparison.md and its plots. What was predicted is kept beside them, so that the
-table can be made in parts, on one machine after the other, and each row still be paired with the project's own method.
+others; all of them are shown in docs/comparison.md and its plots, some in README.md. What was predicted is kept beside
+them, so that the table can be made in parts, on one machine after the other, and each row still be paired with the
+project's own method.
 Nothing in it is chosen on the test split.
 """
 
@@ -36,8 +37,16 @@ from geodistill.scenes import open_scenes
 SHEET = "aid_compare.csv"
 # Predicted classes, uint8 [seeds, n], of each row under its key, and the true ones as `labels`.
 PREDICTIONS = RESULTS / "aid_compare_predictions.safetensors"
-DOCS = Path(__file__).parents[1] / "docs"
+README = Path(__file__).parents[1] / "README.md"
+DOCS = README.parent / "docs"
 PICTURES = "images"
+# Columns of the table in README.md.
+SHOWN = (
+    *(("finetune, efficientnet-lite0", ipc) for ipc in (1, 10, 50)),
+    ("probe, efficientnet-lite0", 10),
+    ("scratch, convnet3", 10),
+    ("scratch, resnet18", 10),
+)
 KEY = ("protocol", "network", "ipc", "method")
 FIGURES = (
     "oa_mean",
@@ -78,8 +87,7 @@ def main() -> None:
     asked = [row for row in rows if row.protocol in args.protocols and (row.ipc in args.ipc or row.full)]
     lines = [_line(row) for row in asked]
     everything = _merge(lines, _keep_predictions(args.out, dict(zip(map(_key, lines), asked, strict=True))))
-    _draw(everything)
-    write_atomic(DOCS / "comparison.md", _page(everything))
+    _show(everything)
 
 
 def _arguments() -> argparse.Namespace:
@@ -172,6 +180,16 @@ def _cell(line: dict[str, str]) -> str:
     return f"{line['protocol']}, {line['network']}"
 
 
+def _show(lines: Sequence[dict[str, str]]) -> None:
+    """Draw the plots, write the page and the table in README.md."""
+    _draw(lines)
+    write_atomic(DOCS / "comparison.md", _page(lines))
+    text = README.read_text(encoding="utf-8")
+    start = text.index("| OA %")
+    end = text.index("\n\n", start)
+    write_atomic(README, text[:start] + _overview(lines, SHOWN).rstrip() + text[end:])
+
+
 def _draw(lines: Sequence[dict[str, str]]) -> None:
     """Draw two plots for each protocol and network: accuracy by method, and against nearness."""
     (DOCS / PICTURES).mkdir(parents=True, exist_ok=True)
@@ -213,10 +231,10 @@ def _page(lines: Sequence[dict[str, str]]) -> str:
     return "\n".join([_INTRODUCTION, _overview(lines), *sections])
 
 
-def _overview(lines: Sequence[dict[str, str]]) -> str:
-    """Return a table: a line for each method, a column for each cell and IPC, ρ at the middle IPC."""
+def _overview(lines: Sequence[dict[str, str]], shown: Sequence[tuple[str, int]] = ()) -> str:
+    """Return a table: a line for each method, a column for each cell and IPC in `shown` or all, ρ at the middle IPC."""
     found = {(line["method"], _cell(line), int(line["ipc"])): line for line in lines}
-    columns = sorted({(cell, ipc) for _, cell, ipc in found if ipc})
+    columns = shown or sorted({(cell, ipc) for _, cell, ipc in found if ipc})
     ipcs = sorted({ipc for _, ipc in columns})
     middle = ipcs[len(ipcs) // 2]
     heads = ["OA %", *(f"{cell.replace(', ', '<br>')}<br>IPC {ipc}" for cell, ipc in columns), f"ρ<br>IPC {middle}"]
