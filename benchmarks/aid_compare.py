@@ -185,7 +185,7 @@ def _show(lines: Sequence[dict[str, str]]) -> None:
     _draw(lines)
     write_atomic(DOCS / "comparison.md", _page(lines))
     text = README.read_text(encoding="utf-8")
-    start = text.index("| OA %")
+    start = text.index("| OA % |")
     end = text.index("\n\n", start)
     write_atomic(README, text[:start] + _overview(lines, SHOWN).rstrip() + text[end:])
 
