@@ -1,8 +1,12 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from geodistill.config import SamplingSettings, load_config
-from geodistill.devices import accelerator, mixed, working_type
+from geodistill.devices import accelerator, keep_freed_memory, mixed, working_type
 from geodistill.errors import ConfigError
 from geodistill.prior.base import load_prior
 from geodistill.prior.sample import Requests, sample_batch
@@ -29,6 +33,36 @@ def test_bf16_without_units(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as caught:
         working_type("bf16", torch.device("cuda"))
     assert str(caught.value) == ("this GPU has no units for bf16: use --set precision=f16 or f32, or leave it at auto")
+
+
+_FAULTS = """
+import resource, sys
+import torch
+from geodistill.devices import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit("not glibc")
+for round in range(50):
+    layers = [torch.ones(2**20) for _ in range(20)]
+    del layers
+    if round == 0:
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
+"""
+
+
+def test_kept_memory_is_not_zeroed_anew() -> None:
+    faults = {}
+    for way in ("keep", "plain"):
+        done = subprocess.run([sys.executable, "-c", _FAULTS, way], capture_output=True, text=True)
+        if "not glibc" in done.stderr:
+            pytest.skip("this C library cannot be told to keep memory")
+        faults[way] = int(done.stdout)
+    assert faults["keep"] < 0.5 * faults["plain"]
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_freed_memory()
 
 
 @pytest.mark.parametrize("working", [torch.float32, torch.bfloat16, torch.float16])

@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from typer.core import TyperCommand
 
+from geodistill.devices import keep_freed_memory
 from geodistill.errors import GeodistillError
 
 app = typer.Typer(
@@ -50,7 +51,7 @@ def _general(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    keep_freed_memory()
 
 
 _NETWORKS = (

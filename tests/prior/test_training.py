@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,12 @@ def test_killed_twice_ends_with_the_same_weights(tmp_path: Path, sd_folder: Path
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     start = load_prior(str(sd_folder)).unet.state_dict()
     before = {name: start.get(name.replace(".base_layer", "")) for name in expected}
-    moved = [name for name, value in before.items() if value is None or not torch.equal(expected[name], value)]
+    # Frozen weights are in the working type afterwards.
+    moved = [
+        name
+        for name, value in before.items()
+        if value is None or not torch.equal(expected[name], value.to(expected[name].dtype))
+    ]
     assert all("lora" in name for name in moved) == adapter
     losses = [(tmp_path / run / "losses.json").read_text() for run in ("whole", "killed")]
     assert losses[0] == losses[1]
@@ -86,6 +92,20 @@ def test_killed_before_the_weights_are_saved_trains_no_step_again(tmp_path: Path
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     forget_checkpoint(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["losses.json"]
+
+
+def test_an_adapter_learns_the_same_from_weights_that_are_cast_at_every_step(
+    tmp_path: Path, sd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _trained(tmp_path / "once", sd_folder, _plan(working=torch.bfloat16), adapter=True)
+    monkeypatch.setattr(training, "_settle", lambda *_: None)
+    monkeypatch.setattr(training, "disable_input_dtype_casting", nullcontext)
+    cast = _trained(tmp_path / "each", sd_folder, _plan(working=torch.bfloat16), adapter=True)
+    adapter = [name for name in expected if "lora" in name]
+    assert adapter
+    assert all(torch.equal(expected[name], cast[name]) for name in adapter)
+    frozen = {expected[name].dtype for name in expected if name.endswith("base_layer.weight")}
+    assert frozen == {torch.bfloat16}
 
 
 def test_training_lowers_the_loss(tmp_path: Path, sd_folder: Path) -> None:

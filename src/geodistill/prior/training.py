@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -86,12 +87,14 @@ def train_denoiser(
 ) -> dict[str, Any]:
     """Train the parameters of `unet` that require gradients, as `train` does, with its facts and errors.
 
-    Where memory runs out, the U-Net keeps fewer activations (gradient checkpointing), then fewer latents go through it
-    together; what the optimiser sees stays the same.
+    Frozen weights are in the working type afterwards, where they are computed with in it. Where memory runs out, the
+    U-Net keeps fewer activations (gradient checkpointing), then fewer latents go through it together; what the
+    optimiser sees stays the same.
     """
     alphas = scheduler.alphas_cumprod.float().to(unet.device)
     prediction = scheduler.config.prediction_type
     together = _Together(unet, plan)
+    _settle(unet, plan.working)
     if unet.device.type == "cpu":
         unet.set_attn_processor(CachedAttention())
 
@@ -101,7 +104,17 @@ def train_denoiser(
         return _losses(unet, alphas, prediction, plan, together.count, drawn(step))
 
     remembered = dict(plan.auxiliary.to(unet.device).named_buffers()) if plan.auxiliary is not None else {}
-    return train(unet, losses, plan, folder, title, remembered, together.relieve)
+    # An adapter's layers would otherwise take what they are given to f32, from where autocast takes it back.
+    with disable_input_dtype_casting(unet):
+        return train(unet, losses, plan, folder, title, remembered, together.relieve)
+
+
+def _settle(unet: nn.Module, working: torch.dtype) -> None:
+    """Take the frozen weights to `working` for good where autocast would do so at every step."""
+    for layer in unet.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            for p in layer.parameters(recurse=False):
+                p.data = p.data if p.requires_grad else p.data.to(working)
 
 
 class _Together:
