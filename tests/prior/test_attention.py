@@ -8,10 +8,10 @@ from geodistill.prior import attention
 from geodistill.prior.attention import CachedAttention
 
 
-def _attend(processor: object, context: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _attend(processor: object, context: torch.Tensor | None, **more: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what the same layer makes of the same states, and the gradient of its query weights."""
     torch.manual_seed(0)
-    layer = Attention(query_dim=24, cross_attention_dim=None if context is None else 16, heads=3, dim_head=8)
+    layer = Attention(query_dim=24, cross_attention_dim=None if context is None else 16, heads=3, dim_head=8, **more)
     layer.set_processor(processor)
     output = layer(torch.randn(2, 10, 24), encoder_hidden_states=context)
     output.square().sum().backward()
@@ -38,3 +38,10 @@ def test_scores_over_the_cache_are_left_to_the_fused_attention(monkeypatch: pyte
     fused, fused_gradient = _attend(AttnProcessor2_0(), None)
     assert torch.equal(output, fused)
     assert torch.equal(gradient, fused_gradient)
+
+
+def test_a_layer_that_does_more_keeps_doing_it() -> None:
+    output, _ = _attend(CachedAttention(), None, residual_connection=True)
+    expected, _ = _attend(AttnProcessor2_0(), None, residual_connection=True)
+    assert torch.equal(output, expected)
+    assert not torch.allclose(output, _attend(CachedAttention(), None)[0])

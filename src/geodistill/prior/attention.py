@@ -14,8 +14,8 @@ class CachedAttention:
     """Softmax of the scores times the values, for as many heads at a time as leave their scores in the cache.
 
     On the CPU the gradient of torch's fused attention takes about twice as long. Where the scores of one head are more
-    than the cache holds, keeping them would fill the memory, and the fused attention is taken, as it is under
-    a mask. It is for the transformers of a U-Net: no norm or residual of its own.
+    than the cache holds, keeping them would fill the memory, and the fused attention is taken, as it is where a layer
+    does more than attend.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class CachedAttention:
         """Return [n, tokens, width] of `hidden_states`, attending to `encoder_hidden_states` or to themselves."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         scores = hidden_states.shape[1] * context.shape[1]
-        if scores > _TOGETHER or attention_mask is not None:
+        if scores > _TOGETHER or attention_mask is not None or _does_more(attn):
             fused: Tensor = self._fused(attn, hidden_states, encoder_hidden_states, attention_mask)
             return fused
         queries, keys, values = (
@@ -45,3 +45,9 @@ class CachedAttention:
         for layer in attn.to_out:
             output = layer(output)
         return output
+
+
+def _does_more(attn: Attention) -> bool:
+    """Whether the layer has a norm or a residual of its own, as those in a U-Net's transformers have not."""
+    norms = attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k
+    return attn.residual_connection or any(norm is not None and norm is not False for norm in norms)
