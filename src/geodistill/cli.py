@@ -18,7 +18,6 @@ from rich.logging import RichHandler
 from rich.table import Table
 from typer.core import TyperCommand
 
-from geodistill.devices import keep_freed_memory
 from geodistill.errors import GeodistillError
 
 app = typer.Typer(
@@ -51,7 +50,7 @@ def _general(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    keep_freed_memory()
+    pass
 
 
 _NETWORKS = (
@@ -68,7 +67,11 @@ _Data = Annotated[
 @contextmanager
 def _told() -> Iterator[None]:
     """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
+    # Not above: it brings torch, which --help does without.
+    from geodistill.devices import keep_freed_memory
+
     _refuse_company(sys.argv[1:])
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False)])
     _quiet_libraries()
     try:
