@@ -20,12 +20,27 @@ def test_accelerator_is_what_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("device", "units", "found"),
-    [("cpu", False, torch.bfloat16), ("cuda", True, torch.bfloat16), ("cuda", False, torch.float32)],
+    [
+        ("cpu", True, torch.bfloat16),
+        ("cpu", False, torch.float32),
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float32),
+    ],
 )
-def test_auto(monkeypatch: pytest.MonkeyPatch, device: str, units: bool, found: torch.dtype) -> None:
+@pytest.mark.parametrize("machine", ["x86_64", "AMD64", "aarch64"])
+def test_auto(monkeypatch: pytest.MonkeyPatch, machine: str, device: str, units: bool, found: torch.dtype) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: units)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: units)
     assert working_type("auto", torch.device(device)) == found
     assert working_type("f16", torch.device(device)) == torch.float16
+
+
+def test_bf16_that_is_asked_for_is_had_on_any_cpu() -> None:
+    assert working_type("bf16", torch.device("cpu")) == torch.bfloat16
 
 
 def test_bf16_without_units(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,17 +36,24 @@ def accelerator() -> torch.device:
 def working_type(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the type that `precision` stands for on `device`.
 
-    auto is bf16 on the CPU and on every GPU that has units for it, f32 on an older one.
+    auto is bf16 on a device that has units for it, f32 on another: there a CPU emulates bf16, at a third of the speed.
 
     Raises:
         ConfigError: bf16 is asked for on a GPU without units for it.
     """
-    with_units = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and not with_units:
+    if precision == "bf16" and device.type == "cuda" and not _has_bf16_units(device):
         raise ConfigError("this GPU has no units for bf16: use --set precision=f16 or f32, or leave it at auto")
     if precision == "auto":
-        return torch.bfloat16 if with_units else torch.float32
+        return torch.bfloat16 if _has_bf16_units(device) else torch.float32
     return _TYPES[precision]
+
+
+def _has_bf16_units(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def mixed(device: torch.device, working: torch.dtype) -> torch.autocast:
