@@ -185,11 +185,16 @@ class Config(_Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_refinement_by_scenes_under_noise(cls, values: Any) -> Any:
-        # The default gives way; what is asked for is refused below.
-        if isinstance(values, dict) and values.get("privacy") == "dp":
-            return {"refinement": {"steps": 0}, **values}
-        return values
+    def _defaults_under_noise(cls, values: Any) -> Any:
+        # Defaults give way; a refinement that is asked for is refused below. A teacher takes of the budget what the
+        # adapter gains more by (docs/experiments.md).
+        if not isinstance(values, dict) or values.get("privacy") != "dp":
+            return values
+        given = dict(values)
+        for section, setting in (("refinement", "steps"), ("finetune", "consistency")):
+            if isinstance(own := given.get(section, {}), dict):
+                given[section] = {setting: 0, **own}
+        return given
 
     @model_validator(mode="after")
     def _privacy_is_whole(self) -> "Config":

@@ -44,7 +44,7 @@ def settings() -> dict:
         "ipc": 12,
         "latents": {"views": 1},
         "teacher": {"steps": 60, "batch": 8, "width": 16, "held_out": 0.2},
-        "finetune": {"steps": 8, "batch": 2, "warmup": 1},
+        "finetune": {"steps": 8, "batch": 2, "warmup": 1, "consistency": 0.1},
         "sampling": {"steps": 4, "candidates": 1, "strength": 0.25, "guidance": 1},
     }
 
@@ -104,7 +104,7 @@ def test_the_budget_has_every_mechanism_and_is_spent(settings: dict) -> None:
     without = budget_of(24, private_settings({**settings, "finetune": {"steps": 0}}))
     assert "adapter" not in without.noise
     assert "teacher" not in without.noise  # nobody asks it
-    inconsistent = budget_of(24, private_settings({**settings, "finetune": {**settings["finetune"], "consistency": 0}}))
+    inconsistent = budget_of(24, private_settings({**settings, "finetune": {"steps": 8, "batch": 2}}))
     assert set(inconsistent.noise) == {"profiles", "clusters", "starts", "adapter"}
     assert without.noise["starts"] < inconsistent.noise["starts"] < budget.noise["starts"]
 
@@ -200,7 +200,15 @@ def test_what_does_not_go_with_it_is_said(settings: dict, change: dict, message:
     assert message in str(caught.value)
 
 
+def test_the_teacher_gives_way_unless_it_is_asked_for(settings: dict) -> None:
+    assert make_config({"ipc": 12}).finetune.consistency == 0.1
+    without = private_settings({**settings, "finetune": {"rank": 2}})
+    assert (without.finetune.consistency, without.finetune.rank) == (0, 2)
+    assert private_settings(settings).finetune.consistency == 0.1
+
+
 def test_refinement_gives_way_unless_it_is_asked_for(settings: dict) -> None:
     assert private_settings(settings).refinement.steps == 0
+    assert private_settings(settings, refinement={"lr": 0.01}).refinement.steps == 0
     with pytest.raises(ConfigError, match=r"refinement\.steps: it looks at every scene without noise"):
         private_settings(settings, refinement={"steps": 2})
