@@ -47,9 +47,17 @@ def test_scratch_forgets_imagenet_and_reports_progress(monkeypatch):
     assert seen == [(1, 2), (2, 2)]
 
 
-@pytest.mark.parametrize(("network", "dtype"), [("convnet3", torch.bfloat16), ("efficientnet-lite0", torch.float32)])
-def test_dense_networks_train_in_bfloat16_and_all_predict_in_float32(network, dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("network", "auto", "dtype"),
+    [
+        ("convnet3", torch.bfloat16, torch.bfloat16),
+        ("convnet3", torch.float32, torch.float32),
+        ("efficientnet-lite0", torch.bfloat16, torch.float32),
+    ],
+)
+def test_dense_networks_train_in_bfloat16_and_all_predict_in_float32(network, auto, dtype, monkeypatch):
     monkeypatch.setattr(protocols, "BATCH", 8)
+    monkeypatch.setattr(protocols, "working_type", lambda *_: auto)
     seen, build = [], protocols.build_network
 
     def watched(*args):

@@ -280,6 +280,8 @@ def test_presets_for_large_bases_make_a_set(
 ) -> None:
     smaller = ["size=32", "ipc=2", "finetune.steps=2", "finetune.warmup=1", "sampling.steps=4"]
     smaller += ["descriptions.describer=template"]
+    # With one view of 37 scenes a teacher is as often as not no better than chance.
+    smaller += ["latents.views=8"]
     config = _with(
         load_config(_config_file(preset), smaller, base=str(sd_folder)), teacher=on_pipeline.teacher.model_dump()
     )

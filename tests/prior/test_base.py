@@ -53,7 +53,7 @@ def test_large_images_go_through_the_autoencoder_few_at_a_time(
 
 
 def test_drafts_are_hardly_off() -> None:
-    prior = load_prior(str(shipped_base(64)))
+    prior = load_prior(str(shipped_base(64)), "bf16")
     latents = prior.encode(torch.stack([to_square_tensor(Image.fromarray(draw_scene("Harbour", 0)), 64)]))
     exact, draft = prior.decode(latents).int(), prior.decode(latents, draft=True).int()
     assert 0 < (exact - draft).abs().float().mean() < 0.3
