@@ -1,10 +1,13 @@
-"""Attention whose gradient is quick on the CPU."""
+"""Attention, and an adapter's projections, whose gradient is quick on the CPU."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from torch import Tensor
+from peft.tuners.lora import Linear as AdaptedLinear
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Scores computed together: so many stay in a core's cache, 2 MB in bf16.
 _TOGETHER = 2**20
@@ -13,13 +16,13 @@ _TOGETHER = 2**20
 class CachedAttention:
     """Softmax of the scores times the values, for as many heads at a time as leave their scores in the cache.
 
-    On the CPU the gradient of torch's fused attention takes about twice as long. Where the scores of one head are more
-    than the cache holds, keeping them would fill the memory, and the fused attention is taken, as it is where a layer
-    does more than attend.
+    In bf16 the gradient of torch's fused attention takes about twice as long on the CPU; in float32 it is the quicker
+    one. Where the scores of one head are more than the cache holds, keeping them would fill the memory, and the fused
+    attention is taken, as it is where a layer does more than attend.
     """
 
     def __init__(self) -> None:
-        self._fused = AttnProcessor2_0()
+        self._stock = AttnProcessor2_0()
 
     def __call__(
         self,
@@ -29,25 +32,83 @@ class CachedAttention:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Return [n, tokens, width] of `hidden_states`, attending to `encoder_hidden_states` or to themselves."""
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        scores = hidden_states.shape[1] * context.shape[1]
-        if scores > _TOGETHER or attention_mask is not None or _does_more(attn):
-            fused: Tensor = self._fused(attn, hidden_states, encoder_hidden_states, attention_mask)
-            return fused
-        queries, keys, values = (
-            attn.head_to_batch_dim(project(states))
-            for project, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
-        heads = _TOGETHER // scores
-        parts: Any = zip(queries.split(heads), keys.split(heads), values.split(heads), strict=True)
-        attended = torch.cat([torch.bmm(attn.get_attention_scores(q, k), v) for q, k, v in parts])
-        output: Tensor = attn.batch_to_head_dim(attended)
-        for layer in attn.to_out:
-            output = layer(output)
-        return output
+        if attention_mask is not None or _does_more(attn):
+            done: Tensor = self._stock(attn, hidden_states, encoder_hidden_states, attention_mask)
+            return done
+        if encoder_hidden_states is None:
+            projected = project((attn.to_q, attn.to_k, attn.to_v), hidden_states)
+        else:
+            projected = project((attn.to_q,), hidden_states)
+            projected += project((attn.to_k, attn.to_v), encoder_hidden_states)
+        scores = projected[0].shape[1] * projected[1].shape[1]
+        fused = scores > _TOGETHER or projected[0].dtype == torch.float32
+        attended = _fused(attn, projected) if fused else _in_parts(attn, projected, _TOGETHER // scores)
+        (output,) = project((attn.to_out[0],), attended)
+        dropped: Tensor = attn.to_out[1](output)
+        return dropped
+
+
+def _fused(attn: Attention, projected: Sequence[Tensor]) -> Tensor:
+    queries, keys, values = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in projected)
+    return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+
+
+def _in_parts(attn: Attention, projected: Sequence[Tensor], heads: int) -> Tensor:
+    queries, keys, values = (attn.head_to_batch_dim(part).split(heads) for part in projected)
+    parts: Any = zip(queries, keys, values, strict=True)
+    attended: Tensor = attn.batch_to_head_dim(
+        torch.cat([torch.bmm(attn.get_attention_scores(q, k), v) for q, k, v in parts])
+    )
+    return attended
 
 
 def _does_more(attn: Attention) -> bool:
     """Whether the layer has a norm or a residual of its own, as those in a U-Net's transformers have not."""
     norms = attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k
     return attn.residual_connection or any(norm is not None and norm is not False for norm in norms)
+
+
+def project(layers: Sequence[nn.Module], states: Tensor) -> list[Tensor]:
+    """Return what each of `layers` makes of `states` [n, tokens, width]; those of an adapter all in one product."""
+    adapted = [layer for layer in layers if isinstance(layer, AdaptedLinear) and not layer.weight.requires_grad]
+    if len(adapted) < len(layers):
+        return [layer(states) for layer in layers]
+    names = [layer.active_adapters[0] for layer in adapted]
+    bases: Any = [layer.base_layer for layer in adapted]
+    weight = torch.cat([base.weight for base in bases])
+    bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
+    down = torch.cat([layer.lora_A[name].weight for layer, name in zip(adapted, names, strict=True)])
+    ups = [layer.scaling[name] * layer.lora_B[name].weight for layer, name in zip(adapted, names, strict=True)]
+    device = states.device.type
+    working = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    tensors = (states, weight, bias, down, torch.block_diag(*ups))
+    with torch.autocast(device, enabled=False):
+        inputs = [None if tensor is None else tensor.to(working) for tensor in tensors]
+        output: Tensor = _LowRank.apply(*inputs)  # type: ignore[no-untyped-call]
+    return list(output.split([base.out_features for base in bases], dim=-1))
+
+
+class _LowRank(torch.autograd.Function):
+    """states @ weight^T + bias + states @ down^T @ up^T, where only `down` and `up` learn.
+
+    The products are added up in place, forwards and backwards, where PEFT's layer goes over the tokens again for each
+    addition.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
+        flat = states.flatten(0, -2)
+        narrow = flat @ down.T
+        output = F.linear(flat, weight, bias).addmm_(narrow, up.T)
+        ctx.save_for_backward(flat, weight, down, up, narrow)
+        return output.view(*states.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        flat, weight, down, up, narrow = ctx.saved_tensors
+        coming = gradient.flatten(0, -2)
+        squeezed = coming @ up
+        of_states = None
+        if ctx.needs_input_grad[0]:
+            of_states = (coming @ weight).addmm_(squeezed, down).view(*gradient.shape[:-1], -1)
+        return of_states, None, None, squeezed.T @ flat, coming.T @ narrow

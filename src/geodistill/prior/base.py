@@ -41,7 +41,7 @@ class Prior:
     unet: Any
     scheduler: Any
     source: str
-    working: torch.dtype = torch.bfloat16
+    working: torch.dtype = torch.float32
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class Optimisation:
     warmup: int
     ema: float
     weight_decay: float = 0.01
-    working: torch.dtype = torch.bfloat16
+    working: torch.dtype = torch.float32
     shared: bool = False
     checkpoint_every: int = 250
 
