@@ -15,9 +15,11 @@ makes the same images sooner.
 Encoding: 1,000 and 6,000 of AID's training images, decoded, resized, encoded in eight views, in a process of their own;
 the other side reads an image, encodes it, takes the next, in float32. The peak memory of each is in the row.
 
+Our side computes in bf16 on a CPU that has units for it, in float32 on another: there are rows for each precision.
 Rounds of the two sides alternate, each in a process of its own; a row of benchmarks/results/speed.csv has the median of
-each, their ratio, the share that our side reaches of the rate of a large matrix product in bf16, measured in the same
-run, and which kinds of operations our side's time goes to, as torch's profiler tells.
+each, their ratio, the least and the largest ratio of a round, the share that our side reaches of the rate of a large
+matrix product in the same precision and run, and which kinds of operations our side's time goes to, as torch's profiler
+tells.
 """
 
 import argparse
@@ -41,7 +43,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import load_config
 from geodistill.descriptions import class_prompt
-from geodistill.devices import keep_freed_memory
+from geodistill.devices import keep_freed_memory, working_type
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training
 from geodistill.evaluation.measures import mean_std
@@ -58,8 +60,9 @@ from geodistill.run import Run, peak_memory_mib
 from geodistill.scenes import SceneData, Scenes, open_scenes
 from geodistill.scenes.views import dihedral
 
+WORKING = working_type("auto", torch.device("cpu"))
 SIZE, BATCH = 256, 8
-WARM, TIMED, ROUNDS, CANDIDATES = 2, 8, 3, 5
+WARM, TIMED, ROUNDS, CANDIDATES = 2, 8, 5, 5
 MORE = ("time_goes_to", "oa", "script_oa", "fid", "script_fid", "peak_mib", "script_peak_mib")
 # Kinds of operations, by what is in their names; the first that fits counts.
 KINDS = {
@@ -78,7 +81,7 @@ def main() -> None:
     rows = [_training()] if "training" in args.parts else []
     rows += [_drawing(data, args.seeds)] if "drawing" in args.parts else []
     rows += [_encoding(args.data, count) for count in (1000, 6000)] if "encoding" in args.parts else []
-    to_csv(merged([row | circumstances() for row in rows], "speed.csv", ["what"]), "speed.csv")
+    to_csv(merged([row | circumstances() for row in rows], "speed.csv", ["what", "precision"]), "speed.csv")
 
 
 def _arguments() -> argparse.Namespace:
@@ -92,17 +95,20 @@ def _row(name: str, ours: list[float], theirs: list[float], operations: float, *
     """Return a row from images per second of each round, and the operations that an image takes on our side."""
     mine, other = statistics.median(ours), statistics.median(theirs)
     share = mine * operations / _peak_rate()
-    row = {"what": name, "images_per_second": f"{mine:.3g}", "script_images_per_second": f"{other:.3g}"}
-    row |= {"ratio": f"{mine / other:.2f}", "share_of_peak": f"{share:.3f}"}
+    row = {"what": name, "precision": str(WORKING).removeprefix("torch.")}
+    row |= {"images_per_second": f"{mine:.3g}", "script_images_per_second": f"{other:.3g}"}
+    each = sorted(one / another for one, another in zip(ours, theirs, strict=True))
+    row |= {"ratio": f"{mine / other:.2f}", "least_ratio": f"{each[0]:.2f}", "largest_ratio": f"{each[-1]:.2f}"}
+    row |= {"share_of_peak": f"{share:.3f}"}
     row |= {name: more.get(name, "") for name in MORE}
     print(row, flush=True)
     return row
 
 
 def _peak_rate() -> float:
-    """Return the floating-point operations a second of a large product in bf16, the quickest of twenty."""
+    """Return the floating-point operations a second of a large product in our precision, the quickest of twenty."""
     side = 2048
-    left = torch.linspace(-1, 1, side, dtype=torch.bfloat16).expand(side, side).contiguous()
+    left = torch.linspace(-1, 1, side, dtype=WORKING).expand(side, side).contiguous()
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
@@ -161,7 +167,16 @@ def _our_training(source: Path, steps: int) -> float:
     rows = torch.ones(64, 1, dtype=torch.int64)
     data = TrainingData(latents, torch.zeros(64, dtype=torch.int64), rows, prior.embed(["", *PROMPTS]))
     plan = TrainingPlan(
-        steps=steps, lr=5e-4, warmup=1, ema=0.0, seed=0, batch=BATCH, gamma=5.0, drop_prompt=0.1, checkpoint_every=10**6
+        steps=steps,
+        lr=5e-4,
+        warmup=1,
+        ema=0.0,
+        seed=0,
+        batch=BATCH,
+        gamma=5.0,
+        drop_prompt=0.1,
+        checkpoint_every=10**6,
+        working=prior.working,
     )
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
