@@ -186,8 +186,8 @@ class Config(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _defaults_under_noise(cls, values: Any) -> Any:
-        # Defaults give way; a refinement that is asked for is refused below. A teacher takes of the budget what the
-        # adapter gains more by (docs/experiments.md).
+        # Defaults give way; a refinement that is asked for is refused below. What a teacher takes of the budget the
+        # adapter gains more by on AID; on the built-in scenes neither is surely better (docs/experiments.md).
         if not isinstance(values, dict) or values.get("privacy") != "dp":
             return values
         given = dict(values)
