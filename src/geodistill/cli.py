@@ -103,10 +103,13 @@ def _quiet_libraries() -> None:
     import diffusers.utils.logging
     import transformers.utils.logging
 
+    # The hub's client tells of each of its tries to reach it; what came of them is in our error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", module="huggingface_hub")
 
 
 @app.command(epilog="Example: **geodistill distill ~/AID --ipc 10 --out runs/aid --set sampling.follow=guide**")
