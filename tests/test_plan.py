@@ -92,6 +92,8 @@ class TestPlan:
         )
         assert kept() > kept(refinement=unrefined)
         assert kept(ipc=4) == 2 * kept(ipc=2)
+        narrow, wide = (kept(refinement=unrefined, precision=name) for name in ("bf16", "f32"))
+        assert 1.5 * narrow < wide < 2 * narrow  # float32 keeps no scores, its attention is fused
         assert found.seconds == sum(stage.seconds for stage in found.stages)
         monkeypatch.setattr(planning, "peak_memory_mib", lambda: 100)  # what is loaded by now
         assert make_plan(pair, on_pipeline, tmp_path).memory == found.memory + 100 * 2**20

@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import Config, SamplingSettings
 from geodistill.descriptions.models import SERVER
-from geodistill.devices import accelerator
+from geodistill.devices import accelerator, working_type
 from geodistill.errors import PriorError
 from geodistill.evaluation.networks import PRETRAINED, build_network
 from geodistill.evaluation.protocols import BATCH
@@ -146,9 +146,10 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     describer = config.descriptions.describer
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))
-    stages = tuple(_stages(parts, scenes, config, block_rate(device)))
+    working = working_type(config.precision, accelerator())
+    stages = tuple(_stages(parts, scenes, config, block_rate(device, working)))
     disk = _disk(parts, scenes, config) + sum(one.size for one in downloads)
-    memory = loaded + _memory(parts, config, len(scenes.classes) * config.ipc)
+    memory = loaded + _memory(parts, config, working, len(scenes.classes) * config.ipc)
     return Plan(tuple(downloads), stages, tuple(_unforetold(config)), memory, disk, _free(out), device)
 
 
@@ -302,14 +303,14 @@ def _operations(call: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def _memory(parts: _Parts, config: Config, images: int) -> int:
+def _memory(parts: _Parts, config: Config, working: torch.dtype, images: int) -> int:
     """Return the bytes of the weights in f32 and of what the largest backward pass keeps, to make so many `images`."""
     unet, channels = parts.unet, int(parts.unet.config.in_channels)
     # The U-Net is there twice while its adapter is trained.
     weights = _bytes(unet) * (2 if config.finetune.steps else 1) + _bytes(parts.vae) + parts.text_encoder_bytes
     side = config.size // parts.downscale
-    latents = _meta(config.finetune.batch, channels, side, torch.bfloat16).requires_grad_()
-    unet.to(torch.bfloat16)
+    latents = _meta(config.finetune.batch, channels, side, working).requires_grad_()
+    unet.to(working)
     kept = _kept(lambda: _denoised(_Parts(parts.vae, unet, 0, parts.tokens), latents))
     unet.to(torch.float32)
     if config.refinement.steps:
@@ -356,18 +357,18 @@ def _free(folder: Path) -> int:
     return free
 
 
-def block_rate(device: str) -> float:
-    """Return the floating-point operations a second of a residual block in bf16, the median of twenty passes.
+def block_rate(device: str, working: torch.dtype) -> float:
+    """Return the floating-point operations a second of a residual block in `working`, the median of twenty passes.
 
     A product of large matrices is no yardstick: a processor with units for it is six times as fast there as another,
     and less than twice as fast at what a small U-Net consists of.
     """
     channels, side, count = (320, 64, 16) if device == "cuda" else (128, 8, 64)
     block = ResnetBlock2D(in_channels=channels, temb_channels=None).eval()
-    images = torch.zeros(count, channels, side, side, device=device, dtype=torch.bfloat16)
+    images = torch.zeros(count, channels, side, side, device=device, dtype=working)
     images = images.to(memory_format=torch.channels_last)
     operations = _operations(lambda: block.to("meta")(_meta(count, channels, side), None))
-    block = block.to_empty(device=device).to(torch.bfloat16, memory_format=torch.channels_last)
+    block = block.to_empty(device=device).to(working, memory_format=torch.channels_last)
     seconds = []
     with torch.inference_mode():
         for _ in range(25):

@@ -82,9 +82,8 @@ def project(layers: Sequence[nn.Module], states: Tensor) -> list[Tensor]:
     device = states.device.type
     working = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     tensors = (states, weight, bias, down, torch.block_diag(*ups))
-    with torch.autocast(device, enabled=False):
-        inputs = [None if tensor is None else tensor.to(working) for tensor in tensors]
-        output: Tensor = _LowRank.apply(*inputs)  # type: ignore[no-untyped-call]
+    inputs = [None if tensor is None else tensor.to(working) for tensor in tensors]
+    output: Tensor = _LowRank.apply(*inputs)  # type: ignore[no-untyped-call]
     return list(output.split([base.out_features for base in bases], dim=-1))
 
 
