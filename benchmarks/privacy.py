@@ -14,6 +14,7 @@ the run learns, and have no guarantee.
 
 import argparse
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,12 @@ def main() -> None:
     data = open_scenes(args.data)
     for method, privacy in [case for case in CASES if "-".join(case) in args.cases]:
         rows, folder = _made(method, privacy, data, args)
+        start = time.perf_counter()
         found, _ = audit_folder(folder, data, out=folder / "audit")
+        seconds = f"{time.perf_counter() - start:.0f}"
         print(found.verdict, flush=True)
-        line = {"method": method, "privacy": privacy, **_worth(rows), **_given_away(found), **circumstances()}
-        lines = merged([line], SHEET, KEY)
+        line = {"method": method, "privacy": privacy, **_worth(rows), **_given_away(found), "audit_seconds": seconds}
+        lines = merged([line | circumstances()], SHEET, KEY)
         order = {case: rank for rank, case in enumerate(CASES)}
         lines.sort(key=lambda one: order[one["method"], one["privacy"]])
         to_csv(lines, SHEET)

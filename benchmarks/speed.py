@@ -15,7 +15,7 @@ makes the same images sooner.
 Encoding: 1,000 and 6,000 of AID's training images, decoded, resized, encoded in eight views, in a process of their own;
 the other side reads an image, encodes it, takes the next, in float32. The peak memory of each is in the row.
 
-Our side computes in bf16 on a CPU that has units for it, in float32 on another: there are rows for each precision and machine.
+Our side computes in bf16 on a CPU that has units for it, in float32 on another: each machine has its rows.
 Rounds of the two sides alternate, each in a process of its own; a row of benchmarks/results/speed.csv has the median of
 each, their ratio, the least and the largest ratio of a round, the share that our side reaches of the rate of a large
 matrix product in the same precision and run, and which kinds of operations our side's time goes to, as torch's profiler
