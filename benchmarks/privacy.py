@@ -156,9 +156,8 @@ Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `ben
 
 _PRIVATE = f"""
 Under differential privacy (ε, δ = {DELTA:g}) nothing starts as a training image. Those rows show what the noise costs
-and hides, on a base that was itself trained on these images, and so have no guarantee. They are of sets with a teacher
-(`--set finetune.consistency=0.1`), as was the default then; without one, as is the default now, a set at ε = 8 was
-worth 8 to 14 points more on held-out scenes of AID, and between 4 less and 8 more on built-in ones (experiments.md).
+and hides, on a base that was itself trained on these images, and so have no guarantee. No teacher is trained there: of
+what it takes of the budget the adapter makes better use (experiments.md).
 """
 
 
