@@ -142,19 +142,22 @@ def test_a_label_moves_to_the_nearest_free_line() -> None:
     assert _free_line([(0.5, 3, 5.0)], 0, 1, 5.0, 1.0) == 6.0
 
 
-def test_a_label_stands_left_of_its_point_where_the_right_is_taken() -> None:
+def test_a_label_stands_where_nothing_else_does() -> None:
     axes = Figure().add_subplot()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    _label_points(
-        axes, [(0.5, 0.5, "alone"), (0.2, 0.8, "beside"), (0.3, 0.8, ""), (0.02, 0.1, "edge"), (0.1, 0.1, "")]
-    )
-    sides = {text.get_text(): (text.get_ha(), text.get_position()[1]) for text in axes.texts}
-    assert sides["alone"] == ("left", 0.5)
-    assert sides["beside"] == ("right", 0.8)
-    side, line = sides["edge"]  # there is no room on the left of it
-    assert side == "left"
+    points = [(0.5, 0.5, "alone"), (0.2, 0.8, "beside"), (0.3, 0.8, ""), (0.1, 0.1, "between"), (0.2, 0.1, "")]
+    _label_points(axes, [*((x, x, y, text) for x, y, text in points), (0.5, 0.7, 0.3, "bar")])
+    found = {text.get_text(): (text.get_ha(), *text.get_position()) for text in axes.texts}
+    assert found["alone"][::2] == ("left", 0.5)
+    assert found["beside"][::2] == ("right", 0.8)
+    side, at, line = found["between"]  # there is no room left of it
+    assert side in ("center", "left")
+    assert at >= 0.1
     assert line != 0.1
+    side, at, line = found["bar"]
+    assert (side, line) == ("left", 0.3)
+    assert 0.7 < at < 0.8
 
 
 def test_roc_is_drawn_with_percentages_and_guessing() -> None:

@@ -159,9 +159,8 @@ def nearness_plot(name: str, rows: Sequence[Row]) -> Markup:
             axes.plot([_rho(row) for row in own], values, mark, color=colour, markersize=6, label=label)
         for own in methods.values():
             axes.plot([_rho(row) for row in own], [100 * row.oa_mean for row in own], color=_FAINT, zorder=1)
-        _label_points(
-            axes, [(_rho(row), 100 * row.oa_mean, row.method if row is methods[row.method][-1] else "") for row in rows]
-        )
+        last = {id(own[-1]) for own in methods.values()}
+        _label_points(axes, [(_rho(r), _rho(r), 100 * r.oa_mean, r.method if id(r) in last else "") for r in rows])
         axes.set_xlabel("nearness ratio ρ (0: copies, 1: as fresh real images)")
         axes.set_ylabel("overall accuracy, %")
         _legend_below(axes)
@@ -173,20 +172,33 @@ def _rho(row: Row) -> float:
     return 0.0 if row.rho is None else row.rho
 
 
-def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each (x, y, text) right or left of its point, moved where it would lie on a point or another label."""
+def _label_points(axes: Axes, marks: Sequence[tuple[float, float, float, str]]) -> None:
+    """Write each (left, right, y, text) beside its mark, over or under it where the sides are taken by others."""
     width, height = _letter(axes)
     edge, _ = axes.get_xlim()
-    placed = [(x - width, x + width, y) for x, y, _ in points]
-    for x, y, text in sorted((point for point in points if point[2]), key=lambda point: -point[1]):
-        near, far = 1.5 * width, (2.5 + len(text)) * width
-        sides = [(start, end) for start, end in ((x + near, x + far), (x - far, x - near)) if start > edge]
-        found = [(start, end, _free_line(placed, start, end, y, height)) for start, end in sides]
-        start, end, line = min(found, key=lambda one: abs(one[2] - y))
+    placed = [(left - width, right + width, y) for left, right, y, _ in marks]
+    for left, right, y, text in sorted((mark for mark in marks if mark[3]), key=lambda mark: -mark[2]):
+        long, middle = (1 + len(text)) * width, (left + right) / 2
+        sides = {
+            "center": (middle - long / 2, middle, middle + long / 2),
+            "left": (right + 1.5 * width, right + 1.5 * width, right + 1.5 * width + long),
+            "right": (left - 1.5 * width - long, left - 1.5 * width, left - 1.5 * width),
+        }
+        found = {
+            side: (at, start, end, _free_line(placed, start, end, y, height))
+            for side, (start, at, end) in sides.items()
+            if start > edge
+        }
+        # Beside the mark at its height; else over or under it, which is nearer to it than higher or lower beside it.
+        side = min(found, key=lambda one: abs(found[one][3] - y) + height * (one != "center" and found[one][3] != y))
+        at, start, end, line = found[side]
         placed.append((start, end, line))
         arrow = {"arrowstyle": "-", "color": _INK, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3}
-        moved, (at, side) = abs(line - y) > height, (start, "left") if start > x else (end, "right")
-        axes.annotate(text, (x, y), (at, line), fontsize=7, ha=side, va="center", arrowprops=arrow if moved else None)
+        mark = {"center": middle, "left": right, "right": left}[side]
+        moved = abs(line - y) > height
+        axes.annotate(
+            text, (mark, y), (at, line), fontsize=7, ha=side, va="center", arrowprops=arrow if moved else None
+        )
 
 
 def _letter(axes: Axes) -> tuple[float, float]:
@@ -321,8 +333,8 @@ def utility_plot(
             axes.errorbar(
                 [100 * x], [100 * y], xerr=[[100 * (x - low)], [100 * (high - x)]], fmt="o", color=_COLOURS[0]
             )
-            where = (100 * x, 100 * y)
-            axes.annotate(label, where, (0, 6), textcoords="offset points", fontsize=8, ha="center")
+        ends = {label: (100 * low, 100 * high) for label, (low, high) in spreads.items()}
+        _label_points(axes, [(*ends[label], 100 * y, label) for label, (_, y) in points.items()])
         axes.set_xlabel("training images found at 1 % false positives, %")
         axes.set_ylabel("overall accuracy, %")
         _legend_below(axes)
