@@ -38,8 +38,8 @@ class DistilledSet:
     """Images that stand for a data set.
 
     `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
-    keys from RECORD_KEYS. `about`: method, real_pixels (whether the images are
-    real ones as they are), config, versions, guarantee (of privacy, if any); representable in JSON.
+    keys from RECORD_KEYS. `about`: method, real_pixels (whether the images are real ones as they are), config,
+    versions, guarantee (of privacy, if any), screened (true if it was); representable in JSON.
     Raises DistilledSetError when these do not fit together.
     """
 
@@ -304,6 +304,10 @@ the source data may bind what is derived from it: check it before sharing.
 
 
 _NO_AUDIT = "No audit was made of what these images give away of the real ones: `geodistill audit` makes one."
+_SCREENED = (
+    "Screened: candidates nearer to a training image of their class, in structure (SSIM), than 99 % of held-out "
+    "training images are to the others were not chosen, nor were copies. This says nothing of who was a training image."
+)
 _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
 
 
@@ -317,8 +321,10 @@ def tell_of_audit(folder: Path, summary: str) -> None:
 
 
 def _privacy(about: dict[str, Any], audit: str) -> str:
-    """Return what the card says of privacy: the guarantee that the set was made under, if any, and what was audited."""
-    return "\n\n".join([about["guarantee"], audit] if about.get("guarantee") else [audit])
+    """Return what the card says of privacy: the guarantee or the screening, if any, and what was audited."""
+    made = [about["guarantee"]] if about.get("guarantee") else []
+    made += [_SCREENED] if about.get("screened") else []
+    return "\n\n".join([*made, audit])
 
 
 def _title(distilled: DistilledSet) -> str:

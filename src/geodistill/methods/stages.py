@@ -517,7 +517,8 @@ def hand_out(
         if labeller is not None:
             soft = soft_labels(labeller, images).double().round(decimals=4).tolist()
             records = tuple({**record, "soft_label": own} for record, own in zip(records, soft, strict=True))
-        DistilledSet(images, labels, scenes.classes, records, about("dpd", config)).write(folder)
+        facts = about("dpd", config) | ({"screened": True} if config.privacy == "screen" else {})
+        DistilledSet(images, labels, scenes.classes, records, facts).write(folder)
 
     inputs = [run.fingerprint_of(after)]
     inputs += [] if labeller is None else [run.fingerprint_of("labeller")]
