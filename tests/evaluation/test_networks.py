@@ -20,6 +20,7 @@ from geodistill.evaluation.networks import (
     _any_size,
     _AvgPool2d,
     backbone_features,
+    backbone_maps,
     build_network,
     check_network,
     compiled,
@@ -197,6 +198,10 @@ def test_pooled_features_are_the_mean_of_the_packages_map():
         expected = theirs.extract_features(normalise(images)).flatten(2).mean(2)
     assert torch.allclose(pooled_features(images), expected, atol=1e-4)
     assert torch.allclose(backbone_features(images), expected / expected.norm(dim=1, keepdim=True), atol=1e-5)
+    signed = images.float() / 127.5 - 1
+    *maps, last = backbone_maps(signed, last=True)
+    assert torch.allclose(last.mean((2, 3)), expected, atol=1e-4)
+    assert all(map(torch.equal, maps, backbone_maps(signed)))
 
 
 @pytest.mark.skipif(

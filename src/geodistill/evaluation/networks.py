@@ -273,18 +273,19 @@ def backbone_features(images: torch.Tensor, *, batch: int = 128, network: nn.Mod
     return F.normalize(pooled_features(images, batch=batch, network=network), dim=1)
 
 
-def backbone_maps(images: torch.Tensor) -> list[torch.Tensor]:
+def backbone_maps(images: torch.Tensor, *, last: bool = False) -> list[torch.Tensor]:
     """Return maps of the pretrained network at 1/2, 1/4, 1/8 and 1/16 of the resolution of `images`, shallow to deep.
 
     `images` float [n, 3, s, s] in [-1, 1], through which gradients flow; the maps have 16, 24, 40 and 112 channels.
+    With `last` also the one at 1/32, of 1280 channels, whose means are `pooled_features`.
     """
     network = pretrained()
     maps = network._swish(network._bn0(network._conv_stem(_rescaled(images))))
     kept = []
-    for index, block in enumerate(network._blocks[: max(_MAPS) + 1]):
+    for index, block in enumerate(network._blocks if last else network._blocks[: max(_MAPS) + 1]):
         maps = block(maps)
         kept += [maps] if index in _MAPS else []
-    return kept
+    return [*kept, network._swish(network._bn1(network._conv_head(maps)))] if last else kept
 
 
 def embed(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

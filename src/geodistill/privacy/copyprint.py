@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from geodistill.devices import accelerator
-from geodistill.evaluation.networks import backbone_maps, pooled_features
+from geodistill.evaluation.networks import backbone_maps
 from geodistill.seeding import derive_seed, generator
 
 _SIZE, _TEMPERATURE, _STEPS, _BATCH, _RATE = 128, 0.05, 300, 256, 2e-3
@@ -93,7 +93,9 @@ def _compressed(image: Tensor, quality: int) -> Tensor:
 @torch.no_grad()
 def _seen(images: Tensor, *, batch: int = 128) -> Tensor:
     """Return what the backbone sees of uint8 images [n, 3, s, s]: its last map averaged, and an early one by places."""
-    deep = F.normalize(pooled_features(images, batch=batch), dim=1)
-    early = [backbone_maps(part.to(accelerator()).float() / 127.5 - 1)[_MAP] for part in images.split(batch)]
-    places = F.normalize(torch.cat([F.adaptive_avg_pool2d(maps, _PLACES).flatten(1).cpu() for maps in early]), dim=1)
-    return torch.cat([deep, places], dim=1)
+    deep, early = [], []
+    for part in images.split(batch):
+        maps = backbone_maps(part.to(accelerator()).float() / 127.5 - 1, last=True)
+        deep.append(maps[-1].mean((2, 3)).cpu())
+        early.append(F.adaptive_avg_pool2d(maps[_MAP], _PLACES).flatten(1).cpu())
+    return torch.cat([F.normalize(torch.cat(seen), dim=1) for seen in (deep, early)], dim=1)
