@@ -215,8 +215,8 @@ _INTRODUCTION = f"""# AID under every method
 
 30 classes, 64 px, 6,000 training and 2,000 test images; overall accuracy on the test images in per cent, mean ±
 standard deviation over the seeds (a probe of the same images comes out the same for each). All methods share one
-base, trained on the training scenes alone; generated rows whose commit is e6fc20c are of the one before.
-The table is made in parts, on three kinds of machine: trained on the same images, a classifier comes out up to two
+base, trained on the training scenes alone.
+The table is made in parts, on four kinds of machine: trained on the same images, a classifier comes out up to two
 points apart on them. ρ is the nearness ratio: 1 is no nearer to a training image than fresh real images are, 0 is a
 copy; below {COPYING} the accuracy is that of copies. Sets of real images are drawn anew for each seed; generated ones
 are made once, and the seeds vary the classifier.
