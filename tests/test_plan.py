@@ -84,7 +84,8 @@ class TestPlan:
         assert found.memory > weights
 
         def kept(**changes: Any) -> int:
-            return make_plan(pair, _with(on_pipeline, **changes), tmp_path).memory - weights
+            plan = make_plan(pair, _with(on_pipeline, **changes), tmp_path)
+            return plan.memory - weights - plan.disk - len(pair) * 3 * 32**2
 
         unrefined, few = {"steps": 0}, on_pipeline.finetune.batch
         assert kept(refinement=unrefined, finetune={"batch": 2 * few}) == pytest.approx(

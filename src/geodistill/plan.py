@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from geodistill.config import Config, SamplingSettings
 from geodistill.descriptions.models import SERVER
 from geodistill.devices import accelerator, working_type
 from geodistill.errors import PriorError
-from geodistill.evaluation.networks import PRETRAINED, build_network
+from geodistill.evaluation.networks import PRETRAINED, build_network, embed
 from geodistill.evaluation.protocols import BATCH
 from geodistill.methods.screening import weaker
 from geodistill.methods.stages import check_counts
@@ -40,6 +41,7 @@ from geodistill.prior.base import (
     refuse_odd_size,
     source_of,
 )
+from geodistill.refinement import RandomNetwork
 from geodistill.run import peak_memory_mib
 from geodistill.scenes.scenes import Scenes
 from geodistill.teacher import Teacher
@@ -126,8 +128,6 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     """
     check_counts(scenes, config.ipc, config.privacy)
     device = accelerator().type
-    # On a CPU what is loaded by now, libraries most of all, shares the memory with the models.
-    loaded = peak_memory_mib() * 2**20 if device == "cpu" else 0
     downloads = []
     if config.base == SCRATCH:
         raise PriorError(
@@ -148,8 +148,12 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
         downloads.append(_hub_model(describer))
     working = working_type(config.precision, accelerator())
     stages = tuple(_stages(parts, scenes, config, block_rate(device, working)))
-    disk = _disk(parts, scenes, config) + sum(one.size for one in downloads)
-    memory = loaded + _memory(parts, config, working, len(scenes.classes) * config.ipc)
+    files = _disk(parts, scenes, config)
+    memory = _memory(parts, config, working, len(scenes.classes) * config.ipc)
+    if device == "cpu":
+        # What is loaded by now, libraries most of all, and the data share the memory with the models.
+        memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
+    disk = files + sum(one.size for one in downloads)
     return Plan(tuple(downloads), stages, tuple(_unforetold(config)), memory, disk, _free(out), device)
 
 
@@ -319,24 +323,28 @@ def _memory(parts: _Parts, config: Config, working: torch.dtype, images: int) ->
 
 
 def _kept_by_refining(parts: _Parts, size: int) -> int:
-    """Return the bytes that one image of `size` pixels keeps."""
+    """Return the bytes that one image of `size` pixels keeps, in the network that keeps most."""
     latent = _meta(1, int(parts.unet.config.in_channels), size // parts.downscale).requires_grad_()
-    network = build_network(PRETRAINED, 2, 0).eval().to("meta")
-    return _kept(lambda: network(parts.vae.decode(latent).sample))
+    networks = build_network(PRETRAINED, 2, 0).eval(), RandomNetwork(0)
+    return max(_kept(partial(_seen, parts.vae, network.to("meta"), latent)) for network in networks)
+
+
+def _seen(vae: Any, network: nn.Module, latent: Tensor) -> Tensor:
+    return embed(network, vae.decode(latent).sample)
 
 
 def _kept(call: Callable[[], Any]) -> int:
-    """Return the bytes that `call` keeps for its backward pass, parameters left out."""
-    kept = 0
+    """Return the bytes that `call` keeps for its backward pass, parameters left out, and the largest gradients take."""
+    kept = [0]
 
     def count(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += 0 if isinstance(tensor, nn.Parameter) else tensor.numel() * tensor.element_size()
+        kept.append(0 if isinstance(tensor, nn.Parameter) else tensor.numel() * tensor.element_size())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         call()
-    return kept
+    # The gradients of a layer's output and of its input, while both are there.
+    return sum(kept) + 2 * max(kept)
 
 
 def _bytes(module: Any) -> int:
