@@ -1,5 +1,6 @@
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -142,22 +143,33 @@ def test_a_label_moves_to_the_nearest_free_line() -> None:
     assert _free_line([(0.5, 3, 5.0)], 0, 1, 5.0, 1.0) == 6.0
 
 
-def test_a_label_stands_where_nothing_else_does() -> None:
+def test_a_label_stands_left_of_its_point_where_the_right_is_taken() -> None:
+    points = [(0.5, 0.5, "alone"), (0.2, 0.8, "beside"), (0.3, 0.8, ""), (0.02, 0.1, "edge"), (0.1, 0.1, "")]
+    found = _labels((x, x, y, text) for x, y, text in points)
+    assert found["alone"][::2] == ("left", 0.5)
+    assert found["beside"][::2] == ("right", 0.8)
+    side, _, line = found["edge"]  # there is no room on the left of it
+    assert side == "left"
+    assert line != 0.1
+
+
+def test_a_label_stands_over_or_under_a_bar_where_both_sides_are_taken() -> None:
+    found = _labels([(0.5, 0.6, 0.3, "bar"), (0.65, 0.9, 0.3, ""), (0.2, 0.45, 0.3, ""), (0.5, 0.7, 0.8, "free")])
+    side, at, line = found["bar"]
+    assert (side, at) == ("center", pytest.approx(0.55))
+    assert 0.03 < abs(line - 0.3) < 0.1
+    side, at, line = found["free"]
+    assert (side, line) == ("left", 0.8)
+    assert 0.7 < at < 0.8
+
+
+def _labels(marks: Iterable[tuple[float, float, float, str]]) -> dict[str, tuple[str, float, float]]:
+    """Return how each label is aligned, and where it is, on axes from 0 to 1."""
     axes = Figure().add_subplot()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    points = [(0.5, 0.5, "alone"), (0.2, 0.8, "beside"), (0.3, 0.8, ""), (0.1, 0.1, "between"), (0.2, 0.1, "")]
-    _label_points(axes, [*((x, x, y, text) for x, y, text in points), (0.5, 0.7, 0.3, "bar")])
-    found = {text.get_text(): (text.get_ha(), *text.get_position()) for text in axes.texts}
-    assert found["alone"][::2] == ("left", 0.5)
-    assert found["beside"][::2] == ("right", 0.8)
-    side, at, line = found["between"]  # there is no room left of it
-    assert side in ("center", "left")
-    assert at >= 0.1
-    assert line != 0.1
-    side, at, line = found["bar"]
-    assert (side, line) == ("left", 0.3)
-    assert 0.7 < at < 0.8
+    _label_points(axes, list(marks))
+    return {text.get_text(): (text.get_ha(), *text.get_position()) for text in axes.texts}
 
 
 def test_roc_is_drawn_with_percentages_and_guessing() -> None:

@@ -159,8 +159,10 @@ def nearness_plot(name: str, rows: Sequence[Row]) -> Markup:
             axes.plot([_rho(row) for row in own], values, mark, color=colour, markersize=6, label=label)
         for own in methods.values():
             axes.plot([_rho(row) for row in own], [100 * row.oa_mean for row in own], color=_FAINT, zorder=1)
-        last = {id(own[-1]) for own in methods.values()}
-        _label_points(axes, [(_rho(r), _rho(r), 100 * r.oa_mean, r.method if id(r) in last else "") for r in rows])
+        named = [row.method if row is methods[row.method][-1] else "" for row in rows]
+        _label_points(
+            axes, [(_rho(row), _rho(row), 100 * row.oa_mean, text) for row, text in zip(rows, named, strict=True)]
+        )
         axes.set_xlabel("nearness ratio ρ (0: copies, 1: as fresh real images)")
         axes.set_ylabel("overall accuracy, %")
         _legend_below(axes)
@@ -178,27 +180,26 @@ def _label_points(axes: Axes, marks: Sequence[tuple[float, float, float, str]]) 
     edge, _ = axes.get_xlim()
     placed = [(left - width, right + width, y) for left, right, y, _ in marks]
     for left, right, y, text in sorted((mark for mark in marks if mark[3]), key=lambda mark: -mark[2]):
-        long, middle = (1 + len(text)) * width, (left + right) / 2
+        near, long, middle = 1.5 * width, (1 + len(text)) * width, (left + right) / 2
+        # As matplotlib names it, which end of the text is at the mark: where at the mark, and where the text starts.
         sides = {
-            "center": (middle - long / 2, middle, middle + long / 2),
-            "left": (right + 1.5 * width, right + 1.5 * width, right + 1.5 * width + long),
-            "right": (left - 1.5 * width - long, left - 1.5 * width, left - 1.5 * width),
+            "left": (right, right + near),
+            "right": (left, left - near - long),
+            "center": (middle, middle - long / 2),
         }
-        found = {
-            side: (at, start, end, _free_line(placed, start, end, y, height))
-            for side, (start, at, end) in sides.items()
+        lines = {
+            side: _free_line(placed, start, start + long, y, height)
+            for side, (_, start) in sides.items()
             if start > edge
         }
         # Beside the mark at its height; else over or under it, which is nearer to it than higher or lower beside it.
-        side = min(found, key=lambda one: abs(found[one][3] - y) + height * (one != "center" and found[one][3] != y))
-        at, start, end, line = found[side]
-        placed.append((start, end, line))
+        side = min(lines, key=lambda one: abs(lines[one] - y) + height * (one != "center" and lines[one] != y))
+        (mark, start), line = sides[side], lines[side]
+        placed.append((start, start + long, line))
+        where = {"left": start, "right": start + long, "center": mark}[side], line
         arrow = {"arrowstyle": "-", "color": _INK, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3}
-        mark = {"center": middle, "left": right, "right": left}[side]
-        moved = abs(line - y) > height
-        axes.annotate(
-            text, (mark, y), (at, line), fontsize=7, ha=side, va="center", arrowprops=arrow if moved else None
-        )
+        moved = arrow if abs(line - y) > height else None
+        axes.annotate(text, (mark, y), where, fontsize=7, ha=side, va="center", arrowprops=moved)
 
 
 def _letter(axes: Axes) -> tuple[float, float]:
