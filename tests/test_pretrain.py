@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 
 from geodistill.cli import _config_file
 from geodistill.config import Config, load_config, make_config
-from geodistill.errors import PriorError
-from geodistill.pretrain import pretrain
-from geodistill.prior import compact
+from geodistill.errors import ConfigError, PriorError, SceneError
+from geodistill.methods.stages import Source
+from geodistill.pretrain import open_sources, pretrain
+from geodistill.prior import compact, training
 from geodistill.prior.base import load_prior, shipped_base
-from geodistill.privacy.overlap import FOOTPRINT, known
+from geodistill.privacy.overlap import FOOTPRINT, known, known_archives
 from geodistill.run import records
-from geodistill.scenes import SceneData
+from geodistill.scenes import SceneData, Scenes, open_unlabelled, write_scenes
+from geodistill.scenes.scenes import UNLABELLED
 
 _NOTE = "built-in scenes, free of any right"
 
@@ -30,7 +32,7 @@ def settings() -> Config:
 @pytest.fixture(scope="module")
 def run(data: SceneData, settings: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pretrain") / "run"
-    assert pretrain(data.train, settings, out=out, data_note=_NOTE) == out / "base"
+    assert pretrain([Source(data.train)], settings, out=out, data_note=_NOTE) == out / "base"
     return out
 
 
@@ -68,8 +70,8 @@ def test_killed_in_either_training_it_ends_with_the_same_bytes(
         with monkeypatch.context() as patch:
             patch.setattr(compact, place, kill)
             with pytest.raises(KeyboardInterrupt):
-                pretrain(data.train, settings, out=killed)
-    pretrain(data.train, settings, out=killed, data_note=_NOTE)
+                pretrain([Source(data.train)], settings, out=killed)
+    pretrain([Source(data.train)], settings, out=killed, data_note=_NOTE)
     for path in whole.rglob("*.safetensors"):
         assert (killed / "base" / path.relative_to(whole)).read_bytes() == path.read_bytes()
 
@@ -81,7 +83,7 @@ def test_autoencoder_is_the_one_that_was_standardised(run: Path, data: SceneData
 
 def test_size_that_does_not_fit(data: SceneData, settings: Config, tmp_path: Path) -> None:
     with pytest.raises(PriorError) as caught:
-        pretrain(data.train, settings.model_copy(update={"size": 24}), out=tmp_path / "run")
+        pretrain([Source(data.train)], settings.model_copy(update={"size": 24}), out=tmp_path / "run")
     assert str(caught.value) == "size 24 does not fit the compact base, which needs a multiple of 16: use --size 32"
     assert not (tmp_path / "run").exists()
 
@@ -98,7 +100,7 @@ def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
     run: Path, data: SceneData, settings: Config, tmp_path: Path
 ) -> None:
     base = run / "base"
-    further = pretrain(data.train, settings, out=tmp_path / "run", start=str(base))
+    further = pretrain([Source(data.train)], settings, out=tmp_path / "run", start=str(base))
     for kept in ("vae", "text_encoder"):
         (one,), (other,) = ((folder / kept).glob("*.safetensors") for folder in (base, further))
         assert one.read_bytes() == other.read_bytes()
@@ -119,8 +121,57 @@ def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
 
 def test_does_not_go_on_from_nothing(data: SceneData, settings: Config, tmp_path: Path) -> None:
     with pytest.raises(PriorError) as caught:
-        pretrain(data.train, settings, out=tmp_path / "run", start="scratch")
+        pretrain([Source(data.train)], settings, out=tmp_path / "run", start="scratch")
     assert str(caught.value) == "there is nothing to go on from in base 'scratch': leave --base out to start anew"
     with pytest.raises(PriorError) as caught:
-        pretrain(data.train, settings, out=tmp_path / "run", start="compact")
+        pretrain([Source(data.train)], settings, out=tmp_path / "run", start="compact")
     assert str(caught.value).startswith("the compact base draws images of 64 px, not 16: use --size 64")
+
+
+def test_several_archives_one_of_them_without_classes(
+    data: SceneData, settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = data.test
+    assert tiles is not None
+    unnamed = Scenes(tiles._sources, torch.zeros(len(tiles)), UNLABELLED, tiles.keys, tiles.names)
+    sources = [
+        Source(data.train, 3.0, name="drawn", terms="free"),
+        Source(unnamed, 1.0, labelled=False, name="tiles"),
+    ]
+    doubled = settings.model_copy(update={"compact": settings.compact.model_copy(update={"doubled": True})})
+    seen: list[torch.Size] = []
+    loss = training.denoising_loss
+    monkeypatch.setattr(training, "denoising_loss", lambda *args: (seen.append(args[4].shape), loss(*args))[1])
+    longer = doubled.model_copy(update={"compact": doubled.compact.model_copy(update={"steps": 4})})
+    base = pretrain(sources, longer, out=tmp_path / "run")
+    # Every fourth step is at twice the size, with a quarter of the images.
+    assert seen == [torch.Size([4, 4, 2, 2])] * 3 + [torch.Size([1, 4, 4, 4])]
+    card = (base / "README.md").read_text()
+    assert f"- Trained on: drawn, {len(data.train)} images of 10 classes (" in card
+    assert "; 75% of every batch. Terms: free." in card
+    assert f"- Trained on: tiles, {len(tiles)} images of no classes; 25% of every batch." in card
+    assert [one.archive for one in known_archives(data.train.keys, base)] == ["drawn"]
+    assert [one.archive for one in known_archives(tiles.keys, base)] == ["tiles"]
+
+
+def test_archives_as_they_are_named_on_the_command_line(data: SceneData, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "a", train_per_class=2, test_per_class=1)
+    one, other = open_sources([f"{tmp_path / 'a'}=2.5"], [str(tmp_path / "a" / "test")])
+    assert (len(one.scenes), one.weight, one.labelled, one.name) == (20, 2.5, True, "a")
+    assert (len(other.scenes), other.weight, other.labelled, other.name) == (10, 1.0, False, "test")
+    assert other.scenes.classes == UNLABELLED
+    for weight in ("0", "-1", "much", "nan"):
+        with pytest.raises(ConfigError) as caught:
+            open_sources([f"{tmp_path / 'a'}={weight}"])
+        told = f"the weight of {tmp_path / 'a'} is {weight!r}: give a positive number, such as {tmp_path / 'a'}=2"
+        assert str(caught.value) == told
+
+
+def test_no_folder_and_no_images_without_classes(tmp_path: Path) -> None:
+    with pytest.raises(SceneError) as caught:
+        open_unlabelled(tmp_path / "none")
+    assert str(caught.value) == f"{tmp_path / 'none'}: no such folder: expected images in it"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SceneError) as caught:
+        open_unlabelled(tmp_path / "empty")
+    assert str(caught.value) == f"{tmp_path / 'empty'}: no images in it or its subfolders"

@@ -224,7 +224,13 @@ def plan(
     epilog="Example: **geodistill pretrain ~/archive --out runs/base**, then **distill … --base runs/base/base**"
 )
 def pretrain(
-    data: _Data,
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            help="One archive or several, each `PATH` or `PATH=WEIGHT`: its share of every batch, relative to the "
+            "others [default: 1]. Of an archive with splits the training part alone is read."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
     size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
     config: Annotated[str, typer.Option(help="TOML file with settings, or the name of a preset.")] = "pretrain",
@@ -234,10 +240,14 @@ def pretrain(
     base: Annotated[
         str | None, typer.Option(help="Train the U-Net of this base further: compact, a folder or a hub name.")
     ] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder of images without classes, `PATH` or `PATH=WEIGHT`; may be repeated."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
     data_note: Annotated[str, typer.Option(help="What the model card says about the data and their licence.")] = "",
 ) -> None:
-    """Train a base on the training scenes of DATA, once, for any number of later runs.
+    """Train a base on the training scenes of one archive or several, once, for any number of later runs.
 
     Takes hours on two cores, or a quarter of an hour on a large GPU with --config pretrain-gpu, and shows the time
     left: first a convolutional autoencoder, then the U-Net, on all that leaves an overhead scene one (flips,
@@ -246,13 +256,13 @@ def pretrain(
     """
     with _told():
         from geodistill.config import load_config
+        from geodistill.pretrain import open_sources
         from geodistill.pretrain import pretrain as run_pretraining
-        from geodistill.scenes import open_scenes
 
         settings = load_config(_config_file(config), set_ or [], size=size, seed=seed)
         command = shlex.join(["geodistill", *sys.argv[1:]])
-        train = open_scenes(data).train
-        folder = run_pretraining(train, settings, out=out, start=base, data_note=data_note, command=command)
+        sources = open_sources(data, unlabelled or [])
+        folder = run_pretraining(sources, settings, out=out, start=base, data_note=data_note, command=command)
         _print_stages(out)
         _console.print(f"base: {folder}   its model card: {folder / 'README.md'}", soft_wrap=True)
 

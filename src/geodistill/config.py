@@ -44,6 +44,10 @@ class CompactSettings(_Settings):
         ge=0,
         description="parts of every scene that are learned from beside its eight views, where it has the pixels",
     )
+    zoom: float = Field(1.75, ge=1, description="how many times nearer than the whole scene such a part may be")
+    doubled: bool = Field(
+        False, description="every fourth step learns from scenes at twice the size, where they have the pixels"
+    )
     batch: int = Field(64, ge=1, description="latents per step")
     lr: float = Field(8e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are what is kept")

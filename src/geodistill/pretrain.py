@@ -1,25 +1,60 @@
 """Pretraining: a base from a user's own archive, once, for any number of later runs."""
 
+import math
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from geodistill.config import CompactSettings, Config
-from geodistill.errors import PriorError
-from geodistill.methods.stages import train_base
+from geodistill.errors import ConfigError, PriorError
+from geodistill.methods.stages import Source, train_base
 from geodistill.prior.base import SCRATCH, source_of
 from geodistill.prior.compact import check_compact_size
 from geodistill.run import Run, versions, write_atomic
-from geodistill.scenes.scenes import Scenes
+from geodistill.scenes import open_scenes, open_unlabelled
+
+
+def open_sources(labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> list[Source]:
+    """Return the archives that "PATH" or "PATH=WEIGHT" of each name, named by their folders.
+
+    Raises ConfigError for a weight that is not a positive number, SceneError for a folder that cannot be read.
+    """
+    sources = []
+    for text in (*labelled, *unlabelled):
+        path, weight = _weighed(text)
+        known = text in labelled
+        scenes = open_scenes(path).train if known else open_unlabelled(path)
+        sources.append(Source(scenes, weight, labelled=known, name=path.resolve().name))
+    return sources
+
+
+def _weighed(text: str) -> tuple[Path, float]:
+    if Path(text).exists() or "=" not in text:
+        return Path(text), 1.0
+    path, _, given = text.rpartition("=")
+    try:
+        weight = float(given)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < math.inf:
+        raise ConfigError(f"the weight of {path} is {given!r}: give a positive number, such as {path}=2")
+    return Path(path), weight
 
 
 def pretrain(
-    scenes: Scenes, config: Config, *, out: Path, start: str | None = None, data_note: str = "", command: str = ""
+    sources: Sequence[Source],
+    config: Config,
+    *,
+    out: Path,
+    start: str | None = None,
+    data_note: str = "",
+    command: str = "",
 ) -> Path:
-    """Train a base on `scenes` and return its folder, a pipeline for `--base` with a model card.
+    """Train a base on `sources` and return its folder, a pipeline for `--base` with a model card.
 
     Args:
-        scenes: the training scenes; nothing else is looked at.
+        sources: the archives, training scenes alone; nothing else is looked at.
         config: its `compact`, `size` and `seed` count.
         out: the run folder; a run there that stopped goes on.
         start: a base whose U-Net is trained further: 'compact', a pipeline folder, a hub name; without one all is new.
@@ -35,10 +70,10 @@ def pretrain(
         raise PriorError("there is nothing to go on from in base 'scratch': leave --base out to start anew")
     about: dict[str, Any] = {"compact": config.compact.model_dump(mode="json"), "size": config.size}
     about |= {"seed": config.seed, "start": start}
-    settings = {"method": "pretrain", "config": about, "scenes": scenes.fingerprint()}
-    with Run(out, settings, command) as run:
-        folder = train_base(scenes, config, run, start)
-        card = model_card(run.record_of("base"), scenes, config, data_note, start)
+    scenes = [[source.scenes.fingerprint(), source.weight, source.labelled] for source in sources]
+    with Run(out, {"method": "pretrain", "config": about, "scenes": scenes}, command) as run:
+        folder = train_base(sources, config, run, start)
+        card = model_card(run.record_of("base"), sources, config, data_note, start)
         write_atomic(folder / "README.md", card + _earlier_card(start, config.size))
     return folder
 
@@ -53,7 +88,9 @@ def _earlier_card(start: str | None, size: int) -> str:
     return f"\n# The base it goes on from\n\n{lowered}\n"
 
 
-def model_card(record: dict[str, Any], scenes: Scenes, config: Config, data_note: str, start: str | None = None) -> str:
+def model_card(
+    record: dict[str, Any], sources: Sequence[Source], config: Config, data_note: str, start: str | None = None
+) -> str:
     """Return the model card, Markdown; `record` is what the stage `base` recorded, `start` what it went on from."""
     facts, settings = record["facts"], config.compact
     made = versions()
@@ -63,7 +100,7 @@ def model_card(record: dict[str, Any], scenes: Scenes, config: Config, data_note
         f"A text-conditional latent diffusion model of overhead scenes at {config.size} px, a diffusers pipeline made",
         "by `geodistill pretrain`. Prompts: `A satellite image of <class>`, then what geodistill's describer measured.",
         "",
-        f"- Trained on: {len(scenes)} images of {len(scenes.classes)} classes ({', '.join(scenes.classes)}).",
+        *(_trained_on(source, sum(one.weight for one in sources)) for source in sources),
         f"- Data and licence: {data_note or 'not told (--data-note)'}",
         f"- Autoencoder: {_autoencoder(facts, settings, start)}; "
         f"{facts['autoencoder_psnr_db']} dB PSNR on the training scenes.",
@@ -84,6 +121,15 @@ def model_card(record: dict[str, Any], scenes: Scenes, config: Config, data_note
         "- A model of a few thousand images can repeat some of them: `geodistill evaluate` prints the nearness ratio.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _trained_on(source: Source, weights: float) -> str:
+    scenes = source.scenes
+    name = f"{source.name}, " if source.name else ""
+    share = "" if source.weight == weights else f"; {source.weight / weights:.0%} of every batch"
+    what = f"{len(scenes.classes)} classes ({', '.join(scenes.classes)})" if source.labelled else "no classes"
+    terms = f" Terms: {source.terms}." if source.terms else ""
+    return f"- Trained on: {name}{len(scenes)} images of {what}{share}.{terms}"
 
 
 def _autoencoder(facts: dict[str, Any], settings: CompactSettings, start: str | None) -> str:

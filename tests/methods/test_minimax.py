@@ -74,7 +74,7 @@ def _trained(folder: Path, sd_folder: Path, stop_at: int | None = None) -> dict[
         checkpoint_every=2,
     )
     folder.mkdir(exist_ok=True)
-    draw, losses, steps = training._draw, training._losses, list[int]()
+    draw, losses, steps = TrainingData.batch, training._losses, list[int]()
 
     def drawing(*args: Any) -> tuple[torch.Tensor, ...]:
         steps.append(args[-1])
@@ -87,7 +87,7 @@ def _trained(folder: Path, sd_folder: Path, stop_at: int | None = None) -> dict[
         return iter(values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_draw", drawing)
+        patch.setattr(TrainingData, "batch", drawing)
         patch.setattr(training, "_losses", stopping)
         train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "adapter")
     return load_file(folder / training._CHECKPOINT)

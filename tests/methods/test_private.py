@@ -11,7 +11,7 @@ from geodistill.errors import ConfigError, PrivacyError, SceneError
 from geodistill.methods import private
 from geodistill.methods.dpd import distill
 from geodistill.methods.private import budget_of, guarantee
-from geodistill.methods.stages import check_counts, train_base
+from geodistill.methods.stages import Source, check_counts, train_base
 from geodistill.prior.base import shipped_base
 from geodistill.privacy.accounting import Budget, Mechanism, epsilon_of
 from geodistill.privacy.copies import are_copies, find_copies
@@ -151,7 +151,7 @@ def test_a_base_that_was_trained_on_the_scenes_is_refused(planted: Scenes, setti
 def test_a_base_built_in_a_run_on_the_scenes_is_refused(planted: Scenes, settings: dict, tmp_path: Path) -> None:
     tiny = {"steps": 1, "batch": 2, "channels": 4, "width": (32, 32)}
     with Run(tmp_path / "open", {}) as run:
-        base = train_base(planted, make_config({**settings, "base": "scratch", "compact": tiny}), run)
+        base = train_base([Source(planted)], make_config({**settings, "base": "scratch", "compact": tiny}), run)
     with pytest.raises(PrivacyError, match=r"^about 24 of the 24 images are among those that the base"):
         distill(planted, private_settings(settings, base=str(base)), out=tmp_path / "run")
 

@@ -16,7 +16,7 @@ from geodistill.errors import PriorError
 from geodistill.prior import compact
 from geodistill.prior.autoencoder import PatchAutoencoder
 from geodistill.prior.base import check_size, fingerprint_of_base, load_prior, shipped_base
-from geodistill.prior.compact import _byte_pairs, build_compact, new_compact
+from geodistill.prior.compact import Archive, _byte_pairs, build_compact, new_compact
 from geodistill.scenes import SceneData, draw_scene
 from geodistill.scenes.images import to_square_tensor
 from geodistill.scenes.views import dihedral
@@ -107,9 +107,8 @@ def test_fingerprint_follows_the_bytes(sd_folder: Path, tmp_path: Path) -> None:
 def test_stock_diffusers_loads_the_compact_base_and_draws(data: SceneData, tmp_path: Path) -> None:
     settings = CompactSettings(channels=8, width=(32, 32), steps=2, batch=4)
     pixels = data.train.pixels(range(20), size=32)
-    facts = build_compact(
-        pixels, data.train.labels[:20], [["a beach", "sand and sea"]] * 20, settings, seed=0, folder=tmp_path
-    )
+    archive = Archive(pixels, data.train.labels[:20], [["a beach", "sand and sea"]] * 20)
+    facts = build_compact([archive], settings, seed=0, folder=tmp_path)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
     image = pipeline("a beach", height=32, width=32, num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 32, 32, 3)
@@ -121,23 +120,28 @@ def test_stock_diffusers_loads_the_compact_base_and_draws(data: SceneData, tmp_p
 def test_a_base_learns_from_eight_views_and_as_many_nearer_ones_as_are_asked_for(data: SceneData) -> None:
     some = range(6)
     pixels, larger = data.train.pixels(some, size=32), data.train.pixels(some, size=48)
-    prior = new_compact(["a beach"], CompactSettings(channels=8, width=(32, 32)), size=32, seed=0)
+    settings = CompactSettings(channels=8, width=(32, 32), nearer_views=3)
+    prior = new_compact(["a beach"], settings, size=32, seed=0)
     assert isinstance(prior.vae, PatchAutoencoder)
     prior.vae.fit([pixels.float() / 127.5 - 1])
-    args = (data.train.labels[:6], [["a beach"]] * 6)
-    seen = compact._training_data(prior, pixels, larger, *args, nearer_views=3, seed=0).latents
+
+    def views(larger: torch.Tensor | None) -> torch.Tensor:
+        archive = Archive(pixels, data.train.labels[:6], [["a beach"]] * 6, larger)
+        return compact._training_data(prior, [archive], settings, seed=0).parts[0].latents
+
+    seen = views(larger)
     assert seen.shape == (6, 11, 8, 4, 4)
     assert all(torch.equal(seen[:, view], prior.encode(dihedral(pixels, view)).half()) for view in range(8))
     assert (seen[:, 8:] - seen[:, :1]).abs().flatten(2).mean(dim=2).min() > 0.01
-    alone = compact._training_data(prior, pixels, None, *args, nearer_views=3, seed=0).latents
-    assert torch.equal(alone, seen[:, :8])
+    assert torch.equal(views(None), seen[:, :8])
 
 
 def test_an_autoencoder_sees_whole_scenes_and_parts_of_scenes_in_equal_shares(data: SceneData) -> None:
     some = range(40)
     pixels, larger = data.train.pixels(some, size=32), data.train.pixels(some, size=48)
     settings = CompactSettings(channels=8, autoencoder_batch=10)
-    images, noise, shares = compact._Batches(pixels, larger, settings, seed=0).named("autoencoder step")(3)
+    archive = Archive(pixels, data.train.labels[:40], [["a beach"]] * 40, larger)
+    images, noise, shares = compact._Batches([archive], settings, seed=0).named("autoencoder step")(3)
     assert images.shape == (10, 3, 32, 32)
     assert noise.shape == (10, 8, 4, 4)
     assert ((shares >= 0) & (shares < 1)).all()

@@ -44,7 +44,7 @@ def _trained(
     else:
         prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
     folder.mkdir(exist_ok=True)
-    draw = training._draw
+    draw = TrainingData.batch
 
     def stopping(*args: Any) -> tuple[torch.Tensor, ...]:
         if args[-1] == stop_at:
@@ -52,7 +52,7 @@ def _trained(
         return draw(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_draw", stopping)
+        patch.setattr(TrainingData, "batch", stopping)
         train_denoiser(prior.unet, prior.scheduler, _data(prior), plan, folder, "base")
     return {name: value.detach().clone() for name, value in prior.unet.state_dict().items()}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geodistill.privacy.overlap import FOOTPRINT, footprint, known, sign
+from geodistill.privacy.overlap import FOOTPRINT, Known, footprint, known, known_archives, sign
 
 TRAINED = [f"image {index}" for index in range(2000)]
 OTHERS = [f"another {index}" for index in range(2000)]
@@ -50,8 +50,17 @@ def test_the_base_gone_on_from_is_signed_for_and_the_same_images_once(tmp_path):
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     for folder in (first, second, third):
         folder.mkdir()
-    sign(first, TRAINED)
-    sign(second, OTHERS, first)
+    sign(first, [("", TRAINED)])
+    sign(second, [("", OTHERS)], first)
     assert (second / FOOTPRINT).read_text() == footprint(OTHERS) + footprint(TRAINED)
-    sign(third, TRAINED, second)
+    sign(third, [("", TRAINED)], second)
     assert (third / FOOTPRINT).read_text() == footprint(OTHERS) + footprint(TRAINED)
+
+
+def test_each_archive_is_named_with_how_many_of_its_images_are_there(tmp_path):
+    sign(tmp_path, [("harbours", TRAINED), ("fields", OTHERS)])
+    assert known_archives(TRAINED, tmp_path) == [Known("harbours", 2000)]
+    assert known_archives(OTHERS, tmp_path) == [Known("fields", len(OTHERS))]
+    (about,) = known_archives(TRAINED[:500] + [f"other {k}" for k in range(1500)], tmp_path)
+    assert about.archive == "harbours"
+    assert 400 < about.count < 600

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geodistill.descriptions.captions import Description
-from geodistill.descriptions.prompts import PREFIX, class_prompt
+from geodistill.descriptions.prompts import PREFIX, UNNAMED, class_prompt
 
 # Measured at one size, so that the words do not depend on the resolution of the files.
 SIDE = 64
@@ -46,6 +46,10 @@ class MeasuredDescriber:
         """Return the sentence of each image alone; raises ValueError if they are no uint8 RGB images."""
         measures = measure(images)
         return [f"{class_prompt(name)}, {sentence(one)}" for name, one in zip(class_names, measures, strict=True)]
+
+    def unnamed(self, images: Tensor) -> list[str]:
+        """Return the sentence of each image without a class name; raises ValueError if they are no uint8 RGB images."""
+        return [f"{UNNAMED}, {sentence(one)}" for one in measure(images)]
 
 
 # --- measuring

@@ -4,6 +4,8 @@ import re
 import unicodedata
 
 PREFIX = "A satellite image of"
+# For a scene whose class is not known.
+UNNAMED = "A satellite image"
 
 
 def readable(name: str) -> str:

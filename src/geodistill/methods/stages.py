@@ -33,7 +33,7 @@ from geodistill.evaluation.networks import backbone_features
 from geodistill.evaluation.protocols import recipe_steps
 from geodistill.methods import METHODS
 from geodistill.prior.base import SCRATCH, Prior, check_size, fingerprint_of_base, load_prior, source_of
-from geodistill.prior.compact import build_compact
+from geodistill.prior.compact import Archive, build_compact
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
 from geodistill.prior.guidance import ModeGuidance
 from geodistill.prior.sample import Requests, sample
@@ -62,8 +62,6 @@ from geodistill.teacher import Teacher, judge, load_teacher, train_teacher
 MOST_CANDIDATES = 10_000
 # Members nearest the prototype that a description is made from.
 _DESCRIBED = 16
-# How much nearer than the whole scene a view may be that a base is pretrained on.
-_NEARER = 1.75
 _LABELLER = "labeller.safetensors"
 _CHOSEN = "chosen.safetensors"
 # Scenes whose views are encoded together.
@@ -92,7 +90,7 @@ def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
 
     Raises ConfigError where a class's name alone makes a prompt over its token limit.
     """
-    prior = _load(str(train_base(scenes, config, run)) if config.base == SCRATCH else config.base, config)
+    prior = _load(str(train_base([Source(scenes)], config, run)) if config.base == SCRATCH else config.base, config)
     for name in scenes.classes:
         if not prior.fits(class_prompt(name)):
             raise ConfigError(
@@ -108,8 +106,23 @@ def _load(source: str, config: Config) -> Prior:
     return prior
 
 
-def train_base(scenes: Scenes, config: Config, run: Run, start: str | None = None) -> Path:
-    """Return the folder of a base built from the scenes alone in stage `base`, or there trained on from base `start`.
+@dataclass(frozen=True)
+class Source:
+    """An archive that a base is trained on.
+
+    weight: its share of every batch, relative to those of other sources. labelled: whether its class names mean
+    something; without, a scene is described by what can be measured in it alone. name, terms: for the model card.
+    """
+
+    scenes: Scenes
+    weight: float = 1.0
+    labelled: bool = True
+    name: str = ""
+    terms: str = ""
+
+
+def train_base(sources: Sequence[Source], config: Config, run: Run, start: str | None = None) -> Path:
+    """Return the folder of a base built from the sources alone in stage `base`, or there trained on from base `start`.
 
     Raises:
         PriorError: `start` is not to be had or does not draw images of the config's size.
@@ -117,33 +130,45 @@ def train_base(scenes: Scenes, config: Config, run: Run, start: str | None = Non
     given = None if start is None else _load(start, config)
 
     def build(folder: Path) -> dict[str, Any]:
-        pixels = scenes.pixels(size=config.size)
-        names = [scenes.classes[label] for label in scenes.labels]
-        # Every scene is known to this base by its class alone and by what can be measured in it.
-        describers = (TemplateDescriber(), MeasuredDescriber())
-        texts = zip(*(describer.each(pixels, names) for describer in describers), strict=True)
         facts = build_compact(
-            pixels,
-            scenes.labels,
-            [list(row) for row in texts],
+            [_archive(source, config) for source in sources],
             config.compact,
             seed=config.seed,
             folder=folder,
-            larger=_larger(scenes, config),
             start=given,
         )
-        sign(folder, scenes.keys, None if given is None else Path(given.source))
+        archives = [(source.name, source.scenes.keys) for source in sources]
+        sign(folder, archives, None if given is None else Path(given.source))
         return facts
 
-    inputs: list[Any] = [scenes.fingerprint(), config.compact.model_dump(), config.size, config.seed]
+    inputs: list[Any] = [source.scenes.fingerprint() for source in sources]
+    inputs += [config.compact.model_dump(), config.size, config.seed]
+    if len(sources) > 1 or not sources[0].labelled:
+        inputs.append([[source.weight, source.labelled] for source in sources])
     if given is not None:
         inputs.append(fingerprint_of_base(given.source))
     return run.stage("base", build, version=3, inputs=inputs)
 
 
+def _archive(source: Source, config: Config) -> Archive:
+    """Return what a base learns from: pixels, and texts of each scene, by its class and by what is measured in it."""
+    scenes = source.scenes
+    pixels = scenes.pixels(size=config.size)
+    names = [scenes.classes[label] for label in scenes.labels]
+    if source.labelled:
+        texts = [TemplateDescriber().each(pixels, names), MeasuredDescriber().each(pixels, names)]
+    else:
+        texts = [MeasuredDescriber().unnamed(pixels)]
+    prompts = [list(row) for row in zip(*texts, strict=True)]
+    # Each scene has as many texts as one with a class.
+    prompts = [row * (2 // len(row)) for row in prompts]
+    return Archive(pixels, scenes.labels, prompts, _larger(scenes, config), source.weight)
+
+
 def _larger(scenes: Scenes, config: Config) -> Tensor | None:
-    """Return the scenes with up to _NEARER times as many pixels along a side, if a long training can use them."""
-    side = min(scenes.typical_side(), round(_NEARER * config.size))
+    """Return the scenes with up to `compact.zoom` times as many pixels along a side, for a long training alone."""
+    zoom = max(config.compact.zoom, 2.0 if config.compact.doubled else 1.0)
+    side = min(scenes.typical_side(), round(zoom * config.size))
     if config.compact.autoencoder == "linear" or side <= config.size:
         return None
     return scenes.pixels(size=side)

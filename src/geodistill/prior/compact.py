@@ -3,7 +3,8 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
-from geodistill.devices import accelerator, working_type
+from geodistill.devices import accelerator, compile_in_place, working_type
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
 from geodistill.prior.base import Prior, refuse_odd_size
 from geodistill.prior.losses import spread
 from geodistill.prior.training import (
     Ahead,
+    Mixture,
     Optimisation,
     TrainingData,
     TrainingPlan,
+    apportion,
     batches,
     forget_checkpoint,
     prompt_table,
@@ -32,11 +35,13 @@ from geodistill.prior.training import (
 )
 from geodistill.progress import progress
 from geodistill.run import write_atomic
-from geodistill.scenes.views import dihedral, nearer
+from geodistill.scenes.views import dihedral, nearer, resized
 from geodistill.seeding import derive_seed, generator
 
 _TOKENS, _WIDTH = 48, 256
 _END, _MOST_MERGES = "</w>", 2000
+# Compiling on a CPU takes as long as some 300 steps, of which it then saves half.
+_WORTH_COMPILING = 2000
 _WARMUP, _GAMMA, _DROP_PROMPT = 200, 5.0, 0.1
 # Prompts, about, that the text encoder's last normalisation is set on.
 _TOLD_APART = 1000
@@ -49,27 +54,37 @@ _SHARPENING_LR, _DISTURBANCE = 5e-4, 0.3
 _PRESSURE = (0.1, 0.6)
 
 
+@dataclass(frozen=True)
+class Archive:
+    """Scenes that a base is trained on.
+
+    pixels: uint8 [N, 3, s, s], whole scenes. labels: int64 [N], their classes. prompts: for each scene the texts that
+    may describe it. larger: the same scenes with more pixels, uint8 [N, 3, t, t], for nearer views. share: of every
+    batch, relative to those of other archives.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    prompts: list[list[str]]
+    larger: Tensor | None = None
+    share: float = 1.0
+
+
 def build_compact(
-    pixels: Tensor,
-    labels: Tensor,
-    prompts: list[list[str]],
+    archives: Sequence[Archive],
     settings: CompactSettings,
     *,
     seed: int,
     folder: Path,
-    larger: Tensor | None = None,
     start: Prior | None = None,
 ) -> dict[str, Any]:
     """Build and train a base from scenes and save it as a pipeline in half precision in `folder`; resumable there.
 
     Args:
-        pixels: the training scenes, uint8 [N, 3, s, s].
-        labels: their classes, int64 [N].
-        prompts: for each scene the texts that may describe it.
+        archives: the training scenes; images of all archives have the same side s.
         settings: architecture and training.
         seed: of the run.
         folder: where the pipeline goes; holds the checkpoint while training.
-        larger: the same scenes with more pixels, uint8 [N, 3, t, t], for nearer views of them besides the eight.
         start: a base whose U-Net is trained further, in place, all else left as it is; of `settings`, the architecture
             and the autoencoder then do not count.
 
@@ -82,12 +97,12 @@ def build_compact(
     """
     prior, facts = start, dict[str, Any]()
     if prior is None:
-        every = [text for row in prompts for text in row]
-        prior = new_compact(sorted(set(every)), settings, size=pixels.shape[-1], seed=seed)
+        every = [text for archive in archives for row in archive.prompts for text in row]
+        prior = new_compact(sorted(set(every)), settings, size=archives[0].pixels.shape[-1], seed=seed)
         # An odd step, so that both texts of scenes are among them.
         _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
-        facts = _make_autoencoder(prior, pixels, larger, settings, seed, folder)
-    data = _training_data(prior, pixels, larger, labels, prompts, settings.nearer_views, seed)
+        facts = _make_autoencoder(prior, archives, settings, seed, folder)
+    data = _training_data(prior, archives, settings, seed)
     plan = TrainingPlan(
         seed=derive_seed(seed, "compact"),
         steps=settings.steps,
@@ -100,14 +115,12 @@ def build_compact(
         working=prior.working,
     )
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
-    if prior.device.type == "cuda":
-        # A step of so small a network is over sooner than Python has asked for its parts one by one. What cannot be
-        # compiled, as where there is no C compiler, runs as it is.
-        torch._dynamo.config.suppress_errors = True
-        prior.unet.compile()
+    if prior.device.type == "cuda" or settings.steps >= _WORTH_COMPILING:
+        compile_in_place(prior.unet)
     facts |= train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
     facts["unet_parameters"] = sum(p.numel() for p in prior.unet.parameters())
-    facts["autoencoder_psnr_db"] = round(_psnr(prior, pixels), 2)
+    psnr = [_psnr(prior, archive.pixels) for archive in archives]
+    facts["autoencoder_psnr_db"] = round(sum(psnr) / len(psnr), 2)
     _save(prior, folder)
     forget_checkpoint(folder)
     for name in (_SMOOTH, _SHARP):
@@ -248,17 +261,23 @@ def _scaled(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def _make_autoencoder(
-    prior: Prior, pixels: Tensor, larger: Tensor | None, settings: CompactSettings, seed: int, folder: Path
+    prior: Prior, archives: Sequence[Archive], settings: CompactSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
     """Fit the autoencoder of `prior`, or train it in two parts, each of which is kept in `folder` and made once."""
+
+    def scenes() -> Iterator[Tensor]:
+        for archive in archives:
+            for part in batches(len(archive.pixels), 500):
+                yield _scaled(archive.pixels[part], prior.device)
+
     if isinstance(prior.vae, PatchAutoencoder):
-        prior.vae.fit(_scaled(pixels[part], prior.device) for part in batches(len(pixels), 500))
+        prior.vae.fit(scenes())
         return {}
-    draw = _Batches(pixels, larger, settings, seed)
+    draw = _Batches(archives, settings, seed)
 
     def smooth() -> dict[str, Any]:
         facts = _train_autoencoder(prior.vae, draw, settings, seed, folder)
-        prior.vae.standardise(_scaled(pixels[part], prior.device) for part in batches(len(pixels), 500))
+        prior.vae.standardise(scenes())
         return {f"autoencoder_{name}": value for name, value in facts.items()}
 
     def sharp() -> dict[str, Any]:
@@ -285,12 +304,16 @@ def _kept(prior: Prior, folder: Path, name: str, make: Callable[[], dict[str, An
 
 
 class _Batches:
-    """Draws what the autoencoder's trainings see: half of it whole scenes, half nearer views, under one symmetry."""
+    """Draws what the autoencoder's trainings see: half of it whole scenes, half nearer views, under one symmetry.
 
-    def __init__(self, pixels: Tensor, larger: Tensor | None, settings: CompactSettings, seed: int) -> None:
-        self.pixels, self.larger, self.seed, self.device = pixels, larger, seed, accelerator()
-        self.count, side = settings.autoencoder_batch, pixels.shape[-1] // 8
-        self.shape = (self.count, settings.channels, side, side)
+    Of each archive as many images as its share says.
+    """
+
+    def __init__(self, archives: Sequence[Archive], settings: CompactSettings, seed: int) -> None:
+        self.archives, self.seed, self.device = archives, seed, accelerator()
+        self.size = archives[0].pixels.shape[-1]
+        self.counts = apportion(settings.autoencoder_batch, [archive.share for archive in archives])
+        self.shape = (settings.channels, self.size // 8, self.size // 8)
 
     def named(self, name: str) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
         """Return what gives, for a step of training `name`, what it sees.
@@ -300,20 +323,29 @@ class _Batches:
         drawn = Ahead(lambda step: self._draw(name, step), self.device)
 
         def seen(step: int) -> tuple[Tensor, Tensor, Tensor]:
-            whole, large, noise, shares = drawn(step)
+            *pairs, noise, shares = drawn(step)
             g = generator(self.seed, f"{name}: windows", step)
-            images = torch.cat([whole, nearer(large, self.pixels.shape[-1], g)])
+            views = [
+                torch.cat([whole, nearer(large, self.size, g)])
+                for whole, large in zip(pairs[::2], pairs[1::2], strict=True)
+            ]
+            images = torch.cat(views)
             return _scaled(dihedral(images, int(torch.randint(0, 8, (), generator=g))), self.device), noise, shares
 
         return seen
 
     def _draw(self, name: str, step: int) -> tuple[Tensor, ...]:
-        g = generator(self.seed, name, step)
-        chosen = torch.randint(0, len(self.pixels), (self.count,), generator=g)
-        half = self.count if self.larger is None else self.count // 2
-        larger = self.pixels if self.larger is None else self.larger
-        noise = torch.randn(self.shape, generator=g)
-        return self.pixels[chosen[:half]], larger[chosen[half:]], noise, torch.rand(self.count, generator=g)
+        """Return for each archive whole images and larger ones, then the noise and the shares of all."""
+        drawn, noise, shares = list[Tensor](), list[Tensor](), list[Tensor]()
+        for index, (archive, count) in enumerate(zip(self.archives, self.counts, strict=True)):
+            g = generator(self.seed, f"{name} of archive {index}" if index else name, step)
+            chosen = torch.randint(0, len(archive.pixels), (count,), generator=g)
+            half = count if archive.larger is None else count // 2
+            larger = archive.pixels if archive.larger is None else archive.larger
+            drawn += [archive.pixels[chosen[:half]], larger[chosen[half:]]]
+            noise.append(torch.randn(count, *self.shape, generator=g))
+            shares.append(torch.rand(count, generator=g))
+        return (*drawn, torch.cat(noise), torch.cat(shares))
 
 
 def _train_autoencoder(
@@ -330,8 +362,16 @@ def _train_autoencoder(
         return learner(images, noise)  # type: ignore[no-any-return]
 
     steps = settings.autoencoder_steps
+    _compile_if_long(vae, steps)
     plan = Optimisation(steps=steps, lr=settings.autoencoder_lr, warmup=min(100, steps // 4), ema=0.998)
     return train(learner, loss, plan, folder, "autoencoder")
+
+
+def _compile_if_long(vae: ConvAutoencoder, steps: int) -> None:
+    # Without the ImageNet backbone, whose depthwise convolutions are ten times slower compiled on a CPU.
+    if steps >= _WORTH_COMPILING:
+        compile_in_place(vae.encoder)
+        compile_in_place(vae.decoder)
 
 
 def _sharpen(vae: ConvAutoencoder, draw: _Batches, steps: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -347,31 +387,49 @@ def _sharpen(vae: ConvAutoencoder, draw: _Batches, steps: int, seed: int, folder
         pressure = first + (last - first) * step / steps
         return learner(images, noise * spread(_DISTURBANCE * shares), pressure)  # type: ignore[no-any-return]
 
+    _compile_if_long(vae, steps)
     plan = Optimisation(steps=steps, lr=_SHARPENING_LR, warmup=min(50, steps // 4), ema=0.995)
     return train(learner, loss, plan, folder, "sharpening", dict(learner.critics.named_buffers()))
 
 
-def _training_data(
-    prior: Prior,
-    pixels: Tensor,
-    larger: Tensor | None,
-    labels: Tensor,
-    prompts: list[list[str]],
-    nearer_views: int,
-    seed: int,
-) -> TrainingData:
-    """Encode the eight views of each scene and, where there are `larger` ones, so many nearer ones."""
-    texts, rows = prompt_table(prompts)
+def _training_data(prior: Prior, archives: Sequence[Archive], settings: CompactSettings, seed: int) -> Mixture:
+    """Encode eight views of each scene and, where it has the pixels, nearer ones; at twice the size too if asked."""
+    texts, rows = prompt_table([row for archive in archives for row in archive.prompts])
+    own = rows.split([len(archive.pixels) for archive in archives])
+    embeddings, size = prior.embed(texts).half(), archives[0].pixels.shape[-1]
+
+    def mixed(chosen: Sequence[int], side: int, doubled: Mixture | None = None) -> Mixture:
+        parts = []
+        for index in chosen:
+            latents = _views(prior, archives[index], side, settings.nearer_views, _seed_of_archive(seed, index))
+            parts.append(TrainingData(latents, archives[index].labels, own[index], embeddings))
+        return Mixture(tuple(parts), tuple(archives[index].share for index in chosen), doubled)
+
+    large = [i for i, one in enumerate(archives) if one.larger is not None and one.larger.shape[-1] >= 2 * size]
+    doubled = mixed(large, 2 * size) if settings.doubled and large else None
+    return mixed(range(len(archives)), size, doubled)
+
+
+def _seed_of_archive(seed: int, index: int) -> int:
+    # That of a single archive is the run's.
+    return derive_seed(seed, "archive", index) if index else seed
+
+
+def _views(prior: Prior, archive: Archive, side: int, nearer_views: int, seed: int) -> Tensor:
+    """Return latents float16 [N, V, C, h, w] of views of `side` pixels: eight of whole scenes, then nearer ones."""
+    pixels, larger = archive.pixels, archive.larger
     kinds = 8 if larger is None else 8 + nearer_views
 
     def encoded(view: int) -> Tensor:
         g = generator(seed, "view", view)
         parts = []
         for part in batches(len(pixels), 500):
-            if larger is None or view < 8:
+            if larger is None or (view < 8 and side == pixels.shape[-1]):
                 seen = pixels[part]
+            elif view < 8:
+                seen = resized(larger[part].to(prior.device), side)
             else:
-                seen = nearer(larger[part].to(prior.device), pixels.shape[-1], g)
+                seen = nearer(larger[part].to(prior.device), side, g)
             parts.append(prior.encode(dihedral(seen, view % 8)).half())
         return torch.cat(parts)
 
@@ -380,7 +438,7 @@ def _training_data(
         for view in range(kinds):
             latents.append(encoded(view))
             advance(view + 1)
-    return TrainingData(torch.stack(latents, dim=1), labels, rows, prior.embed(texts).half())
+    return torch.stack(latents, dim=1)
 
 
 def _psnr(prior: Prior, pixels: Tensor) -> float:

@@ -3,9 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from geodistill.prior.losses import add_noise, consistency_loss, diffusion_loss,
 from geodistill.processes import Processes, processes
 from geodistill.progress import progress
 from geodistill.run import save_tensors, write_atomic
-from geodistill.seeding import generator
+from geodistill.seeding import derive_seed, generator
 
 log = logging.getLogger("geodistill")
 
@@ -42,6 +42,58 @@ class TrainingData:
     labels: Tensor
     prompts: Tensor
     embeddings: Tensor
+
+    def batch(self, plan: "TrainingPlan", levels: int, step: int) -> tuple[Tensor, ...]:
+        """Return what `draw_batch` draws for `step` of `plan`, of times below `levels`."""
+        chosen = _batch_indices(plan.seed, step, plan.batch, len(self.labels))
+        return draw_batch(self, chosen, plan.drop_prompt, levels, generator(plan.seed, "denoiser step", step))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several data sets that one denoiser is trained on, each with its share of every batch.
+
+    parts: with latents of one size and embeddings of one width. shares: one positive weight a part.
+    doubled: another mixture whose latents have twice the side; every `every`th step takes a quarter of a batch of it,
+    which costs as much as a whole batch of the others.
+    """
+
+    parts: tuple[TrainingData, ...]
+    shares: tuple[float, ...]
+    doubled: "Mixture | None" = None
+    every: int = 4
+
+    def batch(self, plan: "TrainingPlan", levels: int, step: int) -> tuple[Tensor, ...]:
+        """Return what `draw_batch` draws for `step`, joined over the parts."""
+        if self.doubled is not None and step % self.every == self.every - 1:
+            quarter = replace(plan, batch=max(1, plan.batch // 4), seed=derive_seed(plan.seed, "doubled"))
+            return self.doubled.batch(quarter, levels, step // self.every)
+        counts = apportion(plan.batch, self.shares)
+        drawn = [
+            part.batch(replace(plan, batch=count, seed=_seed_of_part(plan.seed, index)), levels, step)
+            for index, (part, count) in enumerate(zip(self.parts, counts, strict=True))
+            if count
+        ]
+        return tuple(torch.cat(tensors) for tensors in zip(*drawn, strict=True))
+
+
+def apportion(count: int, shares: Sequence[float]) -> list[int]:
+    """Return how many of `count` items fall to each of `shares`, all positive: the largest remainders round up.
+
+    >>> apportion(10, (1, 1, 2))
+    [3, 2, 5]
+    """
+    exact = [count * share / sum(shares) for share in shares]
+    whole = [math.floor(value) for value in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda index: whole[index] - exact[index])
+    for index in by_remainder[: count - sum(whole)]:
+        whole[index] += 1
+    return whole
+
+
+def _seed_of_part(seed: int, index: int) -> int:
+    # A single data set is drawn from as if it were no mixture.
+    return derive_seed(seed, "part", index) if index else seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +135,7 @@ class TrainingPlan(Optimisation):
 
 
 def train_denoiser(
-    unet: Any, scheduler: Any, data: TrainingData, plan: TrainingPlan, folder: Path, title: str
+    unet: Any, scheduler: Any, data: TrainingData | Mixture, plan: TrainingPlan, folder: Path, title: str
 ) -> dict[str, Any]:
     """Train the parameters of `unet` that require gradients, as `train` does, with its facts and errors.
 
@@ -98,7 +150,7 @@ def train_denoiser(
     if unet.device.type == "cpu":
         unet.set_attn_processor(CachedAttention())
 
-    drawn = Ahead(lambda step: _draw(data, plan, len(alphas), step), unet.device)
+    drawn = Ahead(lambda step: data.batch(plan, len(alphas), step), unet.device)
 
     def losses(step: int) -> Iterator[Tensor]:
         return _losses(unet, alphas, prediction, plan, together.count, drawn(step))
@@ -247,12 +299,6 @@ class Ahead:
 
     def _pinned(self, step: int) -> tuple[Tensor, ...]:
         return tuple(tensor.pin_memory() for tensor in self._draw(step))
-
-
-def _draw(data: TrainingData, plan: TrainingPlan, levels: int, step: int) -> tuple[Tensor, ...]:
-    """Return what `draw_batch` draws for a step."""
-    chosen = _batch_indices(plan.seed, step, plan.batch, len(data.labels))
-    return draw_batch(data, chosen, plan.drop_prompt, levels, generator(plan.seed, "denoiser step", step))
 
 
 def _losses(

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
@@ -20,21 +21,42 @@ _BYTES_EACH = 2
 _SURE = 4.0
 
 
-def footprint(keys: Sequence[str]) -> str:
-    """Return a line of JSON for images whose contents have `keys`."""
+def footprint(keys: Sequence[str], name: str = "") -> str:
+    """Return a line of JSON for the images of archive `name`, whose contents have `keys`."""
     bits = bytearray(_BYTES_EACH * len(keys))
     for key in keys:
         place = _place(key, 8 * len(bits))
         bits[place // 8] |= 1 << place % 8
-    return json.dumps({"bits": base64.b64encode(bits).decode()}) + "\n"
+    named = {"archive": name} if name else {}
+    return json.dumps(named | {"bits": base64.b64encode(bits).decode()}) + "\n"
 
 
-def sign(folder: Path, keys: Sequence[str], earlier: Path | None = None) -> None:
-    """Put the footprint of images with `keys` beside the base in `folder`, and that of the base that it began as."""
+def sign(folder: Path, archives: Sequence[tuple[str, Sequence[str]]], earlier: Path | None = None) -> None:
+    """Write footprints of `archives`, (name, keys) each, into base `folder`, after those of the base `earlier`."""
     path = None if earlier is None else earlier / FOOTPRINT
-    before = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
-    own = footprint(keys)
-    (folder / FOOTPRINT).write_text(before if own in before else own + before, encoding="utf-8")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path is not None and path.is_file() else []
+    own = [footprint(keys, name) for name, keys in archives]
+    (folder / FOOTPRINT).write_text("".join([*(line for line in own if line not in lines), *lines]), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Known:
+    """Images that a base was trained on: about how many, of which of its archives ("" where it has no name)."""
+
+    archive: str
+    count: int
+
+
+def known_archives(keys: Sequence[str], folder: Path) -> list[Known]:
+    """Return for each archive of the base in `folder` how many of the images with `keys`, about, are from it.
+
+    Archives of which chance could give as many are left out; a base that does not say has none.
+    """
+    path = folder / FOOTPRINT
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    parsed = [json.loads(line) for line in lines]
+    found = [Known(one.get("archive", ""), _known(keys, base64.b64decode(one["bits"]))) for one in parsed]
+    return [one for one in found if one.count]
 
 
 def known(keys: Sequence[str], folder: Path) -> int:
@@ -42,9 +64,7 @@ def known(keys: Sequence[str], folder: Path) -> int:
 
     0 too where chance could give as many.
     """
-    path = folder / FOOTPRINT
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return max((_known(keys, base64.b64decode(json.loads(line)["bits"])) for line in lines), default=0)
+    return max((one.count for one in known_archives(keys, folder)), default=0)
 
 
 def _known(keys: Sequence[str], bits: bytes) -> int:

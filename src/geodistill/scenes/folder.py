@@ -14,7 +14,7 @@ import torch
 from geodistill.errors import SceneError
 from geodistill.progress import progress
 from geodistill.scenes.images import SUFFIXES, decode_image, read_bytes
-from geodistill.scenes.scenes import WORKERS, SceneData, Scenes, check_class_name
+from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, Scenes, check_class_name
 from geodistill.scenes.splits import hold_out
 
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
@@ -52,6 +52,24 @@ def open_scenes(folder: Path | str) -> SceneData:
     classes, files = _list_classes(root, folders)
     found, skipped = _read([files], root)
     return _split_by_content(_scenes(found[0], classes, root), skipped)
+
+
+def open_unlabelled(*folders: Path | str) -> Scenes:
+    """Return all images in `folders` and their subfolders as scenes without classes, for the training of a base alone.
+
+    Unreadable files are logged and left out. Raises SceneError where there are no images, or above 5 % unreadable.
+    """
+    files: list[_File] = []
+    for root in map(Path, folders):
+        if not root.is_dir():
+            raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: expected images in it")
+        paths = sorted(path for path in root.rglob("*") if _is_image(path) and not path.name.startswith("."))
+        if not paths:
+            raise SceneError(f"{root}: no images in it or its subfolders")
+        files += [_File(path, 0, str(path.relative_to(root))) for path in paths]
+    first = Path(folders[0])
+    found, _ = _read([files], first)
+    return _scenes(found[0], UNLABELLED, first)
 
 
 def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> SceneData:

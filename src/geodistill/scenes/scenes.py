@@ -20,6 +20,8 @@ from geodistill.scenes.images import read_image, to_square_tensor
 
 Source: TypeAlias = Path | NDArray[np.uint8]
 Indices: TypeAlias = Sequence[int] | torch.Tensor
+# The one class of images that have none.
+UNLABELLED = ("unlabelled",)
 # Decoding releases the interpreter lock; more threads than this gain little.
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -122,7 +124,9 @@ class SceneData:
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Raise SceneError unless there are two classes or more, named safely, in sorted order."""
+    """Raise SceneError unless there are two classes or more, named safely, in sorted order, or it is UNLABELLED."""
+    if tuple(classes) == UNLABELLED:
+        return
     for name in classes:
         check_class_name(name)
     if len(classes) < 2:

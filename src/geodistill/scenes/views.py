@@ -27,6 +27,18 @@ def nearer(images: Tensor, size: int, random: torch.Generator) -> Tensor:
     side = torch.randint(size, whole + 1, (count,), generator=random)
     free = whole - side[:, None] + 1
     start = (torch.rand(count, 2, generator=random, dtype=torch.float64) * free).long()
+    return _windows(images, start, side, size)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Return uint8 [n, 3, size, size]: whole images, uint8 [n, 3, s, s], resized."""
+    start = torch.zeros(len(images), 2, dtype=torch.int64)
+    return _windows(images, start, torch.full((len(images),), images.shape[-1]), size)
+
+
+def _windows(images: Tensor, start: Tensor, side: Tensor, size: int) -> Tensor:
+    """Return uint8 [n, 3, size, size] of the squares of `side` [n] pixels whose first pixel is at `start` [n, 2]."""
+    whole = images.shape[-1]
     rows, columns = (_resizing(start[:, axis], side, size, whole).to(images.device) for axis in (0, 1))
     small = rows[:, None] @ images.float() @ columns[:, None].mT
     return small.round().clamp(0, 255).to(torch.uint8)

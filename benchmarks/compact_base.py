@@ -1,0 +1,82 @@
+"""Train the base that comes with the package on open data alone, and put it into src/geodistill/bases/compact.
+
+    python benchmarks/compact_base.py --data ../shared/data --out runs/compact
+
+`--data` is a folder with the archives `ucmerced`, `eurosat` and `open_aerial`. No scene of a `test` part is read, and
+no tile of `dubai`, whose terms are known second-hand only. The same command resumes where it stopped and ends with the
+same weights. `--config FILE` replaces the settings, as for a GPU.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from geodistill.config import load_config
+from geodistill.devices import keep_freed_memory
+from geodistill.methods.stages import Source
+from geodistill.pretrain import pretrain
+from geodistill.scenes import open_scenes, open_unlabelled
+
+PRESET = Path(__file__).parents[1] / "src" / "geodistill" / "presets" / "pretrain.toml"
+SHIPPED = Path(__file__).parents[1] / "src" / "geodistill" / "bases" / "compact"
+# Weight of each archive. Drone images are finer than scenes of other archives and overlap among themselves.
+LABELLED = {
+    "ucmerced": (3.0, "UC Merced Land Use", "public domain (USGS)"),
+    "eurosat": (2.0, "EuroSAT RGB", "MIT; contains modified Copernicus Sentinel data"),
+}
+TILES = {
+    "NAIP": (
+        1.8,
+        ("naip_california_urban", "naip_powerplants", "naip_prairie"),
+        "public domain (USDA NAIP); eight Californian cities as tiled in urban-tree-detection-data, Ventura et al., "
+        "CC BY 4.0",
+    ),
+    "OpenAerialMap": (0.8, ("openaerialmap",), "CC BY 4.0, OpenAerialMap contributors, HOT fAIr"),
+    "drone images": (
+        0.5,
+        ("drone_chia", "drone_caliterra", "drone_garfield", "drone_boruszyn"),
+        "public domain; CC0 1.0, OpenDroneMap; CC BY 3.0, A. Zaborowski",
+    ),
+}
+
+
+def main() -> None:
+    """Train, or go on, and copy the finished base into the package."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--config", type=Path, default=PRESET)
+    options.add_argument("--set", nargs="*", default=[], help="settings, such as compact.steps=20000")
+    args = options.parse_args()
+    keep_freed_memory()
+    base = pretrain(_sources(args.data), load_config(args.config, args.set), out=args.out)
+    for path in base.iterdir():
+        if path.name.startswith("."):
+            continue
+        target = SHIPPED / path.name
+        if path.is_dir():
+            shutil.copytree(path, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(path, target)
+
+
+def _sources(data: Path) -> list[Source]:
+    labelled = [
+        Source(open_scenes(data / folder).train, weight, name=name, terms=terms)
+        for folder, (weight, name, terms) in LABELLED.items()
+    ]
+    tiles = [
+        Source(
+            open_unlabelled(*(data / "open_aerial" / folder for folder in folders)),
+            weight,
+            labelled=False,
+            name=name,
+            terms=terms,
+        )
+        for name, (weight, folders, terms) in TILES.items()
+    ]
+    return labelled + tiles
+
+
+if __name__ == "__main__":
+    main()
