@@ -94,11 +94,16 @@ class DescriptionsSettings(_Settings):
 
 
 class FinetuneSettings(_Settings):
-    """The adapter (LoRA) on the prior's U-Net."""
+    """Training the prior's U-Net on the archive: all its weights, or an adapter (LoRA)."""
 
-    steps: int = Field(400, ge=0, description="0 leaves the base as it is")
-    batch: int = Field(32, ge=1, description="latents per step")
-    lr: float = Field(5e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
+    weights: Literal["auto", "all", "lora"] = Field(
+        "auto",
+        description="what is trained: all weights, a LoRA adapter on the attention, or auto: all of a U-Net with fewer "
+        "than 50 million weights, LoRA on a larger one and under privacy 'dp'",
+    )
+    steps: int = Field(1000, ge=0, description="0 leaves the base as it is")
+    batch: int = Field(64, ge=1, description="latents per step")
+    lr: float = Field(4e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
     warmup: int = Field(100, ge=0, description="steps in which the learning rate rises")
     rank: int = Field(4, ge=1, description="of the LoRA matrices")
     gamma: float = Field(5.0, gt=0, description="min-SNR weighting")
@@ -195,9 +200,10 @@ class Config(_Settings):
         if not isinstance(values, dict) or values.get("privacy") != "dp":
             return values
         given = dict(values)
-        for section, setting in (("refinement", "steps"), ("finetune", "consistency")):
+        lora = {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0}
+        for section, defaults in (("refinement", {"steps": 0}), ("finetune", lora)):
             if isinstance(own := given.get(section, {}), dict):
-                given[section] = {setting: 0, **own}
+                given[section] = {**defaults, **own}
         return given
 
     @model_validator(mode="after")
@@ -216,6 +222,8 @@ class Config(_Settings):
             and "only what is 'measured' is a sum that noise can be added to",
             "sampling.follow": self.sampling.follow != "start" and "candidates 'start' from noisy means",
             "selection.by": self.selection.by != "herding" and "'herding' follows a noisy mean",
+            "finetune.weights": self.finetune.weights == "all"
+            and "noise is added to the gradients of an adapter alone",
             "refinement.steps": self.refinement.steps > 0
             and "it looks at every scene without noise (--set refinement.steps=0 leaves it out)",
         }

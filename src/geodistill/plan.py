@@ -41,6 +41,7 @@ from geodistill.prior.base import (
     refuse_odd_size,
     source_of,
 )
+from geodistill.prior.finetune import trains_all
 from geodistill.refinement import RandomNetwork
 from geodistill.run import peak_memory_mib
 from geodistill.scenes.scenes import Scenes
@@ -60,9 +61,8 @@ SHARES = {
 # Nearly all of screening is drawing.
 SHARES["screened"] = SHARES["candidates"]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
-# Passes that a training step of the adapter takes: forward, and the gradient of activations; the base's weights have
-# none.
-LORA_STEP = 2
+# Passes that a training step takes of LoRA, forward and the gradient of activations, and of all weights.
+LORA_STEP, WHOLE_STEP = 2, 3
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,12 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
     teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
     step = _operations(lambda: _denoised(parts, latent))
     decoding = _decoding(parts, latent)
+    passes_of_training = WHOLE_STEP if trains_all(parts.unet, config.finetune) else LORA_STEP
     embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
     works = {
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
-        "adapter": (config.finetune.steps * config.finetune.batch, "latents", LORA_STEP * step),
+        "adapter": (config.finetune.steps * config.finetune.batch, "latents", passes_of_training * step),
         "candidates": (drawn, "images", passes(sampling) * step),
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),

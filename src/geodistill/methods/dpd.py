@@ -29,7 +29,7 @@ from geodistill.methods.stages import (
     hand_out,
     make_base,
     teach,
-    text_of_each,
+    texts_of_each,
 )
 from geodistill.prior.base import SCRATCH, SHIPPED, shipped_base
 from geodistill.prior.compact import check_compact_size
@@ -82,7 +82,7 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         prior,
         latents,
         scenes,
-        text_of_each(prototypes, texts, len(scenes)),
+        texts_of_each(prototypes, texts, scenes),
         config,
         run,
         after=("latents", "descriptions", "teacher" if judged else None),

@@ -30,7 +30,7 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     config = plain(config)
     prior = make_base(scenes, config, run)
     latents = encode(scenes, prior, config, run)
-    prompts = class_prompts(scenes, scenes.labels)
+    prompts = [[text] for text in class_prompts(scenes, scenes.labels)]
     loss = MinimaxLoss(len(scenes.classes), latents[0, 0].numel())
     finetune(prior, latents, scenes, prompts, config, run, after=["latents"], auxiliary=loss)
     texts = class_prompts(scenes, slot_labels(scenes, config))

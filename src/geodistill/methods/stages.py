@@ -34,7 +34,7 @@ from geodistill.evaluation.protocols import recipe_steps
 from geodistill.methods import METHODS
 from geodistill.prior.base import SCRATCH, Prior, check_size, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.compact import Archive, build_compact
-from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
+from geodistill.prior.finetune import add_adapter, free_all, merge_adapter, save_adapter, save_whole, trains_all
 from geodistill.prior.guidance import ModeGuidance
 from geodistill.prior.sample import Requests, sample
 from geodistill.prior.training import (
@@ -322,13 +322,13 @@ def describe(prior: Prior, prototypes: Prototypes, scenes: Scenes, config: Confi
     return texts
 
 
-def text_of_each(prototypes: Prototypes, texts: list[str], count: int) -> list[str]:
-    """Return for each of `count` training scenes the description of the cluster it belongs to."""
-    own = [""] * count
+def texts_of_each(prototypes: Prototypes, texts: list[str], scenes: Scenes) -> list[list[str]]:
+    """Return for each training scene what the U-Net is told of it: its cluster's description, and its class."""
+    own = [""] * len(scenes)
     for text, members in zip(texts, prototypes.members, strict=True):
         for member in members.tolist():
             own[member] = text
-    return own
+    return [[text, prompt] for text, prompt in zip(own, class_prompts(scenes, scenes.labels), strict=True)]
 
 
 def class_prompts(scenes: Scenes, labels: Tensor) -> list[str]:
@@ -346,7 +346,7 @@ def finetune(
     prior: Prior,
     latents: Tensor,
     scenes: Scenes,
-    texts: list[str],
+    texts: list[list[str]],
     config: Config,
     run: Run,
     *,
@@ -356,8 +356,9 @@ def finetune(
 ) -> None:
     """Train the adapter in stage `adapter` and merge it into `prior`; with 0 steps the base stays as it is.
 
-    `texts` has the prompt of each scene. `teacher` gives the consistency loss, `auxiliary` a further one that
-    remembers (see TrainingPlan); its representation says all that its values depend on.
+    `texts` has the prompts of each scene, as many of each: a step takes one of them. `teacher` gives the consistency
+    loss, `auxiliary` a further one that remembers (see TrainingPlan); its representation says all that its values
+    depend on.
     """
     settings = config.finetune
     if not settings.steps:
@@ -365,10 +366,14 @@ def finetune(
 
     def build(folder: Path) -> dict[str, Any]:
         adapted = replace(prior, unet=deepcopy(prior.unet))
-        add_adapter(adapted, rank=settings.rank, seed=config.seed)
-        table, rows = prompt_table([[text] for text in texts])
+        whole = trains_all(prior.unet, settings)
+        if whole:
+            free_all(adapted)
+        else:
+            add_adapter(adapted, rank=settings.rank, seed=config.seed)
+        table, rows = prompt_table(texts)
         data = TrainingData(latents, scenes.labels, rows, adapted.embed(table))
-        options = settings.model_dump(exclude={"rank"})
+        options = settings.model_dump(exclude={"rank", "weights"})
         plan = TrainingPlan(
             seed=derive_seed(config.seed, "adapter"),
             teacher=teacher,
@@ -379,9 +384,9 @@ def finetune(
         )
         facts = train_denoiser(adapted.unet, adapted.scheduler, data, plan, folder, "adapter")
         if processes().main:
-            save_adapter(adapted, folder)
+            (save_whole if whole else save_adapter)(adapted, folder)
             forget_checkpoint(folder)
-        return facts
+        return facts | {"weights": "all" if whole else "lora"}
 
     inputs = [*_fingerprints(run, after), settings.model_dump(), config.seed]
     inputs += [] if auxiliary is None else [repr(auxiliary)]

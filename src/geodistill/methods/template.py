@@ -18,7 +18,8 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     config = plain(config)
     prior = make_base(scenes, config, run)
     latents = encode(scenes, prior, config, run)
-    finetune(prior, latents, scenes, class_prompts(scenes, scenes.labels), config, run, after=["latents"])
+    prompts = [[text] for text in class_prompts(scenes, scenes.labels)]
+    finetune(prior, latents, scenes, prompts, config, run, after=["latents"])
     texts = class_prompts(scenes, slot_labels(scenes, config))
     nowhere = torch.zeros(len(texts), *latents.shape[2:])  # nothing is followed
     after = ["latents", "adapter" if config.finetune.steps else None]

@@ -1,6 +1,7 @@
 """Loading a base: any Stable-Diffusion-type pipeline folder or hub name, through one path."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from geodistill.devices import Precision, accelerator, mixed, working_type
 from geodistill.errors import PriorError
-from geodistill.run import fingerprint
+from geodistill.run import fingerprint, write_atomic
 
 # Names of the base that comes with the package, and of one built from the scenes alone.
 SHIPPED, SCRATCH = "compact", "scratch"
@@ -233,6 +234,13 @@ def refuse_odd_size(size: int, step: int, base: str) -> None:
     if size % step:
         near = max(step, round(size / step) * step)
         raise PriorError(f"size {size} does not fit {base}, which needs a multiple of {step}: use --size {near}")
+
+
+def without_path(config: Path) -> None:
+    """Take from a model's config file the path that it was read from, which diffusers notes: it names this machine."""
+    values = json.loads(config.read_text())
+    if values.pop("_name_or_path", None):
+        write_atomic(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def fingerprint_of_base(source: str) -> str:

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from geodistill.config import CompactSettings
 from geodistill.devices import accelerator, compile_in_place, working_type
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
-from geodistill.prior.base import Prior, refuse_odd_size
+from geodistill.prior.base import Prior, refuse_odd_size, without_path
 from geodistill.prior.losses import spread
 from geodistill.prior.training import (
     Ahead,
@@ -460,8 +460,5 @@ def _save(prior: Prior, folder: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-    # diffusers notes where each part was read from: a path of this machine, which is nobody's business.
     for path in folder.glob("*/config.json"):
-        config = json.loads(path.read_text())
-        if config.pop("_name_or_path", None):
-            write_atomic(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        without_path(path)

@@ -1,19 +1,48 @@
-"""The adapter: LoRA on the U-Net's attention projections, in the file that stock diffusers loads."""
+"""The adapter: what fine-tuning changes in the U-Net, in files that stock diffusers loads.
+
+Two kinds: LoRA on the attention projections, or the whole U-Net. LoRA cannot teach a compact base a class name that it
+has never read: the text goes with the time into every layer, and LoRA does not reach the layers that take it there.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
+from geodistill.config import FinetuneSettings
 from geodistill.errors import PriorError
-from geodistill.prior.base import Prior
+from geodistill.prior.base import Prior, without_path
 from geodistill.seeding import derive_seed
 
 _TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 WEIGHTS = "pytorch_lora_weights.safetensors"
+# Folder of a U-Net that was trained whole.
+WHOLE = "unet"
+# A U-Net with fewer weights is trained whole: its optimiser takes less memory than its activations.
+_SMALL = 50_000_000
+
+
+def trains_all(unet: Any, settings: FinetuneSettings) -> bool:
+    """Return whether `settings` have all weights of `unet` trained."""
+    if settings.weights == "auto":
+        return bool(sum(p.numel() for p in unet.parameters()) < _SMALL)
+    return settings.weights == "all"
+
+
+def free_all(prior: Prior) -> None:
+    """Have all weights of the U-Net trained."""
+    prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
+
+
+def save_whole(prior: Prior, folder: Path) -> None:
+    """Save the U-Net in `folder`/unet, in half precision, for `UNet2DConditionModel.from_pretrained`."""
+    unet = prior.unet.half().to(memory_format=torch.contiguous_format)
+    unet.save_pretrained(folder / WHOLE, safe_serialization=True)
+    without_path(folder / WHOLE / "config.json")
 
 
 def add_adapter(prior: Prior, *, rank: int, seed: int) -> None:
@@ -33,11 +62,14 @@ def save_adapter(prior: Prior, folder: Path) -> None:
 
 
 def merge_adapter(prior: Prior, folder: Path) -> None:
-    """Load the adapter in `folder` and add it to the U-Net's own weights, so that sampling costs nothing more.
+    """Load the adapter in `folder` into the U-Net, so that sampling costs nothing more.
 
     Raises:
-        PriorError: there is no adapter, or it is for layers that this base has not.
+        PriorError: there is no adapter, or it does not fit this base.
     """
+    if (folder / WHOLE).is_dir():
+        _load_whole(prior, folder / WHOLE)
+        return
     if not (folder / WEIGHTS).is_file():
         raise PriorError(f"no adapter in {folder}: expected a file {WEIGHTS}")
     try:
@@ -47,6 +79,16 @@ def merge_adapter(prior: Prior, folder: Path) -> None:
         prior.unet.unload_lora()
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PriorError(f"the adapter in {folder} does not fit the base {prior.source!r}: {error}") from error
+    prior.unet.eval().requires_grad_(False)
+
+
+def _load_whole(prior: Prior, folder: Path) -> None:
+    try:
+        weights = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True).state_dict()
+        prior.unet.load_state_dict(weights)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise PriorError(f"the U-Net in {folder} does not fit the base {prior.source!r}: {reason}") from error
     prior.unet.eval().requires_grad_(False)
 
 
