@@ -4,13 +4,22 @@ from typing import Any
 import pytest
 import torch
 from conftest import save_tiny_pipeline
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from geodistill.config import SamplingSettings
+from geodistill.config import FinetuneSettings, SamplingSettings
 from geodistill.errors import PriorError
 from geodistill.prior.base import Prior, load_prior
-from geodistill.prior.finetune import WEIGHTS, add_adapter, merge_adapter, save_adapter
+from geodistill.prior.finetune import (
+    WEIGHTS,
+    WHOLE,
+    add_adapter,
+    free_all,
+    merge_adapter,
+    save_adapter,
+    save_whole,
+    trains_all,
+)
 from geodistill.prior.sample import Requests, _noise, sample_batch
 
 
@@ -122,4 +131,37 @@ def test_adapter_of_another_kind_of_model_is_not_passed_over(sd_folder: Path, tm
 def test_file_that_is_no_adapter(sd_folder: Path, tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).write_bytes(b"torn")
     with pytest.raises(PriorError, match="does not fit the base"):
+        merge_adapter(load_prior(str(sd_folder)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weights", "parameters", "whole"),
+    [("auto", 49_999_999, True), ("auto", 50_000_000, False), ("all", 10**9, True), ("lora", 10, False)],
+)
+def test_a_small_unet_is_trained_whole_unless_told_otherwise(weights: Any, parameters: int, whole: bool) -> None:
+    unet = torch.nn.Linear(parameters, 1, bias=False, device="meta")
+    assert trains_all(unet, FinetuneSettings(weights=weights)) is whole
+
+
+def test_a_whole_unet_is_read_again_by_us_and_by_diffusers(sd_folder: Path, tmp_path: Path) -> None:
+    trained, ours = load_prior(str(sd_folder)), load_prior(str(sd_folder))
+    before = _output(ours.unet)
+    free_all(trained)
+    with torch.no_grad():
+        for p in trained.unet.parameters():
+            p.add_(0.02)
+    save_whole(trained, tmp_path)
+    merge_adapter(ours, tmp_path)
+    stock = UNet2DConditionModel.from_pretrained(tmp_path / WHOLE, torch_dtype=torch.float32).eval()
+    assert torch.equal(_output(stock), _output(ours.unet))
+    assert not torch.allclose(before, _output(ours.unet), atol=1e-2)
+    assert not any(p.requires_grad for p in ours.unet.parameters())
+    (weights,) = (tmp_path / WHOLE).glob("*.safetensors")
+    assert {value.dtype for value in load_file(weights).values()} == {torch.float16}
+    assert str(sd_folder) not in (tmp_path / WHOLE / "config.json").read_text()
+
+
+def test_a_whole_unet_of_another_base_is_refused(sd_folder: Path, tmp_path: Path) -> None:
+    save_whole(load_prior(str(save_tiny_pipeline(tmp_path / "other", class_embeddings=3))), tmp_path)
+    with pytest.raises(PriorError, match=rf"^the U-Net in {tmp_path / WHOLE} does not fit the base '{sd_folder}': "):
         merge_adapter(load_prior(str(sd_folder)), tmp_path)
