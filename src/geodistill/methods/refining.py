@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from geodistill.config import Config
 from geodistill.devices import accelerator
-from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network, pretrained
+from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network, fold_norms, pretrained
 from geodistill.evaluation.protocols import train_classifier
 from geodistill.evaluation.workers import kept_memory
 from geodistill.methods.screening import keeps_away
@@ -38,7 +38,7 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
 
     def build(folder: Path) -> dict[str, Any]:
         judges = [(pretrained(), known), *_load_experts(experts, scenes, config)]
-        lessons = [Lesson(network, labels, seen, scenes.labels) for network, seen in judges]
+        lessons = [Lesson(fold_norms(network), labels, seen, scenes.labels) for network, seen in judges]
         lesson_at = _in_turn(lessons, labels, scenes, config)
         seed = derive_seed(config.seed, "refinement")
         latents, facts = refine(prior, chosen.latents, lesson_at, config.refinement, seed=seed, folder=folder)
