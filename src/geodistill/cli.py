@@ -507,7 +507,7 @@ def audit(
         _console.print(table)
         _console.print(result.verdict, soft_wrap=True)
         if result.overlap:
-            _console.print(f"{result.overlap}: its figures flatter", soft_wrap=True)
+            _console.print(f"{_plain(result.overlap)}: its figures flatter", soft_wrap=True)
         _console.print(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}", soft_wrap=True)
         if result.fails(fail_on or ()):
             raise typer.Exit(3)
@@ -570,7 +570,7 @@ def _print_plan(found: Any) -> None:
     if not found.downloads:
         _console.print("downloads nothing")
     if found.overlap:
-        _console.print(f"base: {found.overlap}: its figures flatter", soft_wrap=True)
+        _console.print(f"base: {_plain(found.overlap)}: its figures flatter", soft_wrap=True)
     _console.print(
         f"memory: about {_giga(found.memory)} ({found.device}), less where it has to be: training then goes in parts\n"
         f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} that are free",
