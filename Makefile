@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint types unit clean
 
-$(BIN)/.installed: pyproject.toml
+$(BIN)/.installed: pyproject.toml bases/aid/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --editable ./bases/aid
 	touch $@
 
 ## the main job on the built-in scenes

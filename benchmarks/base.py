@@ -23,7 +23,8 @@ from geodistill.distilled import DistilledSet
 from geodistill.evaluation.fidelity import kid
 from geodistill.evaluation.networks import pooled_features
 from geodistill.evaluation.protocols import train_and_predict
-from geodistill.prior.base import Prior, load_prior, shipped_base
+from geodistill.prior.base import Prior, load_prior, source_of
+from geodistill.prior.catalogue import SHIPPED
 from geodistill.prior.losses import add_noise, target
 from geodistill.prior.sample import Requests, sample_batch
 from geodistill.prior.training import batches, prompt_table
@@ -40,14 +41,15 @@ def main() -> None:
     args = _arguments()
     scenes = open_scenes(args.data)
     assert scenes.test is not None, "AID comes with a test part"
-    prior = load_prior(str(args.base))
+    base = Path(source_of(args.base, SIZE))
+    prior = load_prior(str(base))
     drawn = _drawn(prior, scenes.train, args.guidance)
     labels = torch.arange(len(scenes.train.classes)).repeat_interleave(PER_CLASS)
     draw_grid(DistilledSet(drawn, labels, scenes.train.classes, (), {}), PICTURE, per_class=8)
     line = {
         "base": args.name,
         "guidance": f"{args.guidance:g}",
-        "megabytes": f"{sum(path.stat().st_size for path in args.base.rglob('*') if path.is_file()) / 1e6:.1f}",
+        "megabytes": f"{sum(path.stat().st_size for path in base.rglob('*') if path.is_file()) / 1e6:.1f}",
         **_figures(prior, drawn, labels, scenes.train, scenes.test),
         **circumstances(),
     }
@@ -57,7 +59,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     options = parser(__doc__)
-    options.add_argument("--base", type=Path, default=shipped_base(SIZE), help="a pipeline folder (the shipped base)")
+    options.add_argument("--base", default=SHIPPED, help="a name or a pipeline folder (the shipped base)")
     options.add_argument("--name", default="compact", help="of the base in the table")
     options.add_argument("--guidance", type=float, default=SamplingSettings().guidance)
     return parsed(options)

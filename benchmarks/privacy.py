@@ -23,7 +23,8 @@ from record import circumstances, merged, parsed, parser, to_csv
 from geodistill.compare import compare
 from geodistill.config import Config, load_config
 from geodistill.evaluation.rows import Row
-from geodistill.prior.base import shipped_base
+from geodistill.prior.base import source_of
+from geodistill.prior.catalogue import SHIPPED
 from geodistill.privacy.audit import Audit, audit_folder
 from geodistill.privacy.overlap import FOOTPRINT
 from geodistill.progress import stages
@@ -94,7 +95,7 @@ def _settings(privacy: str, out: Path) -> Config:
         return load_config(privacy=privacy)
     base = out / "base"
     if not base.is_dir():
-        shutil.copytree(shipped_base(64), base, ignore=shutil.ignore_patterns(FOOTPRINT))
+        shutil.copytree(source_of(SHIPPED, 64), base, ignore=shutil.ignore_patterns(FOOTPRINT))
     return load_config(privacy="dp", epsilon=float(privacy.removeprefix("dp-")), delta=DELTA, base=str(base))
 
 

@@ -50,7 +50,8 @@ from geodistill.evaluation.measures import mean_std
 from geodistill.evaluation.networks import backbone_features
 from geodistill.methods.stages import encode
 from geodistill.plan import LORA_STEP, denoising_operations, encoding_operations, passes
-from geodistill.prior.base import Prior, load_prior, shipped_base
+from geodistill.prior.base import Prior, load_prior, source_of
+from geodistill.prior.catalogue import SHIPPED
 from geodistill.prior.compact import make_tokenizer
 from geodistill.prior.finetune import add_adapter
 from geodistill.prior.sample import Requests, sample_batch
@@ -266,7 +267,7 @@ def _save_proportional(folder: Path) -> Path:
 
 def _drawing(data: SceneData, seeds: int) -> dict[str, str]:
     config = load_config()
-    prior = load_prior(str(shipped_base(config.size)))
+    prior = load_prior(source_of(SHIPPED, config.size))
     pixels = data.train.pixels(size=config.size)
     found = find_prototypes(
         backbone_features(pixels), data.train.labels, classes=data.train.classes, per_class=10, seed=0
@@ -287,7 +288,7 @@ def _drawing(data: SceneData, seeds: int) -> dict[str, str]:
 
 def _timed(draw: Callable[..., Tensor], latents: Tensor, prompts: list[str]) -> float:
     """Return images per second, the base's loading and a first image left out."""
-    prior = load_prior(str(shipped_base(load_config().size)))
+    prior = load_prior(source_of(SHIPPED, load_config().size))
     draw(prior, latents[:1], prompts[:1])
     start = time.perf_counter()
     draw(prior, latents, prompts)
@@ -331,7 +332,7 @@ def _script_candidates(prior: Prior, latents: Tensor, prompts: list[str], togeth
 
 def _judged(candidates: dict[str, Tensor], labels: Tensor, data: SceneData, seeds: int) -> dict[str, str]:
     config = load_config()
-    prior = load_prior(str(shipped_base(config.size)))
+    prior = load_prior(source_of(SHIPPED, config.size))
     bench = Bench(data, config.size)
     classes = data.train.classes
     images = {name: prior.decode(latents) for name, latents in candidates.items()}
@@ -356,7 +357,7 @@ def _encoding(data: Path, count: int) -> dict[str, str]:
     for name, call in (("ours", _our_encoding), ("script", _script_encoding)):
         rate, peaks[name] = _alone(call, data, count, as_command=name == "ours")
         rates[name].append(rate)
-    operations = 8 * encoding_operations(str(shipped_base(64)), 64)
+    operations = 8 * encoding_operations(source_of(SHIPPED, 64), 64)
     peak = {"peak_mib": str(peaks["ours"]), "script_peak_mib": str(peaks["script"])}
     return _row(f"encoding {count} images", rates["ours"], rates["script"], operations, **peak)
 
@@ -364,7 +365,7 @@ def _encoding(data: Path, count: int) -> dict[str, str]:
 def _our_encoding(data: Path, count: int) -> tuple[float, int]:
     """Return images per second and the peak memory in MiB of stage `latents`."""
     scenes, config = _some(data, count), load_config()
-    prior = load_prior(str(shipped_base(config.size)))
+    prior = load_prior(source_of(SHIPPED, config.size))
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
         encode(scenes, prior, config, run)
         record = run.record_of("latents")
@@ -372,7 +373,7 @@ def _our_encoding(data: Path, count: int) -> tuple[float, int]:
 
 
 def _script_encoding(data: Path, count: int) -> tuple[float, int]:
-    scenes, prior = _some(data, count), load_prior(str(shipped_base(64)), "f32")
+    scenes, prior = _some(data, count), load_prior(source_of(SHIPPED, 64), "f32")
     start, kept = time.perf_counter(), []
     for index in range(count):
         image = scenes.pixels([index], size=64)

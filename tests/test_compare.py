@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 
 from geodistill.compare import Row, _Ledger, compare, comparison_tables, load_pairs, load_predictions, load_rows
 from geodistill.config import Config, make_config
-from geodistill.errors import ConfigError, RunError, SceneError
+from geodistill.errors import ConfigError, PriorError, RunError, SceneError
+from geodistill.prior.catalogue import BaseFacts, facts_text
+from geodistill.privacy.overlap import footprint
+from geodistill.run import Run
 from geodistill.scenes import SceneData, Scenes
 
 METHODS = ("random", "kmeans", "reconstruction", "dpd")
@@ -150,6 +153,36 @@ def test_bad_names_are_found_before_anything_is_made(data: SceneData, tiny: Conf
     with pytest.raises(ConfigError, match=r"^privacy 'dp' is dpd's alone: leave out random, d4m$"):
         run(data, private, tmp_path / "run", methods=["d4m", "dpd", "random"])
     assert not (tmp_path / "run").exists()
+
+
+def test_terms_of_the_base_and_what_it_was_trained_on_are_told_once(
+    data: SceneData,
+    tiny: Config,
+    sd_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    base = Path(shutil.copytree(sd_folder, tmp_path / "base"))
+    (base / "base.json").write_text(facts_text(BaseFacts("quay", (32,), "not for sale", ("harbours",))))
+    (base / "trained_on.jsonl").write_text(footprint(data.train.keys, "harbours"))
+    config = make_config({**tiny.model_dump(), "base": str(base)})
+
+    def begun(plan: object, config: Config, run: Run, bench: object) -> list[object]:
+        run.stage("begun", lambda folder: None, version=1)
+        return []
+
+    monkeypatch.setattr("geodistill.compare._rows", begun)
+    for _ in range(2):
+        run(data, config, tmp_path / "run")
+        assert caplog.messages == [
+            "base 'quay': not for sale",
+            "about 120 of the 120 training images are among those that the base was trained on (harbours): its figures "
+            "flatter",
+        ]
+    with pytest.raises(PriorError, match=r" draws images of 32 px, not 64: use --size 32, --base scratch, or a base "):
+        run(data, make_config({**config.model_dump(), "size": 64}), tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()
 
 
 def test_a_table_of_another_version(tmp_path: Path) -> None:

@@ -75,6 +75,19 @@ def test_card_tells_of_the_audit_or_that_there_was_none(tmp_path):
     assert not (tmp_path / "plain" / "README.md").exists()
 
 
+def test_card_tells_of_the_base(tmp_path):
+    facts = {"name": "quay", "archives": ["ports", "fields"], "terms": "not for sale"}
+    for base, told in (
+        (facts, "Drawn by the base `quay`, trained on ports, fields. Its terms: not for sale."),
+        ({"name": "quay", "archives": [], "terms": ""}, "Drawn by the base `quay`."),
+    ):
+        own = make_set()
+        own.about["base"] = base
+        card = (own.save(tmp_path / "set") / "README.md").read_text()
+        assert f"\n\n## Base\n\n{told}\n\n## Limits\n" in card
+    assert "## Base" not in (make_set().save(tmp_path / "set") / "README.md").read_text()
+
+
 def test_card_and_croissant(tmp_path):
     folder = make_set().save(tmp_path / "set")
     assert (folder / "README.md").read_text().startswith("---\npretty_name: Distilled overhead scenes, 3 classes\n")

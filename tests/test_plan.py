@@ -9,10 +9,13 @@ import pytest
 from torch import nn
 
 from geodistill import plan as planning
+from geodistill.cli import _print_plan
 from geodistill.config import Config
 from geodistill.errors import PriorError, SceneError
 from geodistill.plan import make_plan
 from geodistill.prior.base import load_prior
+from geodistill.prior.catalogue import BaseFacts, facts_text
+from geodistill.privacy.overlap import footprint
 from geodistill.scenes import Scenes
 
 
@@ -98,6 +101,25 @@ class TestPlan:
         assert found.seconds == sum(stage.seconds for stage in found.stages)
         monkeypatch.setattr(planning, "peak_memory_mib", lambda: 100)  # what is loaded by now
         assert make_plan(pair, on_pipeline, tmp_path).memory == found.memory + 100 * 2**20
+
+    def test_terms_of_the_base_and_what_it_was_trained_on(
+        self,
+        pair: Scenes,
+        on_pipeline: Config,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        assert make_plan(pair, on_pipeline, tmp_path).overlap == ""
+        base = Path(shutil.copytree(on_pipeline.base, tmp_path / "base"))
+        (base / "base.json").write_text(facts_text(BaseFacts("quay", (32,), "not for sale", ("harbours",))))
+        (base / "trained_on.jsonl").write_text(footprint(pair.keys, "harbours"))
+        found = make_plan(pair, _with(on_pipeline, base=str(base)), tmp_path)
+        assert caplog.messages == ["base 'quay': not for sale"]
+        told = "about 60 of the 60 training images are among those that the base was trained on (harbours)"
+        assert found.overlap == told
+        _print_plan(found)
+        assert f"base: {told}: its figures flatter\n" in capsys.readouterr().out
 
     def test_says_what_it_does_not_count(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
         assert make_plan(pair, on_pipeline, tmp_path).unforetold == ()

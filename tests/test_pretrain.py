@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from geodistill.errors import ConfigError, PriorError, SceneError
 from geodistill.methods.stages import Source
 from geodistill.pretrain import open_sources, pretrain
 from geodistill.prior import compact, training
-from geodistill.prior.base import load_prior, shipped_base
-from geodistill.privacy.overlap import FOOTPRINT, known, known_archives
+from geodistill.prior.base import load_prior, source_of
+from geodistill.prior.catalogue import BaseFacts, facts_text, read_facts
+from geodistill.privacy.overlap import FOOTPRINT, footprint, known, known_archives
 from geodistill.run import records
 from geodistill.scenes import SceneData, Scenes, open_unlabelled, write_scenes
 from geodistill.scenes.scenes import UNLABELLED
@@ -56,6 +58,7 @@ def test_model_card_says_what_it_is(run: Path) -> None:
         f"at 1/8 of the resolution; {facts['autoencoder_psnr_db']} dB PSNR on the training scenes." in card
     )
     assert f"{facts['unet_parameters']:,} parameters, 3 steps of 4 latents" in card
+    assert read_facts(run / "base") == BaseFacts("run", (16,))
 
 
 def test_killed_in_either_training_it_ends_with_the_same_bytes(
@@ -91,16 +94,22 @@ def test_size_that_does_not_fit(data: SceneData, settings: Config, tmp_path: Pat
 @pytest.mark.parametrize("name", ["pretrain", "pretrain-gpu"])
 def test_preset_is_the_recipe_of_the_shipped_base(name: str) -> None:
     preset = load_config(_config_file(name)).compact
-    unet = json.loads((shipped_base(64) / "unet" / "config.json").read_text())
+    unet = json.loads((Path(source_of("compact", 64)) / "unet" / "config.json").read_text())
     assert preset.autoencoder == "convolutional"
     assert (preset.channels, list(preset.width)) == (unet["in_channels"], unet["block_out_channels"])
 
 
 def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
-    run: Path, data: SceneData, settings: Config, tmp_path: Path
+    run: Path, data: SceneData, settings: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = run / "base"
-    further = pretrain([Source(data.train)], settings, out=tmp_path / "run", start=str(base))
+    base = Path(shutil.copytree(run / "base", tmp_path / "base"))
+    (base / "base.json").write_text(facts_text(BaseFacts("first", (16, 32), "not for sale", ("ports",))))
+    source = Source(data.train, name="fields")
+    further = pretrain([source], settings, out=tmp_path / "further", start=str(base))
+    assert caplog.messages == ["base 'first': not for sale"]
+    pretrain([source], settings, out=tmp_path / "further", start=str(base))
+    assert caplog.messages == ["base 'first': not for sale"]
+    assert read_facts(further) == BaseFacts("further", (16,), "not for sale", ("fields", "ports"))
     for kept in ("vae", "text_encoder"):
         (one,), (other,) = ((folder / kept).glob("*.safetensors") for folder in (base, further))
         assert one.read_bytes() == other.read_bytes()
@@ -114,8 +123,8 @@ def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
     assert f"- Autoencoder: that of {base}; " in card
     assert "\n# The base it goes on from\n\n## Model card\n" in card
     assert card.count(f"- Data and licence: {_NOTE}") == 1
-    # The same scenes have the same footprint, which stands there once.
-    assert (further / FOOTPRINT).read_text() == (base / FOOTPRINT).read_text()
+    own, earlier = (further / FOOTPRINT).read_text().splitlines(keepends=True)
+    assert (own, earlier) == (footprint(data.train.keys, "fields"), (base / FOOTPRINT).read_text())
     assert known(data.train.keys, further) == len(data.train)
 
 
@@ -125,7 +134,7 @@ def test_does_not_go_on_from_nothing(data: SceneData, settings: Config, tmp_path
     assert str(caught.value) == "there is nothing to go on from in base 'scratch': leave --base out to start anew"
     with pytest.raises(PriorError) as caught:
         pretrain([Source(data.train)], settings, out=tmp_path / "run", start="compact")
-    assert str(caught.value).startswith("the compact base draws images of 64 px, not 16: use --size 64")
+    assert str(caught.value).startswith("the base 'compact' draws images of 64 or 128 px, not 16: use --size 64 or 128")
 
 
 def test_several_archives_one_of_them_without_classes(
@@ -150,6 +159,7 @@ def test_several_archives_one_of_them_without_classes(
     assert f"- Trained on: drawn, {len(data.train)} images of 10 classes (" in card
     assert "; 75% of every batch. Terms: free." in card
     assert f"- Trained on: tiles, {len(tiles)} images of no classes; 25% of every batch." in card
+    assert read_facts(base) == BaseFacts("run", (16, 32), "", ("drawn", "tiles"))
     assert [one.archive for one in known_archives(data.train.keys, base)] == ["drawn"]
     assert [one.archive for one in known_archives(tiles.keys, base)] == ["tiles"]
 

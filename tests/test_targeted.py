@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from geodistill.config import Config
+from geodistill.config import Config, make_config
 from geodistill.errors import ConfigError, RunError
 from geodistill.methods.dpd import distill
+from geodistill.prior.catalogue import BaseFacts, facts_text
 from geodistill.scenes import SceneData
-from geodistill.targeted import _named, draw_targeted
+from geodistill.targeted import _adapted, _named, draw_targeted
 
 CLASSES = ("Bridge", "DenseResidential", "Residential", "RiverBridge", "Storage_Tanks")
 
@@ -49,6 +51,16 @@ def run(data: SceneData, tiny: Config, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("targeted") / "run"
     distill(data.train, tiny, out=out)
     return out
+
+
+def test_terms_of_the_base_are_told(
+    on_pipeline: Config, sd_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = Path(shutil.copytree(sd_folder, tmp_path / "base"))
+    (base / "base.json").write_text(facts_text(BaseFacts("quay", (32,), "not for sale")))
+    plain = {"base": str(base), "finetune": {**on_pipeline.finetune.model_dump(), "steps": 0}}
+    _adapted(tmp_path, make_config({**on_pipeline.model_dump(), **plain}))
+    assert caplog.messages == ["base 'quay': not for sale"]
 
 
 class TestDrawTargeted:

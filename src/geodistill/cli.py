@@ -57,7 +57,7 @@ _NETWORKS = (
     "Classifiers: efficientnet-lite0 (ImageNet weights), resnet18, convnet3, vgg16, densenet121, inception_v3 (random "
     "weights), timm:NAME with the vision extra; several give a table across networks [default: efficientnet-lite0]."
 )
-_SIZE = "Side of the images in pixels; the compact base draws 64 alone [default: 64]."
+_SIZE = "Side of the images in pixels; the compact base draws 64 and 128 [default: 64]."
 _Data = Annotated[
     Path,
     typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>`, then 20 % become test."),
@@ -120,8 +120,8 @@ def distill(
     base: Annotated[
         str | None,
         typer.Option(
-            help="'compact' (comes with the package), 'scratch' (built from the scenes alone), a diffusers pipeline "
-            "folder, or a hub name [default: compact]."
+            help="'compact' (comes with the package), the name of an installed base such as 'aid', 'scratch' (built "
+            "from the scenes alone), a diffusers pipeline folder, or a hub name [default: compact]."
         ),
     ] = None,
     describe: Annotated[
@@ -238,7 +238,8 @@ def pretrain(
         list[str] | None, typer.Option("--set", help="One setting, such as compact.steps=20000; may be repeated.")
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="Train the U-Net of this base further: compact, a folder or a hub name.")
+        str | None,
+        typer.Option(help="Train the U-Net of this base further: an installed one, a folder or a hub name."),
     ] = None,
     unlabelled: Annotated[
         list[str] | None,
@@ -505,6 +506,8 @@ def audit(
             table.add_row(image.name, image.nearest, *ratios, "yes" if image.copy else "no")
         _console.print(table)
         _console.print(result.verdict, soft_wrap=True)
+        if result.overlap:
+            _console.print(f"{_plain(result.overlap)}: its figures flatter", soft_wrap=True)
         _console.print(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}", soft_wrap=True)
         if result.fails(fail_on or ()):
             raise typer.Exit(3)
@@ -566,6 +569,8 @@ def _print_plan(found: Any) -> None:
         _console.print(f"downloads {one.name}: {_giga(one.size)}, licence {one.licence}", soft_wrap=True)
     if not found.downloads:
         _console.print("downloads nothing")
+    if found.overlap:
+        _console.print(f"base: {_plain(found.overlap)}: its figures flatter", soft_wrap=True)
     _console.print(
         f"memory: about {_giga(found.memory)} ({found.device}), less where it has to be: training then goes in parts\n"
         f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} that are free",

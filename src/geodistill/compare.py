@@ -29,7 +29,7 @@ from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.protocols import check_protocol
 from geodistill.evaluation.rows import FULL, Row, row_from_json, summarise
 from geodistill.methods import METHODS, check_method, make_distilled
-from geodistill.methods.stages import check_counts, make_base
+from geodistill.methods.stages import check_base, check_counts, make_base, tell_of_base
 from geodistill.run import Run, save_tensors, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 
@@ -83,6 +83,7 @@ def compare(
 
     Raises:
         ConfigError: an unknown name, an IPC or a number of seeds below 1.
+        PriorError: there is no such base, or it does not draw images of the config's size.
         RunError: `out` holds a comparison with other settings or another kind of run.
         SceneError: a class with fewer images than an IPC needs, or no test images.
     """
@@ -90,6 +91,7 @@ def compare(
     ordered = tuple(name for name in METHODS if name in methods)
     plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
     _check(data.train, methods, plan, config.privacy)
+    check_base(config)
     bench = Bench(data, config.size, progress=progress)
     settings = {
         "kind": "compare",
@@ -99,6 +101,7 @@ def compare(
     }
     with Run(Path(out), settings, command) as run:
         write_atomic(run.folder / "config.toml", to_toml(config))
+        tell_of_base(data.train, config, run)
         bench.store = open_store(run.folder)
         ledger = _Ledger(run.folder, data.train.classes, bench.test.labels)
         for row, predicted in _rows(plan, config, run, bench):

@@ -163,8 +163,8 @@ class Config(_Settings):
     seed: int = Field(0, ge=0, description="of everything that is drawn")
     base: str = Field(
         "compact",
-        description="'compact' (comes with the package), 'scratch' (built from the scenes), a pipeline folder, or a "
-        "hub name",
+        description="'compact' (comes with the package), the name of an installed base, 'scratch' (built from the "
+        "scenes), a pipeline folder, or a hub name",
     )
     precision: Precision = Field(
         "auto",

@@ -39,7 +39,8 @@ class DistilledSet:
 
     `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
     keys from RECORD_KEYS. `about`: method, real_pixels (whether the images are real ones as they are), config,
-    versions, guarantee (of privacy, if any), screened (true if it was); representable in JSON.
+    versions, base (name, archives and terms, where known), guarantee (of privacy, if any), screened (true if it was);
+    representable in JSON.
     Raises DistilledSetError when these do not fit together.
     """
 
@@ -296,7 +297,7 @@ soft label, probabilities of the classes in alphabetical order; `croissant.json`
 
 {privacy}
 
-## Limits
+{base}## Limits
 
 Meant for training classifiers, not for reading the ground from. Biases of the source data carry over. The licence of
 the source data may bind what is derived from it: check it before sharing.
@@ -327,6 +328,15 @@ def _privacy(about: dict[str, Any], audit: str) -> str:
     return "\n\n".join([*made, audit])
 
 
+def _base(facts: dict[str, Any] | None) -> str:
+    """Return the section on the base that drew the images, where base.json has told of it; else nothing."""
+    if not facts:
+        return ""
+    archives = f", trained on {', '.join(facts['archives'])}" if facts["archives"] else ""
+    terms = f" Its terms: {facts['terms']}." if facts["terms"] else ""
+    return f"## Base\n\nDrawn by the base `{facts['name']}`{archives}.{terms}\n\n"
+
+
 def _title(distilled: DistilledSet) -> str:
     return f"Distilled overhead scenes, {len(distilled.classes)} classes"
 
@@ -345,6 +355,7 @@ def _data_card(distilled: DistilledSet) -> str:
         kind="real" if real else "synthetic",
         nature="each of them is one of those" if real else "none of them is a photograph",
         privacy=_privacy(distilled.about, _NO_AUDIT),
+        base=_base(distilled.about.get("base")),
         listing="\n".join(f"- {name}: {count}" for name, count in zip(distilled.classes, counts, strict=True)),
     )
 

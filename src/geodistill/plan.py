@@ -33,7 +33,6 @@ from geodistill.evaluation.protocols import BATCH
 from geodistill.methods.screening import weaker
 from geodistill.methods.stages import check_counts
 from geodistill.prior.base import (
-    SCRATCH,
     check_channels,
     check_family,
     images_together,
@@ -41,7 +40,9 @@ from geodistill.prior.base import (
     refuse_odd_size,
     source_of,
 )
+from geodistill.prior.catalogue import SCRATCH, tell_terms
 from geodistill.prior.finetune import trains_all
+from geodistill.privacy.overlap import told_overlap
 from geodistill.refinement import RandomNetwork
 from geodistill.run import peak_memory_mib
 from geodistill.scenes.scenes import Scenes
@@ -88,7 +89,8 @@ class Stage:
 class Plan:
     """Cost of a run, nothing of which has been spent. Memory and disk are in bytes.
 
-    unforetold: what takes time that is not known beforehand.
+    unforetold: what takes time that is not known beforehand. overlap: how many of the images the base was trained on,
+    a sentence without its stop; "" where none are known.
     """
 
     downloads: tuple[Download, ...]
@@ -98,6 +100,7 @@ class Plan:
     disk: int
     free_disk: int
     device: str
+    overlap: str = ""
 
     @property
     def seconds(self) -> float:
@@ -135,6 +138,7 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
             "--base compact. Plan with --base compact, a folder or a hub name"
         )
     source = source_of(config.base, config.size)
+    tell_terms(source)
     if Path(source).is_dir():
         parts = _of_folder(source)
     else:
@@ -154,7 +158,8 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
         # What is loaded by now, libraries most of all, and the data share the memory with the models.
         memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
     disk = files + sum(one.size for one in downloads)
-    return Plan(tuple(downloads), stages, tuple(_unforetold(config)), memory, disk, _free(out), device)
+    overlap = told_overlap(scenes.keys, Path(source))
+    return Plan(tuple(downloads), stages, tuple(_unforetold(config)), memory, disk, _free(out), device, overlap)
 
 
 def _of_folder(source: str) -> _Parts:

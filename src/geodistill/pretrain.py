@@ -9,7 +9,8 @@ from typing import Any
 from geodistill.config import CompactSettings, Config
 from geodistill.errors import ConfigError, PriorError
 from geodistill.methods.stages import Source, train_base
-from geodistill.prior.base import SCRATCH, source_of
+from geodistill.prior.base import source_of
+from geodistill.prior.catalogue import FACTS, SCRATCH, BaseFacts, facts_text, read_facts, tell_terms
 from geodistill.prior.compact import check_compact_size
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes import open_scenes, open_unlabelled
@@ -71,16 +72,29 @@ def pretrain(
     about: dict[str, Any] = {"compact": config.compact.model_dump(mode="json"), "size": config.size}
     about |= {"seed": config.seed, "start": start}
     scenes = [[source.scenes.fingerprint(), source.weight, source.labelled] for source in sources]
+    earlier = source_of(start, config.size) if start else None
     with Run(out, {"method": "pretrain", "config": about, "scenes": scenes}, command) as run:
+        if run.new and earlier:
+            tell_terms(earlier)
         folder = train_base(sources, config, run, start)
         card = model_card(run.record_of("base"), sources, config, data_note, start)
-        write_atomic(folder / "README.md", card + _earlier_card(start, config.size))
+        write_atomic(folder / "README.md", card + _earlier_card(earlier))
+        write_atomic(folder / FACTS, facts_text(_facts(out.resolve().name, sources, config, earlier)))
     return folder
 
 
-def _earlier_card(start: str | None, size: int) -> str:
+def _facts(name: str, sources: Sequence[Source], config: Config, earlier: str | None) -> BaseFacts:
+    """Return what base.json says: the terms of the base in folder `earlier` bind what is trained further from it."""
+    before = read_facts(earlier) if earlier else None
+    sizes = (config.size, 2 * config.size) if config.compact.doubled else (config.size,)
+    archives = [source.name for source in sources if source.name]
+    archives += before.archives if before else ()
+    return BaseFacts(name, sizes, before.terms if before else "", tuple(dict.fromkeys(archives)))
+
+
+def _earlier_card(earlier: str | None) -> str:
     """Return the model card of the base that was gone on from, one heading lower; nothing where it has none here."""
-    card = Path(source_of(start, size)) / "README.md" if start else None
+    card = Path(earlier) / "README.md" if earlier else None
     if card is None or not card.is_file():
         return ""
     lines = card.read_text(encoding="utf-8").splitlines()

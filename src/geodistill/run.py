@@ -174,6 +174,7 @@ class Run:
 
     Attributes:
         used: names of the stages asked for so far, in that order, whether they were there or had to be built.
+        new: whether nothing of the run was there before; False in all processes but the main one.
 
     Raises:
         RunError: the folder holds another run's results, is in use by another process, or cannot be written.
@@ -184,6 +185,7 @@ class Run:
     ) -> None:
         self.folder = folder
         self.used: list[str] = []
+        self.new = False
         self._lender = lender
         self._crew = processes()
         if self._crew.main:
@@ -222,7 +224,8 @@ class Run:
 
     def _check_settings(self, settings: dict[str, Any], command: str) -> None:
         path = self.folder / "run.json"
-        if not path.exists() or not self._begun():
+        self.new = not path.exists() or not self._begun()
+        if self.new:
             about = {"format": _FORMAT, "settings": settings, "command": command, "versions": versions()}
             write_atomic(path, json.dumps(about, indent=2, sort_keys=True))
             return

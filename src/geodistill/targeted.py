@@ -13,7 +13,8 @@ from geodistill.config import Config, make_config
 from geodistill.descriptions import readable
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
-from geodistill.prior.base import SCRATCH, Prior, load_prior, source_of
+from geodistill.prior.base import Prior, load_prior, source_of
+from geodistill.prior.catalogue import SCRATCH, tell_terms
 from geodistill.prior.finetune import merge_adapter
 from geodistill.prior.sample import Requests, sample_fitting
 from geodistill.prior.training import batches
@@ -81,6 +82,7 @@ def _finished(run: Path) -> tuple[Config, tuple[str, ...]]:
 
 def _adapted(run: Path, config: Config) -> Prior:
     source = str(run / "base") if config.base == SCRATCH else source_of(config.base, config.size)
+    tell_terms(source)
     prior = load_prior(source, config.precision)
     if config.finetune.steps:
         merge_adapter(prior, run / "adapter")

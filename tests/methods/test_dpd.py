@@ -25,7 +25,9 @@ from geodistill.evaluation.networks import backbone_features
 from geodistill.methods import stages
 from geodistill.methods.dpd import distill
 from geodistill.prior.base import load_prior
-from geodistill.run import records
+from geodistill.prior.catalogue import BaseFacts, facts_text
+from geodistill.privacy.overlap import footprint
+from geodistill.run import Run, records
 from geodistill.scenes import SceneData, Scenes, write_scenes
 from geodistill.teacher import judge, load_teacher
 
@@ -289,3 +291,38 @@ def test_presets_for_large_bases_make_a_set(
     assert torch.bincount(distilled.labels).tolist() == [2, 2]
     ranks = {record["candidate"] for record in distilled.records}
     assert ranks == {0} if preset == "paper" else ranks <= set(range(5))
+
+
+def test_terms_of_the_base_and_what_it_was_trained_on_are_told_once(
+    pair: Scenes,
+    on_pipeline: Config,
+    sd_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    base = Path(shutil.copytree(sd_folder, tmp_path / "base"))
+    (base / "base.json").write_text(facts_text(BaseFacts("quay", (32,), "not for sale", ("harbours",))))
+    (base / "trained_on.jsonl").write_text(footprint(pair.keys, "harbours"))
+    config = _with(on_pipeline, base=str(base))
+    told = [
+        "base 'quay': not for sale",
+        "about 60 of the 60 training images are among those that the base was trained on (harbours): its figures "
+        "flatter",
+    ]
+
+    def begun(scenes: Scenes, config: Config, run: Run) -> dict[str, Any]:
+        run.stage("begun", lambda folder: None, version=1)
+        return stages.about("dpd", config)
+
+    monkeypatch.setattr("geodistill.methods.dpd.make", begun)
+    about = distill(pair, config, out=tmp_path / "run")
+    assert caplog.messages == told
+    assert about["base"] == {"name": "quay", "archives": ("harbours",), "terms": "not for sale"}  # type: ignore[index]
+    distill(pair, config, out=tmp_path / "run")
+    assert caplog.messages == told
+    distill(pair, on_pipeline, out=tmp_path / "other")
+    assert caplog.messages == told
+    with pytest.raises(PriorError, match=r" draws images of 32 px, not 64: use --size 32, --base scratch, or a base "):
+        distill(pair, _with(config, size=64), out=tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()

@@ -12,7 +12,7 @@ from geodistill.methods import private
 from geodistill.methods.dpd import distill
 from geodistill.methods.private import budget_of, guarantee
 from geodistill.methods.stages import Source, check_counts, train_base
-from geodistill.prior.base import shipped_base
+from geodistill.prior.base import source_of
 from geodistill.privacy.accounting import Budget, Mechanism, epsilon_of
 from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.privacy.overlap import FOOTPRINT, footprint
@@ -135,16 +135,17 @@ def test_noise_differs_from_run_to_run_with_the_same_seed(
 def test_a_base_that_was_trained_on_the_scenes_is_refused(planted: Scenes, settings: dict, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     folder.mkdir()
-    for path in shipped_base(64).iterdir():
+    for path in Path(source_of("compact", 64)).iterdir():
         if path.name != FOOTPRINT:
             (folder / path.name).symlink_to(path)
-    (folder / FOOTPRINT).write_text(footprint(planted.keys), encoding="utf-8")
-    told = (
-        rf"^about 24 of the 24 images are among those that the base '{folder}' was trained on, and what it remembers "
-        r"of them no noise hides: give a --base that was trained on other data$"
-    )
-    with pytest.raises(PrivacyError, match=told):
-        distill(planted, private_settings(settings, base=str(folder)), out=tmp_path / "run")
+    for archive, named in (("", ""), ("harbours", " (harbours)")):
+        (folder / FOOTPRINT).write_text(footprint(planted.keys, archive), encoding="utf-8")
+        with pytest.raises(PrivacyError) as caught:
+            distill(planted, private_settings(settings, base=str(folder)), out=tmp_path / "run")
+        assert str(caught.value) == (
+            f"about 24 of the 24 images are among those that the base {str(folder)!r} was trained on{named}, and what "
+            "it remembers of them no noise hides: give a --base that was trained on other data"
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections import Counter
+from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from geodistill.config import CompactSettings
 from geodistill.errors import PriorError
 from geodistill.prior import compact
 from geodistill.prior.autoencoder import PatchAutoencoder
-from geodistill.prior.base import check_size, fingerprint_of_base, load_prior, shipped_base
+from geodistill.prior.base import check_size, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.compact import Archive, _byte_pairs, build_compact, new_compact
 from geodistill.scenes import SceneData, draw_scene
 from geodistill.scenes.images import to_square_tensor
@@ -53,7 +54,7 @@ def test_large_images_go_through_the_autoencoder_few_at_a_time(
 
 
 def test_drafts_are_hardly_off() -> None:
-    prior = load_prior(str(shipped_base(64)), "bf16")
+    prior = load_prior(source_of("compact", 64), "bf16")
     latents = prior.encode(torch.stack([to_square_tensor(Image.fromarray(draw_scene("Harbour", 0)), 64)]))
     exact, draft = prior.decode(latents).int(), prior.decode(latents, draft=True).int()
     assert 0 < (exact - draft).abs().float().mean() < 0.3
@@ -69,7 +70,8 @@ def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
     )
 
 
-def test_base_that_is_not_there() -> None:
+def test_base_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geodistill.prior.catalogue.metadata.entry_points", lambda **_: EntryPoints())
     with pytest.raises(PriorError) as caught:
         load_prior("./nowhere")
     assert str(caught.value) == (

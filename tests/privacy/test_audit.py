@@ -15,6 +15,7 @@ from geodistill.errors import ConfigError, RunError
 from geodistill.methods import make_distilled
 from geodistill.methods.dpd import distill
 from geodistill.privacy.audit import audit, audit_folder
+from geodistill.privacy.overlap import footprint
 from geodistill.privacy.source import read_source, shadow_sets
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, versions
@@ -47,7 +48,7 @@ def mixed_set(data: SceneData) -> DistilledSet:
 
 
 def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_path: Path) -> None:
-    found = audit(mixed_set, data, out=tmp_path)
+    found = audit(mixed_set, data, overlap="about 3 of them", out=tmp_path)
     own = int((data.train.labels == 2).nonzero()[0])
     assert found.copies == 1
     assert (found.images[0].name, found.images[0].nearest) == (f"{data.train.classes[2]} 0", data.train.names[own])
@@ -65,7 +66,7 @@ def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_p
     )
     assert found.verdict.endswith("(0.5: guessing); there are too few held-out images for more.")
     stored = json.loads((tmp_path / "audit.json").read_text())
-    assert (stored["copies"], stored["images"][0]["copy"]) == (1, True)
+    assert (stored["copies"], stored["images"][0]["copy"], stored["overlap"]) == (1, True, "about 3 of them")
 
 
 def test_without_held_out_images_it_says_what_is_missing(data: SceneData, mixed_set: DistilledSet) -> None:
@@ -143,6 +144,15 @@ class TestOfRuns:
         folder = tmp_path_factory.mktemp("audited") / "run"
         distill(pair, on_pipeline, out=folder)
         return folder
+
+    def test_what_the_base_was_trained_on(self, run: Path, pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+        source = read_source(run, pair)
+        assert source.overlap(pair) == ""
+        (tmp_path / "trained_on.jsonl").write_text(footprint(pair.keys, "harbours"))
+        told = "about 60 of the 60 training images are among those that the base was trained on (harbours)"
+        for base, expected in ((tmp_path, told), (tmp_path / "gone", ""), ("scratch", "")):
+            config = make_config({**on_pipeline.model_dump(), "base": str(base)})
+            assert replace(source, config=config).overlap(pair) == expected
 
     def test_where_images_began(self, run: Path, pair: Scenes) -> None:
         found, distilled = audit_folder(run, SceneData(pair, None))

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geodistill.privacy.overlap import FOOTPRINT, Known, footprint, known, known_archives, sign
+from geodistill.privacy.overlap import FOOTPRINT, Known, footprint, known, known_archives, sign, told_overlap
 
 TRAINED = [f"image {index}" for index in range(2000)]
 OTHERS = [f"another {index}" for index in range(2000)]
@@ -64,3 +64,25 @@ def test_each_archive_is_named_with_how_many_of_its_images_are_there(tmp_path):
     (about,) = known_archives(TRAINED[:500] + [f"other {k}" for k in range(1500)], tmp_path)
     assert about.archive == "harbours"
     assert 400 < about.count < 600
+
+
+def test_an_image_of_several_archives_counts_once(tmp_path):
+    folder = base(tmp_path, footprint(TRAINED, "one"), footprint(TRAINED[:1500] + OTHERS[:500], "other"))
+    assert [one.archive for one in known_archives(TRAINED, folder)] == ["one", "other"]
+    assert known(TRAINED, folder) == 2000
+    half = known(TRAINED[:500] + [f"new {k}" for k in range(1500)], folder)
+    assert 420 < half < 580
+
+
+def test_the_overlap_in_words(tmp_path):
+    folder = base(tmp_path, footprint(TRAINED, "harbours"), footprint(OTHERS))
+    named = "about 2,000 of the 2,000 training images are among those that the base was trained on (harbours)"
+    assert told_overlap(TRAINED, folder) == named
+    assert told_overlap(OTHERS, folder, images="images", base="the base 'quay'") == (
+        "about 2,000 of the 2,000 images are among those that the base 'quay' was trained on"
+    )
+    sign(folder, [("fields", OTHERS)], folder)
+    assert told_overlap(TRAINED + OTHERS, folder) == (
+        "about 4,000 of the 4,000 training images are among those that the base was trained on (fields, harbours)"
+    )
+    assert told_overlap([f"new {k}" for k in range(2000)], folder) == ""

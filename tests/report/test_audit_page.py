@@ -56,6 +56,15 @@ def test_pairs_readings_and_attacks_are_told(audited: tuple[Audit, DistilledSet]
     assert page.count('<figure class="plot">') == len(MEASURES) + 1
 
 
+def test_what_the_base_was_trained_on_is_told(
+    audited: tuple[Audit, DistilledSet], pair: Scenes, tmp_path: Path
+) -> None:
+    told = "bout 3 of the 4 training images are among those that the base was trained on"
+    assert told not in page_of(audited, pair, tmp_path)
+    page = page_of((replace(audited[0], overlap=f"a{told}"), audited[1]), pair, tmp_path)
+    assert f'<p class="note">A{told}: its figures flatter.</p>' in page
+
+
 def test_what_could_not_be_measured_is_said(audited: tuple[Audit, DistilledSet], pair: Scenes, tmp_path: Path) -> None:
     result, distilled = audited
     readings = tuple(replace(one, held_out=(), held_out_ratios=()) for one in result.readings)

@@ -19,6 +19,7 @@ from geodistill.methods.refining import refined
 from geodistill.methods.screening import screen
 from geodistill.methods.stages import (
     MOST_CANDIDATES,
+    check_base,
     check_counts,
     choose,
     cluster,
@@ -29,10 +30,9 @@ from geodistill.methods.stages import (
     hand_out,
     make_base,
     teach,
+    tell_of_base,
     texts_of_each,
 )
-from geodistill.prior.base import SCRATCH, SHIPPED, shipped_base
-from geodistill.prior.compact import check_compact_size
 from geodistill.processes import processes
 from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import Scenes
@@ -64,6 +64,7 @@ def distill(
     with Run(Path(out), settings, command) as run:
         if processes().main:
             write_atomic(run.folder / "config.toml", to_toml(config))
+        tell_of_base(scenes, config, run)
         return make(scenes, config, run)
 
 
@@ -115,10 +116,7 @@ def _check(scenes: Scenes, config: Config) -> None:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {MOST_CANDIDATES}")
     if config.soft_labels:
         check_side(config.size)
-    if config.base == SHIPPED:
-        shipped_base(config.size)
-    if config.base == SCRATCH:
-        check_compact_size(config.size)
+    check_base(config)
     check_counts(scenes, config.ipc, config.privacy)
     if config.privacy == "dp":
         check_private(scenes, config)

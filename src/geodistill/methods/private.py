@@ -42,7 +42,7 @@ from geodistill.prior.training import TrainingData, TrainingPlan, denoising_loss
 from geodistill.privacy.accounting import Budget, Mechanism, secret_generator, spend
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
 from geodistill.privacy.noisy import ROUNDS, noisy_means, private_clusters
-from geodistill.privacy.overlap import known
+from geodistill.privacy.overlap import told_overlap
 from geodistill.processes import processes
 from geodistill.run import Run, forget_parts, save_tensors
 from geodistill.scenes.scenes import Scenes
@@ -94,11 +94,10 @@ def check_private(scenes: Scenes, config: Config) -> None:
             "away whole would pass for private: lower --delta"
         )
     folder = Path(source_of(config.base, config.size))
-    trained = known(scenes.keys, folder)
-    if trained:
+    overlap = told_overlap(scenes.keys, folder, images="images", base=f"the base {config.base!r}")
+    if overlap:
         raise PrivacyError(
-            f"about {min(trained, count)} of the {count} images are among those that the base {config.base!r} was "
-            "trained on, and what it remembers of them no noise hides: give a --base that was trained on other data"
+            f"{overlap}, and what it remembers of them no noise hides: give a --base that was trained on other data"
         )
 
 

@@ -5,6 +5,7 @@ a stage that the settings leave out.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -32,8 +33,9 @@ from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_la
 from geodistill.evaluation.networks import backbone_features
 from geodistill.evaluation.protocols import recipe_steps
 from geodistill.methods import METHODS
-from geodistill.prior.base import SCRATCH, Prior, check_size, fingerprint_of_base, load_prior, source_of
-from geodistill.prior.compact import Archive, build_compact
+from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior, source_of
+from geodistill.prior.catalogue import SCRATCH, read_facts, tell_terms
+from geodistill.prior.compact import Archive, build_compact, check_compact_size
 from geodistill.prior.finetune import add_adapter, free_all, merge_adapter, save_adapter, save_whole, trains_all
 from geodistill.prior.guidance import ModeGuidance
 from geodistill.prior.sample import Requests, sample
@@ -46,7 +48,7 @@ from geodistill.prior.training import (
     train_denoiser,
 )
 from geodistill.privacy.copies import are_copies, find_copies
-from geodistill.privacy.overlap import sign
+from geodistill.privacy.overlap import sign, told_overlap
 from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
@@ -57,6 +59,8 @@ from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed
 from geodistill.selection import by_coverage, by_margin, herd
 from geodistill.teacher import Teacher, judge, load_teacher, train_teacher
+
+log = logging.getLogger("geodistill")
 
 # Noise of a candidate depends on its prototype and its rank alone, so that drawing more changes none drawn before.
 MOST_CANDIDATES = 10_000
@@ -83,6 +87,26 @@ def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
             raise SceneError(
                 f"class '{name}' has {count} images, IPC {ipc} needs at least {ipc}: lower --ipc or add images"
             )
+
+
+def check_base(config: Config) -> None:
+    """Raise PriorError, before anything is computed, where the base is not there or does not draw the config's size."""
+    if config.base == SCRATCH:
+        check_compact_size(config.size)
+    else:
+        source_of(config.base, config.size)
+
+
+def tell_of_base(scenes: Scenes, config: Config, run: Run) -> None:
+    """Log, where `run` is new, the terms of its base and how many of `scenes` the base was trained on."""
+    # A base built in the run is trained on the scenes, and on nothing else.
+    if not run.new or config.base == SCRATCH:
+        return
+    folder = Path(source_of(config.base, config.size))
+    tell_terms(folder)
+    overlap = told_overlap(scenes.keys, folder)
+    if overlap:
+        log.warning("%s: its figures flatter", overlap)
 
 
 def make_base(scenes: Scenes, config: Config, run: Run) -> Prior:
@@ -671,4 +695,6 @@ def about(method: str, config: Config) -> dict[str, Any]:
     if Path(config.base).is_dir():
         # The set is handed around: where folders lie on this machine is nobody's business.
         settings["base"] = Path(config.base).name
-    return {"method": method, "real_pixels": real, "config": settings, "versions": versions()}
+    facts = None if real or config.base == SCRATCH else read_facts(source_of(config.base, config.size))
+    base = {"base": {"name": facts.name, "archives": facts.archives, "terms": facts.terms}} if facts else {}
+    return {"method": method, "real_pixels": real, "config": settings, "versions": versions(), **base}

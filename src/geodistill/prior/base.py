@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ from torch import Tensor
 
 from geodistill.devices import Precision, accelerator, mixed, working_type
 from geodistill.errors import PriorError
+from geodistill.prior.catalogue import FACTS, SCRATCH, check_drawn, folder_of, unknown_base
 from geodistill.run import fingerprint, write_atomic
 
-# Names of the base that comes with the package, and of one built from the scenes alone.
-SHIPPED, SCRATCH = "compact", "scratch"
-_SHIPPED_SIDE = 64
 # 128 images of 64 px, 8 of 256: with Stable Diffusion's autoencoder, about 2 GB.
 _PIXELS_TOGETHER = 2**19
 _NEEDED = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")
@@ -199,27 +196,24 @@ def _loading(source: str) -> Iterator[None]:
         raise PriorError(_unloadable(source, str(error))) from error
 
 
-def shipped_base(size: int) -> Path:
-    """Return the folder of the base that comes with the package.
-
-    Raises:
-        PriorError: it does not draw images of side `size`.
-    """
-    if size != _SHIPPED_SIDE:
-        raise PriorError(
-            f"the compact base draws images of {_SHIPPED_SIDE} px, not {size}: use --size {_SHIPPED_SIDE}, "
-            f"--base scratch, or a base made by `geodistill pretrain --size {size}`"
-        )
-    return Path(str(files("geodistill") / "bases" / SHIPPED))
-
-
 def source_of(base: str, size: int) -> str:
-    """Return the folder or hub name that `base` stands for: of 'compact' the package's own folder, else itself.
+    """Return the folder or hub name that `base` stands for: of the name of an installed base its folder, else itself.
 
     Raises:
-        PriorError: the shipped base does not draw images of side `size`.
+        PriorError: there is no such base, its package is broken, or it does not draw images of side `size`.
     """
-    return str(shipped_base(size)) if base == SHIPPED else base
+    if base == SCRATCH:
+        return base
+    source = str(folder_of(base) or base)
+    if not _may_be_had(source):
+        raise unknown_base(base)
+    check_drawn(base, source, size)
+    return source
+
+
+def _may_be_had(source: str) -> bool:
+    """Whether `source` is a folder here, or may be a name on the hub."""
+    return Path(source).is_dir() or (source.count("/") == 1 and not source.startswith((".", "/")))
 
 
 def check_size(prior: Prior, size: int) -> None:
@@ -248,7 +242,9 @@ def fingerprint_of_base(source: str) -> str:
     folder = Path(source)
     if not folder.is_dir():
         return fingerprint("hub", source)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".txt"))
+    own = (path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".txt"))
+    # What base.json says of the terms or the sizes changes nothing that the base draws.
+    files = sorted(path for path in own if path != folder / FACTS)
     return fingerprint([[str(path.relative_to(folder)), _digest(path)] for path in files])
 
 
@@ -274,7 +270,5 @@ def _check_folder(source: str) -> None:
             f"the base folder {source} is not a pipeline: it has no model_index.json. "
             "Point --base to a folder saved by diffusers' save_pretrained"
         )
-    if not folder.is_dir() and (source.startswith((".", "/")) or source.count("/") != 1):
-        raise PriorError(
-            f"no such base {source!r}: give 'compact', 'scratch', a pipeline folder, or a hub name such as owner/name"
-        )
+    if not _may_be_had(source):
+        raise unknown_base(source)

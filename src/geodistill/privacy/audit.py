@@ -93,6 +93,8 @@ class Audit:
     copies of real images that are not in the training set, which should be about none, and of training images, which
     should be all. `readings`: one for each of MEASURES. `nearness` (see privacy.nearness), `attacks` (see
     privacy.membership): None and empty without held-out images. `attribution`: None where no start is known.
+    `overlap`: how many of the training images the base of the set's run was trained on, a sentence without its stop; ""
+    where none are known.
     """
 
     images: tuple[ImageAudit, ...]
@@ -105,6 +107,7 @@ class Audit:
     nearness: Nearness | None
     attacks: tuple[Attack, ...]
     attribution: Attribution | None
+    overlap: str = ""
 
     @property
     def copies(self) -> int:
@@ -196,7 +199,8 @@ def audit_folder(
         _check_power(distilled, data)
     made = shadow_sets(source, data.train, shadows, out or what / "audit") if source and shadows else []
     starts = source.starts(distilled) if source else None
-    result = audit(distilled, data, starts=starts, shadows=made, out=out)
+    overlap = source.overlap(data.train) if source else ""
+    result = audit(distilled, data, starts=starts, shadows=made, overlap=overlap, out=out)
     tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
     return result, distilled
 
@@ -223,6 +227,7 @@ def audit(
     *,
     starts: Tensor | None = None,
     shadows: Sequence[Shadow] = (),
+    overlap: str = "",
     out: Path | None = None,
 ) -> Audit:
     """Look for training images in `distilled`; the test part of `data` is what fresh real images are.
@@ -232,6 +237,7 @@ def audit(
         data: the scenes that it was made from; their test part must have had no part in it.
         starts: int64 [n], the training scene that each image began as, where that is known (see attribution).
         shadows: sets made in the same way from known parts of the training scenes, for the shadow attack.
+        overlap: what Audit.overlap is to be.
         out: where audit.json goes. It names training images: it is for the owner of the data alone.
 
     Raises:
@@ -261,6 +267,7 @@ def audit(
         else None,
         attacks=_attacks(distilled, shadows, known, data) if len(held) else (),
         attribution=None if starts is None else attribute(distilled.images, starts, train, data.train.labels),
+        overlap=overlap,
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 
 # Beside the pipeline's own files; not one of those that tell a base from another.
@@ -52,30 +52,65 @@ def known_archives(keys: Sequence[str], folder: Path) -> list[Known]:
 
     Archives of which chance could give as many are left out; a base that does not say has none.
     """
-    path = folder / FOOTPRINT
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    parsed = [json.loads(line) for line in lines]
-    found = [Known(one.get("archive", ""), _known(keys, base64.b64decode(one["bits"]))) for one in parsed]
+    found = [Known(archive, _known(keys, [bits])) for archive, bits in _footprints(folder)]
     return [one for one in found if one.count]
 
 
 def known(keys: Sequence[str], folder: Path) -> int:
-    """Return how many of the images with `keys`, about, the base in `folder` was trained on; 0 where it does not say.
+    """Return how many of the images with `keys`, about, the base in `folder` was trained on, all archives together.
 
-    0 too where chance could give as many.
+    An image of several archives counts once. 0 where the base does not say, or chance could give as many.
     """
-    return max((one.count for one in known_archives(keys, folder)), default=0)
+    found = [bits for _, bits in _footprints(folder) if _known(keys, [bits])]
+    return min(_known(keys, _merged(found)), len(keys)) if found else 0
 
 
-def _known(keys: Sequence[str], bits: bytes) -> int:
-    size = 8 * len(bits)
-    filled = sum(byte.bit_count() for byte in bits) / size
-    places = [_place(key, size) for key in keys]
-    hits = sum(bits[place // 8] >> place % 8 & 1 for place in places)
+def told_overlap(keys: Sequence[str], folder: Path, *, images: str = "training images", base: str = "the base") -> str:
+    """Return the sentence, without its stop, that says how many of the images with `keys` the base was trained on.
+
+    It names their archives. "" where none are known. `images` and `base` are what the sentence calls them.
+    """
+    count = known(keys, folder)
+    if not count:
+        return ""
+    archives = ", ".join(dict.fromkeys(one.archive for one in known_archives(keys, folder) if one.archive))
+    named = f" ({archives})" if archives else ""
+    return f"about {count:,} of the {len(keys):,} {images} are among those that {base} was trained on{named}"
+
+
+def _footprints(folder: Path) -> list[tuple[str, bytes]]:
+    """Return (name, bits) of each archive that the base in `folder` was trained on."""
+    path = folder / FOOTPRINT
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    parsed = [json.loads(line) for line in lines]
+    return [(one.get("archive", ""), base64.b64decode(one["bits"])) for one in parsed]
+
+
+def _merged(footprints: Sequence[bytes]) -> list[bytes]:
+    """Return `footprints` with those of one size in one: an image has the same place in them, so chance counts once."""
+    merged: dict[int, int] = {}
+    for bits in footprints:
+        merged[len(bits)] = merged.get(len(bits), 0) | int.from_bytes(bits)
+    return [bits.to_bytes(size) for size, bits in merged.items()]
+
+
+def _known(keys: Sequence[str], footprints: Sequence[bytes]) -> int:
+    """Return how many images with `keys` are in any of `footprints`, less those that chance puts there."""
+    filled = 1 - prod(1 - _filled(bits) for bits in footprints)
+    hits = sum(any(_has(bits, key) for bits in footprints) for key in keys)
     chance = filled * len(keys)
     if hits <= chance + _SURE * sqrt(chance * (1 - filled)):
         return 0
     return round((hits - chance) / (1 - filled))
+
+
+def _filled(bits: bytes) -> float:
+    return sum(byte.bit_count() for byte in bits) / (8 * len(bits))
+
+
+def _has(bits: bytes, key: str) -> bool:
+    place = _place(key, 8 * len(bits))
+    return bool(bits[place // 8] >> place % 8 & 1)
 
 
 def _place(key: str, size: int) -> int:

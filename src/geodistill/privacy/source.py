@@ -9,8 +9,11 @@ from torch import Tensor
 
 from geodistill.config import Config, make_config
 from geodistill.distilled import DistilledSet
-from geodistill.errors import ConfigError, RunError
+from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import make_distilled
+from geodistill.prior.base import source_of
+from geodistill.prior.catalogue import SCRATCH
+from geodistill.privacy.overlap import told_overlap
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run
 from geodistill.scenes.scenes import Scenes
@@ -37,6 +40,17 @@ class Source:
         ranks = [record["prototype"] for record in distilled.records]
         candidates = torch.tensor([record["candidate"] for record in distilled.records])
         return starts[(distilled.labels * self.config.ipc + torch.tensor(ranks)) * count + candidates]
+
+    def overlap(self, train: Scenes) -> str:
+        """Return how many of `train` the base was trained on, a sentence without its stop; "" where none are known."""
+        if self.config.base == SCRATCH:
+            return ""
+        try:
+            folder = Path(source_of(self.config.base, self.config.size))
+        except PriorError:
+            # An audit reads the set: the base may have gone since it was made.
+            return ""
+        return told_overlap(train.keys, folder)
 
 
 def read_source(folder: Path, train: Scenes) -> Source:

@@ -36,6 +36,7 @@ def write_audit_page(result: Audit, distilled: DistilledSet, train: Scenes, path
         "title": f"geodistill audit: {len(distilled)} images, {len(distilled.classes)} classes",
         "verdict": result.verdict,
         "warning": "This page shows training images. It is for the owner of the data; do not share it with the set.",
+        "overlap": f"{result.overlap[0].upper()}{result.overlap[1:]}: its figures flatter." if result.overlap else "",
         "pairs": _pairs(result, distilled, train),
         "readings": _readings(result),
         "distances": [_distances(reading) for reading in result.readings],

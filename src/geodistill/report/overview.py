@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from geodistill.evaluation.rows import COPYING
-from geodistill.prior.base import SCRATCH
+from geodistill.prior.catalogue import SCRATCH
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Table, bench_name, percent, points, rho
 from geodistill.report.record import training_curves

@@ -1,0 +1,167 @@
+"""Bases by name, and what a base says of itself in base.json.
+
+'compact' lies in geodistill's own package. Any other installed package registers a base as an entry point of the group
+`geodistill.bases`: its name is that of the base, its object is the base's folder, a Path or a str.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+
+from geodistill.errors import PriorError
+
+log = logging.getLogger("geodistill")
+
+# Names of the base that comes with the package, and of one built from the scenes alone.
+SHIPPED, SCRATCH = "compact", "scratch"
+GROUP = "geodistill.bases"
+# Beside the pipeline's own files; not one of those that tell a base from another.
+FACTS = "base.json"
+_OWN_PACKAGE = "geodistill"
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What base.json says.
+
+    sizes: sides in pixels of the images that the base draws. terms: of use, "" where there are none. archives: names of
+    the data that it was trained on.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    terms: str = ""
+    archives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """A package that has a base of some name; `load` returns the folder."""
+
+    package: str
+    load: Callable[[], object]
+
+
+def base_names() -> list[str]:
+    """Return the names that `--base` takes; no package is imported."""
+    registered = sorted({point.name for point in metadata.entry_points(group=GROUP)} - {SHIPPED, SCRATCH})
+    return [SHIPPED, SCRATCH, *registered]
+
+
+def folder_of(name: str) -> Path | None:
+    """Return the folder of the base that a package has as `name`; None where no package does.
+
+    Raises:
+        PriorError: two packages have that name, the package cannot be imported, or its folder is not a whole base.
+    """
+    claims = _claims(name)
+    if not claims:
+        return None
+    if len(claims) > 1:
+        packages = " and ".join(repr(claim.package) for claim in claims)
+        raise PriorError(f"the packages {packages} each register a base {name!r}: uninstall all but one of them")
+    (claim,) = claims
+    folder = _loaded(name, claim)
+    missing = _missing(folder)
+    if missing:
+        raise PriorError(
+            f"the base {name!r} of package {claim.package!r} is not complete, {missing}: install the package again, "
+            "or give another --base"
+        )
+    return folder
+
+
+def _claims(name: str) -> list[_Claim]:
+    own = [_Claim(_OWN_PACKAGE, lambda: str(files("geodistill") / "bases" / SHIPPED))] if name == SHIPPED else []
+    return own + [_Claim(_package_of(point), point.load) for point in metadata.entry_points(group=GROUP, name=name)]
+
+
+def _package_of(point: metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist else point.module
+
+
+def _loaded(name: str, claim: _Claim) -> Path:
+    try:
+        folder = claim.load()
+    except Exception as error:  # the code of another package, which may raise anything when it is imported
+        raise PriorError(
+            f"the base {name!r} cannot be had from package {claim.package!r} ({type(error).__name__}: {error}): "
+            "install the package again, or uninstall it and give another --base"
+        ) from error
+    if not isinstance(folder, str | Path):
+        raise PriorError(
+            f"the base {name!r} of package {claim.package!r} is of type {type(folder).__name__}, not a folder: "
+            "its entry point has to name a Path or a str"
+        )
+    return Path(folder)
+
+
+def _missing(folder: Path) -> str:
+    """Return what a base in `folder` lacks; "" where its pipeline and the weights of its U-Net are there."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    if not (folder / "model_index.json").is_file():
+        return f"there is no model_index.json in {folder}"
+    if not any((folder / "unet").glob("*.safetensors")):
+        return f"there are no weights in {folder / 'unet'}"
+    return ""
+
+
+def unknown_base(base: str) -> PriorError:
+    """Return the error that says that `base` is neither a name, nor a folder, nor like a name on the hub."""
+    names = base_names()
+    near = get_close_matches(base, names)
+    hint = f"did you mean {' or '.join(map(repr, near))}? Give" if near else "give"
+    known = ", ".join(map(repr, names))
+    return PriorError(f"no such base {base!r}: {hint} {known}, a pipeline folder, or a hub name such as owner/name")
+
+
+def read_facts(folder: Path | str) -> BaseFacts | None:
+    """Return what the base.json in `folder` says; None where there is none.
+
+    Raises:
+        PriorError: base.json is not of the expected form.
+    """
+    path = Path(folder) / FACTS
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        sizes = tuple(int(size) for size in values["sizes"])
+        archives = tuple(str(name) for name in values.get("archives", ()))
+        return BaseFacts(str(values["name"]), sizes, str(values.get("terms", "")), archives)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PriorError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): "
+            'it needs a "name" and "sizes", and may have "terms" and "archives"'
+        ) from error
+
+
+def facts_text(facts: BaseFacts) -> str:
+    """Return the text of base.json for a base with `facts`."""
+    values = {"name": facts.name, "sizes": facts.sizes, "terms": facts.terms, "archives": facts.archives}
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def check_drawn(base: str, folder: Path | str, size: int) -> None:
+    """Raise PriorError where the base.json in `folder`, that of the base given as `base`, leaves out `size`."""
+    facts = read_facts(folder)
+    if facts is None or size in facts.sizes:
+        return
+    sizes = [str(one) for one in facts.sizes]
+    raise PriorError(
+        f"the base {base!r} draws images of {' or '.join(sizes)} px, not {size}: use --size {' or '.join(sizes)}, "
+        f"--base {SCRATCH}, or a base made by `geodistill pretrain --size {size}`"
+    )
+
+
+def tell_terms(folder: Path | str) -> None:
+    """Log the terms of the base in `folder` as a warning, where it has any."""
+    facts = read_facts(folder)
+    if facts is not None and facts.terms:
+        log.warning("base %r: %s", facts.name, facts.terms)
