@@ -60,7 +60,7 @@ LEFT_OUT = {
 RUNGS = LADDER | LEFT_OUT
 STAGES = "aid_stages.csv"
 # Stages that several rungs share; a run takes them over only where the fingerprints agree.
-SHARED = ("features", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "chosen", "experts")
+SHARED = ("features", "latents", "teacher", "prototypes", "descriptions", "adapter", "candidates", "chosen")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def tiny() -> Config:
             "teacher": {"steps": 150, "batch": 32, "width": 16, "held_out": 0.2},
             "finetune": {"steps": 4, "batch": 4, "warmup": 1},
             "sampling": {"steps": 3, "candidates": 2, "batch": 7},
-            "refinement": {"steps": 2, "experts": ()},
+            "refinement": {"steps": 2, "students": ()},
         }
     )
 

@@ -120,7 +120,7 @@ def test_file_that_is_not_text(tmp_path: Path) -> None:
 def test_every_setting_is_explained_by_the_name_that_sets_it() -> None:
     told = {setting.name: setting for setting in explain_settings()}
     assert all(setting.meaning for setting in told.values())
-    assert told["refinement.experts"].default == "[150, 400]"
+    assert told["refinement.students"].default == "[40, 100, 200]"
     assert "dpmsolver++" in told["sampling.solver"].meaning
     assert all(
         load_config(sets=[f"{name}={one.default}"]) == Config() for name, one in told.items() if one.default != "null"

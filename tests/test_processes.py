@@ -21,7 +21,7 @@ from geodistill.processes import Processes, processes
 from geodistill.scenes import open_scenes, write_scenes
 
 # As long as it takes for rounding to show, no longer.
-QUICK = ("--config", "tiny", "--ipc", "2", "--set", "finetune.steps=6")
+QUICK = ("--config", "tiny", "--ipc", "2", "--set", "finetune.steps=6", "--set", "finetune.weights=lora")
 
 
 def _distill(scenes: Path, out: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +51,9 @@ def _distill(scenes: Path, out: Path, count: int, *more: str) -> subprocess.Comp
 def _alone(scenes: Path, out: Path) -> None:
     """Do the same in this process."""
     preset = Path(str(files("geodistill.presets") / "tiny.toml"))
-    distill(open_scenes(scenes).train, load_config(preset, ["finetune.steps=6"], ipc=2), out=out)
+    distill(
+        open_scenes(scenes).train, load_config(preset, ["finetune.steps=6", "finetune.weights=lora"], ipc=2), out=out
+    )
 
 
 @pytest.fixture(scope="module")

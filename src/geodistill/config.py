@@ -143,10 +143,11 @@ class RefinementSettings(_Settings):
 
     steps: int = Field(160, ge=0, description="0 leaves them as they were drawn")
     lr: float = Field(0.03, gt=0, description="Adam's, in deviations of a latent's elements, decayed to zero")
-    experts: tuple[Annotated[int, Field(ge=2)], ...] = Field(
-        (150, 400),
-        description="classifiers trained on all scenes, each for so many steps, whose features count beside the "
-        "backbone's",
+    rounds: int = Field(2, ge=1, description="parts of these steps, each of which begins with new students")
+    students: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (40, 100, 200),
+        description="classifiers trained on the set as a round finds it, for these numbers of steps; what they get "
+        "wrong on the real scenes is lowered, beside what the pretrained backbone gets wrong",
     )
     random: bool = Field(
         True,

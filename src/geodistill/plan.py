@@ -56,7 +56,7 @@ SHARES = {
     "adapter": 0.55,
     "candidates": 1.09,
     "chosen": 0.9,
-    "experts": 0.18,
+    "students": 0.18,
     "refined": 1.56,
 }
 # Nearly all of screening is drawing.
@@ -251,14 +251,19 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         "chosen": (drawn, "images decoded", decoding),
-        "experts": (sum(refinement.experts) * BATCH, "images", 3 * embedding),
+        # Of the whole set: students are trained on it in each round, and look at all scenes once.
+        "students": (
+            refinement.rounds * (sum(refinement.students) * BATCH + len(refinement.students) * len(scenes) // 3),
+            "images",
+            3 * embedding,
+        ),
         # Each step sees nearly every image twice, the second time with the gradient, which takes two passes more.
         "refined": (refinement.steps * slots, "images", 4 * (decoding + embedding)),
     }
     left_out = {
         "screened": config.privacy != "screen",
         "chosen": config.selection.by != "herding",
-        "experts": not refinement.steps,
+        "students": not refinement.steps,
         "refined": not refinement.steps,
     }
     for name in (name for name in works if not left_out.get(name)):

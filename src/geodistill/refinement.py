@@ -3,7 +3,10 @@
 The loss is that of kernel-inducing points (Nguyen, Chen, Lee, "Dataset Meta-Learning from Kernel Ridge-Regression",
 ICLR 2021) with the linear kernel of a network's features: the squared error on the real scenes of a ridge regression
 that has the set's images alone to learn from. Several networks take turns, the ImageNet backbone as it is and finetuned
-on the real scenes: what all of them learn from, others will. A network that starts at random has none of their features
+on the set itself, for different numbers of steps (a pool of networks trained on the set, as in FRePo: Zhou, Nezhadarya,
+Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS 2022). These have seen no real scene. Networks
+finetuned on all real scenes, which stood here before, fit a small archive by heart, and have nothing left to teach. A
+network that starts at random has none of their features
 to learn from; for such ones, networks of random weights take turns as well, in which the means of a class are to agree
 (Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023). There pixels are free; here only what
 the autoencoder can draw is in reach (Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior",

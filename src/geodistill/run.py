@@ -36,7 +36,7 @@ _FORMAT = 1
 _MARK = ".fingerprint"
 _HEARTBEAT_SECONDS = 30.0
 # Stages that depend on neither method nor IPC: a run that compares several makes them once and lends them.
-_LENT = frozenset({"base", "latents", "features", "experts", "teacher", "labeller"})
+_LENT = frozenset({"base", "latents", "features", "teacher", "labeller"})
 
 
 def fingerprint(*parts: Any) -> str:

@@ -57,12 +57,15 @@ def test_set_has_ipc_images_of_every_class(run: Path, data: SceneData) -> None:
     assert len({image.numpy().tobytes() for image in distilled.images}) == 20
 
 
-def test_stock_diffusers_loads_the_adapter_of_the_run(run: Path) -> None:
-    from diffusers import StableDiffusionPipeline
+def test_stock_diffusers_loads_the_unet_that_the_run_trained(run: Path) -> None:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-    pipeline = StableDiffusionPipeline.from_pretrained(run / "base", torch_dtype=torch.float32)
-    pipeline.load_lora_weights(run / "adapter")
-    assert len(pipeline.get_active_adapters()) == 1
+    unet = UNet2DConditionModel.from_pretrained(run / "adapter" / "unet", torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "base", unet=unet, torch_dtype=torch.float32)
+    image = pipeline("a beach", height=32, width=32, num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 32, 32, 3)
+    (facts,) = (one["facts"] for one in records(run) if one["stage"] == "adapter")
+    assert facts["weights"] == "all"
 
 
 def test_without_a_folder_nothing_is_left(data: SceneData, tiny: Config, run: Path) -> None:

@@ -59,7 +59,7 @@ def private_settings(settings: dict, **more: object) -> Config:
 
 
 def test_a_canary_is_found_without_privacy_and_not_with_it(planted: Scenes, settings: dict, tmp_path: Path) -> None:
-    open_settings = make_config({**settings, "refinement": {"steps": 2, "experts": []}})
+    open_settings = make_config({**settings, "refinement": {"steps": 2, "students": []}})
     assert CANARY in found_copies(distill(planted, open_settings, out=tmp_path / "open"), planted)
     config = private_settings(settings)
     distilled = distill(planted, config, out=tmp_path / "private")

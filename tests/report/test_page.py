@@ -40,7 +40,6 @@ STAGES = [
     "adapter",
     "candidates",
     "chosen",
-    "experts",
     "refined",
     "distilled",
 ]

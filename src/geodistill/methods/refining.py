@@ -1,4 +1,4 @@
-"""Refining what was chosen: stages of DPD between the choice and the set that is handed out."""
+"""Refining what was chosen: a stage of DPD between the choice and the set that is handed out."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,33 +31,61 @@ _RANDOM_EVERY = 4
 def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, config: Config, run: Run) -> Chosen:
     """Return `chosen` with its latents moved as `refinement.refine` moves them, from stage `refined`.
 
+    The steps are done in rounds. Each round begins with the training of students: classifiers finetuned on the set as
+    it is then, as its users will train theirs. What they still get wrong on the real scenes is what is lowered. They
+    have seen no real scene, so that a small archive cannot be overfitted to.
     Under `privacy = "screen"` an image that came too near to a training image stays as it was chosen.
     """
-    labels, known = slot_labels(scenes, config), scene_features(scenes, config, run)
-    experts = _train_experts(scenes, config, run)
+    settings, labels, known = config.refinement, slot_labels(scenes, config), scene_features(scenes, config, run)
 
     def build(folder: Path) -> dict[str, Any]:
-        judges = [(pretrained(), known), *_load_experts(experts, scenes, config)]
-        lessons = [Lesson(fold_norms(network), labels, seen, scenes.labels) for network, seen in judges]
-        lesson_at = _in_turn(lessons, labels, scenes, config)
-        seed = derive_seed(config.seed, "refinement")
-        latents, facts = refine(prior, chosen.latents, lesson_at, config.refinement, seed=seed, folder=folder)
+        pixels, latents, facts = scenes.pixels(size=config.size), chosen.latents, dict[str, Any]()
+        for rank, steps in enumerate(_shares(settings.steps, settings.rounds)):
+            done = folder / f"round-{rank}.safetensors"
+            if not done.exists():
+                seed = derive_seed(config.seed, "refinement", rank) if rank else derive_seed(config.seed, "refinement")
+                images = decode(prior, latents, config, draft=True)
+                students = _students(images, labels, pixels, scenes, config, folder, rank)
+                judges = [(pretrained(), known), *students]
+                lessons = [Lesson(fold_norms(network), labels, seen, scenes.labels) for network, seen in judges]
+                lesson_at = _in_turn(lessons, labels, pixels, scenes, config, rank)
+                part = settings.model_copy(update={"steps": steps})
+                latents, own = refine(prior, latents, lesson_at, part, seed=seed, folder=folder)
+                facts = {**own, "first_loss": facts.get("first_loss", own["first_loss"])}
+                save_tensors({"latents": latents}, done)
+            latents = load_file(done)["latents"]
         if config.privacy == "screen":
             away = keeps_away(decode(prior, latents, config), labels, scenes, config)
             latents = torch.where(away[:, None, None, None], latents, chosen.latents)
             facts["put_back"] = int((~away).sum())
         replace(chosen, latents=latents, logits=judge(teacher, latents)[0]).save(folder)
+        for part_file in folder.glob("round-*.safetensors"):
+            part_file.unlink()
+        for student in folder.glob("student-*.safetensors"):
+            student.unlink()
         return facts
 
-    inputs = [run.fingerprint_of("chosen"), run.fingerprint_of("experts"), config.refinement.model_dump(), config.seed]
-    return Chosen.load(run.stage("refined", build, version=3, inputs=inputs))
+    inputs = [run.fingerprint_of("chosen"), scenes.fingerprint(), config.size, settings.model_dump(), config.seed]
+    return Chosen.load(run.stage("refined", build, version=4, inputs=inputs))
 
 
-def _in_turn(lessons: Sequence[Lesson], labels: Tensor, scenes: Scenes, config: Config) -> Callable[[int], Lesson]:
+def _shares(steps: int, rounds: int) -> list[int]:
+    """Return how many of `steps` each round does, none of them 0.
+
+    >>> _shares(7, 3)
+    [3, 2, 2]
+    """
+    rounds = min(steps, rounds)
+    return [steps // rounds + (rank < steps % rounds) for rank in range(rounds)]
+
+
+def _in_turn(
+    lessons: Sequence[Lesson], labels: Tensor, pixels: Tensor, scenes: Scenes, config: Config, rank: int
+) -> Callable[[int], Lesson]:
     """Return which lesson is taken at a step: one of `lessons`, and from time to time that of a random network."""
     if not config.refinement.random:
         return lambda step: lessons[step % len(lessons)]
-    pixels, seed = scenes.pixels(size=config.size), derive_seed(config.seed, "random network")
+    seed = derive_seed(config.seed, "random network", rank) if rank else derive_seed(config.seed, "random network")
 
     def lesson_at(step: int) -> Lesson:
         if step % _RANDOM_EVERY == _RANDOM_EVERY - 1:
@@ -67,49 +95,40 @@ def _in_turn(lessons: Sequence[Lesson], labels: Tensor, scenes: Scenes, config: 
     return lesson_at
 
 
-def _train_experts(scenes: Scenes, config: Config, run: Run) -> Path:
-    """Return the folder of stage `experts`: each expert, and its features [N, 1280] of all scenes.
+def _students(
+    images: Tensor, labels: Tensor, pixels: Tensor, scenes: Scenes, config: Config, folder: Path, rank: int
+) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Yield each student of round `rank`, and its features [N, 1280] of all scenes; kept in `folder` until the end.
 
-    An expert is the pretrained network finetuned on all scenes under the protocol finetune, each under its own seed.
+    A student is the pretrained network finetuned on `images` under the protocol finetune, each under its own seed.
     """
-    counts = config.refinement.experts
-
-    def build(folder: Path) -> None:
-        pixels = scenes.pixels(size=config.size)
-        with progress("experts", sum(counts)) as advance, kept_memory():
-            for rank, steps in enumerate(counts):
-                if not _file(folder, rank).exists():
-                    network = train_classifier(
-                        "finetune",
-                        PRETRAINED,
-                        pixels,
-                        scenes.labels,
-                        classes=len(scenes.classes),
-                        seed=derive_seed(config.seed, "expert", rank),
-                        steps=steps,
-                        progress=_after(sum(counts[:rank]), advance),
-                    ).eval()
-                    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
-                    save_tensors(
-                        {**weights, "features": backbone_features(pixels, network=network)}, _file(folder, rank)
-                    )
-
-    inputs = [scenes.fingerprint(), config.size, config.seed, counts]
-    return run.stage("experts", build, version=1, inputs=inputs)
+    counts = config.refinement.students
+    with progress(f"students {rank + 1}", sum(counts)) as advance, kept_memory():
+        for index, steps in enumerate(counts):
+            file = folder / f"student-{rank}-{index}.safetensors"
+            if not file.exists():
+                network = train_classifier(
+                    "finetune",
+                    PRETRAINED,
+                    images,
+                    labels,
+                    classes=len(scenes.classes),
+                    seed=derive_seed(config.seed, f"student of round {rank}", index),
+                    steps=steps,
+                    progress=_after(sum(counts[:index]), advance),
+                ).eval()
+                weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+                save_tensors({**weights, "features": backbone_features(pixels, network=network)}, file)
+            yield _load_student(file, len(scenes.classes))
 
 
-def _load_experts(stage: Path, scenes: Scenes, config: Config) -> Iterator[tuple[nn.Module, Tensor]]:
-    for rank in range(len(config.refinement.experts)):
-        tensors = load_file(_file(stage, rank))
-        known = tensors.pop("features")
-        network = build_network(PRETRAINED, len(scenes.classes), 0)
-        network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
-        yield network.to(accelerator()).eval().requires_grad_(False), known
+def _load_student(file: Path, classes: int) -> tuple[nn.Module, Tensor]:
+    tensors = load_file(file)
+    known = tensors.pop("features")
+    network = build_network(PRETRAINED, classes, 0)
+    network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
+    return network.to(accelerator()).eval().requires_grad_(False), known
 
 
 def _after(before: int, advance: Advance) -> Callable[[int, int], None]:
     return lambda done, of: advance(before + done)
-
-
-def _file(folder: Path, rank: int) -> Path:
-    return folder / f"expert-{rank}.safetensors"

@@ -23,7 +23,6 @@ _STAGES = (
     "candidates",
     "screened",
     "chosen",
-    "experts",
     "refined",
     "labeller",
     "distilled",
@@ -69,7 +68,6 @@ def _open_stages(found: Found) -> list[str]:
         and config.get("selection", {}).get("by") != "herding"
         and config.get("refinement", {}).get("steps") == 0,
         "adapter": config.get("finetune", {}).get("steps") == 0,
-        "experts": config.get("refinement", {}).get("steps") == 0,
         "refined": config.get("refinement", {}).get("steps") == 0,
         "screened": config.get("privacy") != "screen",
         "labeller": not config.get("soft_labels"),
