@@ -54,8 +54,9 @@ def _general(
 
 
 _NETWORKS = (
-    "Classifiers: efficientnet-lite0 (ImageNet weights), resnet18, convnet3, vgg16, densenet121, inception_v3 (random "
-    "weights), timm:NAME with the vision extra; several give a table across networks [default: efficientnet-lite0]."
+    "Classifiers: efficientnet-lite0 and efficientnet-lite2 (ImageNet weights), resnet18, convnet3, vgg16, densenet121, "
+    "inception_v3 (random weights), timm:NAME with the vision extra; several give a table across networks [default: "
+    "efficientnet-lite0]."
 )
 _SIZE = "Side of the images in pixels; the compact base draws 64 and 128 [default: 64]."
 _Data = Annotated[

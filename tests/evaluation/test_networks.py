@@ -4,6 +4,7 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from geodistill.errors import ConfigError
 from geodistill.evaluation.networks import (
     NETWORKS,
     PRETRAINED,
+    WITNESS,
     _any_size,
     _AvgPool2d,
     backbone_features,
@@ -75,7 +77,7 @@ def test_pooling_is_torchs_bit_for_bit(rows, columns, dtype):
 
 
 def test_unknown_network_names_the_nearest():
-    known = "efficientnet-lite0, resnet18, convnet3, vgg16, densenet121, inception_v3, timm:NAME"
+    known = "efficientnet-lite0, efficientnet-lite2, resnet18, convnet3, vgg16, densenet121, inception_v3, timm:NAME"
     with pytest.raises(
         ConfigError, match=f"^unknown network 'resnet-18': did you mean 'resnet18'\\? known: {re.escape(known)}$"
     ):
@@ -258,3 +260,15 @@ def test_folded_norms_leave_features_and_gradients_as_they_are(side: int) -> Non
     # A rounding can put a value on the other side of a ReLU6's kink.
     assert (gradients[0] - gradients[1]).norm() < 1e-2 * gradients[0].norm()
     assert [one for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+
+
+def test_the_second_pretrained_network_has_its_own_weights_and_takes_no_part_in_making_sets() -> None:
+    network: Any = build_network(WITNESS, 5, 0)
+    assert network._fc.out_features == 5
+    again: Any = build_network(WITNESS, 5, 1)
+    assert torch.equal(network._conv_stem.weight, again._conv_stem.weight)
+    assert not torch.equal(network._fc.weight, again._fc.weight)
+    assert network(normalise(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))).shape == (2, 5)
+    sources = (Path(__file__).parents[2] / "src" / "geodistill").rglob("*.py")
+    users = {path.name for path in sources if "WITNESS" in path.read_text()}
+    assert users == {"networks.py"}

