@@ -145,7 +145,7 @@ class TestOfRuns:
         return folder
 
     def test_where_images_began(self, run: Path, pair: Scenes) -> None:
-        found, distilled = audit_folder(run, SceneData(pair, None))
+        found, distilled, _ = audit_folder(run, SceneData(pair, None))
         starts = read_source(run, pair).starts(distilled)
         assert starts is not None
         assert torch.equal(pair.labels[starts], distilled.labels)
@@ -167,7 +167,7 @@ class TestOfRuns:
         settings = {"config": config.model_dump(mode="json"), "scenes": data.train.fingerprint(), "method": "random"}
         with Run(tmp_path / "run", settings, "test") as run:
             make_distilled("random", data.train, config, run)
-        found, _ = audit_folder(tmp_path / "run", data, shadows=2)
+        found, *_ = audit_folder(tmp_path / "run", data, shadows=2)
         assert [one.name for one in found.attacks][-1] == "shadow"
         assert found.attribution is None
         source = read_source(tmp_path / "run", data.train)
