@@ -54,7 +54,7 @@ def main() -> None:
     for method, privacy in [case for case in CASES if "-".join(case) in args.cases]:
         rows, folder = _made(method, privacy, data, args)
         start = time.perf_counter()
-        found, _ = audit_folder(folder, data, out=folder / "audit")
+        found, *_ = audit_folder(folder, data, out=folder / "audit")
         seconds = f"{time.perf_counter() - start:.0f}"
         print(found.verdict, flush=True)
         line = {"method": method, "privacy": privacy, **_worth(rows), **_given_away(found), "audit_seconds": seconds}

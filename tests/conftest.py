@@ -47,6 +47,7 @@ def tiny() -> Config:
             "finetune": {"steps": 4, "batch": 4, "warmup": 1},
             "sampling": {"steps": 3, "candidates": 2, "batch": 7},
             "refinement": {"steps": 2, "students": ()},
+            "self_test": {"held_out": 0},
         }
     )
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from geodistill.cli import _one_by_one, _print_screening, app
+from geodistill.cli import _one_by_one, _print_screening, _print_self_test, app
+from geodistill.config import Config
+from geodistill.methods.self_test import SelfTest, Worth
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -182,3 +185,44 @@ def test_what_screening_rejected_is_told(
     (tmp_path / "stages" / "screened.json").write_text(json.dumps(record))
     _print_screening(tmp_path)
     assert capsys.readouterr().out.strip() == told
+
+
+_FIGURES = """\
+after finetuning efficientnet-lite0: distilled set 60.0 %, random real images 64.1 %, difference -4.1 points (95 % \
+interval {low} to {high}), on 600 held-out training scenes
+after logistic regression on its ImageNet features: distilled set 66.0 %, random real images 64.1 %, difference +1.9 \
+points (95 % interval -1.0 to +3.0)
+"""
+_ADVICE = """\
+try longer adaptation (--set finetune.steps=800), more images (--ipc 20), another --base, or a base of your own by \
+`geodistill pretrain`
+"""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (-0.061, -0.02, "self-test: the set is below random real images\n" + _ADVICE),
+        (-0.061, 0.02, "self-test: the set is not distinguishable from random real images\n"),
+        (0.001, 0.02, "self-test: the set is better than random real images\n"),
+    ],
+)
+def test_self_test_is_told(
+    low: float, high: float, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _print_self_test(tmp_path, Config())
+    assert capsys.readouterr().out == ""
+    probe = Worth(0.66, 0.641, -0.01, 0.03)
+    (tmp_path / "self_test").mkdir()
+    path = tmp_path / "self_test" / "self_test.json"
+    path.write_text(json.dumps(asdict(SelfTest(600, 0, Worth(0.6, 0.641, low, high), probe))))
+    _print_self_test(tmp_path, Config())
+    figures = _FIGURES.format(low=f"{100 * low:+.1f}", high=f"{100 * high:+.1f}")
+    assert capsys.readouterr().out == figures + told
+
+
+def test_self_test_that_is_not_possible_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "self_test").mkdir()
+    (tmp_path / "self_test" / "self_test.json").write_text(json.dumps(asdict(SelfTest(skipped="too few"))))
+    _print_self_test(tmp_path, Config())
+    assert capsys.readouterr().out == "no self-test: too few\n"

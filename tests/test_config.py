@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geodistill.config import Config, explain_settings, load_config, make_config, to_toml
+from geodistill.config import (
+    Config,
+    explain_settings,
+    load_config,
+    make_config,
+    read_recorded,
+    recorded,
+    to_toml,
+    without_self_test,
+)
 from geodistill.errors import ConfigError
 
 
@@ -125,3 +134,30 @@ def test_every_setting_is_explained_by_the_name_that_sets_it() -> None:
     assert all(
         load_config(sets=[f"{name}={one.default}"]) == Config() for name, one in told.items() if one.default != "null"
     )
+
+
+def test_self_test_is_on_but_for_the_presets_that_cannot_spare_scenes_or_time() -> None:
+    assert Config().self_test.held_out == 0.1
+    off = {file.stem for file in PRESETS.glob("*.toml") if not load_config(file).self_test.held_out}
+    assert off == {"demo", "paper", "paper-r1", "tiny"}
+    assert _message(None, ["self_test.held_out=0.6"]) == (
+        "setting 'self_test.held_out': input should be less than or equal to 0.5, got 0.6"
+    )
+
+
+def test_self_test_gives_way_to_differential_privacy_unless_it_is_asked_for() -> None:
+    private = {"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}
+    assert load_config(**private).self_test.held_out == 0
+    assert _message(None, ["self_test.held_out=0.1"], **private) == (
+        "privacy 'dp' does not go with this self_test.held_out: its result is read from the scenes without noise "
+        "(--set self_test.held_out=0 leaves it out)"
+    )
+
+
+def test_record_without_a_self_test_is_that_of_a_run_from_before_there_was_one() -> None:
+    config = Config(ipc=3)
+    off = without_self_test(config)
+    assert off.self_test.held_out == 0
+    assert "self_test" not in recorded(off)
+    assert recorded(config)["self_test"] == {"held_out": 0.1}
+    assert (read_recorded(recorded(off)), read_recorded(recorded(config))) == (off, config)

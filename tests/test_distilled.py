@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from geodistill.distilled import DistilledSet, tell_of_audit
+from geodistill.distilled import DistilledSet, tell_of_audit, tell_of_self_test
 from geodistill.errors import DistilledSetError
 
 CLASSES = ("Beach", "Dense Residential", "Río_train")
@@ -86,6 +86,26 @@ def test_card_tells_of_the_base(tmp_path):
         card = (own.save(tmp_path / "set") / "README.md").read_text()
         assert f"\n\n## Base\n\n{told}\n\n## Limits\n" in card
     assert "## Base" not in (make_set().save(tmp_path / "set") / "README.md").read_text()
+
+
+def test_card_tells_of_the_self_test_beside_the_audit(tmp_path):
+    folder = make_set().save(tmp_path / "set")
+    card = folder / "README.md"
+    assert "Self-test" not in card.read_text()
+    for told in ("Worth 3 %.", "Worth \\1 %."):
+        tell_of_self_test(folder, told)
+        text = card.read_text()
+        assert text.count("## Self-test") == 1
+        assert f"\n\n## Self-test\n\n{told}\n\n## Privacy\n\nNo audit was made" in text
+    tell_of_audit(folder, "No copies.")
+    tell_of_self_test(folder, told)
+    assert card.read_text() == text.replace(text.split("## Privacy\n\n")[1].split("\n")[0], "No copies.")
+    when = card.stat().st_mtime_ns
+    tell_of_self_test(folder, told)
+    assert card.stat().st_mtime_ns == when
+    (tmp_path / "plain" / "a").mkdir(parents=True)
+    tell_of_self_test(tmp_path / "plain", "told")
+    assert not (tmp_path / "plain" / "README.md").exists()
 
 
 def test_card_and_croissant(tmp_path):

@@ -12,6 +12,7 @@ from geodistill import plan as planning
 from geodistill.cli import _print_plan
 from geodistill.config import Config
 from geodistill.errors import PriorError, SceneError
+from geodistill.methods.self_test import set_apart
 from geodistill.plan import make_plan
 from geodistill.prior.base import load_prior
 from geodistill.prior.catalogue import BaseFacts, facts_text
@@ -120,6 +121,17 @@ class TestPlan:
         assert found.overlap == told
         _print_plan(found)
         assert f"base: {told}: its figures flatter\n" in capsys.readouterr().out
+
+    def test_counts_the_self_test_on_scenes_that_are_held_out(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
+        config = _with(on_pipeline, self_test={"held_out": 0.4})
+        found, without = make_plan(pair, config, tmp_path), make_plan(pair, on_pipeline, tmp_path)
+        assert (found.scenes, found.held_out) == (60, 60 - len(set_apart(pair, config).train))
+        assert (without.scenes, without.held_out) == (60, 0)
+        (stage,) = [stage for stage in found.stages if stage.name == "self_test"]
+        assert stage.work == "51,200 images"  # two trainings of 400 steps of 64
+        kept = {stage.name: stage.work for stage in found.stages}["latents"]
+        assert kept == f"{(60 - found.held_out) * config.latents.views} views"
+        assert "self_test" not in {stage.name for stage in without.stages}
 
     def test_says_what_it_does_not_count(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
         assert make_plan(pair, on_pipeline, tmp_path).unforetold == ()

@@ -54,9 +54,9 @@ def _general(
 
 
 _NETWORKS = (
-    "Classifiers: efficientnet-lite0 and efficientnet-lite2 (ImageNet weights), resnet18, convnet3, vgg16, densenet121, "
-    "inception_v3 (random weights), timm:NAME with the vision extra; several give a table across networks [default: "
-    "efficientnet-lite0]."
+    "Classifiers: efficientnet-lite0 and efficientnet-lite2 (ImageNet weights), resnet18, convnet3, vgg16, "
+    "densenet121, inception_v3 (random weights), timm:NAME with the vision extra; several give a table across "
+    "networks [default: efficientnet-lite0]."
 )
 _SIZE = "Side of the images in pixels; the compact base draws 64 and 128 [default: 64]."
 _Data = Annotated[
@@ -106,6 +106,8 @@ def _quiet_libraries() -> None:
 
     # The hub's client tells of each of its tries to reach it; what came of them is in our error.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # What it says is printed at the end of `distill`.
+    logging.getLogger("geodistill.self_test").setLevel(logging.ERROR)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
@@ -169,7 +171,8 @@ def distill(
 
     Builds or loads the base, trains a teacher, finds and describes prototypes, trains the adapter, draws candidates,
     chooses among them and refines the chosen. OUT/distilled is the result, OUT/grid.png shows it, OUT/config.toml has
-    all settings (`geodistill settings` explains them).
+    all settings (`geodistill settings` explains them). A tenth of the training scenes is held out, and tells at the end
+    whether the set is better than random real images; `--set self_test.held_out=0` leaves that out.
     """
     with _told():
         from geodistill.config import load_config
@@ -188,6 +191,7 @@ def distill(
         draw_grid(result, out / "grid.png")
         _print_stages(out)
         _print_screening(out)
+        _print_self_test(out, settings)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
 
@@ -499,8 +503,8 @@ def audit(
 
         scenes = open_scenes(data)
         target = out or (what / "audit" if (what / "distilled").is_dir() else Path("audit"))
-        result, distilled = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
-        write_audit_page(result, distilled, scenes.train, target / "audit.html")
+        result, distilled, train = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
+        write_audit_page(result, distilled, train, target / "audit.html")
         table = Table("image", "most like", *(f"ratio, {name}" for name in MEASURES), "copy", title="most suspicious")
         for image in result.images[:10]:
             ratios = (f"{image.ratios[name]:.2f}" for name in MEASURES)
@@ -577,6 +581,8 @@ def _print_plan(found: Any) -> None:
         f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} that are free",
         soft_wrap=True,
     )
+    if found.held_out:
+        _console.print(f"held out for the self-test: {found.held_out:,} of {found.scenes:,} training scenes")
     table = Table("stage", "work", "operations", "time", title="what takes long, on this machine")
     for stage in found.stages:
         table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", _duration(stage.seconds))
@@ -603,6 +609,21 @@ def _print_screening(run: Path) -> None:
         first, *again = record["facts"]["rejected"]
         drawn = f", {len(again)} times drawn again, following less: {', '.join(map(str, again))}" if again else ""
         _console.print(f"screening: {first} candidates too like a training image{drawn} rejected", soft_wrap=True)
+
+
+def _print_self_test(run: Path, settings: Any) -> None:
+    """Print what the set is worth beside random real images, where that was tested, and what to try if it is less."""
+    from geodistill.methods.self_test import advice, read_self_test
+
+    found = read_self_test(run)
+    if found is None:
+        return
+    for line in found.figures:
+        _console.print(line, soft_wrap=True, highlight=False)
+    colour = {"better than random": "bold green", "below random": "bold red"}.get(found.verdict or "", "yellow")
+    _console.print(found.conclusion, style=colour, soft_wrap=True, highlight=False, markup=False)
+    if found.verdict == "below random":
+        _console.print(advice(settings), style=colour, soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_stages(out: Path) -> None:

@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 from safetensors.torch import load_file
 
-from geodistill.config import Config, to_toml
+from geodistill.config import Config, recorded, to_toml, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
 from geodistill.evaluation.bench import Bench, Progress, Task, Training, cell_name, open_store
@@ -87,7 +87,8 @@ def compare(
         RunError: `out` holds a comparison with other settings or another kind of run.
         SceneError: a class with fewer images than an IPC needs, or no test images.
     """
-    config = config or Config()
+    # All methods get the same scenes, and are tested on real test images anyway.
+    config = without_self_test(config or Config())
     ordered = tuple(name for name in METHODS if name in methods)
     plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
     _check(data.train, methods, plan, config.privacy)
@@ -95,7 +96,7 @@ def compare(
     bench = Bench(data, config.size, progress=progress)
     settings = {
         "kind": "compare",
-        "config": config.model_dump(mode="json", exclude={"ipc"}),
+        "config": {name: value for name, value in recorded(config).items() if name != "ipc"},
         "scenes": data.train.fingerprint(),
         "test": bench.test.fingerprint(),
     }
@@ -219,7 +220,7 @@ def _make_one(
     method: str, train: Scenes, config: Config, lender: Run, folder: Path
 ) -> tuple[DistilledSet, dict[str, float]]:
     """Return the set and what its making cost."""
-    settings = {"method": method, "config": config.model_dump(mode="json"), "scenes": train.fingerprint()}
+    settings = {"method": method, "config": recorded(config), "scenes": train.fingerprint()}
     with Run(folder, settings, lender=lender) as run:
         write_atomic(folder / "config.toml", to_toml(config))
         distilled = make_distilled(method, train, config, run)

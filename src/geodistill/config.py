@@ -156,6 +156,17 @@ class RefinementSettings(_Settings):
     )
 
 
+class SelfTestSettings(_Settings):
+    """The test that ends `distill`: the set against random real images, on training scenes that were held out."""
+
+    held_out: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="share of each class's training scenes that is held out for it; 0 switches the test off",
+    )
+
+
 class Config(_Settings):
     """All settings of one run."""
 
@@ -192,6 +203,7 @@ class Config(_Settings):
     sampling: SamplingSettings = SamplingSettings()
     selection: SelectionSettings = SelectionSettings()
     refinement: RefinementSettings = RefinementSettings()
+    self_test: SelfTestSettings = SelfTestSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -201,8 +213,13 @@ class Config(_Settings):
         if not isinstance(values, dict) or values.get("privacy") != "dp":
             return values
         given = dict(values)
-        lora = {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0}
-        for section, defaults in (("refinement", {"steps": 0}), ("finetune", lora)):
+        lora: dict[str, Any] = {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0}
+        gives_way: dict[str, dict[str, Any]] = {
+            "refinement": {"steps": 0},
+            "finetune": lora,
+            "self_test": {"held_out": 0},
+        }
+        for section, defaults in gives_way.items():
             if isinstance(own := given.get(section, {}), dict):
                 given[section] = {**defaults, **own}
         return given
@@ -227,6 +244,8 @@ class Config(_Settings):
             and "noise is added to the gradients of an adapter alone",
             "refinement.steps": self.refinement.steps > 0
             and "it looks at every scene without noise (--set refinement.steps=0 leaves it out)",
+            "self_test.held_out": self.self_test.held_out > 0
+            and "its result is read from the scenes without noise (--set self_test.held_out=0 leaves it out)",
         }
         for name, why in wrong.items():
             if why:
@@ -282,6 +301,24 @@ def make_config(values: Mapping[str, Any]) -> Config:
         return Config.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def without_self_test(config: Config) -> Config:
+    """Return `config` with the self-test switched off."""
+    return config.model_copy(update={"self_test": SelfTestSettings(held_out=0)})
+
+
+def recorded(config: Config) -> dict[str, Any]:
+    """Return the settings as run.json has them, which `read_recorded` reads back.
+
+    A self-test that is off is left out: that is what the record of a run says that was begun before there was one.
+    """
+    return config.model_dump(mode="json", exclude=None if config.self_test.held_out else {"self_test"})
+
+
+def read_recorded(values: Mapping[str, Any]) -> Config:
+    """Return the config that `recorded` gave `values` of; see `load_config` for the errors."""
+    return make_config({"self_test": {"held_out": 0}, **values})
 
 
 def to_toml(config: Config) -> str:

@@ -310,15 +310,32 @@ _SCREENED = (
     "training images are to the others were not chosen, nor were copies. This says nothing of who was a training image."
 )
 _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
+# Only the set of a run that tested itself has this section.
+_SELF_TEST = re.compile(r"## Self-test\n\n.*?\n\n(?=## Privacy\n)|(?=## Privacy\n)", re.DOTALL)
 
 
 def tell_of_audit(folder: Path, summary: str) -> None:
     """Put `summary`, what an audit found, in the data card of the set in `folder`, where it has one of ours."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if (folder / MANIFEST).is_file() and card.is_file() else ""
+    text = _card_in(folder)
     if _PRIVACY.search(text):
         about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["about"]
-        write_atomic(card, _PRIVACY.sub(lambda _: _privacy(about, summary), text, count=1))
+        write_atomic(folder / "README.md", _PRIVACY.sub(lambda _: _privacy(about, summary), text, count=1))
+
+
+def tell_of_self_test(folder: Path, summary: str) -> None:
+    """Put `summary`, what a self-test found, in the data card of the set in `folder`, where it has one of ours.
+
+    What an earlier one found is replaced; the same again changes nothing.
+    """
+    before = _card_in(folder)
+    after = _SELF_TEST.sub(lambda _: f"## Self-test\n\n{summary}\n\n", before, count=1)
+    if after != before:
+        write_atomic(folder / "README.md", after)
+
+
+def _card_in(folder: Path) -> str:
+    card = folder / "README.md"
+    return card.read_text(encoding="utf-8") if (folder / MANIFEST).is_file() and card.is_file() else ""
 
 
 def _privacy(about: dict[str, Any], audit: str) -> str:

@@ -29,8 +29,9 @@ from geodistill.descriptions.models import SERVER
 from geodistill.devices import accelerator, working_type
 from geodistill.errors import PriorError
 from geodistill.evaluation.networks import PRETRAINED, build_network, embed
-from geodistill.evaluation.protocols import BATCH
+from geodistill.evaluation.protocols import BATCH, recipe_steps
 from geodistill.methods.screening import weaker
+from geodistill.methods.self_test import JUDGE, Apart, set_apart
 from geodistill.methods.stages import check_counts
 from geodistill.prior.base import (
     check_channels,
@@ -61,6 +62,8 @@ SHARES = {
 }
 # Nearly all of screening is drawing.
 SHARES["screened"] = SHARES["candidates"]
+# The same training as that of experts, two side by side.
+SHARES["self_test"] = SHARES["experts"]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
 # Passes that a training step takes of LoRA, forward and the gradient of activations, and of all weights.
 LORA_STEP, WHOLE_STEP = 2, 3
@@ -89,8 +92,9 @@ class Stage:
 class Plan:
     """Cost of a run, nothing of which has been spent. Memory and disk are in bytes.
 
-    unforetold: what takes time that is not known beforehand. overlap: how many of the images the base was trained on,
-    a sentence without its stop; "" where none are known.
+    unforetold: what takes time that is not known beforehand. held_out: how many of the training scenes, `scenes`, are
+    held out for the self-test. overlap: how many of the images the base was trained on, a sentence without its stop; ""
+    where none are known.
     """
 
     downloads: tuple[Download, ...]
@@ -100,6 +104,8 @@ class Plan:
     disk: int
     free_disk: int
     device: str
+    scenes: int = 0
+    held_out: int = 0
     overlap: str = ""
 
     @property
@@ -151,15 +157,17 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))
     working = working_type(config.precision, accelerator())
-    stages = tuple(_stages(parts, scenes, config, block_rate(device, working)))
+    apart, count, overlap = set_apart(scenes, config), len(scenes), told_overlap(scenes.keys, Path(source))
+    scenes = apart.train
+    stages = tuple(_stages(parts, apart, config, block_rate(device, working)))
     files = _disk(parts, scenes, config)
     memory = _memory(parts, config, working, len(scenes.classes) * config.ipc)
     if device == "cpu":
         # What is loaded by now, libraries most of all, and the data share the memory with the models.
         memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
     disk = files + sum(one.size for one in downloads)
-    overlap = told_overlap(scenes.keys, Path(source))
-    return Plan(tuple(downloads), stages, tuple(_unforetold(config)), memory, disk, _free(out), device, overlap)
+    free, unforetold = _free(out), tuple(_unforetold(config))
+    return Plan(tuple(downloads), stages, unforetold, memory, disk, free, device, count, count - len(scenes), overlap)
 
 
 def _of_folder(source: str) -> _Parts:
@@ -231,8 +239,9 @@ def _hub(name: str) -> Iterator[None]:
         ) from error
 
 
-def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Iterator[Stage]:
+def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterator[Stage]:
     """Yield the stages that take long; `rate` in operations a second."""
+    scenes = apart.train
     side, channels = config.size // parts.downscale, int(parts.unet.config.in_channels)
     sampling, refinement = config.sampling, config.refinement
     slots = len(scenes.classes) * config.ipc
@@ -259,12 +268,15 @@ def _stages(parts: _Parts, scenes: Scenes, config: Config, rate: float) -> Itera
         ),
         # Each step sees nearly every image twice, the second time with the gradient, which takes two passes more.
         "refined": (refinement.steps * slots, "images", 4 * (decoding + embedding)),
+        # One training on the set and one on real images.
+        "self_test": (2 * recipe_steps(JUDGE, slots, None) * BATCH, "images", 3 * embedding),
     }
     left_out = {
         "screened": config.privacy != "screen",
         "chosen": config.selection.by != "herding",
         "students": not refinement.steps,
         "refined": not refinement.steps,
+        "self_test": apart.test is None,
     }
     for name in (name for name in works if not left_out.get(name)):
         count, what, each = works[name]

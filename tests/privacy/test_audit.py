@@ -9,11 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 from geodistill.cli import app
-from geodistill.config import Config, make_config
+from geodistill.config import Config, make_config, recorded
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
 from geodistill.methods import make_distilled
 from geodistill.methods.dpd import distill
+from geodistill.methods.self_test import set_apart
 from geodistill.privacy.audit import audit, audit_folder
 from geodistill.privacy.overlap import footprint
 from geodistill.privacy.source import read_source, shadow_sets
@@ -155,7 +156,7 @@ class TestOfRuns:
             assert replace(source, config=config).overlap(pair) == expected
 
     def test_where_images_began(self, run: Path, pair: Scenes) -> None:
-        found, distilled = audit_folder(run, SceneData(pair, None))
+        found, distilled, _ = audit_folder(run, SceneData(pair, None))
         starts = read_source(run, pair).starts(distilled)
         assert starts is not None
         assert torch.equal(pair.labels[starts], distilled.labels)
@@ -172,12 +173,31 @@ class TestOfRuns:
         )
         assert not [name for name in pair.names if name in card]
 
+    def test_training_images_are_those_that_no_self_test_held_out(
+        self, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Enough are left for the teacher.
+        monkeypatch.setattr("geodistill.methods.self_test.FEWEST", 4)
+        asked = make_config({**on_pipeline.model_dump(), "self_test": {"held_out": 0.1}})
+        apart = set_apart(pair, asked)
+        folder = tmp_path / "run"
+        with Run(folder, {"method": "dpd", "config": recorded(asked), "scenes": pair.fingerprint()}) as made:
+            made_of = make_distilled("dpd", apart.train, asked, made)
+        found, distilled, train = audit_folder(folder, SceneData(pair, None))
+        assert train.keys == apart.train.keys
+        assert torch.equal(distilled.images, made_of.images)
+        assert found.train_count == len(apart.train)
+        assert all(train.names[image.nearest_index] == image.nearest for image in found.images)
+        starts = read_source(folder, pair).starts(distilled)
+        assert starts is not None
+        assert torch.equal(train.labels[starts], distilled.labels)
+
     def test_shadow_attack_on_sets_of_halves_of_every_class(self, data: SceneData, tmp_path: Path) -> None:
         config = make_config({"ipc": 1, "size": 32})
         settings = {"config": config.model_dump(mode="json"), "scenes": data.train.fingerprint(), "method": "random"}
         with Run(tmp_path / "run", settings, "test") as run:
             make_distilled("random", data.train, config, run)
-        found, _ = audit_folder(tmp_path / "run", data, shadows=2)
+        found, *_ = audit_folder(tmp_path / "run", data, shadows=2)
         assert [one.name for one in found.attacks][-1] == "shadow"
         assert found.attribution is None
         source = read_source(tmp_path / "run", data.train)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +23,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
 from geodistill.evaluation.evaluate import evaluate
 from geodistill.methods.dpd import distill
+from geodistill.methods.self_test import SelfTest, Worth
 from geodistill.prototypes import Prototypes
 from geodistill.report import write_report
 from geodistill.report.classes import most_confused
@@ -133,6 +135,28 @@ def test_report_lies_in_the_run_unless_told_otherwise(run: Path, tmp_path: Path)
     assert write_report(run) == run / "report.html"
     assert write_report(run, out=other) == other
     assert other.read_bytes() == (run / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize(("low", "high", "flagged"), [(-0.06, -0.02, True), (-0.06, 0.02, False)])
+def test_self_test_is_at_the_head(low: float, high: float, flagged: bool, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    assert "self-test" not in Page(write_report(run)).source
+    found = SelfTest(600, 0, Worth(0.6, 0.641, low, high), Worth(0.66, 0.641, -0.01, 0.03))
+    (tmp_path / "run" / "self_test").mkdir()
+    (tmp_path / "run" / "self_test" / "self_test.json").write_text(json.dumps(asdict(found)))
+    shown = Page(write_report(tmp_path / "run"))
+    assert shown.all("p", **{"class": "self-test flag" if flagged else "self-test"}) == [found.summary]
+    assert shown.source.index(found.summary) < shown.source.index('id="images"')
+
+
+def test_self_test_that_is_still_to_be_done_is_missing(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    about = json.loads((run / "run.json").read_text())
+    about["settings"]["config"]["self_test"] = {"held_out": 0.1}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    assert "stage self_test is not finished: the run's command goes on with it" in Page(
+        write_report(tmp_path / "run")
+    ).all("li")
 
 
 def test_every_image_is_shown_with_what_is_known_of_it(run: Path, page: Page) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from geodistill.errors import SceneError
 from geodistill.scenes import Scenes, hold_out
+from geodistill.scenes.splits import spare
 
 keys = st.lists(st.integers(0, 10**6).map(lambda n: hashlib.sha256(str(n).encode()).hexdigest()), max_size=60)
 
@@ -60,3 +61,33 @@ def test_the_split_of_today_is_that_of_tomorrow():
 def test_impossible_fractions(fraction):
     with pytest.raises(SceneError, match=r"^cannot hold out a fraction of .+: choose one between 0 and 1$"):
         hold_out(scenes_of([]), fraction, "s")
+
+
+# Contents of images of two classes; few different ones, so that there are copies, within a class and between both.
+labelled = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 40)), max_size=60)
+
+
+@given(labelled, st.integers(1, 6), st.sampled_from([0.1, 0.5]))
+def test_no_class_is_left_with_too_few_and_no_copy_is_held(images, leave, fraction):
+    keys = [str(content) for _, content in images]
+    labels = torch.tensor([label for label, _ in images], dtype=torch.int64)
+    scenes = Scenes([None] * len(images), labels, ("a", "b"), keys, keys)
+    kept, held = spare(scenes, fraction, "s", leave=leave)
+    assert sorted(kept.tolist() + held.tolist()) == list(range(len(images)))
+    assert not {keys[i] for i in kept} & {keys[i] for i in held}
+    for label in (0, 1):
+        there, left = int((labels == label).sum()), int((labels[kept] == label).sum())
+        assert left >= min(there, leave)
+        copies = len(set(keys)) < len(keys)
+        assert copies or there <= leave or left < there
+
+
+def test_spared_scenes_are_those_that_are_held_out_where_no_limit_is_met():
+    contents = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(20)]
+    scenes = scenes_of(contents)
+    assert spare(scenes, 0.3, "test", leave=2)[1].tolist() == [4, 10, 12, 14, 17, 19]
+    assert len(spare(scenes, 0.3, "test", leave=17)[1]) == 3
+    assert len(spare(scenes, 0.001, "test", leave=2)[1]) == 1
+    assert spare(scenes, 0.3, "test", leave=20)[1].tolist() == []
+    with pytest.raises(SceneError, match=r"^cannot hold out a fraction of 1: choose one between 0 and 1$"):
+        spare(scenes, 1, "test", leave=2)

@@ -31,6 +31,8 @@ BATCH = 64
 # Compiling takes about as long as it saves in so many steps.
 _WORTH_COMPILING = 100
 LARGE_SET = 2000
+# In pixels; the networks halve an image five times.
+SMALLEST_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ def _check_sizes(train: torch.Tensor, test: torch.Tensor) -> None:
 
 def check_side(side: int) -> None:
     """Raise ConfigError unless images of `side` pixels are large enough for the networks."""
-    if side < 32:
-        raise ConfigError(f"images of {side} px are too small for the networks: use 32 px or more")
+    if side < SMALLEST_SIDE:
+        raise ConfigError(f"images of {side} px are too small for the networks: use {SMALLEST_SIDE} px or more")
 
 
 def _check_labels(protocol: str, labels: torch.Tensor) -> None:

@@ -3,13 +3,14 @@
     scenes -> base -> latents -> teacher, prototypes -> descriptions -> adapter -> candidates -> chosen, refined
     -> distilled set
 
-`make` is that line. Each stage is a folder of the run that holds all that the next ones need.
+`make` is that line. Each stage is a folder of the run that holds all that the next ones need. `distill` holds some
+scenes out before it and tests the set on them after it.
 """
 
 import tempfile
 from pathlib import Path
 
-from geodistill.config import Config, to_toml
+from geodistill.config import Config, recorded, to_toml
 from geodistill.descriptions import make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
@@ -17,6 +18,7 @@ from geodistill.evaluation.protocols import check_side
 from geodistill.methods.private import check_private, make_private
 from geodistill.methods.refining import refined
 from geodistill.methods.screening import screen
+from geodistill.methods.self_test import run_self_test, set_apart
 from geodistill.methods.stages import (
     MOST_CANDIDATES,
     check_base,
@@ -41,10 +43,13 @@ from geodistill.scenes.scenes import Scenes
 def distill(
     scenes: Scenes, config: Config | None = None, *, out: Path | str | None = None, command: str = ""
 ) -> DistilledSet:
-    """Condense `scenes` into `config.ipc` synthetic images per class.
+    """Condense `scenes` into `config.ipc` synthetic images per class, and test these (see `methods.self_test`).
+
+    What the test found is in the run's stage `self_test`, in the data card of its set, and in the log of
+    `geodistill.self_test`: a warning where the set is below random real images.
 
     Args:
-        scenes: the training scenes; nothing else is looked at.
+        scenes: the training scenes; nothing else is looked at. Those held out for the test are not learned from.
         config: settings; the defaults when None.
         out: the run folder, kept; a run there that stopped goes on. A temporary folder when None.
         command: the command line, for the record.
@@ -60,12 +65,16 @@ def distill(
             return distill(scenes, config, out=folder, command=command)
     # Before the run folder is made, so that settings that cannot work leave none behind.
     _check(scenes, config)
-    settings = {"method": "dpd", "config": config.model_dump(mode="json"), "scenes": scenes.fingerprint()}
+    apart = set_apart(scenes, config)
+    settings = {"method": "dpd", "config": recorded(config), "scenes": scenes.fingerprint()}
     with Run(Path(out), settings, command) as run:
         if processes().main:
             write_atomic(run.folder / "config.toml", to_toml(config))
         tell_of_base(scenes, config, run)
-        return make(scenes, config, run)
+        distilled = make(apart.train, config, run)
+        if config.self_test.held_out:
+            run_self_test(distilled, apart, config, run)
+        return distilled
 
 
 def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -171,8 +171,10 @@ class Audit:
 
 def audit_folder(
     what: Path, data: SceneData, *, shadows: int = 0, fail_on: Sequence[str] = (), out: Path | None = None
-) -> tuple[Audit, DistilledSet]:
-    """Audit the set in `what`, a run or a folder <class>/<image>; return what was found, and the set.
+) -> tuple[Audit, DistilledSet, Scenes]:
+    """Audit the set in `what`, a run or a folder <class>/<image>; return what was found, the set, the training images.
+
+    Training images are those that a run learned from: none that it held out for its self-test.
 
     Of a run it is also known how the set was made: where its images began, and how to make `shadows` sets of random
     halves of the training scenes, which go to `out`. The verdict goes into the set's data card.
@@ -195,6 +197,7 @@ def audit_folder(
         )
     source, folder = (read_source(what, data.train), what / "distilled") if is_run else (None, what)
     distilled = DistilledSet.load(folder)
+    data = replace(data, train=source.learned_from(data.train)) if source else data
     if "membership" in fail_on:
         _check_power(distilled, data)
     made = shadow_sets(source, data.train, shadows, out or what / "audit") if source and shadows else []
@@ -202,7 +205,7 @@ def audit_folder(
     overlap = source.overlap(data.train) if source else ""
     result = audit(distilled, data, starts=starts, shadows=made, overlap=overlap, out=out)
     tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
-    return result, distilled
+    return result, distilled, data.train
 
 
 def _shared(result: Audit, distilled: DistilledSet) -> str:

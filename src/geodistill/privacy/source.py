@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from geodistill.config import Config, make_config
+from geodistill.config import Config, read_recorded, recorded
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import make_distilled
+from geodistill.methods.self_test import set_apart
 from geodistill.prior.base import source_of
 from geodistill.prior.catalogue import SCRATCH
 from geodistill.privacy.overlap import told_overlap
@@ -30,8 +31,12 @@ class Source:
     method: str
     config: Config
 
+    def learned_from(self, train: Scenes) -> Scenes:
+        """Return the part of the training scenes `train` that the set was made from: none that a self-test held out."""
+        return set_apart(train, self.config).train if self.method == _OWN else train
+
     def starts(self, distilled: DistilledSet) -> Tensor | None:
-        """Return int64 [n], the training scene that each image began as; None where none is one."""
+        """Return int64 [n], which of the scenes that it was made from each image began as; None where none is one."""
         if self.method != _OWN or self.config.privacy == "dp":
             return None
         prototypes = Prototypes.load(self.folder / "prototypes")
@@ -60,7 +65,7 @@ def read_source(folder: Path, train: Scenes) -> Source:
     """
     try:
         settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
-        source = Source(folder, str(settings["method"]), make_config(settings["config"]))
+        source = Source(folder, str(settings["method"]), read_recorded(settings["config"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{folder} is no run of one set: give the folder that `geodistill distill` wrote") from None
     if settings.get("scenes") != train.fingerprint():
@@ -84,7 +89,7 @@ def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tu
     for rank in range(count):
         part = _half(train, rank)
         scenes = train.subset(part)
-        asked = {"method": source.method, "config": source.config.model_dump(mode="json")}
+        asked = {"method": source.method, "config": recorded(source.config)}
         settings = asked | {"scenes": scenes.fingerprint()}
         with Run(out / f"shadow-{rank}", settings, "geodistill audit") as run:
             made.append((make_distilled(source.method, scenes, source.config, run), part))

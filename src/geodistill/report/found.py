@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
+from geodistill.methods.self_test import learned_from
 from geodistill.report.figures import Figures, read_comparison, read_evaluations
 from geodistill.report.sets import SetFolder, compared_sets, main_set
 from geodistill.scenes.scenes import Scenes
@@ -18,7 +19,7 @@ class Found:
     """A run as the report sees it.
 
     `about`: what run.json holds. `sets`: all that were begun; `shown`: those whose images may be shown.
-    `train`: the real scenes, where the user gave them; `with_sources`: whether they may be shown.
+    `train`: the real scenes that it learned from, where the user gave them; `with_sources`: whether they may be shown.
     """
 
     run: Path
@@ -77,6 +78,7 @@ def find(run: Path, train: Scenes | None, with_sources: bool) -> Found:
     found = Found(run, about, sets, shown, figures, train, with_sources)
     if found.main is not None and train is not None:
         found.main.check_scenes(train)
+        return replace(found, train=learned_from(train, settings))
     return found
 
 

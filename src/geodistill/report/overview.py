@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from geodistill.evaluation.rows import COPYING
+from geodistill.methods.self_test import read_self_test
 from geodistill.prior.catalogue import SCRATCH
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Table, bench_name, percent, points, rho
@@ -26,6 +27,7 @@ _STAGES = (
     "refined",
     "labeller",
     "distilled",
+    "self_test",
 )
 _PRIVATE = ("latents", "features", "profiles", "centres", "teacher", "adapter", "candidates", "distilled")
 
@@ -71,6 +73,8 @@ def _open_stages(found: Found) -> list[str]:
         "refined": config.get("refinement", {}).get("steps") == 0,
         "screened": config.get("privacy") != "screen",
         "labeller": not config.get("soft_labels"),
+        # Runs that were begun before there was a self-test have no setting for it.
+        "self_test": not config.get("self_test", {}).get("held_out"),
     }
     stages: tuple[str, ...] = _PRIVATE if config.get("privacy") == "dp" else _STAGES
     stages = stages if found.settings.get("method") == "dpd" else ("distilled",)
@@ -123,6 +127,12 @@ def summary(found: Found) -> Table | None:
     ]
     heads = ("Tested with", "OA, %", "share of full data, %", "over random, points", "nearness ρ")
     return Table(f"What {rows[0].name} is worth", heads, lines, frozenset(range(1, 5)))
+
+
+def self_test(found: Found) -> Cell | None:
+    """Return what the run's self-test found; one below random stands out."""
+    result = None if found.compared else read_self_test(found.run)
+    return Cell(result.summary, flag=result.verdict == "below random") if result else None
 
 
 def definitions(found: Found) -> list[str]:

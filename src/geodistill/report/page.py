@@ -70,6 +70,7 @@ def _page(found: Found) -> dict[str, Any]:
         "lead": overview.lead(found),
         "missing": overview.missing(found),
         "facts": overview.facts(found),
+        "self_test": overview.self_test(found),
         "summary": overview.summary(found),
         "definitions": overview.definitions(found),
         "gallery": gallery,
