@@ -213,10 +213,9 @@ class Config(_Settings):
         if not isinstance(values, dict) or values.get("privacy") != "dp":
             return values
         given = dict(values)
-        lora: dict[str, Any] = {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0}
         gives_way: dict[str, dict[str, Any]] = {
             "refinement": {"steps": 0},
-            "finetune": lora,
+            "finetune": {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0},
             "self_test": {"held_out": 0},
         }
         for section, defaults in gives_way.items():
