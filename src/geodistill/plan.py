@@ -62,8 +62,8 @@ SHARES = {
 }
 # Nearly all of screening is drawing.
 SHARES["screened"] = SHARES["candidates"]
-# The same training as that of experts, two side by side.
-SHARES["self_test"] = SHARES["experts"]
+# The same training as that of students, two side by side.
+SHARES["self_test"] = SHARES["students"]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
 # Passes that a training step takes of LoRA, forward and the gradient of activations, and of all weights.
 LORA_STEP, WHOLE_STEP = 2, 3
