@@ -194,7 +194,7 @@ after logistic regression on its ImageNet features: distilled set 66.0 %, random
 points (95 % interval -1.0 to +3.0)
 """
 _ADVICE = """\
-try longer adaptation (--set finetune.steps=800), more images (--ipc 20), another --base, or a base of your own by \
+try longer adaptation (--set finetune.steps=2000), more images (--ipc 20), another --base, or a base of your own by \
 `geodistill pretrain`
 """
 
