@@ -118,13 +118,18 @@ class SamplingSettings(_Settings):
     """Drawing candidates."""
 
     follow: Literal["start", "guide", "none"] = Field("start", description="how a prototype is followed")
-    strength: float = Field(0.8, gt=0, le=1, description="start: how far the prototype is noised (1: all the way)")
+    strength: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="start: how far the prototype is noised (1: all the way); 0.8 under privacy 'screen' and 'dp'",
+    )
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
     guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")
     steps: int = Field(30, ge=1, le=1000, description="of the solver from noise to image; a start skips the first")
     solver: Literal["ddim", "dpmsolver++", "pndm"] = Field("dpmsolver++", description="of the diffusion's equation")
-    candidates: int = Field(20, ge=1, description="candidates per prototype")
+    candidates: int = Field(10, ge=1, description="candidates per prototype; 20 under privacy 'screen' and 'dp'")
     batch: int = Field(64, ge=1, description="images denoised together")
 
 
@@ -207,17 +212,20 @@ class Config(_Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_under_noise(cls, values: Any) -> Any:
+    def _defaults_of_protection(cls, values: Any) -> Any:
         # Defaults give way; a refinement that is asked for is refused below. What a teacher takes of the budget the
         # adapter gains more by on AID; on the built-in scenes neither is surely better (docs/experiments.md).
-        if not isinstance(values, dict) or values.get("privacy") != "dp":
+        # Where nearness to single images is what matters, prototypes are followed less.
+        if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
             return values
         given = dict(values)
-        gives_way: dict[str, dict[str, Any]] = {
-            "refinement": {"steps": 0},
-            "finetune": {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0},
-            "self_test": {"held_out": 0},
-        }
+        gives_way: dict[str, dict[str, Any]] = {"sampling": {"strength": 0.8, "candidates": 20}}
+        if values["privacy"] == "dp":
+            gives_way |= {
+                "refinement": {"steps": 0},
+                "finetune": {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0},
+                "self_test": {"held_out": 0},
+            }
         for section, defaults in gives_way.items():
             if isinstance(own := given.get(section, {}), dict):
                 given[section] = {**defaults, **own}

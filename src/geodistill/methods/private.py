@@ -252,7 +252,7 @@ def _finetune(
         add_adapter(adapted, rank=settings.rank, seed=config.seed)
         table, rows = prompt_table([[texts[label]] for label in scenes.labels.tolist()])
         data = TrainingData(latents, scenes.labels, rows, adapted.embed(table))
-        options = settings.model_dump(exclude={"rank"})
+        options = settings.model_dump(exclude={"rank", "weights"})
         plan = TrainingPlan(seed=config.seed, teacher=teacher, working=torch.float32, **options)
         alphas = adapted.scheduler.alphas_cumprod.float()
         prediction = adapted.scheduler.config.prediction_type
