@@ -7,13 +7,11 @@ privacy: each set is made and tested by `geodistill compare`, in a run for each 
 `geodistill audit`. Rows go to benchmarks/results/privacy.csv; all of them are shown in docs/privacy.md and its plot.
 Nothing is chosen on the test split, which is what the audit takes fresh images from.
 
-The compact base was trained on the training images of AID, so that `distill --privacy dp` refuses it for them. Here it
-is used all the same, as a folder that does not say so: these rows show what the noise costs and what it hides of what
-the run learns, and have no guarantee.
+Rows made before 28 November 2026 are of the base that is now `aid`, which was trained on these training images: those
+under differential privacy show what the noise costs, and have no guarantee. The compact base has not seen AID.
 """
 
 import argparse
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,7 @@ from record import circumstances, merged, parsed, parser, to_csv
 from geodistill.compare import compare
 from geodistill.config import Config, load_config
 from geodistill.evaluation.rows import Row
-from geodistill.prior.base import source_of
-from geodistill.prior.catalogue import SHIPPED
 from geodistill.privacy.audit import Audit, audit_folder
-from geodistill.privacy.overlap import FOOTPRINT
 from geodistill.progress import stages
 from geodistill.report.plots import standalone, utility_plot
 from geodistill.run import write_atomic
@@ -78,7 +73,7 @@ def _made(method: str, privacy: str, data: SceneData, args: argparse.Namespace) 
     with stages() as advance:
         rows = compare(
             data,
-            _settings(privacy, args.out),
+            _settings(privacy),
             out=args.out / privacy,
             methods=[method],
             ipcs=[IPC],
@@ -90,13 +85,10 @@ def _made(method: str, privacy: str, data: SceneData, args: argparse.Namespace) 
     return own, args.out / privacy / "sets" / f"{method}-ipc{IPC}"
 
 
-def _settings(privacy: str, out: Path) -> Config:
+def _settings(privacy: str) -> Config:
     if not privacy.startswith("dp-"):
         return load_config(privacy=privacy)
-    base = out / "base"
-    if not base.is_dir():
-        shutil.copytree(source_of(SHIPPED, 64), base, ignore=shutil.ignore_patterns(FOOTPRINT))
-    return load_config(privacy="dp", epsilon=float(privacy.removeprefix("dp-")), delta=DELTA, base=str(base))
+    return load_config(privacy="dp", epsilon=float(privacy.removeprefix("dp-")), delta=DELTA)
 
 
 def _worth(rows: tuple[Row, ...]) -> dict[str, str]:

@@ -31,17 +31,17 @@ def test_shipped_base_loads_and_knows_its_classes_as_words() -> None:
 
 def test_what_it_says_of_itself() -> None:
     archives = ("UC Merced Land Use", "EuroSAT RGB", "NAIP", "OpenAerialMap", "drone images")
-    assert read_facts(FOLDER) == BaseFacts("compact", (64, 128), "", archives)
+    assert read_facts(FOLDER) == BaseFacts("compact", (64,), "", archives)
 
 
 def test_another_size_is_refused_with_what_to_do() -> None:
     with pytest.raises(PriorError) as caught:
         source_of("compact", 96)
     assert str(caught.value) == (
-        "the base 'compact' draws images of 64 or 128 px, not 96: use --size 64 or 128, --base scratch, "
-        "or a base made by `geodistill pretrain --size 96`"
+        "the base 'compact' draws images of 64 px, not 96: use --size 64, --base scratch, or a base made by "
+        "`geodistill pretrain --size 96`"
     )
 
 
 def test_folder_is_inside_the_package() -> None:
-    assert [source_of("compact", size) for size in (64, 128)] == [str(FOLDER)] * 2
+    assert source_of("compact", 64) == str(FOLDER)
