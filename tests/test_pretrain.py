@@ -134,7 +134,7 @@ def test_does_not_go_on_from_nothing(data: SceneData, settings: Config, tmp_path
     assert str(caught.value) == "there is nothing to go on from in base 'scratch': leave --base out to start anew"
     with pytest.raises(PriorError) as caught:
         pretrain([Source(data.train)], settings, out=tmp_path / "run", start="compact")
-    assert str(caught.value).startswith("the base 'compact' draws images of 64 or 128 px, not 16: use --size 64 or 128")
+    assert str(caught.value).startswith("the base 'compact' draws images of 64 px, not 16: use --size 64")
 
 
 def test_several_archives_one_of_them_without_classes(

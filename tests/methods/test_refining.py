@@ -1,8 +1,14 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
 from geodistill.config import Config
 from geodistill.evaluation.networks import pretrained
-from geodistill.methods.refining import _in_turn
+from geodistill.methods import refining
+from geodistill.methods.dpd import distill
+from geodistill.methods.refining import _in_turn, _shares, _Task
 from geodistill.refinement import Lesson, MeansLesson
 from geodistill.scenes import Scenes
 
@@ -13,9 +19,13 @@ def _lessons(scenes: Scenes) -> list[Lesson]:
     return [Lesson(pretrained(), SET, torch.zeros(len(scenes), 4), scenes.labels) for _ in range(3)]
 
 
+def _task(scenes: Scenes, config: Config) -> _Task:
+    return _Task(scenes, scenes.pixels(size=config.size), SET, config, Path("nowhere"))
+
+
 def test_random_networks_take_every_fourth_turn(pair: Scenes, tiny: Config):
     lessons = _lessons(pair)
-    lesson_at = _in_turn(lessons, SET, pair, tiny)
+    lesson_at = _in_turn(_task(pair, tiny), lessons, 0)
     for step, known in ((0, 0), (1, 1), (2, 2), (4, 0), (5, 1), (6, 2), (8, 0)):
         assert lesson_at(step) is lessons[known]
     one, again, next_one = lesson_at(3), lesson_at(3), lesson_at(7)
@@ -27,6 +37,48 @@ def test_random_networks_take_every_fourth_turn(pair: Scenes, tiny: Config):
 def test_without_random_networks(pair: Scenes, tiny: Config):
     lessons = _lessons(pair)
     config = tiny.model_copy(update={"refinement": tiny.refinement.model_copy(update={"random": False})})
-    lesson_at = _in_turn(lessons, SET, pair, config)
+    lesson_at = _in_turn(_task(pair, config), lessons, 0)
     for step, known in enumerate((0, 1, 2, 0, 1)):
         assert lesson_at(step) is lessons[known]
+
+
+def test_every_round_does_its_share_of_the_steps():
+    assert _shares(160, 2) == [80, 80]
+    assert _shares(7, 3) == [3, 2, 2]
+    assert _shares(2, 5) == [1, 1]
+
+
+def test_students_see_the_set_as_the_round_finds_it_and_a_kill_between_rounds_changes_nothing(
+    pair: Scenes, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    moving = tiny.refinement.model_copy(update={"steps": 4, "rounds": 2, "students": (2, 3)})
+    config = tiny.model_copy(update={"refinement": moving})
+    seen: list[torch.Tensor] = []
+    train = refining.train_classifier
+
+    def training(protocol: str, network: str, images: torch.Tensor, labels: torch.Tensor, **rest: Any) -> Any:
+        seen.append(images)
+        assert len(images) == len(labels) == 2 * len(pair.classes)  # the set, and no real scene
+        return train(protocol, network, images, labels, **rest)
+
+    monkeypatch.setattr(refining, "train_classifier", training)
+    whole = distill(pair, config, out=tmp_path / "whole").images
+    assert [torch.equal(seen[0], images) for images in seen] == [True, True, False, False]
+    assert torch.equal(seen[2], seen[3])
+    assert {path.name for path in (tmp_path / "whole" / "refined").glob("*.safetensors")} == {"chosen.safetensors"}
+
+    refine, calls = refining.refine, list[int]()
+
+    def killed(*args: Any, **rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return refine(*args, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refining, "refine", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill(pair, config, out=tmp_path / "killed")
+    seen.clear()
+    assert torch.equal(distill(pair, config, out=tmp_path / "killed").images, whole)
+    assert not seen  # what the rounds had trained was kept

@@ -1,7 +1,7 @@
 """Refining what was chosen: a stage of DPD between the choice and the set that is handed out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,17 @@ from geodistill.teacher import Teacher, judge
 _RANDOM_EVERY = 4
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What every round needs: the scenes, their pixels uint8 [N, 3, s, s], the set's classes int64 [m]."""
+
+    scenes: Scenes
+    pixels: Tensor
+    labels: Tensor
+    config: Config
+    folder: Path
+
+
 def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, config: Config, run: Run) -> Chosen:
     """Return `chosen` with its latents moved as `refinement.refine` moves them, from stage `refined`.
 
@@ -39,19 +50,17 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
     settings, labels, known = config.refinement, slot_labels(scenes, config), scene_features(scenes, config, run)
 
     def build(folder: Path) -> dict[str, Any]:
-        pixels, latents, facts = scenes.pixels(size=config.size), chosen.latents, dict[str, Any]()
+        task = _Task(scenes, scenes.pixels(size=config.size), labels, config, folder)
+        latents, facts = chosen.latents, dict[str, Any]()
         for rank, steps in enumerate(_shares(settings.steps, settings.rounds)):
             done = folder / f"round-{rank}.safetensors"
             if not done.exists():
-                seed = derive_seed(config.seed, "refinement", rank) if rank else derive_seed(config.seed, "refinement")
-                images = decode(prior, latents, config, draft=True)
-                students = _students(images, labels, pixels, scenes, config, folder, rank)
+                students = _students(task, decode(prior, latents, config, draft=True), rank)
                 judges = [(pretrained(), known), *students]
                 lessons = [Lesson(fold_norms(network), labels, seen, scenes.labels) for network, seen in judges]
-                lesson_at = _in_turn(lessons, labels, pixels, scenes, config, rank)
                 part = settings.model_copy(update={"steps": steps})
-                latents, own = refine(prior, latents, lesson_at, part, seed=seed, folder=folder)
-                facts = {**own, "first_loss": facts.get("first_loss", own["first_loss"])}
+                seed = _seed(config.seed, "refinement", rank)
+                latents, facts = refine(prior, latents, _in_turn(task, lessons, rank), part, seed=seed, folder=folder)
                 save_tensors({"latents": latents}, done)
             latents = load_file(done)["latents"]
         if config.privacy == "screen":
@@ -59,14 +68,16 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
             latents = torch.where(away[:, None, None, None], latents, chosen.latents)
             facts["put_back"] = int((~away).sum())
         replace(chosen, latents=latents, logits=judge(teacher, latents)[0]).save(folder)
-        for part_file in folder.glob("round-*.safetensors"):
+        for part_file in (*folder.glob("round-*.safetensors"), *folder.glob("student-*.safetensors")):
             part_file.unlink()
-        for student in folder.glob("student-*.safetensors"):
-            student.unlink()
         return facts
 
     inputs = [run.fingerprint_of("chosen"), scenes.fingerprint(), config.size, settings.model_dump(), config.seed]
     return Chosen.load(run.stage("refined", build, version=4, inputs=inputs))
+
+
+def _seed(seed: int, what: str, rank: int) -> int:
+    return derive_seed(seed, what, rank) if rank else derive_seed(seed, what)
 
 
 def _shares(steps: int, rounds: int) -> list[int]:
@@ -79,47 +90,45 @@ def _shares(steps: int, rounds: int) -> list[int]:
     return [steps // rounds + (rank < steps % rounds) for rank in range(rounds)]
 
 
-def _in_turn(
-    lessons: Sequence[Lesson], labels: Tensor, pixels: Tensor, scenes: Scenes, config: Config, rank: int
-) -> Callable[[int], Lesson]:
+def _in_turn(task: _Task, lessons: Sequence[Lesson], rank: int) -> Callable[[int], Lesson]:
     """Return which lesson is taken at a step: one of `lessons`, and from time to time that of a random network."""
-    if not config.refinement.random:
+    if not task.config.refinement.random:
         return lambda step: lessons[step % len(lessons)]
-    seed = derive_seed(config.seed, "random network", rank) if rank else derive_seed(config.seed, "random network")
+    seed = _seed(task.config.seed, "random network", rank)
 
     def lesson_at(step: int) -> Lesson:
         if step % _RANDOM_EVERY == _RANDOM_EVERY - 1:
-            return random_lesson(pixels, scenes.labels, labels, seed=derive_seed(seed, "step", step))
+            own = derive_seed(seed, "step", step)
+            return random_lesson(task.pixels, task.scenes.labels, task.labels, seed=own)
         return lessons[(step - step // _RANDOM_EVERY) % len(lessons)]
 
     return lesson_at
 
 
-def _students(
-    images: Tensor, labels: Tensor, pixels: Tensor, scenes: Scenes, config: Config, folder: Path, rank: int
-) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Yield each student of round `rank`, and its features [N, 1280] of all scenes; kept in `folder` until the end.
+def _students(task: _Task, images: Tensor, rank: int) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Yield each student of round `rank`, and its features [N, 1280] of all scenes; kept in the folder until the end.
 
-    A student is the pretrained network finetuned on `images` under the protocol finetune, each under its own seed.
+    A student is the pretrained network finetuned on `images`, uint8 [m, 3, s, s], under the protocol finetune, each
+    under its own seed.
     """
-    counts = config.refinement.students
+    counts, classes = task.config.refinement.students, len(task.scenes.classes)
     with progress(f"students {rank + 1}", sum(counts)) as advance, kept_memory():
         for index, steps in enumerate(counts):
-            file = folder / f"student-{rank}-{index}.safetensors"
+            file = task.folder / f"student-{rank}-{index}.safetensors"
             if not file.exists():
                 network = train_classifier(
                     "finetune",
                     PRETRAINED,
                     images,
-                    labels,
-                    classes=len(scenes.classes),
-                    seed=derive_seed(config.seed, f"student of round {rank}", index),
+                    task.labels,
+                    classes=classes,
+                    seed=derive_seed(task.config.seed, f"student of round {rank}", index),
                     steps=steps,
                     progress=_after(sum(counts[:index]), advance),
                 ).eval()
                 weights = {f"network.{name}": value for name, value in network.state_dict().items()}
-                save_tensors({**weights, "features": backbone_features(pixels, network=network)}, file)
-            yield _load_student(file, len(scenes.classes))
+                save_tensors({**weights, "features": backbone_features(task.pixels, network=network)}, file)
+            yield _load_student(file, classes)
 
 
 def _load_student(file: Path, classes: int) -> tuple[nn.Module, Tensor]:
