@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ def test_the_wheel_stays_under_35_megabytes() -> None:
 def test_shipped_base_loads_and_knows_its_classes_as_words() -> None:
     prior = load_prior(source_of("compact", 64))
     check_size(prior, 64)
-    pieces = prior.tokenizer.tokenize("A satellite image of storage tanks")
-    assert pieces == ["a</w>", "satellite</w>", "image</w>", "of</w>", "storage</w>", "tanks</w>"]
+    pieces = prior.tokenizer.tokenize("A satellite image of permanent crop")
+    assert pieces == ["a</w>", "satellite</w>", "image</w>", "of</w>", "permanent</w>", "crop</w>"]
 
 
 def test_what_it_says_of_itself() -> None:
@@ -45,3 +46,12 @@ def test_another_size_is_refused_with_what_to_do() -> None:
 
 def test_folder_is_inside_the_package() -> None:
     assert source_of("compact", 64) == str(FOLDER)
+
+
+def test_nothing_in_the_package_was_made_from_aid() -> None:
+    names = {json.loads(line)["archive"] for line in (FOLDER / "trained_on.jsonl").read_text().splitlines()}
+    assert names == set(read_facts(FOLDER).archives)
+    assert "AID" not in names
+    weights = {path.relative_to(FOLDER): path.read_bytes() for path in FOLDER.rglob("*.safetensors")}
+    other = PACKAGE.parents[1] / "bases" / "aid" / "src" / "geodistill_base_aid" / "base"
+    assert all((other / path).read_bytes() != own for path, own in weights.items())
