@@ -8,7 +8,7 @@ privacy: each set is made and tested by `geodistill compare`, in a run for each 
 Nothing is chosen on the test split, which is what the audit takes fresh images from.
 
 Rows made before 28 November 2026 are of the base that is now `aid`, which was trained on these training images: those
-under differential privacy show what the noise costs, and have no guarantee. The compact base has not seen AID.
+under differential privacy show the cost of the noise, without a guarantee. The compact base has not seen AID.
 """
 
 import argparse
