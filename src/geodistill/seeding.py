@@ -18,3 +18,8 @@ def derive_seed(seed: int, what: str, index: int = 0) -> int:
 def generator(seed: int, what: str, index: int = 0) -> torch.Generator:
     """Return a fresh CPU generator for (`seed`, `what`, `index`)."""
     return torch.Generator().manual_seed(derive_seed(seed, what, index))
+
+
+def seed_of_member(seed: int, what: str, index: int) -> int:
+    """Return the seed of member `index` of a mixture; the first has `seed` itself, as if it were alone."""
+    return derive_seed(seed, what, index) if index else seed

@@ -36,7 +36,7 @@ from geodistill.prior.training import (
 from geodistill.progress import progress
 from geodistill.run import write_atomic
 from geodistill.scenes.views import dihedral, nearer, resized
-from geodistill.seeding import derive_seed, generator
+from geodistill.seeding import derive_seed, generator, seed_of_member
 
 _TOKENS, _WIDTH = 48, 256
 _END, _MOST_MERGES = "</w>", 2000
@@ -401,18 +401,15 @@ def _training_data(prior: Prior, archives: Sequence[Archive], settings: CompactS
     def mixed(chosen: Sequence[int], side: int, doubled: Mixture | None = None) -> Mixture:
         parts = []
         for index in chosen:
-            latents = _views(prior, archives[index], side, settings.nearer_views, _seed_of_archive(seed, index))
+            latents = _views(
+                prior, archives[index], side, settings.nearer_views, seed_of_member(seed, "archive", index)
+            )
             parts.append(TrainingData(latents, archives[index].labels, own[index], embeddings))
         return Mixture(tuple(parts), tuple(archives[index].share for index in chosen), doubled)
 
     large = [i for i, one in enumerate(archives) if one.larger is not None and one.larger.shape[-1] >= 2 * size]
     doubled = mixed(large, 2 * size) if settings.doubled and large else None
     return mixed(range(len(archives)), size, doubled)
-
-
-def _seed_of_archive(seed: int, index: int) -> int:
-    # That of a single archive is the run's.
-    return derive_seed(seed, "archive", index) if index else seed
 
 
 def _views(prior: Prior, archive: Archive, side: int, nearer_views: int, seed: int) -> Tensor:

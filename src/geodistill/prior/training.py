@@ -21,7 +21,7 @@ from geodistill.prior.losses import add_noise, consistency_loss, diffusion_loss,
 from geodistill.processes import Processes, processes
 from geodistill.progress import progress
 from geodistill.run import save_tensors, write_atomic
-from geodistill.seeding import derive_seed, generator
+from geodistill.seeding import derive_seed, generator, seed_of_member
 
 log = logging.getLogger("geodistill")
 
@@ -70,7 +70,7 @@ class Mixture:
             return self.doubled.batch(quarter, levels, step // self.every)
         counts = apportion(plan.batch, self.shares)
         drawn = [
-            part.batch(replace(plan, batch=count, seed=_seed_of_part(plan.seed, index)), levels, step)
+            part.batch(replace(plan, batch=count, seed=seed_of_member(plan.seed, "part", index)), levels, step)
             for index, (part, count) in enumerate(zip(self.parts, counts, strict=True))
             if count
         ]
@@ -89,11 +89,6 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
     for index in by_remainder[: count - sum(whole)]:
         whole[index] += 1
     return whole
-
-
-def _seed_of_part(seed: int, index: int) -> int:
-    # A single data set is drawn from as if it were no mixture.
-    return derive_seed(seed, "part", index) if index else seed
 
 
 @dataclass(frozen=True, kw_only=True)
