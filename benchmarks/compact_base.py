@@ -8,6 +8,7 @@ same weights. `--config FILE` replaces the settings, as for a GPU.
 """
 
 import argparse
+import copy
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from geodistill.devices import keep_freed_memory
 from geodistill.methods.stages import Source
 from geodistill.pretrain import pretrain
 from geodistill.scenes import open_scenes, open_unlabelled
+from geodistill.scenes.scenes import Scenes
 
 PRESET = Path(__file__).parents[1] / "src" / "geodistill" / "presets" / "pretrain.toml"
 SHIPPED = Path(__file__).parents[1] / "src" / "geodistill" / "bases" / "compact"
@@ -23,6 +25,18 @@ SHIPPED = Path(__file__).parents[1] / "src" / "geodistill" / "bases" / "compact"
 LABELLED = {
     "ucmerced": (3.0, "UC Merced Land Use", "public domain (USGS)"),
     "eurosat": (2.0, "EuroSAT RGB", "MIT; contains modified Copernicus Sentinel data"),
+}
+# UC Merced's folders run words together: as its own class names they would be words that no other archive has.
+SPELLED = {
+    "baseballdiamond": "baseball diamond",
+    "denseresidential": "dense residential",
+    "golfcourse": "golf course",
+    "mediumresidential": "medium residential",
+    "mobilehomepark": "mobile home park",
+    "parkinglot": "parking lot",
+    "sparseresidential": "sparse residential",
+    "storagetanks": "storage tanks",
+    "tenniscourt": "tennis court",
 }
 TILES = {
     "NAIP": (
@@ -62,7 +76,7 @@ def main() -> None:
 
 def _sources(data: Path) -> list[Source]:
     labelled = [
-        Source(open_scenes(data / folder).train, weight, name=name, terms=terms)
+        Source(_spelled(open_scenes(data / folder).train), weight, name=name, terms=terms)
         for folder, (weight, name, terms) in LABELLED.items()
     ]
     tiles = [
@@ -76,6 +90,12 @@ def _sources(data: Path) -> list[Source]:
         for name, (weight, folders, terms) in TILES.items()
     ]
     return labelled + tiles
+
+
+def _spelled(scenes: Scenes) -> Scenes:
+    spelled = copy.copy(scenes)
+    spelled.classes = tuple(SPELLED.get(name, name) for name in scenes.classes)
+    return spelled
 
 
 if __name__ == "__main__":

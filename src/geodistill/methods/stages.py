@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from geodistill.config import Config
+from geodistill.config import Config, FinetuneSettings
 from geodistill.descriptions import (
     Conversations,
     MeasuredDescriber,
@@ -26,6 +26,7 @@ from geodistill.descriptions import (
     make_describer,
     shortened,
 )
+from geodistill.devices import compile_in_place
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, PrivacyError, SceneError
 from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
@@ -68,6 +69,9 @@ MOST_CANDIDATES = 10_000
 _DESCRIBED = 16
 _LABELLER = "labeller.safetensors"
 _CHOSEN = "chosen.safetensors"
+# Positions of latents from which an adaptation on a CPU is compiled: the compact U-Net then trains more than twice as
+# fast, but is three minutes in compiling on one core.
+_WORTH_COMPILING = 4_000_000
 # Scenes whose views are encoded together.
 _ENCODED_TOGETHER = 100
 # Scenes decoded together where their features are asked for.
@@ -393,6 +397,8 @@ def finetune(
         whole = trains_all(prior.unet, settings)
         if whole:
             free_all(adapted)
+            if prior.device.type == "cpu" and _positions(latents, settings) >= _WORTH_COMPILING:
+                compile_in_place(adapted.unet)
         else:
             add_adapter(adapted, rank=settings.rank, seed=config.seed)
         table, rows = prompt_table(texts)
@@ -416,6 +422,11 @@ def finetune(
     inputs += [] if auxiliary is None else [repr(auxiliary)]
     inputs += _unless_default(config.precision)
     merge_adapter(prior, run.stage("adapter", build, version=2, inputs=inputs, shared=True))
+
+
+def _positions(latents: Tensor, settings: FinetuneSettings) -> int:
+    """Return through how many positions of latents [N, V, C, h, w] an adaptation goes, all steps together."""
+    return settings.steps * settings.batch * latents[0, 0, 0].numel()
 
 
 def draw(

@@ -1,0 +1,27 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from geodistill.config import Config, FinetuneSettings
+from geodistill.methods import stages
+from geodistill.prior.base import load_prior
+from geodistill.run import Run
+from geodistill.scenes import builtin_scenes
+
+
+@pytest.mark.parametrize(("steps", "compiled"), [(976, 0), (977, 1)])
+def test_a_long_adaptation_on_a_cpu_is_compiled(
+    steps: int, compiled: int, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(stages, "compile_in_place", seen.append)
+    monkeypatch.setattr(stages, "train_denoiser", lambda *_: {})
+    scenes, prior = builtin_scenes(size=64).train, load_prior(str(sd_folder))
+    # 64 latents of 8x8 positions a step: four million in 977 steps.
+    latents, texts = torch.zeros(len(scenes), 1, 4, 8, 8), [["a beach"] for _ in scenes.keys]
+    config = Config(finetune=FinetuneSettings(steps=steps))
+    with Run(tmp_path / "run", {}, "") as run:
+        stages.finetune(prior, latents, scenes, texts, config, run, after=[])
+    assert len(seen) == compiled
