@@ -6,8 +6,8 @@
 It is `geodistill compare` for each of `--sets` seeds, in one run folder each under `--out`; the same command resumes. A
 row of benchmarks/results/unseen.csv has one method under one protocol and network: the mean overall accuracy, its
 standard deviation over sets (each the mean of its classifiers), how far the project's own method is ahead, with a 95 %
-bootstrap interval over sets, classifiers and test images, and the nearness ratio. docs/unseen.md shows the rows. A base
-that was trained on the archive is refused. Nothing is chosen on the test split.
+bootstrap interval over sets, classifiers and test images, and the nearness ratio. docs/unseen.md shows the rows and a
+grid of the first set. A base that was trained on the archive is refused. Nothing is chosen on the test split.
 """
 
 import argparse
@@ -20,12 +20,14 @@ from torch import Tensor
 
 from geodistill.compare import SUBJECT, compare, load_predictions
 from geodistill.config import Config, load_config
+from geodistill.distilled import DistilledSet
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_shares
 from geodistill.evaluation.rows import FULL, Row
 from geodistill.prior.base import source_of
 from geodistill.privacy.overlap import known_archives
 from geodistill.progress import stages
+from geodistill.report.grid import draw_grid
 from geodistill.run import write_atomic
 from geodistill.scenes import builtin_scenes, open_scenes
 from geodistill.scenes.scenes import SceneData
@@ -34,6 +36,7 @@ SHEET, IPC, SEEDS = "unseen.csv", 10, 3
 METHODS = ("random", "herding", "kmeans", "reconstruction", "template", "d4m", "dpd")
 KEY = ("archive", "size", "base", "protocol", "network", "method")
 PAGE = Path(__file__).parents[1] / "docs" / "unseen.md"
+PICTURES = PAGE.parent / "images"
 NAMES = {"aid": "AID", "ucmerced": "UC Merced", "eurosat": "EuroSAT", "builtin": "built-in scenes"}
 Cell = tuple[str, str, str]
 
@@ -61,6 +64,9 @@ def main() -> None:
                 command=command(),
                 progress=advance,
             )
+        if seed == 0 and SUBJECT in args.methods:
+            distilled = DistilledSet.load(out / "sets" / f"{SUBJECT}-ipc{IPC}" / "distilled")
+            draw_grid(distilled, _picture(NAMES[args.archive], str(args.size)), per_class=8)
         for row in rows:
             predicted, labels = load_predictions(out, row)
             right = (predicted == labels).double().mean(dim=0)
@@ -122,6 +128,10 @@ def _line(args: argparse.Namespace, cell: Cell, found: dict[Cell, list[tuple[Row
     return line | ahead | circumstances()
 
 
+def _picture(archive: str, size: str) -> Path:
+    return PICTURES / f"unseen_{archive.lower().replace(' ', '_')}_{size}.jpg"
+
+
 def _page(lines: list[dict[str, str]]) -> str:
     """Return the rows as Markdown: a table for each archive, size and base."""
     parts = [_INTRODUCTION]
@@ -130,6 +140,8 @@ def _page(lines: list[dict[str, str]]) -> str:
         own = [line for line in lines if (line["archive"], line["size"], line["base"]) == group]
         archive, size, base = group
         parts += [f"## {archive}, {size} px, base `{base}`", "", _table(own)]
+        if (picture := _picture(archive, size)).is_file():
+            parts.append(f"![Eight of ten images a class of DPD, {archive}](images/{picture.name})\n")
     return "\n".join(parts)
 
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -36,3 +37,10 @@ def test_the_names_stand_beside_the_images(tmp_path: Path) -> None:
     assert rows.min() > 4 + 48 - 10
     assert rows.max() < 104 + 48 + 10
     assert beside[:100].any(0).sum() > beside[100:].any(0).sum() > 0
+
+
+@pytest.mark.parametrize(("side", "shown"), [(64, 96), (112, 112), (128, 128), (256, 128)])
+def test_large_images_are_shown_larger_up_to_128_pixels(side: int, shown: int, tmp_path: Path) -> None:
+    images = plain([RED, BLUE]).repeat(1, 1, side // 8, side // 8)
+    draw_grid(DistilledSet(images, torch.tensor([0, 1]), ("Beach", "Pond")), tmp_path / "grid.png")
+    assert Image.open(tmp_path / "grid.png").size[1] == 2 * (shown + 4) + 4
