@@ -146,9 +146,9 @@ class SelectionSettings(_Settings):
 class RefinementSettings(_Settings):
     """Moving the chosen latents, so that a classifier learns more from their images about the real scenes."""
 
-    steps: int = Field(160, ge=0, description="0 leaves them as they were drawn")
+    steps: int = Field(240, ge=0, description="0 leaves them as they were drawn")
     lr: float = Field(0.03, gt=0, description="Adam's, in deviations of a latent's elements, decayed to zero")
-    rounds: int = Field(2, ge=1, description="the steps are split into rounds; each round trains new students")
+    rounds: int = Field(3, ge=1, description="the steps are split into rounds; each round trains new students")
     students: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (40, 100, 200),
         description="classifiers trained on the set as a round finds it, for these numbers of steps; what they get "
