@@ -38,6 +38,10 @@ SPELLED = {
     "storagetanks": "storage tanks",
     "tenniscourt": "tennis court",
 }
+LICENCE = (
+    "open data alone, training parts of the archives above. The weights may be used for any purpose; name the authors "
+    "above where their licence (CC BY) asks for it. No image of AID is among them."
+)
 TILES = {
     "NAIP": (
         1.8,
@@ -63,7 +67,7 @@ def main() -> None:
     options.add_argument("--set", nargs="*", default=[], help="settings, such as compact.steps=20000")
     args = options.parse_args()
     keep_freed_memory()
-    base = pretrain(_sources(args.data), load_config(args.config, args.set), out=args.out)
+    base = pretrain(_sources(args.data), load_config(args.config, args.set), out=args.out, data_note=LICENCE)
     for path in base.iterdir():
         if path.name.startswith("."):
             continue

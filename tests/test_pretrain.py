@@ -156,6 +156,8 @@ def test_several_archives_one_of_them_without_classes(
     # Every fourth step is at twice the size, with a quarter of the images.
     assert seen == [torch.Size([4, 4, 2, 2])] * 3 + [torch.Size([1, 4, 4, 4])]
     card = (base / "README.md").read_text()
+    assert "overhead scenes at 16 and 32 px, a diffusers" in card
+    assert "- It draws 16 and 32 px. Small objects" in card
     assert f"- Trained on: drawn, {len(data.train)} images of 10 classes (" in card
     assert "; 75% of every batch. Terms: free." in card
     assert f"- Trained on: tiles, {len(tiles)} images of no classes; 25% of every batch." in card

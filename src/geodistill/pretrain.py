@@ -86,10 +86,14 @@ def pretrain(
 def _facts(name: str, sources: Sequence[Source], config: Config, earlier: str | None) -> BaseFacts:
     """Return what base.json says: the terms of the base in folder `earlier` bind what is trained further from it."""
     before = read_facts(earlier) if earlier else None
-    sizes = (config.size, 2 * config.size) if config.compact.doubled else (config.size,)
     archives = [source.name for source in sources if source.name]
     archives += before.archives if before else ()
-    return BaseFacts(name, sizes, before.terms if before else "", tuple(dict.fromkeys(archives)))
+    return BaseFacts(name, _sizes(config), before.terms if before else "", tuple(dict.fromkeys(archives)))
+
+
+def _sizes(config: Config) -> tuple[int, ...]:
+    """Return the image sizes in pixels that the base is trained on."""
+    return (config.size, 2 * config.size) if config.compact.doubled else (config.size,)
 
 
 def _earlier_card(earlier: str | None) -> str:
@@ -107,11 +111,11 @@ def model_card(
 ) -> str:
     """Return the model card, Markdown; `record` is what the stage `base` recorded, `start` what it went on from."""
     facts, settings = record["facts"], config.compact
-    made = versions()
+    made, sizes = versions(), " and ".join(str(size) for size in _sizes(config))
     lines = [
         "# Model card",
         "",
-        f"A text-conditional latent diffusion model of overhead scenes at {config.size} px, a diffusers pipeline made",
+        f"A text-conditional latent diffusion model of overhead scenes at {sizes} px, a diffusers pipeline made",
         "by `geodistill pretrain`. Prompts: `A satellite image of <class>`, then what geodistill's describer measured.",
         "",
         *(_trained_on(source, sum(one.weight for one in sources)) for source in sources),
@@ -128,7 +132,7 @@ def model_card(
         "",
         "- It knows the classes above, seen from the same height; others need `geodistill distill`'s adapter and come",
         "  out less well.",
-        f"- It draws {config.size} px. Small objects (cars, single aircraft) and regular layouts (rows of tanks) come",
+        f"- It draws {sizes} px. Small objects (cars, single aircraft) and regular layouts (rows of tanks) come",
         "  out worst.",
         "- The autoencoder was trained to look right to an ImageNet backbone (EfficientNet-Lite0): judge images with",
         "  another network as well.",
