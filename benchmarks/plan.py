@@ -22,7 +22,11 @@ def main() -> None:
     """Plan, compare, write the rows."""
     args = _arguments()
     found = make_plan(open_scenes(args.data).train, load_config(args.run / "config.toml"), args.run)
-    took = {record["stage"]: record["wall_seconds"] for record in records(args.run)}
+    made = {record["stage"]: record for record in records(args.run)}
+    took = {name: record["wall_seconds"] for name, record in made.items()}
+    if "refined" in made:
+        took["students"] = made["refined"]["facts"]["students_seconds"]
+        took["refined"] -= took["students"]
     lines = []
     for stage in found.stages:
         rate = stage.operations / (stage.seconds * SHARES[stage.name])

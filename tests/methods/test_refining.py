@@ -10,6 +10,7 @@ from geodistill.methods import refining
 from geodistill.methods.dpd import distill
 from geodistill.methods.refining import _in_turn, _shares, _Task
 from geodistill.refinement import Lesson, MeansLesson
+from geodistill.run import records
 from geodistill.scenes import Scenes
 
 SET = torch.tensor([0, 1])
@@ -65,6 +66,8 @@ def test_students_see_the_set_as_the_round_finds_it_and_a_kill_between_rounds_ch
     whole = distill(pair, config, out=tmp_path / "whole").images
     assert [torch.equal(seen[0], images) for images in seen] == [True, True, False, False]
     assert torch.equal(seen[2], seen[3])
+    (record,) = (record for record in records(tmp_path / "whole") if record["stage"] == "refined")
+    assert 0 < record["facts"]["students_seconds"] < record["wall_seconds"]
     assert {path.name for path in (tmp_path / "whole" / "refined").glob("*.safetensors")} == {"chosen.safetensors"}
 
     refine, calls = refining.refine, list[int]()

@@ -1,5 +1,6 @@
 """Refining what was chosen: a stage of DPD between the choice and the set that is handed out."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,12 +52,14 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
 
     def build(folder: Path) -> dict[str, Any]:
         task = _Task(scenes, scenes.pixels(size=config.size), labels, config, folder)
-        latents, facts = chosen.latents, dict[str, Any]()
+        latents, facts, spent = chosen.latents, dict[str, Any](), 0.0
         for rank, steps in enumerate(_shares(settings.steps, settings.rounds)):
             done = folder / f"round-{rank}.safetensors"
             if not done.exists():
+                start = time.perf_counter()
                 students = _students(task, decode(prior, latents, config, draft=True), rank)
                 judges = [(pretrained(), known), *students]
+                spent += time.perf_counter() - start
                 lessons = [Lesson(fold_norms(network), labels, seen, scenes.labels) for network, seen in judges]
                 part = settings.model_copy(update={"steps": steps})
                 seed = _seed(config.seed, "refinement", rank)
@@ -70,7 +73,7 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
         replace(chosen, latents=latents, logits=judge(teacher, latents)[0]).save(folder)
         for part_file in (*folder.glob("round-*.safetensors"), *folder.glob("student-*.safetensors")):
             part_file.unlink()
-        return facts
+        return facts | {"students_seconds": round(spent, 1)}
 
     inputs = [run.fingerprint_of("chosen"), scenes.fingerprint(), config.size, settings.model_dump(), config.seed]
     return Chosen.load(run.stage("refined", build, version=4, inputs=inputs))
