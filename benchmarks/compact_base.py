@@ -39,8 +39,9 @@ SPELLED = {
     "tenniscourt": "tennis court",
 }
 LICENCE = (
-    "open data alone, training parts of the archives above. The weights may be used for any purpose; name the authors "
-    "above where their licence (CC BY) asks for it. No image of AID is among them."
+    "open data alone, training parts of the archives above; no image of AID is among them. The weights are under "
+    "Apache-2.0, as the code is, and may be used for any purpose. Three of the sources are under CC BY and ask for "
+    "credit: OpenAerialMap contributors and HOT fAIr; Ventura et al. (urban-tree-detection-data); A. Zaborowski."
 )
 TILES = {
     "NAIP": (

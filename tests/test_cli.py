@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from geodistill.cli import _one_by_one, _print_screening, _print_self_test, app
 from geodistill.config import Config
 from geodistill.methods.self_test import SelfTest, Worth
+from geodistill.scenes import write_scenes
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -66,6 +67,27 @@ def test_plan_spends_nothing(scenes: Path, tmp_path: Path) -> None:
     assert "downloads nothing" in found.stdout
     assert re.search(r"candidates\W+60 images\W+\d\.\de\+\d\d", found.stdout)
     assert not (tmp_path / "run").exists()
+
+
+def test_plan_says_why_there_will_be_no_self_test(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "few", train_per_class=2, test_per_class=1)
+    found = _call("plan", tmp_path / "few", "--ipc", 2)
+    assert "no self-test: class 'Beach' has 2 training images, IPC 2 leaves none to spare" in found.stdout
+
+
+def test_bases_lists_what_the_names_stand_for() -> None:
+    found = _call("bases")
+    assert found.exit_code == 0, found.stderr
+    assert re.search(r"compact\W+64, 128 px\W+UC Merced", found.stdout)
+    assert "scratch" in found.stdout
+
+
+def test_a_base_that_is_not_there_stops_before_images_are_read(tmp_path: Path) -> None:
+    for command in (["distill", "--out", tmp_path / "run"], ["plan"]):
+        told = _call(command[0], tmp_path / "no-images-here", *command[1:], "--base", "compat")
+        assert told.exit_code == 2
+        assert "error: no such base 'compat': did you mean 'compact'?" in told.stderr
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_describer_that_is_not_there_stops_before_the_first_stage(scenes: Path, tmp_path: Path) -> None:

@@ -87,7 +87,10 @@ def test_autoencoder_is_the_one_that_was_standardised(run: Path, data: SceneData
 def test_size_that_does_not_fit(data: SceneData, settings: Config, tmp_path: Path) -> None:
     with pytest.raises(PriorError) as caught:
         pretrain([Source(data.train)], settings.model_copy(update={"size": 24}), out=tmp_path / "run")
-    assert str(caught.value) == "size 24 does not fit the compact base, which needs a multiple of 16: use --size 32"
+    assert (
+        str(caught.value)
+        == "size 24 does not fit a base built from scenes, which needs a multiple of 16: use --size 32"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -134,7 +137,10 @@ def test_does_not_go_on_from_nothing(data: SceneData, settings: Config, tmp_path
     assert str(caught.value) == "there is nothing to go on from in base 'scratch': leave --base out to start anew"
     with pytest.raises(PriorError) as caught:
         pretrain([Source(data.train)], settings, out=tmp_path / "run", start="compact")
-    assert str(caught.value).startswith("the base 'compact' draws images of 64 px, not 16: use --size 64")
+    assert str(caught.value) == (
+        "the base 'compact' draws images of 64 or 128 px, not 16: train it further at --size 64 or 128, or leave "
+        "--base out to train a new one"
+    )
 
 
 def test_several_archives_one_of_them_without_classes(
@@ -170,13 +176,31 @@ def test_archives_as_they_are_named_on_the_command_line(data: SceneData, tmp_pat
     write_scenes(tmp_path / "a", train_per_class=2, test_per_class=1)
     one, other = open_sources([f"{tmp_path / 'a'}=2.5"], [str(tmp_path / "a" / "test")])
     assert (len(one.scenes), one.weight, one.labelled, one.name) == (20, 2.5, True, "a")
-    assert (len(other.scenes), other.weight, other.labelled, other.name) == (10, 1.0, False, "test")
+    # A split's own name says nothing.
+    assert (len(other.scenes), other.weight, other.labelled, other.name) == (10, 1.0, False, "a")
     assert other.scenes.classes == UNLABELLED
     for weight in ("0", "-1", "much", "nan"):
         with pytest.raises(ConfigError) as caught:
             open_sources([f"{tmp_path / 'a'}={weight}"])
         told = f"the weight of {tmp_path / 'a'} is {weight!r}: give a positive number, such as {tmp_path / 'a'}=2"
         assert str(caught.value) == told
+
+
+@pytest.mark.parametrize("again", ["a", "a=3"])
+def test_an_archive_given_twice_is_refused_labelled_or_not(again: str, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for labelled, unlabelled in (([str(folder), f"{tmp_path}/{again}"], []), ([str(folder)], [f"{tmp_path}/{again}"])):
+        with pytest.raises(ConfigError) as caught:
+            open_sources(labelled, unlabelled)
+        assert str(caught.value) == f"{folder} is given twice: give each archive once, with a weight such as a=2"
+
+
+def test_an_argument_without_a_folder_is_refused() -> None:
+    for text in ("", "=2"):
+        with pytest.raises(ConfigError) as caught:
+            open_sources([text])
+        assert str(caught.value) == f"{text!r} names no folder: give PATH or PATH=WEIGHT"
 
 
 def test_no_folder_and_no_images_without_classes(tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def _told() -> Iterator[None]:
 
     _refuse_company(sys.argv[1:])
     keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False)])
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
+    )
     _quiet_libraries()
     try:
         yield
@@ -177,6 +179,7 @@ def distill(
     with _told():
         from geodistill.config import load_config
         from geodistill.methods import dpd
+        from geodistill.methods.stages import check_base
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
@@ -184,6 +187,8 @@ def distill(
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
+        # Before the images are read, which takes longest of what comes before the first stage.
+        check_base(settings)
         scenes = open_scenes(data).train
         result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
         if not processes().main:
@@ -217,11 +222,13 @@ def plan(
     """
     with _told():
         from geodistill.config import load_config
+        from geodistill.methods.stages import check_base
         from geodistill.plan import make_plan
         from geodistill.scenes import open_scenes
 
         sets = _with_describer(set_, describe)
         settings = load_config(_config_file(config), sets, ipc=ipc, base=base, size=size)
+        check_base(settings)
         _print_plan(make_plan(open_scenes(data).train, settings, out))
 
 
@@ -455,6 +462,31 @@ def methods() -> None:
     _console.print(table)
 
 
+@app.command(epilog="Example: **geodistill bases**")
+def bases() -> None:
+    """List the bases that `--base` takes by name: their image sizes, what they were trained on, their terms of use."""
+    with _told():
+        from geodistill.errors import PriorError
+        from geodistill.prior.catalogue import SCRATCH, base_names, folder_of, read_facts
+
+        table = Table("base", "sizes", "trained on", "terms of use")
+        for name in base_names():
+            if name == SCRATCH:
+                table.add_row(name, "multiples of 16", "your training scenes alone, in each run", "")
+                continue
+            try:
+                facts = read_facts(folder_of(name) or "")
+            except PriorError as error:
+                table.add_row(name, "", f"[red]{_plain(str(error))}[/]", "")
+                continue
+            sizes, archives, terms = (facts.sizes, facts.archives, facts.terms) if facts else ((), (), "")
+            told = ", ".join(f"{size}" for size in sizes) + " px" if sizes else "not told"
+            table.add_row(name, told, _plain(", ".join(archives)) or "not told", _plain(terms) or "any use")
+        _console.print(table)
+        also = "`--base` also takes the folder of a Stable-Diffusion-type pipeline, or its name on the hub."
+        _console.print(also, soft_wrap=True)
+
+
 @app.command(epilog="Example: **geodistill settings refinement**")
 def settings(
     section: Annotated[str, typer.Argument(help="Only those that begin so, such as sampling or finetune.lr.")] = "",
@@ -583,6 +615,8 @@ def _print_plan(found: Any) -> None:
     )
     if found.held_out:
         _console.print(f"held out for the self-test: {found.held_out:,} of {found.scenes:,} training scenes")
+    if found.no_test:
+        _console.print(f"no self-test: {_plain(found.no_test)}", soft_wrap=True)
     table = Table("stage", "work", "operations", "time", title="what takes long, on this machine")
     for stage in found.stages:
         table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", _duration(stage.seconds))

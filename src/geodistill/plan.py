@@ -93,8 +93,8 @@ class Plan:
     """Cost of a run, nothing of which has been spent. Memory and disk are in bytes.
 
     unforetold: what takes time that is not known beforehand. held_out: how many of the training scenes, `scenes`, are
-    held out for the self-test. overlap: how many of the images the base was trained on, a sentence without its stop; ""
-    where none are known.
+    held out for the self-test. no_test: why there is no self-test, where one was asked for. overlap: how many of the
+    images the base was trained on, a sentence without its stop; "" where none are known.
     """
 
     downloads: tuple[Download, ...]
@@ -106,6 +106,7 @@ class Plan:
     device: str
     scenes: int = 0
     held_out: int = 0
+    no_test: str = ""
     overlap: str = ""
 
     @property
@@ -167,7 +168,8 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
         memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
     disk = files + sum(one.size for one in downloads)
     free, unforetold = _free(out), tuple(_unforetold(config))
-    return Plan(tuple(downloads), stages, unforetold, memory, disk, free, device, count, count - len(scenes), overlap)
+    needs = (memory, disk, free, device)
+    return Plan(tuple(downloads), stages, unforetold, *needs, count, count - len(scenes), apart.reason, overlap)
 
 
 def _of_folder(source: str) -> _Parts:

@@ -10,30 +10,43 @@ from geodistill.config import CompactSettings, Config
 from geodistill.errors import ConfigError, PriorError
 from geodistill.methods.stages import Source, train_base
 from geodistill.prior.base import source_of
-from geodistill.prior.catalogue import FACTS, SCRATCH, BaseFacts, facts_text, read_facts, tell_terms
+from geodistill.prior.catalogue import FACTS, SCRATCH, BaseFacts, facts_text, folder_of, read_facts, tell_terms
 from geodistill.prior.compact import check_compact_size
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes import open_scenes, open_unlabelled
+from geodistill.scenes.folder import SPLITS
 
 
 def open_sources(labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> list[Source]:
     """Return the archives that "PATH" or "PATH=WEIGHT" of each name, named by their folders.
 
-    Raises ConfigError for a weight that is not a positive number, SceneError for a folder that cannot be read.
+    Raises ConfigError for a weight that is not a positive number and for a folder given twice, SceneError for a folder
+    that cannot be read.
     """
+    given = [(*_weighed(text), True) for text in labelled] + [(*_weighed(text), False) for text in unlabelled]
+    paths = [path.resolve() for path, *_ in given]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError(f"{path} is given twice: give each archive once, with a weight such as {path.name}=2")
     sources = []
-    for text in (*labelled, *unlabelled):
-        path, weight = _weighed(text)
-        known = text in labelled
+    for path, weight, known in given:
         scenes = open_scenes(path).train if known else open_unlabelled(path)
-        sources.append(Source(scenes, weight, labelled=known, name=path.resolve().name))
+        sources.append(Source(scenes, weight, labelled=known, name=_archive_name(path)))
     return sources
 
 
+def _archive_name(path: Path) -> str:
+    """Return the name of the archive in folder `path`: its own name, or its parent's where it is a split's."""
+    folder = path.resolve()
+    return folder.parent.name if folder.name.lower() in SPLITS else folder.name
+
+
 def _weighed(text: str) -> tuple[Path, float]:
-    if Path(text).exists() or "=" not in text:
+    if text and (Path(text).exists() or "=" not in text):
         return Path(text), 1.0
     path, _, given = text.rpartition("=")
+    if not path:
+        raise ConfigError(f"{text!r} names no folder: give PATH or PATH=WEIGHT")
     try:
         weight = float(given)
     except ValueError:
@@ -71,6 +84,8 @@ def pretrain(
         raise PriorError("there is nothing to go on from in base 'scratch': leave --base out to start anew")
     about: dict[str, Any] = {"compact": config.compact.model_dump(mode="json"), "size": config.size}
     about |= {"seed": config.seed, "start": start}
+    if start:
+        _check_start(start, config.size)
     scenes = [[source.scenes.fingerprint(), source.weight, source.labelled] for source in sources]
     earlier = source_of(start, config.size) if start else None
     with Run(out, {"method": "pretrain", "config": about, "scenes": scenes}, command) as run:
@@ -81,6 +96,17 @@ def pretrain(
         write_atomic(folder / "README.md", card + _earlier_card(earlier))
         write_atomic(folder / FACTS, facts_text(_facts(out.resolve().name, sources, config, earlier)))
     return folder
+
+
+def _check_start(start: str, size: int) -> None:
+    """Raise PriorError where the base `start` says that it does not draw `size`, with what to do when pretraining."""
+    facts = read_facts(folder_of(start) or start)
+    if facts and size not in facts.sizes:
+        sizes = " or ".join(str(one) for one in facts.sizes)
+        raise PriorError(
+            f"the base {start!r} draws images of {sizes} px, not {size}: train it further at --size {sizes}, or leave "
+            "--base out to train a new one"
+        )
 
 
 def _facts(name: str, sources: Sequence[Source], config: Config, earlier: str | None) -> BaseFacts:

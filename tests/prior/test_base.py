@@ -65,7 +65,22 @@ def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(PriorError) as caught:
         load_prior(str(tmp_path))
     assert str(caught.value) == (
-        f"the base folder {tmp_path} is not a pipeline: it has no model_index.json. "
+        f"the base folder {tmp_path} is not a whole pipeline: there is no model_index.json in {tmp_path}. "
+        "Point --base to a folder saved by diffusers' save_pretrained"
+    )
+
+
+def test_folder_without_weights_and_the_run_folder_of_pretrain(sd_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sd_folder, tmp_path / "run" / "base"))
+    with pytest.raises(PriorError) as caught:
+        source_of(str(tmp_path / "run"), 64)
+    assert str(caught.value).endswith(f"there is no model_index.json in {tmp_path / 'run'}. Did you mean {folder}?")
+    for weights in (folder / "unet").glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(PriorError) as caught:
+        source_of(str(folder), 64)
+    assert str(caught.value) == (
+        f"the base folder {folder} is not a whole pipeline: there are no weights in {folder / 'unet'}. "
         "Point --base to a folder saved by diffusers' save_pretrained"
     )
 
@@ -75,7 +90,8 @@ def test_base_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PriorError) as caught:
         load_prior("./nowhere")
     assert str(caught.value) == (
-        "no such base './nowhere': give 'compact', 'scratch', a pipeline folder, or a hub name such as owner/name"
+        "no such base './nowhere': give 'compact', 'scratch', a pipeline folder, or a hub name such as owner/name; a "
+        "base in a package has a name once the package is installed"
     )
 
 
@@ -92,7 +108,10 @@ def test_size_that_does_not_fit(sd_folder: Path) -> None:
 def test_compact_size_that_does_not_fit() -> None:
     with pytest.raises(PriorError) as caught:
         new_compact(["a"], CompactSettings(), size=40, seed=0)
-    assert str(caught.value) == "size 40 does not fit the compact base, which needs a multiple of 16: use --size 32"
+    assert (
+        str(caught.value)
+        == "size 40 does not fit a base built from scenes, which needs a multiple of 16: use --size 32"
+    )
 
 
 def test_fingerprint_follows_the_bytes(sd_folder: Path, tmp_path: Path) -> None:

@@ -66,8 +66,12 @@ def test_other_names_and_folders_stand_for_themselves(sd_folder: Path) -> None:
 
 def test_unknown_names(install: Install) -> None:
     install("base-quay", "quay", "this is not imported to list its name")
-    known = "'compact', 'scratch', 'quay', a pipeline folder, or a hub name such as owner/name"
+    known = (
+        "'compact', 'scratch', 'quay', a pipeline folder, or a hub name such as owner/name; a base in a package has a "
+        "name once the package is installed"
+    )
     assert _refused("quai") == f"no such base 'quai': did you mean 'quay'? Give {known}"
+    assert _refused("QUAY") == f"no such base 'QUAY': did you mean 'quay'? Give {known}"
     assert _refused("compat") == f"no such base 'compat': did you mean 'compact'? Give {known}"
     assert _refused("./nowhere") == f"no such base './nowhere': give {known}"
 
@@ -77,13 +81,14 @@ def test_unknown_names(install: Install) -> None:
     [
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("raise RuntimeError('half an installation')", "RuntimeError: half an installation"),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
     ],
 )
 def test_a_package_that_cannot_be_imported(code: str, why: str, install: Install) -> None:
     install("base-dock", "dock", code)
     assert _refused("dock") == (
-        f"the base 'dock' cannot be had from package 'base-dock' ({why}): install the package again, or uninstall it "
-        "and give another --base"
+        f"the base 'dock' cannot be loaded from package 'base-dock' ({why}): install the package again, or uninstall "
+        "it and give another --base"
     )
 
 
@@ -98,9 +103,7 @@ def test_an_entry_point_that_is_no_folder(install: Install) -> None:
 def test_a_package_without_weights(install: Install, tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     install("base-mole", "mole", f"FOLDER = {str(folder)!r}")
-    told = (
-        "the base 'mole' of package 'base-mole' is not complete, {}: install the package again, or give another --base"
-    )
+    told = "the base 'mole' of package 'base-mole' is incomplete, {}: install the package again, or give another --base"
     assert _refused("mole") == told.format(f"there is no folder {folder}")
     (folder / "unet").mkdir(parents=True)
     assert _refused("mole") == told.format(f"there is no model_index.json in {folder}")

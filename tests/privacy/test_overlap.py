@@ -2,9 +2,11 @@ import base64
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geodistill.errors import PriorError
 from geodistill.privacy.overlap import FOOTPRINT, Known, footprint, known, known_archives, sign, told_overlap
 
 TRAINED = [f"image {index}" for index in range(2000)]
@@ -86,3 +88,13 @@ def test_the_overlap_in_words(tmp_path):
         "about 4,000 of the 4,000 training images are among those that the base was trained on (fields, harbours)"
     )
     assert told_overlap([f"new {k}" for k in range(2000)], folder) == ""
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"archive": "fields"}'])
+def test_a_footprint_that_cannot_be_read(text, tmp_path):
+    (tmp_path / "trained_on.jsonl").write_text(text)
+    with pytest.raises(PriorError) as caught:
+        known(TRAINED, tmp_path)
+    told = str(caught.value)
+    assert told.startswith(f"{tmp_path / 'trained_on.jsonl'} cannot be read (")
+    assert told.endswith("): copy the base again; without this file nobody can tell which images it was trained on")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from geodistill.devices import Precision, accelerator, mixed, working_type
 from geodistill.errors import PriorError
-from geodistill.prior.catalogue import FACTS, SCRATCH, check_drawn, folder_of, unknown_base
+from geodistill.prior.catalogue import FACTS, SCRATCH, check_drawn, folder_of, missing_part, unknown_base
 from geodistill.run import fingerprint, write_atomic
 
 # 128 images of 64 px, 8 of 256: with Stable Diffusion's autoencoder, about 2 GB.
@@ -207,6 +207,7 @@ def source_of(base: str, size: int) -> str:
     source = str(folder_of(base) or base)
     if not _may_be_had(source):
         raise unknown_base(base)
+    _check_folder(source)
     check_drawn(base, source, size)
     return source
 
@@ -265,10 +266,13 @@ def _unloadable(source: str, why: str) -> str:
 
 def _check_folder(source: str) -> None:
     folder = Path(source)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise PriorError(
-            f"the base folder {source} is not a pipeline: it has no model_index.json. "
-            "Point --base to a folder saved by diffusers' save_pretrained"
-        )
+    missing = missing_part(folder) if folder.is_dir() else ""
+    if missing:
+        # `pretrain --out RUN` leaves its base in RUN/base.
+        inside = folder / "base"
+        hint = "Point --base to a folder saved by diffusers' save_pretrained"
+        if not missing_part(inside):
+            hint = f"Did you mean {inside}?"
+        raise PriorError(f"the base folder {source} is not a whole pipeline: {missing}. {hint}")
     if not _may_be_had(source):
         raise unknown_base(source)

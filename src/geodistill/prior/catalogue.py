@@ -67,10 +67,10 @@ def folder_of(name: str) -> Path | None:
         raise PriorError(f"the packages {packages} each register a base {name!r}: uninstall all but one of them")
     (claim,) = claims
     folder = _loaded(name, claim)
-    missing = _missing(folder)
+    missing = missing_part(folder)
     if missing:
         raise PriorError(
-            f"the base {name!r} of package {claim.package!r} is not complete, {missing}: install the package again, "
+            f"the base {name!r} of package {claim.package!r} is incomplete, {missing}: install the package again, "
             "or give another --base"
         )
     return folder
@@ -88,9 +88,9 @@ def _package_of(point: metadata.EntryPoint) -> str:
 def _loaded(name: str, claim: _Claim) -> Path:
     try:
         folder = claim.load()
-    except Exception as error:  # the code of another package, which may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # another package's code, which may raise anything when it is imported
         raise PriorError(
-            f"the base {name!r} cannot be had from package {claim.package!r} ({type(error).__name__}: {error}): "
+            f"the base {name!r} cannot be loaded from package {claim.package!r} ({type(error).__name__}: {error}): "
             "install the package again, or uninstall it and give another --base"
         ) from error
     if not isinstance(folder, str | Path):
@@ -101,24 +101,29 @@ def _loaded(name: str, claim: _Claim) -> Path:
     return Path(folder)
 
 
-def _missing(folder: Path) -> str:
+def missing_part(folder: Path) -> str:
     """Return what a base in `folder` lacks; "" where its pipeline and the weights of its U-Net are there."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     if not (folder / "model_index.json").is_file():
         return f"there is no model_index.json in {folder}"
-    if not any((folder / "unet").glob("*.safetensors")):
-        return f"there are no weights in {folder / 'unet'}"
+    # A pipeline without this folder is of another kind, which `base.check_family` tells better.
+    unet = folder / "unet"
+    if unet.is_dir() and not any(unet.glob("*.safetensors")):
+        return f"there are no weights in {unet}"
     return ""
 
 
 def unknown_base(base: str) -> PriorError:
     """Return the error that says that `base` is neither a name, nor a folder, nor like a name on the hub."""
     names = base_names()
-    near = get_close_matches(base, names)
+    near = get_close_matches(base.lower(), names)
     hint = f"did you mean {' or '.join(map(repr, near))}? Give" if near else "give"
     known = ", ".join(map(repr, names))
-    return PriorError(f"no such base {base!r}: {hint} {known}, a pipeline folder, or a hub name such as owner/name")
+    return PriorError(
+        f"no such base {base!r}: {hint} {known}, a pipeline folder, or a hub name such as owner/name; a base in a "
+        "package has a name once the package is installed"
+    )
 
 
 def read_facts(folder: Path | str) -> BaseFacts | None:

@@ -191,7 +191,7 @@ def _text_model(text_encoder: Any) -> Any:
 
 def check_compact_size(size: int) -> None:
     """Raise PriorError unless images of side `size` fit the compact base, which needs a multiple of 16."""
-    refuse_odd_size(size, 16, "the compact base")
+    refuse_odd_size(size, 16, "a base built from scenes")
 
 
 def _text_config(vocabulary: int, end: int) -> CLIPTextConfig:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from math import prod, sqrt
 from pathlib import Path
 
+from geodistill.errors import PriorError
+
 # Beside the pipeline's own files; not one of those that tell a base from another.
 FOOTPRINT = "trained_on.jsonl"
 # Of the footprint, for each image.
@@ -82,8 +84,14 @@ def _footprints(folder: Path) -> list[tuple[str, bytes]]:
     """Return (name, bits) of each archive that the base in `folder` was trained on."""
     path = folder / FOOTPRINT
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    parsed = [json.loads(line) for line in lines]
-    return [(one.get("archive", ""), base64.b64decode(one["bits"])) for one in parsed]
+    try:
+        parsed = [json.loads(line) for line in lines]
+        return [(one.get("archive", ""), base64.b64decode(one["bits"])) for one in parsed]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PriorError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): copy the base again; without this file nobody "
+            "can tell which images it was trained on"
+        ) from error
 
 
 def _merged(footprints: Sequence[bytes]) -> list[bytes]:
