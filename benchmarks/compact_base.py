@@ -70,7 +70,7 @@ def main() -> None:
     keep_freed_memory()
     base = pretrain(_sources(args.data), load_config(args.config, args.set), out=args.out, data_note=LICENCE)
     for path in base.iterdir():
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name == "losses.json":
             continue
         target = SHIPPED / path.name
         if path.is_dir():

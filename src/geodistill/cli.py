@@ -58,7 +58,7 @@ _NETWORKS = (
     "densenet121, inception_v3 (random weights), timm:NAME with the vision extra; several give a table across "
     "networks [default: efficientnet-lite0]."
 )
-_SIZE = "Side of the images in pixels; the compact base draws 64 [default: 64]."
+_SIZE = "Side of the images in pixels; the compact base draws 64 and 128 [default: 64]."
 _Data = Annotated[
     Path,
     typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>`, then 20 % become test."),

@@ -26,26 +26,27 @@ def test_the_wheel_stays_under_35_megabytes() -> None:
 def test_shipped_base_loads_and_knows_its_classes_as_words() -> None:
     prior = load_prior(source_of("compact", 64))
     check_size(prior, 64)
-    pieces = prior.tokenizer.tokenize("A satellite image of permanent crop")
-    assert pieces == ["a</w>", "satellite</w>", "image</w>", "of</w>", "permanent</w>", "crop</w>"]
+    for name in ("permanent crop", "storage tanks"):
+        pieces = prior.tokenizer.tokenize(f"A satellite image of {name}")
+        assert pieces == [f"{word}</w>" for word in ("a", "satellite", "image", "of", *name.split())]
 
 
 def test_what_it_says_of_itself() -> None:
     archives = ("UC Merced Land Use", "EuroSAT RGB", "NAIP", "OpenAerialMap", "drone images")
-    assert read_facts(FOLDER) == BaseFacts("compact", (64,), "", archives)
+    assert read_facts(FOLDER) == BaseFacts("compact", (64, 128), "", archives)
 
 
 def test_another_size_is_refused_with_what_to_do() -> None:
     with pytest.raises(PriorError) as caught:
         source_of("compact", 96)
     assert str(caught.value) == (
-        "the base 'compact' draws images of 64 px, not 96: use --size 64, --base scratch, or a base made by "
-        "`geodistill pretrain --size 96`"
+        "the base 'compact' draws images of 64 or 128 px, not 96: use --size 64 or 128, --base scratch, or a base made "
+        "by `geodistill pretrain --size 96`"
     )
 
 
 def test_folder_is_inside_the_package() -> None:
-    assert source_of("compact", 64) == str(FOLDER)
+    assert source_of("compact", 64) == source_of("compact", 128) == str(FOLDER)
 
 
 def test_nothing_in_the_package_was_made_from_aid() -> None:
