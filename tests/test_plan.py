@@ -50,13 +50,13 @@ class TestOperations:
 
     def test_follow_the_settings(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
         base = _with(on_pipeline, sampling={"steps": 10, "strength": 0.5, "guidance": 3.0, "candidates": 4})
-        base = _with(base, refinement={"steps": 2, "students": (2,)})
+        base = _with(base, refinement={"steps": 6, "rounds": 3, "students": (2,)})
         before = _operations(pair, base, tmp_path)
         for changes, stage, ratio in (
             ({"sampling": {"candidates": 8}}, "candidates", 2),
             ({"sampling": {"candidates": 8}}, "chosen", 2),
-            ({"refinement": {"steps": 6}}, "refined", 3),
-            ({"refinement": {"rounds": 4}}, "students", 2),
+            ({"refinement": {"steps": 18}}, "refined", 3),
+            ({"refinement": {"rounds": 6}}, "students", 2),
             ({"sampling": {"guidance": 1.0}}, "candidates", 0.5),
             ({"sampling": {"follow": "none"}}, "candidates", 2),
             ({"sampling": {"steps": 30}}, "candidates", 3),

@@ -254,6 +254,8 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     decoding = _decoding(parts, latent)
     passes_of_training = WHOLE_STEP if trains_all(parts.unet, config.finetune) else LORA_STEP
     embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
+    students = refinement.students
+    taught = sum(students) * BATCH + len(students) * len(scenes) // 3
     works = {
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
@@ -263,11 +265,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         "chosen": (drawn, "images decoded", decoding),
         # Of the whole set: students are trained on it in each round, and look at all scenes once.
-        "students": (
-            refinement.rounds * (sum(refinement.students) * BATCH + len(refinement.students) * len(scenes) // 3),
-            "images",
-            3 * embedding,
-        ),
+        "students": (min(refinement.rounds, refinement.steps) * taught, "images", 3 * embedding),
         # Each step sees nearly every image twice, the second time with the gradient, which takes two passes more.
         "refined": (refinement.steps * slots, "images", 4 * (decoding + embedding)),
         # One training on the set and one on real images.

@@ -12,8 +12,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import make_distilled
 from geodistill.methods.self_test import set_apart
-from geodistill.prior.base import source_of
-from geodistill.prior.catalogue import SCRATCH
+from geodistill.prior.catalogue import SCRATCH, folder_of
 from geodistill.privacy.overlap import told_overlap
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run
@@ -51,7 +50,8 @@ class Source:
         if self.config.base == SCRATCH:
             return ""
         try:
-            folder = Path(source_of(self.config.base, self.config.size))
+            # Whether it can draw does not matter: what it was trained on is a file beside the weights.
+            folder = Path(folder_of(self.config.base) or self.config.base)
         except PriorError:
             # An audit reads the set: the base may have gone since it was made.
             return ""
