@@ -115,6 +115,8 @@ def _quiet_libraries() -> None:
         library.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", module="huggingface_hub")
+    # Of diffusers' `is_torch_version`, whose answer never changes.
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
 
 
 @app.command(epilog="Example: **geodistill distill ~/AID --ipc 10 --out runs/aid --set sampling.follow=guide**")
