@@ -11,12 +11,13 @@ from geodistill.run import Run
 from geodistill.scenes import builtin_scenes
 
 
-@pytest.mark.parametrize(("steps", "compiled"), [(976, 0), (977, 1)])
+@pytest.mark.parametrize(("steps", "threads", "compiled"), [(976, 1, 0), (977, 1, 1), (977, 2, 0), (1954, 2, 1)])
 def test_a_long_adaptation_on_a_cpu_is_compiled(
-    steps: int, compiled: int, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: int, threads: int, compiled: int, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(stages, "compile_in_place", seen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(stages, "train_denoiser", lambda *_: {})
     scenes, prior = builtin_scenes(size=64).train, load_prior(str(sd_folder))
     # 64 latents of 8x8 positions a step: four million in 977 steps.
