@@ -189,7 +189,7 @@ def distill(
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
-        # Before the images are read, which takes longest of what comes before the first stage.
+        # Reading the images takes long: a wrong base is told before.
         check_base(settings)
         scenes = open_scenes(data).train
         result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
@@ -468,25 +468,31 @@ def methods() -> None:
 def bases() -> None:
     """List the bases that `--base` takes by name: their image sizes, what they were trained on, their terms of use."""
     with _told():
-        from geodistill.errors import PriorError
-        from geodistill.prior.catalogue import SCRATCH, base_names, folder_of, read_facts
+        from geodistill.prior.catalogue import base_names
 
         table = Table("base", "sizes", "trained on", "terms of use")
         for name in base_names():
-            if name == SCRATCH:
-                table.add_row(name, "multiples of 16", "your training scenes alone, in each run", "")
-                continue
-            try:
-                facts = read_facts(folder_of(name) or "")
-            except PriorError as error:
-                table.add_row(name, "", f"[red]{_plain(str(error))}[/]", "")
-                continue
-            sizes, archives, terms = (facts.sizes, facts.archives, facts.terms) if facts else ((), (), "")
-            told = ", ".join(f"{size}" for size in sizes) + " px" if sizes else "not told"
-            table.add_row(name, told, _plain(", ".join(archives)) or "not told", _plain(terms) or "any use")
+            table.add_row(name, *_about_base(name))
         _console.print(table)
         also = "`--base` also takes the folder of a Stable-Diffusion-type pipeline, or its name on the hub."
         _console.print(also, soft_wrap=True)
+
+
+def _about_base(name: str) -> tuple[str, str, str]:
+    """Return sizes, training data and terms of use of the base `name`, as `bases` shows them."""
+    from geodistill.errors import PriorError
+    from geodistill.prior.catalogue import SCRATCH, folder_of, read_facts
+
+    if name == SCRATCH:
+        return "multiples of 16", "your training scenes alone, in each run", ""
+    try:
+        facts = read_facts(folder_of(name) or "")
+    except PriorError as error:
+        return "", f"[red]{_plain(str(error))}[/]", ""
+    if facts is None:
+        return "not told", "not told", "not told"
+    sizes = ", ".join(map(str, facts.sizes))
+    return f"{sizes} px", _plain(", ".join(facts.archives)) or "not told", _plain(facts.terms) or "any use"
 
 
 @app.command(epilog="Example: **geodistill settings refinement**")

@@ -30,6 +30,7 @@ from geodistill.devices import accelerator, working_type
 from geodistill.errors import PriorError
 from geodistill.evaluation.networks import PRETRAINED, build_network, embed
 from geodistill.evaluation.protocols import BATCH, recipe_steps
+from geodistill.methods.refining import steps_of_rounds
 from geodistill.methods.screening import weaker
 from geodistill.methods.self_test import JUDGE, Apart, set_apart
 from geodistill.methods.stages import check_counts
@@ -168,8 +169,19 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
         memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
     disk = files + sum(one.size for one in downloads)
     free, unforetold = _free(out), tuple(_unforetold(config))
-    needs = (memory, disk, free, device)
-    return Plan(tuple(downloads), stages, unforetold, *needs, count, count - len(scenes), apart.reason, overlap)
+    return Plan(
+        downloads=tuple(downloads),
+        stages=stages,
+        unforetold=unforetold,
+        memory=memory,
+        disk=disk,
+        free_disk=free,
+        device=device,
+        scenes=count,
+        held_out=count - len(scenes),
+        no_test=apart.reason,
+        overlap=overlap,
+    )
 
 
 def _of_folder(source: str) -> _Parts:
@@ -254,7 +266,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     decoding = _decoding(parts, latent)
     passes_of_training = WHOLE_STEP if trains_all(parts.unet, config.finetune) else LORA_STEP
     embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
-    students = refinement.students
+    students, rounds = refinement.students, len(steps_of_rounds(refinement.steps, refinement.rounds))
     taught = sum(students) * BATCH + len(students) * len(scenes) // 3
     works = {
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
@@ -265,7 +277,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         "chosen": (drawn, "images decoded", decoding),
         # Of the whole set: students are trained on it in each round, and look at all scenes once.
-        "students": (min(refinement.rounds, refinement.steps) * taught, "images", 3 * embedding),
+        "students": (rounds * taught, "images", 3 * embedding),
         # Each step sees nearly every image twice, the second time with the gradient, which takes two passes more.
         "refined": (refinement.steps * slots, "images", 4 * (decoding + embedding)),
         # One training on the set and one on real images.

@@ -10,11 +10,22 @@ from geodistill.config import CompactSettings, Config
 from geodistill.errors import ConfigError, PriorError
 from geodistill.methods.stages import Source, train_base
 from geodistill.prior.base import source_of
-from geodistill.prior.catalogue import FACTS, SCRATCH, BaseFacts, facts_text, folder_of, read_facts, tell_terms
+from geodistill.prior.catalogue import (
+    FACTS,
+    SCRATCH,
+    BaseFacts,
+    check_drawn,
+    facts_text,
+    folder_of,
+    read_facts,
+    tell_terms,
+)
 from geodistill.prior.compact import check_compact_size
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes import open_scenes, open_unlabelled
 from geodistill.scenes.folder import SPLITS
+
+_OTHER_SIZE = "train it further at --size {sizes}, or leave --base out to train a new one"
 
 
 def open_sources(labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> list[Source]:
@@ -85,7 +96,7 @@ def pretrain(
     about: dict[str, Any] = {"compact": config.compact.model_dump(mode="json"), "size": config.size}
     about |= {"seed": config.seed, "start": start}
     if start:
-        _check_start(start, config.size)
+        check_drawn(start, folder_of(start) or start, config.size, _OTHER_SIZE)
     scenes = [[source.scenes.fingerprint(), source.weight, source.labelled] for source in sources]
     earlier = source_of(start, config.size) if start else None
     with Run(out, {"method": "pretrain", "config": about, "scenes": scenes}, command) as run:
@@ -96,17 +107,6 @@ def pretrain(
         write_atomic(folder / "README.md", card + _earlier_card(earlier))
         write_atomic(folder / FACTS, facts_text(_facts(out.resolve().name, sources, config, earlier)))
     return folder
-
-
-def _check_start(start: str, size: int) -> None:
-    """Raise PriorError where the base `start` says that it does not draw `size`, with what to do when pretraining."""
-    facts = read_facts(folder_of(start) or start)
-    if facts and size not in facts.sizes:
-        sizes = " or ".join(str(one) for one in facts.sizes)
-        raise PriorError(
-            f"the base {start!r} draws images of {sizes} px, not {size}: train it further at --size {sizes}, or leave "
-            "--base out to train a new one"
-        )
 
 
 def _facts(name: str, sources: Sequence[Source], config: Config, earlier: str | None) -> BaseFacts:

@@ -8,7 +8,7 @@ from geodistill.config import Config
 from geodistill.evaluation.networks import pretrained
 from geodistill.methods import refining
 from geodistill.methods.dpd import distill
-from geodistill.methods.refining import _in_turn, _shares, _Task
+from geodistill.methods.refining import _in_turn, _Task, steps_of_rounds
 from geodistill.refinement import Lesson, MeansLesson
 from geodistill.run import records
 from geodistill.scenes import Scenes
@@ -44,9 +44,9 @@ def test_without_random_networks(pair: Scenes, tiny: Config):
 
 
 def test_every_round_does_its_share_of_the_steps():
-    assert _shares(160, 2) == [80, 80]
-    assert _shares(7, 3) == [3, 2, 2]
-    assert _shares(2, 5) == [1, 1]
+    assert steps_of_rounds(160, 2) == [80, 80]
+    assert steps_of_rounds(7, 3) == [3, 2, 2]
+    assert steps_of_rounds(2, 5) == [1, 1]
 
 
 def test_students_see_the_set_as_the_round_finds_it_and_a_kill_between_rounds_changes_nothing(

@@ -53,7 +53,7 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
     def build(folder: Path) -> dict[str, Any]:
         task = _Task(scenes, scenes.pixels(size=config.size), labels, config, folder)
         latents, facts, spent = chosen.latents, dict[str, Any](), 0.0
-        for rank, steps in enumerate(_shares(settings.steps, settings.rounds)):
+        for rank, steps in enumerate(steps_of_rounds(settings.steps, settings.rounds)):
             done = folder / f"round-{rank}.safetensors"
             if not done.exists():
                 start = time.perf_counter()
@@ -83,10 +83,10 @@ def _seed(seed: int, what: str, rank: int) -> int:
     return derive_seed(seed, what, rank) if rank else derive_seed(seed, what)
 
 
-def _shares(steps: int, rounds: int) -> list[int]:
+def steps_of_rounds(steps: int, rounds: int) -> list[int]:
     """Return how many of `steps` each round does, none of them 0.
 
-    >>> _shares(7, 3)
+    >>> steps_of_rounds(7, 3)
     [3, 2, 2]
     """
     rounds = min(steps, rounds)

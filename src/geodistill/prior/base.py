@@ -205,8 +205,6 @@ def source_of(base: str, size: int) -> str:
     if base == SCRATCH:
         return base
     source = str(folder_of(base) or base)
-    if not _may_be_had(source):
-        raise unknown_base(base)
     _check_folder(source)
     check_drawn(base, source, size)
     return source

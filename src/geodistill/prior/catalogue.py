@@ -23,6 +23,7 @@ GROUP = "geodistill.bases"
 # Beside the pipeline's own files; not one of those that tell a base from another.
 FACTS = "base.json"
 _OWN_PACKAGE = "geodistill"
+_OTHER_SIZE = f"use --size {{sizes}}, --base {SCRATCH}, or a base made by `geodistill pretrain --size {{size}}`"
 
 
 @dataclass(frozen=True)
@@ -153,16 +154,17 @@ def facts_text(facts: BaseFacts) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-def check_drawn(base: str, folder: Path | str, size: int) -> None:
-    """Raise PriorError where the base.json in `folder`, that of the base given as `base`, leaves out `size`."""
+def check_drawn(base: str, folder: Path | str, size: int, remedy: str = _OTHER_SIZE) -> None:
+    """Raise PriorError where the base.json in `folder`, that of the base given as `base`, leaves out `size`.
+
+    `remedy` says what to do; "{sizes}" and "{size}" in it stand for the sizes that the base draws and for `size`.
+    """
     facts = read_facts(folder)
     if facts is None or size in facts.sizes:
         return
-    sizes = [str(one) for one in facts.sizes]
-    raise PriorError(
-        f"the base {base!r} draws images of {' or '.join(sizes)} px, not {size}: use --size {' or '.join(sizes)}, "
-        f"--base {SCRATCH}, or a base made by `geodistill pretrain --size {size}`"
-    )
+    sizes = " or ".join(map(str, facts.sizes))
+    told = remedy.format(sizes=sizes, size=size)
+    raise PriorError(f"the base {base!r} draws images of {sizes} px, not {size}: {told}")
 
 
 def tell_terms(folder: Path | str) -> None:

@@ -190,7 +190,7 @@ def _text_model(text_encoder: Any) -> Any:
 
 
 def check_compact_size(size: int) -> None:
-    """Raise PriorError unless images of side `size` fit the compact base, which needs a multiple of 16."""
+    """Raise PriorError unless images of side `size` fit a base built from scenes, which needs a multiple of 16."""
     refuse_odd_size(size, 16, "a base built from scenes")
 
 
