@@ -148,9 +148,25 @@ def test_parts_have_the_gradient_of_the_whole(
 ):
     whole = refined(prior, latents, lesson, tmp_path / "whole", steps=2)
     monkeypatch.setattr(refinement, "images_together", lambda side: 96 // side)
-    parts = refined(prior, latents, lesson, tmp_path / "parts", steps=2)
     assert (whole - latents).abs().max() > 0.03
-    assert alike(whole, parts)
+    for free in (0, 10**12):  # one part kept, all of them kept
+        monkeypatch.setattr(refinement, "free_memory", lambda _, free=free: free)
+        assert alike(whole, refined(prior, latents, lesson, tmp_path / f"parts of {free}", steps=2))
+
+
+@pytest.mark.parametrize(("free", "kept"), [([0, 0], 1), ([800, 700], 4), ([600, 500], 3), ([10**12, 10**12 - 1], 99)])
+def test_parts_are_kept_while_half_of_the_free_memory_has_room(
+    free: list[int], kept: int, monkeypatch: pytest.MonkeyPatch
+):
+    answers = iter(free)
+    monkeypatch.setattr(refinement, "free_memory", lambda _: next(answers))
+    together, parts = refinement._Together(2, torch.device("cpu")), [slice(i, i + 2) for i in range(0, 10, 2)]
+    for _ in range(2):  # asked once
+        assert len(together.keep(lambda part: torch.tensor([part.start]), parts)) == min(kept, len(parts))
+        answers = iter([0])
+    together.halve()
+    answers = iter([0])
+    assert len(together.keep(lambda part: torch.tensor([part.start]), parts)) == 1
 
 
 def test_gradient_is_that_of_the_loss_as_written(

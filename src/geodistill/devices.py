@@ -4,6 +4,7 @@ import ctypes
 import platform
 from typing import Literal
 
+import psutil
 import torch
 from torch import nn
 
@@ -32,6 +33,13 @@ def keep_freed_memory() -> bool:
 def accelerator() -> torch.device:
     """Return the device that models run on: a CUDA device if torch sees one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that this process could still take on `device`."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def working_type(precision: Precision, device: torch.device) -> torch.dtype:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geodistill.config import RefinementSettings
-from geodistill.devices import accelerator
+from geodistill.devices import accelerator, free_memory
 from geodistill.evaluation.networks import embed
 from geodistill.evaluation.protocols import crop, draw_crops
 from geodistill.evaluation.workers import kept_memory
@@ -149,8 +149,7 @@ def refine(
     Raises TrainingError where the loss is no number, or memory runs out with one image at a time.
     """
     moved = _Moved(latents.to(prior.device))
-    # What a step keeps for the gradient does not grow with the set.
-    together = _Together(min(len(latents), images_together(latents.shape[-1] * prior.downscale)))
+    together = _Together(min(len(latents), images_together(latents.shape[-1] * prior.downscale)), prior.device)
 
     def losses(step: int) -> Iterator[Tensor]:
         lesson = lesson_at(step)
@@ -160,16 +159,17 @@ def refine(
         def features(part: slice) -> Tensor:
             return embed(lesson.network, crop(prior.render(moved.latents[part]), crops[part]))
 
-        # The first part is drawn once, its gradient kept until the others are known, which are then drawn once more.
-        kept = features(parts[0])
+        # As many parts as memory has room for are drawn once, what their gradients need kept until all are known. The
+        # others are drawn once more.
+        kept = together.keep(features, parts)
         with torch.no_grad():
-            seen = torch.cat([kept, *(features(part) for part in parts[1:])]).cpu()
+            seen = torch.cat([*kept, *(features(part) for part in parts[len(kept) :])]).cpu()
         error = lesson(seen.requires_grad_())
         (slope,) = torch.autograd.grad(error, seen)
         yield error.detach() + _HELD * moved.distance()
         # The chain rule, part after part: terms without a value of their own, whose gradient is that of the error.
-        for part in parts:
-            drawn = kept if part is parts[0] else features(part)
+        for rank, part in enumerate(parts):
+            drawn = kept[rank] if rank < len(kept) else features(part)
             along = (drawn * slope[part].to(prior.device)).sum()
             yield along - along.detach()
 
@@ -190,16 +190,25 @@ def refine(
 
 
 class _Together:
-    """How many images are drawn together."""
+    """How many images are drawn together, and how many such parts of the set are kept for their gradients."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.count, self._device, self._parts = count, device, 0
+
+    def keep(self, features: Callable[[slice], Tensor], parts: list[slice]) -> list[Tensor]:
+        """Return the features of the first parts: as many as half of the free memory can keep, and at least one."""
+        before = free_memory(self._device)
+        kept = [features(parts[0])]
+        if not self._parts:  # measured once: later, memory that this process has freed does not count as free
+            each = max(before - free_memory(self._device), 1)
+            self._parts = 1 if len(parts) == 1 else max(1, int(before / 2 / each))
+        return kept + [features(part) for part in parts[1 : self._parts]]
 
     def halve(self) -> str:
         """Ask for less memory; return how, or nothing when no less can be asked for."""
         if self.count == 1:
             return ""
-        self.count = -(-self.count // 2)
+        self.count, self._parts = -(-self.count // 2), 1
         return f"{self.count} images at a time"
 
 

@@ -329,12 +329,25 @@ def denoising_loss(
     loss = diffusion_loss(output, target(clean, noise, alpha_bar, prediction), alpha_bar, prediction, plan.gamma)
     estimate = estimate_clean(output, noisy, alpha_bar, prediction)
     if plan.teacher is not None and plan.consistency:
+        judged = _in_working_type(plan.teacher, noisy.device, plan.working)
         loss = loss + plan.consistency * consistency_loss(
-            plan.teacher, estimate, clean, labels, alpha_bar, cross_entropy=plan.cross_entropy, kl=plan.kl
+            judged, estimate, clean, labels, alpha_bar, cross_entropy=plan.cross_entropy, kl=plan.kl
         )
     if plan.auxiliary is not None:
         loss = loss + plan.auxiliary(estimate, clean, labels)
     return loss
+
+
+def _in_working_type(
+    teacher: Callable[[Tensor], Tensor], device: torch.device, working: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """Return `teacher` computing in `working`, its logits in float32."""
+
+    def logits(latents: Tensor) -> Tensor:
+        with mixed(device, working):
+            return teacher(latents).float()
+
+    return logits
 
 
 def no_class(unet: Any, noisy: Tensor) -> Tensor | None:
