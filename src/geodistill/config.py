@@ -148,11 +148,11 @@ class RefinementSettings(_Settings):
 
     steps: int = Field(240, ge=0, description="0 leaves them as they were drawn")
     lr: float = Field(0.03, gt=0, description="Adam's, in deviations of a latent's elements, decayed to zero")
-    rounds: int = Field(3, ge=1, description="the steps are split into rounds; each round trains new students")
+    rounds: int = Field(3, ge=1, description="the steps are split into rounds; each trains a classifier on the set")
     students: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (40, 100, 200),
-        description="classifiers trained on the set as a round finds it, for these numbers of steps; what they get "
-        "wrong on the real scenes is lowered, beside what the pretrained backbone gets wrong",
+        description="numbers of steps after which a round's classifier is looked at; what it gets wrong on the real "
+        "scenes then is lowered, beside what the pretrained backbone gets wrong",
     )
     random: bool = Field(
         True,

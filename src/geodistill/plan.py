@@ -267,7 +267,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     passes_of_training = WHOLE_STEP if trains_all(parts.unet, config.finetune) else LORA_STEP
     embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
     students, rounds = refinement.students, len(steps_of_rounds(refinement.steps, refinement.rounds))
-    taught = sum(students) * BATCH + len(students) * len(scenes) // 3
+    taught = max(students, default=0) * BATCH + len(students) * len(scenes) // 3
     works = {
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
@@ -276,10 +276,10 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         "chosen": (drawn, "images decoded", decoding),
-        # Of the whole set: students are trained on it in each round, and look at all scenes once.
+        # Of the whole set: a classifier is trained on it in each round; each of its students looks at all scenes once.
         "students": (rounds * taught, "images", 3 * embedding),
-        # Each step sees nearly every image twice, the second time with the gradient, which takes two passes more.
-        "refined": (refinement.steps * slots, "images", 4 * (decoding + embedding)),
+        # A gradient takes two passes more. Where memory is short, most images are drawn once more.
+        "refined": (refinement.steps * slots, "images", 3 * (decoding + embedding)),
         # One training on the set and one on real images.
         "self_test": (2 * recipe_steps(JUDGE, slots, None) * BATCH, "images", 3 * embedding),
     }

@@ -27,6 +27,7 @@ from geodistill.evaluation.networks import (
 from geodistill.seeding import derive_seed, generator
 
 Progress = Callable[[int, int], None]
+Visit = Callable[[int, nn.Module], None]
 BATCH = 64
 # Compiling takes about as long as it saves in so many steps.
 _WORTH_COMPILING = 100
@@ -100,8 +101,13 @@ def train_classifier(
     seed: int,
     steps: int | None = None,
     progress: Progress | None = None,
+    visit: Visit | None = None,
 ) -> nn.Module:
-    """Return the network that `train_and_predict` predicts with; every protocol but probe, with the same errors."""
+    """Return the network that `train_and_predict` predicts with; every protocol but probe, with the same errors.
+
+    `visit(done, network)` is called after each step with the network as it is then, in training mode; it must leave
+    the network as it was.
+    """
     check_protocol(protocol, network)
     _check_labels(protocol, labels)
     recipe = _recipe(protocol, len(images), steps)
@@ -115,7 +121,14 @@ def train_classifier(
     if recipe.steps >= _WORTH_COMPILING:
         like = torch.zeros(BATCH, *images.shape[1:], device=device).contiguous(memory_format=torch.channels_last)
         trained = compiled(network, model, like, precision)
-    _train(trained, images, labels, recipe, seed, precision, progress)
+
+    def after(done: int) -> None:
+        if progress:
+            progress(done, recipe.steps)
+        if visit:
+            visit(done, model)
+
+    _train(trained, images, labels, recipe, seed, precision, after)
     return model
 
 
@@ -200,7 +213,7 @@ def _train(
     recipe: Recipe,
     seed: int,
     precision: torch.autocast,
-    progress: Progress | None,
+    after: Callable[[int], None],
 ) -> None:
     optimiser = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.steps)
@@ -220,8 +233,7 @@ def _train(
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimiser.step()
             schedule.step()
-            if progress:
-                progress(step + 1, recipe.steps)
+            after(step + 1)
 
 
 def _check_loss(loss: torch.Tensor, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from geodistill.evaluation.workers import kept_memory
 from geodistill.methods.screening import keeps_away
 from geodistill.methods.stages import Chosen, decode, scene_features, slot_labels
 from geodistill.prior.base import Prior
-from geodistill.progress import Advance, progress
+from geodistill.progress import progress
 from geodistill.refinement import Lesson, random_lesson, refine
 from geodistill.run import Run, save_tensors
 from geodistill.scenes.scenes import Scenes
@@ -43,9 +44,10 @@ class _Task:
 def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, config: Config, run: Run) -> Chosen:
     """Return `chosen` with its latents moved as `refinement.refine` moves them, from stage `refined`.
 
-    The steps are done in rounds. Each round begins with the training of students: classifiers finetuned on the set as
-    it is then, as its users will train theirs. What they still get wrong on the real scenes is what is lowered. They
-    have seen no real scene, so that a small archive cannot be overfitted to.
+    The steps are done in rounds. Each round begins with the training of a classifier: it is finetuned on the set as it
+    is then, as the set's users will train theirs. The classifier as it is after some numbers of steps are the students.
+    What they still get wrong on the real scenes is what is lowered. They have seen no real scene, so that a small
+    archive cannot be overfitted to.
     Under `privacy = "screen"` an image that came too near to a training image stays as it was chosen.
     """
     settings, labels, known = config.refinement, slot_labels(scenes, config), scene_features(scenes, config, run)
@@ -76,7 +78,7 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
         return facts | {"students_seconds": round(spent, 1)}
 
     inputs = [run.fingerprint_of("chosen"), scenes.fingerprint(), config.size, settings.model_dump(), config.seed]
-    return Chosen.load(run.stage("refined", build, version=4, inputs=inputs))
+    return Chosen.load(run.stage("refined", build, version=5, inputs=inputs))
 
 
 def _seed(seed: int, what: str, rank: int) -> int:
@@ -111,27 +113,34 @@ def _in_turn(task: _Task, lessons: Sequence[Lesson], rank: int) -> Callable[[int
 def _students(task: _Task, images: Tensor, rank: int) -> Iterator[tuple[nn.Module, Tensor]]:
     """Yield each student of round `rank`, and its features [N, 1280] of all scenes; kept in the folder until the end.
 
-    A student is the pretrained network finetuned on `images`, uint8 [m, 3, s, s], under the protocol finetune, each
-    under its own seed.
+    The pretrained network is finetuned on `images`, uint8 [m, 3, s, s], under the protocol finetune. The students are
+    what it is after each of `refinement.students` steps.
     """
-    counts, classes = task.config.refinement.students, len(task.scenes.classes)
-    with progress(f"students {rank + 1}", sum(counts)) as advance, kept_memory():
-        for index, steps in enumerate(counts):
-            file = task.folder / f"student-{rank}-{index}.safetensors"
-            if not file.exists():
-                network = train_classifier(
-                    "finetune",
-                    PRETRAINED,
-                    images,
-                    task.labels,
-                    classes=classes,
-                    seed=derive_seed(task.config.seed, f"student of round {rank}", index),
-                    steps=steps,
-                    progress=_after(sum(counts[:index]), advance),
-                ).eval()
-                weights = {f"network.{name}": value for name, value in network.state_dict().items()}
-                save_tensors({**weights, "features": backbone_features(task.pixels, network=network)}, file)
-            yield _load_student(file, classes)
+    counts = sorted(set(task.config.refinement.students))
+    files = {steps: task.folder / f"student-{rank}-{steps}.safetensors" for steps in counts}
+    classes = len(task.scenes.classes)
+
+    def keep(done: int, network: nn.Module) -> None:
+        if done in files:
+            student = deepcopy(network).eval()
+            weights = {f"network.{name}": value for name, value in student.state_dict().items()}
+            save_tensors({**weights, "features": backbone_features(task.pixels, network=student)}, files[done])
+
+    if not all(file.exists() for file in files.values()):
+        with progress(f"students {rank + 1}", counts[-1]) as advance, kept_memory():
+            train_classifier(
+                "finetune",
+                PRETRAINED,
+                images,
+                task.labels,
+                classes=classes,
+                seed=derive_seed(task.config.seed, "student of round", rank),
+                steps=counts[-1],
+                progress=lambda done, _: advance(done),
+                visit=keep,
+            )
+    for file in files.values():
+        yield _load_student(file, classes)
 
 
 def _load_student(file: Path, classes: int) -> tuple[nn.Module, Tensor]:
@@ -140,7 +149,3 @@ def _load_student(file: Path, classes: int) -> tuple[nn.Module, Tensor]:
     network = build_network(PRETRAINED, classes, 0)
     network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
     return network.to(accelerator()).eval().requires_grad_(False), known
-
-
-def _after(before: int, advance: Advance) -> Callable[[int, int], None]:
-    return lambda done, of: advance(before + done)
