@@ -22,7 +22,7 @@ def _lessons(scenes: Scenes) -> list[Lesson]:
 
 
 def _task(scenes: Scenes, config: Config) -> _Task:
-    return _Task(scenes, scenes.pixels(size=config.size), SET, config, Path("nowhere"))
+    return _Task(scenes.pixels(size=config.size), scenes.labels, 2, SET, config, Path("nowhere"))
 
 
 def test_random_networks_take_every_fourth_turn(pair: Scenes, tiny: Config):
@@ -50,10 +50,29 @@ def test_every_round_does_its_share_of_the_steps():
     assert steps_of_rounds(2, 5) == [1, 1]
 
 
+@pytest.mark.parametrize(("scenes", "views"), [(3, 8), (1000, 8), (1001, 7), (4001, 1), (9000, 1)])
+def test_fewer_scenes_are_seen_from_more_views(scenes: int, views: int):
+    pixels = torch.arange(scenes * 3 * 4, dtype=torch.int64).remainder(251).to(torch.uint8).view(scenes, 3, 2, 2)
+    found = refining._real_views(pixels, seed=1)
+    assert len(found) == views
+    assert torch.equal(found[0], pixels)
+    assert all(view.dtype == torch.uint8 and view.shape == pixels.shape for view in found)
+    assert all(torch.equal(one, other) for one, other in zip(found, refining._real_views(pixels, seed=1), strict=True))
+
+
+def test_a_view_shows_only_what_is_there():
+    pixels = torch.full((4, 3, 32, 32), 200, dtype=torch.uint8)
+    pixels[:, :, :16] = 100
+    for view in refining._real_views(pixels, seed=0)[1:]:
+        assert 100 <= int(view.min()) < int(view.max()) <= 200
+        assert not torch.equal(view, pixels)
+
+
 def test_students_are_one_training_as_it_is_after_some_steps(pair: Scenes, tiny: Config, tmp_path: Path):
     settings = tiny.refinement.model_copy(update={"students": (5, 3, 3)})
     labels = torch.tensor([0, 0, 1, 1])
-    task = _Task(pair, pair.pixels(size=64), labels, tiny.model_copy(update={"refinement": settings}), tmp_path)
+    config = tiny.model_copy(update={"refinement": settings})
+    task = _Task(pair.pixels(size=64), pair.labels, 2, labels, config, tmp_path)
     images = task.pixels[:4]
     students = list(refining._students(task, images, 1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student-1-3.safetensors", "student-1-5.safetensors"]

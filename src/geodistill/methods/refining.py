@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from geodistill.config import Config
 from geodistill.devices import accelerator
 from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network, fold_norms, pretrained
-from geodistill.evaluation.protocols import train_classifier
+from geodistill.evaluation.protocols import augment, train_classifier
 from geodistill.evaluation.workers import kept_memory
 from geodistill.methods.screening import keeps_away
 from geodistill.methods.stages import Chosen, decode, scene_features, slot_labels
@@ -23,22 +23,45 @@ from geodistill.progress import progress
 from geodistill.refinement import Lesson, random_lesson, refine
 from geodistill.run import Run, save_tensors
 from geodistill.scenes.scenes import Scenes
-from geodistill.seeding import derive_seed
+from geodistill.scenes.views import dihedral
+from geodistill.seeding import derive_seed, generator
 from geodistill.teacher import Teacher, judge
 
+# Fewer scenes are seen from several views, at most the eight symmetries of the square, until there are so many:
+# refinement overfits 945 scenes as they are, and does not overfit 6,000 (docs/experiments.md).
+_ENOUGH, _MOST_VIEWS = 8000, 8
+# How many scenes are turned together.
+_TOGETHER = 500
 # A random network takes one turn in so many: chosen on a quarter of AID's training scenes (docs/experiments.md).
 _RANDOM_EVERY = 4
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What every round needs: the scenes, their pixels uint8 [N, 3, s, s], the set's classes int64 [m]."""
+    """What every round needs.
 
-    scenes: Scenes
+    pixels: uint8 [N, 3, s, s], the scenes in one view after the other, the first as they are. real_labels: int64 [N],
+    their classes, below `classes`. labels: int64 [m], those of the set.
+    """
+
     pixels: Tensor
+    real_labels: Tensor
+    classes: int
     labels: Tensor
     config: Config
     folder: Path
+
+
+def _real_views(pixels: Tensor, seed: int) -> list[Tensor]:
+    """Return the views of scenes `pixels`, uint8 [N, 3, s, s]: as they are, then under a symmetry and a random crop."""
+    count = max(1, min(_MOST_VIEWS, _ENOUGH // len(pixels)))
+    return [pixels, *(_real_view(pixels, view, seed) for view in range(1, count))]
+
+
+def _real_view(pixels: Tensor, view: int, seed: int) -> Tensor:
+    random = generator(seed, "real view", view)
+    parts = [augment(part.float(), random) for part in dihedral(pixels, view).split(_TOGETHER)]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8).contiguous() for part in parts])
 
 
 def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, config: Config, run: Run) -> Chosen:
@@ -53,16 +76,19 @@ def refined(chosen: Chosen, prior: Prior, teacher: Teacher, scenes: Scenes, conf
     settings, labels, known = config.refinement, slot_labels(scenes, config), scene_features(scenes, config, run)
 
     def build(folder: Path) -> dict[str, Any]:
-        task = _Task(scenes, scenes.pixels(size=config.size), labels, config, folder)
+        views = _real_views(scenes.pixels(size=config.size), config.seed)
+        real_labels = scenes.labels.repeat(len(views))
+        seen_by_backbone = torch.cat([known, *map(backbone_features, views[1:])])
+        task = _Task(torch.cat(views), real_labels, len(scenes.classes), labels, config, folder)
         latents, facts, spent = chosen.latents, dict[str, Any](), 0.0
         for rank, steps in enumerate(steps_of_rounds(settings.steps, settings.rounds)):
             done = folder / f"round-{rank}.safetensors"
             if not done.exists():
                 start = time.perf_counter()
                 students = _students(task, decode(prior, latents, config, draft=True), rank)
-                judges = [(pretrained(), known), *students]
+                judges = [(pretrained(), seen_by_backbone), *students]
                 spent += time.perf_counter() - start
-                lessons = [Lesson(fold_norms(network), labels, seen, scenes.labels) for network, seen in judges]
+                lessons = [Lesson(fold_norms(network), labels, seen, real_labels) for network, seen in judges]
                 part = settings.model_copy(update={"steps": steps})
                 seed = _seed(config.seed, "refinement", rank)
                 latents, facts = refine(prior, latents, _in_turn(task, lessons, rank), part, seed=seed, folder=folder)
@@ -104,7 +130,7 @@ def _in_turn(task: _Task, lessons: Sequence[Lesson], rank: int) -> Callable[[int
     def lesson_at(step: int) -> Lesson:
         if step % _RANDOM_EVERY == _RANDOM_EVERY - 1:
             own = derive_seed(seed, "step", step)
-            return random_lesson(task.pixels, task.scenes.labels, task.labels, seed=own)
+            return random_lesson(task.pixels, task.real_labels, task.labels, seed=own)
         return lessons[(step - step // _RANDOM_EVERY) % len(lessons)]
 
     return lesson_at
@@ -118,7 +144,6 @@ def _students(task: _Task, images: Tensor, rank: int) -> Iterator[tuple[nn.Modul
     """
     counts = sorted(set(task.config.refinement.students))
     files = {steps: task.folder / f"student-{rank}-{steps}.safetensors" for steps in counts}
-    classes = len(task.scenes.classes)
 
     def keep(done: int, network: nn.Module) -> None:
         if done in files:
@@ -133,14 +158,14 @@ def _students(task: _Task, images: Tensor, rank: int) -> Iterator[tuple[nn.Modul
                 PRETRAINED,
                 images,
                 task.labels,
-                classes=classes,
+                classes=task.classes,
                 seed=derive_seed(task.config.seed, "student of round", rank),
                 steps=counts[-1],
                 progress=lambda done, _: advance(done),
                 visit=keep,
             )
     for file in files.values():
-        yield _load_student(file, classes)
+        yield _load_student(file, task.classes)
 
 
 def _load_student(file: Path, classes: int) -> tuple[nn.Module, Tensor]:
