@@ -2,11 +2,12 @@ import platform
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
 from geodistill.config import SamplingSettings, load_config
-from geodistill.devices import accelerator, keep_freed_memory, mixed, working_type
+from geodistill.devices import accelerator, free_memory, keep_freed_memory, mixed, working_type
 from geodistill.errors import ConfigError
 from geodistill.prior.base import load_prior
 from geodistill.prior.sample import Requests, sample_batch
@@ -78,6 +79,13 @@ def test_kept_memory_is_not_zeroed_anew() -> None:
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
+
+
+def test_free_memory_of_the_cpu_falls_by_what_is_taken() -> None:
+    before = free_memory(torch.device("cpu"))
+    taken = torch.ones(64, 2**20)  # 256 MiB
+    assert before - free_memory(torch.device("cpu")) > taken.nbytes / 2  # other processes take and free as well
+    assert 0 < before < psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize("working", [torch.float32, torch.bfloat16, torch.float16])
