@@ -422,7 +422,7 @@ def finetune(
     inputs = [*_fingerprints(run, after), settings.model_dump(), config.seed]
     inputs += [] if auxiliary is None else [repr(auxiliary)]
     inputs += _unless_default(config.precision)
-    merge_adapter(prior, run.stage("adapter", build, version=2, inputs=inputs, shared=True))
+    merge_adapter(prior, run.stage("adapter", build, version=3, inputs=inputs, shared=True))
 
 
 def _positions(latents: Tensor, settings: FinetuneSettings) -> int:
