@@ -149,8 +149,8 @@ _INTRODUCTION = """# Archives that the base has not seen
 
 Overall accuracy on test images in per cent at 10 images a class, mean ± standard deviation over sets; each set is
 tested with three classifiers. "DPD ahead" is the accuracy of DPD minus that of the method, in points, with a 95 %
-bootstrap interval over sets, classifiers and test images; with one set it does not hold the variation between sets. ρ is
-the nearness ratio: 1 is no nearer to a training image than fresh real images are, 0 is a copy.
+bootstrap interval over sets, classifiers and test images; with one set it does not hold the variation between sets. ρ
+is the nearness ratio: 1 is no nearer to a training image than fresh real images are, 0 is a copy.
 
 Source: `benchmarks/results/unseen.csv` (hardware, versions, command), made by `benchmarks/unseen.py`.
 """
