@@ -1,6 +1,7 @@
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -81,11 +82,11 @@ def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert not keep_freed_memory()
 
 
-def test_free_memory_of_the_cpu_falls_by_what_is_taken() -> None:
-    before = free_memory(torch.device("cpu"))
-    taken = torch.ones(64, 2**20)  # 256 MiB
-    assert before - free_memory(torch.device("cpu")) > taken.nbytes / 2  # other processes take and free as well
-    assert 0 < before < psutil.virtual_memory().total
+def test_free_memory_of_the_cpu_is_what_the_system_can_still_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < free_memory(torch.device("cpu")) < psutil.virtual_memory().total
+    # Cached files, which `free` leaves out, can be given.
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=700, free=100, total=1000))
+    assert free_memory(torch.device("cpu")) == 700
 
 
 @pytest.mark.parametrize("working", [torch.float32, torch.bfloat16, torch.float16])
