@@ -30,7 +30,7 @@ from geodistill.devices import accelerator, working_type
 from geodistill.errors import PriorError
 from geodistill.evaluation.networks import PRETRAINED, build_network, embed
 from geodistill.evaluation.protocols import BATCH, recipe_steps
-from geodistill.methods.refining import steps_of_rounds
+from geodistill.methods.refining import steps_of_rounds, views_of_scenes
 from geodistill.methods.screening import weaker
 from geodistill.methods.self_test import JUDGE, Apart, set_apart
 from geodistill.methods.stages import check_counts
@@ -51,7 +51,7 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.teacher import Teacher
 
 # Share of the rate of a residual block (`block_rate`) that each stage reached on EuroSAT, with a compact base and one
-# core with matrix units (benchmarks/plan.py). Larger bases reach more, and are done sooner than foretold.
+# core with matrix units (benchmarks/plan.py). Larger bases reach more, and finish earlier than the plan says.
 SHARES = {
     "latents": 2.76,
     "teacher": 0.89,
@@ -267,7 +267,8 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     passes_of_training = WHOLE_STEP if trains_all(parts.unet, config.finetune) else LORA_STEP
     embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
     students, rounds = refinement.students, len(steps_of_rounds(refinement.steps, refinement.rounds))
-    taught = max(students, default=0) * BATCH + len(students) * len(scenes) // 3
+    shown = len(scenes) * views_of_scenes(len(scenes))
+    taught = max(students, default=0) * BATCH + len(students) * shown // 3
     works = {
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
@@ -276,7 +277,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         "chosen": (drawn, "images decoded", decoding),
-        # Of the whole set: a classifier is trained on it in each round; each of its students looks at all scenes once.
+        # Of the whole set: a classifier is trained on it in each round; each of its students looks at all views once.
         "students": (rounds * taught, "images", 3 * embedding),
         # A gradient takes two passes more. Where memory is short, most images are drawn once more.
         "refined": (refinement.steps * slots, "images", 3 * (decoding + embedding)),

@@ -197,11 +197,13 @@ class _Together:
 
     def keep(self, features: Callable[[slice], Tensor], parts: list[slice]) -> list[Tensor]:
         """Return the features of the first parts: as many as half of the free memory can keep, and at least one."""
+        if self._parts:
+            return [features(part) for part in parts[: self._parts]]
+        # Measured once: later, memory that this process has freed does not count as free.
         before = free_memory(self._device)
         kept = [features(parts[0])]
-        if not self._parts:  # measured once: later, memory that this process has freed does not count as free
-            each = max(before - free_memory(self._device), 1)
-            self._parts = 1 if len(parts) == 1 else max(1, int(before / 2 / each))
+        each = max(before - free_memory(self._device), 1)
+        self._parts = max(1, before // 2 // each)
         return kept + [features(part) for part in parts[1 : self._parts]]
 
     def halve(self) -> str:

@@ -27,8 +27,8 @@ from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed, generator
 from geodistill.teacher import Teacher, judge
 
-# Fewer scenes are seen from several views, at most the eight symmetries of the square, until there are so many:
-# refinement overfits 945 scenes as they are, and does not overfit 6,000 (docs/experiments.md).
+# Refinement overfits 945 scenes and does not overfit 6,000 (docs/experiments.md). An archive of fewer than `_ENOUGH`
+# scenes is therefore shown in several views, at most one for each of the eight symmetries of the square.
 _ENOUGH, _MOST_VIEWS = 8000, 8
 # How many scenes are turned together.
 _TOGETHER = 500
@@ -52,10 +52,18 @@ class _Task:
     folder: Path
 
 
+def views_of_scenes(count: int) -> int:
+    """Return in how many views each of `count` scenes is shown.
+
+    >>> views_of_scenes(1260)
+    6
+    """
+    return max(1, min(_MOST_VIEWS, _ENOUGH // count))
+
+
 def _real_views(pixels: Tensor, seed: int) -> list[Tensor]:
     """Return the views of scenes `pixels`, uint8 [N, 3, s, s]: as they are, then under a symmetry and a random crop."""
-    count = max(1, min(_MOST_VIEWS, _ENOUGH // len(pixels)))
-    return [pixels, *(_real_view(pixels, view, seed) for view in range(1, count))]
+    return [pixels, *(_real_view(pixels, view, seed) for view in range(1, views_of_scenes(len(pixels))))]
 
 
 def _real_view(pixels: Tensor, view: int, seed: int) -> Tensor:
