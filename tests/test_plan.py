@@ -134,12 +134,12 @@ class TestPlan:
         assert "self_test" not in {stage.name for stage in without.stages}
 
     def test_says_what_it_does_not_count(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
-        assert make_plan(pair, on_pipeline, tmp_path).unforetold == ()
+        assert make_plan(pair, on_pipeline, tmp_path).not_estimated == ()
         server = "openai:http://localhost:8000/v1"
         described = _with(on_pipeline, descriptions={"describer": server})
-        assert make_plan(pair, described, tmp_path).unforetold == (f"answers of {server}",)
+        assert make_plan(pair, described, tmp_path).not_estimated == (f"answers of {server}",)
         private = _with(on_pipeline, privacy="dp", epsilon=8.0, delta=1e-5, refinement={"steps": 0})
-        (what,) = make_plan(pair, private, tmp_path).unforetold
+        (what,) = make_plan(pair, private, tmp_path).not_estimated
         assert what.startswith("gradients of each image alone")
 
     def test_hub_says_the_same_as_the_folder(

@@ -630,7 +630,7 @@ def _print_plan(found: Any) -> None:
         table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", _duration(stage.seconds))
     table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", _duration(found.seconds))
     _console.print(table)
-    for what in found.unforetold:
+    for what in found.not_estimated:
         _console.print(f"not counted: {what}", soft_wrap=True)
 
 

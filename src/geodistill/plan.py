@@ -93,14 +93,14 @@ class Stage:
 class Plan:
     """Cost of a run, nothing of which has been spent. Memory and disk are in bytes.
 
-    unforetold: what takes time that is not known beforehand. held_out: how many of the training scenes, `scenes`, are
+    not_estimated: what takes time that cannot be estimated. held_out: how many of the training scenes, `scenes`, are
     held out for the self-test. no_test: why there is no self-test, where one was asked for. overlap: how many of the
     images the base was trained on, a sentence without its stop; "" where none are known.
     """
 
     downloads: tuple[Download, ...]
     stages: tuple[Stage, ...]
-    unforetold: tuple[str, ...]
+    not_estimated: tuple[str, ...]
     memory: int
     disk: int
     free_disk: int
@@ -168,14 +168,13 @@ def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
         # What is loaded by now, libraries most of all, and the data share the memory with the models.
         memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
     disk = files + sum(one.size for one in downloads)
-    free, unforetold = _free(out), tuple(_unforetold(config))
     return Plan(
         downloads=tuple(downloads),
         stages=stages,
-        unforetold=unforetold,
+        not_estimated=tuple(_not_estimated(config)),
         memory=memory,
         disk=disk,
-        free_disk=free,
+        free_disk=_free(out),
         device=device,
         scenes=count,
         held_out=count - len(scenes),
@@ -296,7 +295,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         yield Stage(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))
 
 
-def _unforetold(config: Config) -> Iterator[str]:
+def _not_estimated(config: Config) -> Iterator[str]:
     if config.descriptions.describer not in ("measured", "template"):
         yield f"answers of {config.descriptions.describer}"
     if config.privacy == "dp":
