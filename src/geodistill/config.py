@@ -119,18 +119,34 @@ class SamplingSettings(_Settings):
 
     follow: Literal["start", "guide", "none"] = Field("start", description="how a prototype is followed")
     strength: float = Field(
-        0.6,
+        0.4,
         gt=0,
         le=1,
         description="start: how far the prototype is noised (1: all the way); 0.8 under privacy 'screen' and 'dp'",
     )
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
-    guidance: float = Field(3.0, ge=1, description="classifier-free guidance; 1 is none")
+    guidance: float | None = Field(
+        None,
+        ge=1,
+        description="scale of classifier-free guidance, 1 is none; without a value 1.5 for candidates that start from "
+        "a prototype, and 3 for those that start from noise and under privacy 'screen' and 'dp'",
+    )
     steps: int = Field(30, ge=1, le=1000, description="of the solver from noise to image; a start skips the first")
     solver: Literal["ddim", "dpmsolver++", "pndm"] = Field("dpmsolver++", description="of the diffusion's equation")
     candidates: int = Field(10, ge=1, description="candidates per prototype; 20 under privacy 'screen' and 'dp'")
     batch: int = Field(64, ge=1, description="images denoised together")
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale that images are drawn with.
+
+        >>> SamplingSettings().guidance_scale, SamplingSettings(follow="none").guidance_scale
+        (1.5, 3.0)
+        """
+        if self.guidance is not None:
+            return self.guidance
+        return 1.5 if self.follow == "start" else 3.0
 
 
 class SelectionSettings(_Settings):
@@ -219,7 +235,7 @@ class Config(_Settings):
         if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
             return values
         given = dict(values)
-        gives_way: dict[str, dict[str, Any]] = {"sampling": {"strength": 0.8, "candidates": 20}}
+        gives_way: dict[str, dict[str, Any]] = {"sampling": {"strength": 0.8, "candidates": 20, "guidance": 3.0}}
         if values["privacy"] == "dp":
             gives_way |= {
                 "refinement": {"steps": 0},
@@ -335,7 +351,8 @@ def to_toml(config: Config) -> str:
     lines = [f"{key} = {_toml(value)}" for key, value in given.items()]
     for section, content in values.items():
         if isinstance(content, dict):
-            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in content.items())]
+            own = (f"{key} = {_toml(value)}" for key, value in content.items() if value is not None)
+            lines += ["", f"[{section}]", *own]
     return "\n".join(lines) + "\n"
 
 

@@ -317,7 +317,7 @@ def encoding_operations(source: str, size: int) -> float:
 def passes(sampling: SamplingSettings) -> float:
     """Return how often a candidate goes through the U-Net."""
     steps = sampling.steps * (sampling.strength if sampling.follow == "start" else 1)
-    return steps * (1 + (sampling.guidance != 1))
+    return steps * (1 + (sampling.guidance_scale != 1))
 
 
 def _decoding(parts: _Parts, latent: Tensor) -> float:

@@ -106,9 +106,9 @@ def sample_batch(
     if settings.follow == "start":
         noisy = None if requests.noisy is None else requests.noisy[requests.slots].float().to(prior.device)
         latents = start_from(prototypes, noise, float(alphas[times[0]]), noisy)
-    embeddings = _embeddings(requests, settings.guidance).to(prior.device)
+    embeddings = _embeddings(requests, settings.guidance_scale).to(prior.device)
     for index, time in enumerate(times):
-        output = _denoise(prior, latents, time, embeddings, settings.guidance)
+        output = _denoise(prior, latents, time, embeddings, settings.guidance_scale)
         if settings.follow == "guide" and index / len(times) <= settings.until:
             level = float(alphas[time])
             latents = pull(latents, output, prototypes, level, scheduler.config.prediction_type, settings.scale)
