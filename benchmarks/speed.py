@@ -325,7 +325,8 @@ def _script_candidates(prior: Prior, latents: Tensor, prompts: list[str], togeth
             for moment in times:
                 output = prior.unet(torch.cat([image, image]), moment, text).sample
                 without, with_text = output.chunk(2)
-                image = scheduler.step(without + settings.guidance_scale * (with_text - without), moment, image).prev_sample
+                guided = without + settings.guidance_scale * (with_text - without)
+                image = scheduler.step(guided, moment, image).prev_sample
             drawn.append(image)
     return torch.cat(drawn)
 

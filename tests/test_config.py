@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -113,6 +114,28 @@ def test_presets_of_the_paper_differ_in_how_prototypes_are_followed_alone() -> N
 )
 def test_values_that_would_stop_a_later_stage(setting: str, message: str) -> None:
     assert _message(None, [setting]) == message
+
+
+@pytest.mark.parametrize(
+    ("values", "strength", "scale"),
+    [
+        ({}, 0.4, 1.5),
+        ({"sampling": {"follow": "none"}}, 0.4, 3.0),
+        ({"sampling": {"follow": "guide"}}, 0.4, 3.0),
+        ({"sampling": {"guidance": 1.0, "follow": "none"}}, 0.4, 1.0),
+        ({"privacy": "screen"}, 0.8, 3.0),
+        ({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}, 0.8, 3.0),
+        ({"privacy": "screen", "sampling": {"guidance": 2.0}}, 0.8, 2.0),
+    ],
+)
+def test_guidance_is_weaker_where_a_prototype_is_followed_closely(
+    values: dict[str, Any], strength: float, scale: float, tmp_path: Path
+) -> None:
+    config = make_config(values)
+    assert (config.sampling.strength, config.sampling.guidance_scale) == (strength, scale)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert load_config(tmp_path / "config.toml") == config
+    assert read_recorded(recorded(config)) == config
 
 
 def test_text_with_control_characters_comes_back(tmp_path: Path) -> None:
