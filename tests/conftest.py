@@ -12,11 +12,16 @@ os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import Config, make_config
 from geodistill.prior.compact import make_tokenizer
 from geodistill.scenes import SceneData, Scenes, builtin_scenes, draw_scene
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 WORDS = ["a satellite image of beach river forest harbour runway", "mostly vegetation with a little water, dark green"]
 

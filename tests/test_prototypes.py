@@ -129,7 +129,7 @@ class TestFindPrototypes:
         with pytest.raises(dataclasses.FrozenInstanceError):
             one_class(torch.arange(3.0)[:, None], 1).indices = torch.zeros(1)  # type: ignore[misc]
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(6, 24), st.booleans())
     def test_partition_with_distinct_representatives(self, seed: int, per_class: int, count: int, coarse: bool):
         features = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))

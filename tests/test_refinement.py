@@ -31,7 +31,7 @@ def error_as_written(features: Tensor, labels: Tensor, real: Tensor, real_labels
 
 
 class TestLesson:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.integers(0, 100_000), st.integers(2, 4), st.integers(1, 4))
     def test_is_the_error_of_a_ridge_regression(self, seed: int, classes: int, each: int):
         noise = torch.Generator().manual_seed(seed)

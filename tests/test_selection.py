@@ -10,7 +10,7 @@ from torch import Tensor
 from geodistill.errors import TrainingError
 from geodistill.selection import by_coverage, by_margin
 
-CASES = settings(max_examples=40, deadline=None)
+CASES = settings(max_examples=40)
 
 
 def angles(*degrees: float) -> Tensor:

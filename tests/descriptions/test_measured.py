@@ -104,7 +104,7 @@ class TestMeasuredSentences:
         expected = [describe(image[None], name) for image, name in zip(images, names, strict=True)]
         assert MeasuredDescriber().each(images, names) == expected
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.integers(0, 100_000), st.sampled_from([1, 2, 4, 16, 64]))
     def test_short_and_within_the_vocabulary(self, seed: int, grain: int):
         noise = torch.Generator().manual_seed(seed)

@@ -24,7 +24,7 @@ def test_by_hand():
     assert coverage(features, labels, real, real_labels) == pytest.approx((1 + 0.6 + 0.8) / 3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), count=st.integers(3, 12), real=st.integers(1, 20), block=st.integers(1, 25))
 def test_equals_a_loop_in_blocks_of_any_size(seed, count, real, block):
     random = torch.Generator().manual_seed(seed)

@@ -49,7 +49,7 @@ def test_fid_equals_the_plain_formula():
     assert fid(one, two).value == pytest.approx(plain, rel=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), dead=st.booleans())
 def test_fid_is_0_for_a_set_and_itself_and_symmetric(seed, dead):
     one, two = samples(30, seed=seed), samples(25, seed=seed + 1)

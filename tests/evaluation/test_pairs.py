@@ -45,7 +45,7 @@ def test_verdicts():
     assert compare_pair((labels != torch.arange(40)).long()[None], wrong, labels, seed=0).verdict == "no difference"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), rows=st.tuples(st.integers(1, 5), st.integers(1, 5)), images=st.integers(1, 30))
 def test_swapping_the_methods_swaps_the_interval(seed, rows, images):
     random = torch.Generator().manual_seed(seed)

@@ -31,7 +31,7 @@ def test_steps_and_several_mechanisms_add_up_and_random_batches_cost_less():
 
 
 @given(st.floats(0.2, 50), st.floats(0.5, 8))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_the_budget_is_spent_but_not_overdrawn(epsilon, ratio):
     mechanisms = [Mechanism("first", 1.0), Mechanism("second", ratio, rate=0.05, steps=20)]
     budget = spend(mechanisms, epsilon, 1e-5)

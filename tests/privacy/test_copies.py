@@ -87,7 +87,7 @@ def test_of_two_equal_training_images_a_copy_is_still_one(train: Tensor) -> None
     assert are_copies(found).all()
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(st.permutations(range(12)), st.integers(1, 4))
 def test_order_and_company_of_images_change_nothing(order: list[int], count: int) -> None:
     train = drawn(range(3))

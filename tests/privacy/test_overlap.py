@@ -42,7 +42,7 @@ def test_one_image_is_not_given_away():
 
 
 @given(st.lists(st.text(), min_size=40, max_size=80, unique=True))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_whatever_the_names_what_was_trained_on_is_known(tmp_path_factory, keys):
     folder = base(tmp_path_factory.mktemp("base"), footprint(keys))
     assert known(keys, folder) == len(keys)

@@ -92,7 +92,7 @@ def _is_class(name):
     return name.strip() and name[0] != "." and name not in SYSTEM_FOLDERS
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sets(names.filter(_is_class), min_size=2, max_size=4))
 def test_any_sane_names_are_classes_in_sorted_order(tmp_path_factory, chosen):
     composed = {unicodedata.normalize("NFC", name) for name in chosen}
