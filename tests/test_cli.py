@@ -7,14 +7,15 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from geodistill.cli import _one_by_one, _print_screening, _print_self_test, app
-from geodistill.config import Config
+from geodistill.cli import _one_by_one, _print_nearness, _print_screening, _print_self_test, app
+from geodistill.config import Config, make_config
 from geodistill.methods.self_test import SelfTest, Worth
 from geodistill.scenes import write_scenes
 
@@ -207,6 +208,26 @@ def test_what_screening_rejected_is_told(
     (tmp_path / "stages" / "screened.json").write_text(json.dumps(record))
     _print_screening(tmp_path)
     assert capsys.readouterr().out.strip() == told
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, True),
+        ({"sampling": {"follow": "none"}}, False),
+        ({"privacy": "screen"}, False),
+        ({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}, False),
+    ],
+)
+def test_that_images_are_near_their_sources_is_told_where_nothing_protects_them(
+    values: dict[str, Any], told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _print_nearness(make_config(values))
+    expected = (
+        "each image starts from a training image and may show its layout: before you share a set of sensitive scenes, "
+        "make it with --privacy screen or run `geodistill audit`\n"
+    )
+    assert capsys.readouterr().out == (expected if told else "")
 
 
 _FIGURES = """\

@@ -198,6 +198,7 @@ def distill(
         draw_grid(result, out / "grid.png")
         _print_stages(out)
         _print_screening(out)
+        _print_nearness(settings)
         _print_self_test(out, settings)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
@@ -651,6 +652,17 @@ def _print_screening(run: Path) -> None:
         first, *again = record["facts"]["rejected"]
         drawn = f", {len(again)} times drawn again, following less: {', '.join(map(str, again))}" if again else ""
         _console.print(f"screening: {first} candidates too like a training image{drawn} rejected", soft_wrap=True)
+
+
+def _print_nearness(settings: Any) -> None:
+    """Print, where nothing protects the sources, that the images are near them and what to do about it."""
+    if settings.privacy == "none" and settings.sampling.follow == "start":
+        _console.print(
+            "each image starts from a training image and may show its layout: before you share a set of sensitive "
+            "scenes, make it with --privacy screen or run `geodistill audit`",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _print_self_test(run: Path, settings: Any) -> None:
