@@ -50,7 +50,7 @@ def tiny() -> Config:
             "latents": {"views": 2},
             "teacher": {"steps": 150, "batch": 32, "width": 16, "held_out": 0.2},
             "finetune": {"steps": 4, "batch": 4, "warmup": 1},
-            "sampling": {"steps": 3, "candidates": 2, "batch": 7},
+            "sampling": {"steps": 3, "strength": 0.6, "guidance": 3, "candidates": 2, "batch": 7},
             "refinement": {"steps": 2, "students": ()},
             "self_test": {"held_out": 0},
         }
