@@ -318,7 +318,7 @@ def _script_candidates(prior: Prior, latents: Tensor, prompts: list[str], togeth
             scheduler = PNDMScheduler.from_config(prior.scheduler.config, skip_prk_steps=True)
             scheduler.set_timesteps(50)
             text = prior.embed([""] * len(prompts[which]) + prompts[which])
-            begin = round((1 - settings.strength) * len(scheduler.timesteps))
+            begin = round((1 - settings.noise_strength) * len(scheduler.timesteps))
             times = scheduler.timesteps[begin:]
             noise = torch.randn(latents[which].shape, generator=random)
             image = scheduler.add_noise(latents[which], noise, times[:1])

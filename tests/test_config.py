@@ -119,20 +119,19 @@ def test_values_that_would_stop_a_later_stage(setting: str, message: str) -> Non
 @pytest.mark.parametrize(
     ("values", "strength", "scale"),
     [
-        ({}, 0.4, 1.5),
-        ({"sampling": {"follow": "none"}}, 0.4, 3.0),
-        ({"sampling": {"follow": "guide"}}, 0.4, 3.0),
-        ({"sampling": {"guidance": 1.0, "follow": "none"}}, 0.4, 1.0),
+        ({}, 0.6, 3.0),
+        ({"sampling": {"guidance": 1.0}}, 0.6, 1.0),
+        ({"sampling": {"strength": 0.3}}, 0.3, 3.0),
         ({"privacy": "screen"}, 0.8, 3.0),
         ({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}, 0.8, 3.0),
         ({"privacy": "screen", "sampling": {"guidance": 2.0}}, 0.8, 2.0),
     ],
 )
-def test_guidance_is_weaker_where_a_prototype_is_followed_closely(
+def test_strength_and_guidance_that_are_left_open(
     values: dict[str, Any], strength: float, scale: float, tmp_path: Path
 ) -> None:
     config = make_config(values)
-    assert (config.sampling.strength, config.sampling.guidance_scale) == (strength, scale)
+    assert (config.sampling.noise_strength, config.sampling.guidance_scale) == (strength, scale)
     (tmp_path / "config.toml").write_text(to_toml(config))
     assert load_config(tmp_path / "config.toml") == config
     assert read_recorded(recorded(config)) == config

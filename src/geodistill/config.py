@@ -118,19 +118,20 @@ class SamplingSettings(_Settings):
     """Drawing candidates."""
 
     follow: Literal["start", "guide", "none"] = Field("start", description="how a prototype is followed")
-    strength: float = Field(
-        0.4,
+    strength: float | None = Field(
+        None,
         gt=0,
         le=1,
-        description="start: how far the prototype is noised (1: all the way); 0.8 under privacy 'screen' and 'dp'",
+        description="start: how far the prototype is noised (1: all the way); without a value 0.6, or 0.4 with "
+        "guidance 1.5 where what is drawn from 0.6 teaches a classifier too little; 0.8 under privacy 'screen' and "
+        "'dp'",
     )
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
     guidance: float | None = Field(
         None,
         ge=1,
-        description="scale of classifier-free guidance, 1 is none; without a value 1.5 for candidates that start from "
-        "a prototype, and 3 for those that start from noise and under privacy 'screen' and 'dp'",
+        description="scale of classifier-free guidance, 1 is none; without a value 3, or what strength says",
     )
     steps: int = Field(30, ge=1, le=1000, description="of the solver from noise to image; a start skips the first")
     solver: Literal["ddim", "dpmsolver++", "pndm"] = Field("dpmsolver++", description="of the diffusion's equation")
@@ -138,15 +139,14 @@ class SamplingSettings(_Settings):
     batch: int = Field(64, ge=1, description="images denoised together")
 
     @property
-    def guidance_scale(self) -> float:
-        """The scale that images are drawn with.
+    def noise_strength(self) -> float:
+        """The strength, 0.6 where it is left open."""
+        return 0.6 if self.strength is None else self.strength
 
-        >>> SamplingSettings().guidance_scale, SamplingSettings(follow="none").guidance_scale
-        (1.5, 3.0)
-        """
-        if self.guidance is not None:
-            return self.guidance
-        return 1.5 if self.follow == "start" else 3.0
+    @property
+    def guidance_scale(self) -> float:
+        """The scale of classifier-free guidance, 3 where it is left open."""
+        return 3.0 if self.guidance is None else self.guidance
 
 
 class SelectionSettings(_Settings):
@@ -235,7 +235,7 @@ class Config(_Settings):
         if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
             return values
         given = dict(values)
-        gives_way: dict[str, dict[str, Any]] = {"sampling": {"strength": 0.8, "candidates": 20, "guidance": 3.0}}
+        gives_way: dict[str, dict[str, Any]] = {"sampling": {"strength": 0.8, "candidates": 20}}
         if values["privacy"] == "dp":
             gives_way |= {
                 "refinement": {"steps": 0},

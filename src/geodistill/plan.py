@@ -259,6 +259,8 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     sampling, refinement = config.sampling, config.refinement
     slots = len(scenes.classes) * config.ipc
     drawn = slots * sampling.candidates
+    # Where the strength is left open, one image is drawn from each prototype to choose it.
+    tried = slots if sampling.strength is None and sampling.follow == "start" else 0
     image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
     teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
     step = _operations(lambda: _denoised(parts, latent))
@@ -272,7 +274,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
         "adapter": (config.finetune.steps * config.finetune.batch, "latents", passes_of_training * step),
-        "candidates": (drawn, "images", passes(sampling) * step),
+        "candidates": (drawn + tried, "images", passes(sampling) * step),
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         "chosen": (drawn, "images decoded", decoding),
@@ -316,7 +318,7 @@ def encoding_operations(source: str, size: int) -> float:
 
 def passes(sampling: SamplingSettings) -> float:
     """Return how often a candidate goes through the U-Net."""
-    steps = sampling.steps * (sampling.strength if sampling.follow == "start" else 1)
+    steps = sampling.steps * (sampling.noise_strength if sampling.follow == "start" else 1)
     return steps * (1 + (sampling.guidance_scale != 1))
 
 

@@ -84,7 +84,7 @@ def train_and_predict(
     check_protocol(protocol, network)
     _check_sizes(train_images, test_images)
     if protocol == "probe":
-        return _probe(features(train_images), train_labels, features(test_images), classes)
+        return predict_from_features(features(train_images), train_labels, features(test_images), classes)
     model = train_classifier(
         protocol, network, train_images, train_labels, classes=classes, seed=seed, steps=steps, progress=progress
     )
@@ -180,8 +180,12 @@ def _recipe(protocol: str, count: int, steps: int | None) -> Recipe:
     return replace(recipe, steps=steps or (recipe.steps_large if count > LARGE_SET else recipe.steps))
 
 
-def _probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return logits of logistic regression from features `train` [n, d] to features `test`."""
+def predict_from_features(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return logits [m, classes] of features `test` [m, d] by logistic regression on features `train` [n, d].
+
+    `labels` int64 [n] are the classes of `train`. A class that is not among them is never predicted.
+    Raises ConfigError where all are of one class.
+    """
     present = torch.unique(labels)
     if len(present) < 2:
         raise ConfigError("the training images are of one class: a classifier needs at least 2")

@@ -1,7 +1,7 @@
 """Discriminative prototype-guided diffusion (Xu, Ghamisi, Weng, arXiv 2601.15829), from scenes to distilled set.
 
-    scenes -> base -> latents -> teacher, prototypes -> descriptions -> adapter -> candidates -> chosen, refined
-    -> distilled set
+    scenes -> base -> latents -> teacher, prototypes -> descriptions -> adapter -> following -> candidates
+    -> chosen, refined -> distilled set
 
 `make` is that line. Each stage is a folder of the run that holds all that the next ones need. `distill` holds some
 scenes out before it and tests the set on them after it.
@@ -15,6 +15,7 @@ from geodistill.descriptions import make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import check_side
+from geodistill.methods.following import followed
 from geodistill.methods.private import check_private, make_private
 from geodistill.methods.refining import refined
 from geodistill.methods.screening import screen
@@ -98,6 +99,7 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         after=("latents", "descriptions", "teacher" if judged else None),
         teacher=teacher,
     )
+    config = followed(prior, latents, texts, prototypes, scenes, config, run)
     candidates = draw(
         prior,
         latents[:, 0],

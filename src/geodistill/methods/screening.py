@@ -89,7 +89,7 @@ def keeps_away(images: Tensor, labels: Tensor, scenes: Scenes, config: Config) -
 def weaker(settings: SamplingSettings) -> SamplingSettings:
     """Return `settings` under which a prototype is followed less: noised a tenth more, or pulled half as much."""
     if settings.follow == "start":
-        return settings.model_copy(update={"strength": min(1.0, round(settings.strength + 0.1, 4))})
+        return settings.model_copy(update={"strength": min(1.0, round(settings.noise_strength + 0.1, 4))})
     return settings.model_copy(update={"scale": settings.scale / 2})
 
 

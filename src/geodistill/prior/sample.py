@@ -130,7 +130,7 @@ def covering_strengths(prior: Prior, settings: SamplingSettings, noisy: Sequence
     """
     alphas = prior.scheduler.alphas_cumprod
     variances = {}
-    for share in range(round(settings.strength * settings.steps), settings.steps):
+    for share in range(round(settings.noise_strength * settings.steps), settings.steps):
         strength = share / settings.steps
         _, times = _schedule(prior.scheduler.config, settings.model_copy(update={"strength": strength}))
         level = float(alphas[times[0]])
@@ -148,7 +148,7 @@ def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:
     times = scheduler.timesteps
     if settings.follow == "start":
         times = times.unique().flip(0)
-        first = min(round((1 - settings.strength) * len(times)), len(times) - 1)
+        first = min(round((1 - settings.noise_strength) * len(times)), len(times) - 1)
         times = times[first:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
