@@ -30,6 +30,7 @@ from geodistill.devices import accelerator, working_type
 from geodistill.errors import PriorError
 from geodistill.evaluation.networks import PRETRAINED, build_network, embed
 from geodistill.evaluation.protocols import BATCH, recipe_steps
+from geodistill.methods.following import drawn_of_each
 from geodistill.methods.refining import steps_of_rounds, views_of_scenes
 from geodistill.methods.screening import weaker
 from geodistill.methods.self_test import JUDGE, Apart, set_apart
@@ -259,8 +260,8 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     sampling, refinement = config.sampling, config.refinement
     slots = len(scenes.classes) * config.ipc
     drawn = slots * sampling.candidates
-    # Where the strength is left open, one image is drawn from each prototype to choose it.
-    tried = slots if sampling.strength is None and sampling.follow == "start" else 0
+    # Where the strength is left open, some images are drawn to choose it.
+    tried = slots * drawn_of_each(slots) if sampling.strength is None and sampling.follow == "start" else 0
     image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
     teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
     step = _operations(lambda: _denoised(parts, latent))
