@@ -30,11 +30,11 @@ def _facts(run: Path) -> list[dict[str, Any]]:
     ("drawn", "given_back", "guidance", "strength", "scale"),
     [
         (0.42, 0.61, None, 0.4, 1.5),  # AID, base compact
-        (0.68, 0.83, None, 0.6, 3.0),  # EuroSAT, base aid
-        (0.75, 1.0, None, 0.6, 3.0),
-        (0.74, 1.0, None, 0.4, 1.5),
-        (0.74, 1.0, 2.0, 0.4, 2.0),  # what was asked for stays
-        (0.75, 1.0, 2.0, 0.6, 2.0),
+        (0.70, 0.86, None, 0.6, 3.0),  # EuroSAT, base aid
+        (0.72, 1.0, None, 0.6, 3.0),
+        (0.71, 1.0, None, 0.4, 1.5),
+        (0.71, 1.0, 2.0, 0.4, 2.0),  # what was asked for stays
+        (0.72, 1.0, 2.0, 0.6, 2.0),
     ],
 )
 def test_prototypes_are_followed_closely_where_the_base_draws_them_poorly(
@@ -66,15 +66,30 @@ def test_what_is_drawn_is_asked_about_scenes_that_are_no_prototypes(
         return predict(train, labels, test, classes)
 
     monkeypatch.setattr(following, "predict_from_features", seeing)
+    monkeypatch.setattr(following, "_DRAWN", 4)
     first = distill(pair, _left_open(tiny), out=tmp_path / "run").images
     prototypes = len(pair.classes) * tiny.ipc
     assert asked == [(prototypes, len(pair) - prototypes)] * 2
     (facts,) = _facts(tmp_path / "run")
     assert all(0 <= facts[name] <= 1 for name in ("drawn", "given_back"))
-    assert facts["closely"] == (facts["drawn"] < 0.75 * facts["given_back"])
+    assert facts["closely"] == (facts["drawn"] < 0.72 * facts["given_back"])
     # The same command again finds the stage, and the set it led to.
     assert torch.equal(distill(pair, _left_open(tiny), out=tmp_path / "run").images, first)
     assert len(asked) == 2
+
+
+def test_where_every_scene_was_drawn_from_all_are_asked_about(
+    pair: Scenes, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def seeing(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int) -> torch.Tensor:
+        asked.append((len(train), len(test)))
+        return torch.zeros(len(test), classes)
+
+    monkeypatch.setattr(following, "predict_from_features", seeing)
+    distill(pair, _left_open(tiny), out=tmp_path / "run")
+    assert asked == [(300, len(pair))] * 2
 
 
 @pytest.mark.parametrize("sampling", [{"strength": 0.5}, {"follow": "none"}, {"follow": "guide"}])
