@@ -19,6 +19,7 @@ from geodistill.evaluation.protocols import predict_from_features
 from geodistill.methods.stages import decode, requests_for, scene_features, slot_labels
 from geodistill.prior.base import Prior
 from geodistill.prior.sample import sample
+from geodistill.processes import processes
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, forget_parts, write_atomic
 from geodistill.scenes.scenes import Scenes
@@ -39,10 +40,13 @@ def followed(
 ) -> Config:
     """Return `config` with a sampling strength, from stage `following` where the settings leave it open.
 
+    With a single class there is nothing to tell apart, and the strength stays the default.
+
     latents: [N, V, C, h, w] of the scenes. texts: one description for each prototype. `prior` is adapted already.
     """
-    if config.sampling.strength is not None or config.sampling.follow != "start":
+    if config.sampling.strength is not None or config.sampling.follow != "start" or len(scenes.classes) < 2:
         return config
+    known = scene_features(scenes, config, run)
 
     def build(folder: Path) -> dict[str, Any]:
         count = drawn_of_each(len(prototypes))
@@ -50,8 +54,7 @@ def followed(
         starts = prototypes.starts(count, config.seed, of=config.prototypes.starts)
         requests = requests_for(prior, latents[:, 0], texts, some, starts=starts)
         drawn = sample(prior, requests, some.sampling, seed=derive_seed(config.seed, "following"), folder=folder)
-        forget_parts(folder)
-        known, labels = scene_features(scenes, config, run), slot_labels(scenes, config).repeat_interleave(count)
+        labels = slot_labels(scenes, config).repeat_interleave(count)
         others = torch.ones(len(scenes), dtype=torch.bool)
         others[starts] = False
         # Where every scene was drawn from, they are all there is to ask about.
@@ -62,14 +65,14 @@ def followed(
         }
         closely = worth["drawn"] < _ENOUGH * worth["given_back"]
         found = {name: round(value, 4) for name, value in worth.items()} | {"closely": closely}
-        write_atomic(folder / _FOUND, json.dumps(found))
+        if processes().main:
+            write_atomic(folder / _FOUND, json.dumps(found))
+            forget_parts(folder)
         return found
 
-    inputs = [run.fingerprint_of(stage) for stage in _stages_before(config)] + [
-        config.sampling.model_dump(),
-        config.seed,
-    ]
-    found = json.loads((run.stage("following", build, version=1, inputs=inputs) / _FOUND).read_text())
+    before = [run.fingerprint_of(stage) for stage in _stages_before(config)]
+    inputs = [*before, config.sampling.model_dump(), config.seed]
+    found = json.loads((run.stage("following", build, version=1, inputs=inputs, shared=True) / _FOUND).read_text())
     sampling = config.sampling
     given = {"strength": sampling.noise_strength, "guidance": sampling.guidance_scale}
     if found["closely"]:
