@@ -65,6 +65,17 @@ class TestOperations:
         ):
             assert _operations(pair, _with(base, **changes), tmp_path)[stage] == pytest.approx(ratio * before[stage])
 
+    def test_images_are_drawn_to_find_a_strength_that_is_left_open(
+        self, pair: Scenes, on_pipeline: Config, tmp_path: Path
+    ):
+        given = _with(on_pipeline, sampling={"strength": 0.6, "candidates": 4}, selection={"by": "herding"})
+        found = _operations(pair, _with(given, sampling={"strength": None}), tmp_path)
+        slots = len(pair.classes) * given.ipc
+        # 300 images or more in place of four a prototype, each decoded, and so is the scene that it starts from.
+        each = -(-300 // slots)
+        assert found["following"] == pytest.approx(each / 4 * (found["candidates"] + 2 * found["chosen"]))
+        assert "following" not in _operations(pair, given, tmp_path)
+
     def test_screening_draws_again_from_more_noise(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
         base = _with(on_pipeline, sampling={"steps": 10, "strength": 0.5}, selection={"by": "herding"})
         found = _operations(pair, _with(base, privacy="screen"), tmp_path)

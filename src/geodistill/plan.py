@@ -64,6 +64,8 @@ SHARES = {
 }
 # Nearly all of screening is drawing.
 SHARES["screened"] = SHARES["candidates"]
+# Almost all of it draws images, as for the candidates.
+SHARES["following"] = SHARES["candidates"]
 # The same training as that of students, two side by side.
 SHARES["self_test"] = SHARES["students"]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
@@ -275,7 +277,8 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
         "adapter": (config.finetune.steps * config.finetune.batch, "latents", passes_of_training * step),
-        "candidates": (drawn + tried, "images", passes(sampling) * step),
+        "following": (tried, "images", passes(sampling) * step + 2 * decoding),
+        "candidates": (drawn, "images", passes(sampling) * step),
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         "chosen": (drawn, "images decoded", decoding),
@@ -287,6 +290,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         "self_test": (2 * recipe_steps(JUDGE, slots, None) * BATCH, "images", 3 * embedding),
     }
     left_out = {
+        "following": not tried,
         "screened": config.privacy != "screen",
         "chosen": config.selection.by != "herding",
         "students": not refinement.steps,
