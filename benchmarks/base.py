@@ -61,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--base", default=SHIPPED, help="a name or a pipeline folder (the shipped base)")
     options.add_argument("--name", default="compact", help="of the base in the table")
-    options.add_argument("--guidance", type=float, default=SamplingSettings(follow="none").guidance_scale)
+    options.add_argument("--guidance", type=float, default=SamplingSettings().guidance_scale)
     return parsed(options)
 
 

@@ -30,7 +30,7 @@ from geodistill.devices import accelerator, working_type
 from geodistill.errors import PriorError
 from geodistill.evaluation.networks import PRETRAINED, build_network, embed
 from geodistill.evaluation.protocols import BATCH, recipe_steps
-from geodistill.methods.following import drawn_of_each
+from geodistill.methods.following import draws_per_prototype
 from geodistill.methods.refining import steps_of_rounds, views_of_scenes
 from geodistill.methods.screening import weaker
 from geodistill.methods.self_test import JUDGE, Apart, set_apart
@@ -262,8 +262,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     sampling, refinement = config.sampling, config.refinement
     slots = len(scenes.classes) * config.ipc
     drawn = slots * sampling.candidates
-    # Where the strength is left open, some images are drawn to choose it.
-    tried = slots * drawn_of_each(slots) if sampling.strength is None and sampling.follow == "start" else 0
+    tested = slots * draws_per_prototype(len(scenes.classes), config)
     image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
     teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
     step = _operations(lambda: _denoised(parts, latent))
@@ -277,7 +276,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         "latents": (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
         "teacher": (config.teacher.steps * config.teacher.batch, "latents", 3 * _operations(lambda: teacher(latent))),
         "adapter": (config.finetune.steps * config.finetune.batch, "latents", passes_of_training * step),
-        "following": (tried, "images", passes(sampling) * step + 2 * decoding),
+        "following": (tested, "images", passes(sampling) * step + 2 * decoding),
         "candidates": (drawn, "images", passes(sampling) * step),
         # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
         "screened": (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
@@ -290,7 +289,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         "self_test": (2 * recipe_steps(JUDGE, slots, None) * BATCH, "images", 3 * embedding),
     }
     left_out = {
-        "following": not tried,
+        "following": not tested,
         "screened": config.privacy != "screen",
         "chosen": config.selection.by != "herding",
         "students": not refinement.steps,

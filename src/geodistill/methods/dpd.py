@@ -99,14 +99,15 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         after=("latents", "descriptions", "teacher" if judged else None),
         teacher=teacher,
     )
-    config = followed(prior, latents, texts, prototypes, scenes, config, run)
+    before = ("latents", "prototypes", "descriptions", "adapter" if adapted else None)
+    config = followed(prior, latents, texts, prototypes, scenes, config, run, after=before)
     candidates = draw(
         prior,
         latents[:, 0],
         texts,
         config,
         run,
-        after=("latents", "prototypes", "descriptions", "adapter" if adapted else None),
+        after=before,
         starts=prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts),
     )
     passing = None

@@ -7,6 +7,7 @@ other training scenes. Where the drawn images are worth much less, candidates st
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from geodistill.config import Config
 from geodistill.evaluation.networks import backbone_features
 from geodistill.evaluation.protocols import predict_from_features
-from geodistill.methods.stages import decode, requests_for, scene_features, slot_labels
+from geodistill.methods.stages import decode, fingerprints, requests_for, scene_features, slot_labels, unless_default
 from geodistill.prior.base import Prior
 from geodistill.prior.sample import sample
 from geodistill.processes import processes
@@ -25,75 +26,84 @@ from geodistill.run import Run, forget_parts, write_atomic
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import derive_seed
 
-# The strength and guidance of a base that draws well are the defaults of `SamplingSettings`. These are for the others.
-CLOSELY = {"strength": 0.4, "guidance": 1.5}
+# Strength and guidance for a base that draws poorly. For one that draws well, `SamplingSettings` has them.
+_CLOSELY = (0.4, 1.5)
 # A base draws well if what it draws is worth this share of what it starts from. Measured: EuroSAT 0.81 and UC Merced
 # 0.76 with base aid, AID 0.67 with base compact; the last alone gains by following closely (docs/experiments.md).
 _ENOUGH = 0.72
 _FOUND = "following.json"
-# Images that are drawn to find out, at least: with 100 the shares were off by several points.
+# Images that the test draws, at least: with 100 the shares were off by several points.
 _DRAWN = 300
 
 
 def followed(
-    prior: Prior, latents: Tensor, texts: list[str], prototypes: Prototypes, scenes: Scenes, config: Config, run: Run
+    prior: Prior,
+    latents: Tensor,
+    texts: list[str],
+    prototypes: Prototypes,
+    scenes: Scenes,
+    config: Config,
+    run: Run,
+    *,
+    after: Sequence[str | None],
 ) -> Config:
-    """Return `config` with a sampling strength, from stage `following` where the settings leave it open.
-
-    With a single class there is nothing to tell apart, and the strength stays the default.
+    """Return `config` with the strength and guidance that stage `following` chose, or as it is where there is no test.
 
     latents: [N, V, C, h, w] of the scenes. texts: one description for each prototype. `prior` is adapted already.
     """
-    if config.sampling.strength is not None or config.sampling.follow != "start" or len(scenes.classes) < 2:
+    each = draws_per_prototype(len(scenes.classes), config)
+    if not each:
         return config
-    known = scene_features(scenes, config, run)
+    sampling, known = config.sampling, scene_features(scenes, config, run)
 
     def build(folder: Path) -> dict[str, Any]:
-        count = drawn_of_each(len(prototypes))
-        some = config.model_copy(update={"sampling": config.sampling.model_copy(update={"candidates": count})})
-        starts = prototypes.starts(count, config.seed, of=config.prototypes.starts)
+        some = config.model_copy(update={"sampling": sampling.model_copy(update={"candidates": each})})
+        starts = prototypes.starts(each, config.seed, of=config.prototypes.starts)
         requests = requests_for(prior, latents[:, 0], texts, some, starts=starts)
-        drawn = sample(prior, requests, some.sampling, seed=derive_seed(config.seed, "following"), folder=folder)
-        labels = slot_labels(scenes, config).repeat_interleave(count)
+        drawn = sample(prior, requests, sampling, seed=derive_seed(config.seed, "following"), folder=folder)
+        if not processes().main:
+            return {}
         others = torch.ones(len(scenes), dtype=torch.bool)
         others[starts] = False
         # Where every scene was drawn from, they are all there is to ask about.
         asked = others if others.any() else ~others
-        worth = {
-            name: _accuracy(backbone_features(decode(prior, images, config, draft=True)), labels, known, scenes, asked)
-            for name, images in (("drawn", drawn), ("given_back", latents[starts, 0].float()))
+        labels = slot_labels(scenes, config).repeat_interleave(each)
+
+        def worth(images: Tensor) -> float:
+            seen = backbone_features(decode(prior, images, config, draft=True))
+            return _accuracy(seen, labels, known[asked], scenes.labels[asked], len(scenes.classes))
+
+        of_drawn, of_given_back = worth(drawn), worth(latents[starts, 0].float())
+        found = {
+            "drawn": round(of_drawn, 4),
+            "given_back": round(of_given_back, 4),
+            "closely": of_drawn < _ENOUGH * of_given_back,
         }
-        closely = worth["drawn"] < _ENOUGH * worth["given_back"]
-        found = {name: round(value, 4) for name, value in worth.items()} | {"closely": closely}
-        if processes().main:
-            write_atomic(folder / _FOUND, json.dumps(found))
-            forget_parts(folder)
+        write_atomic(folder / _FOUND, json.dumps(found))
+        forget_parts(folder)
         return found
 
-    before = [run.fingerprint_of(stage) for stage in _stages_before(config)]
-    inputs = [*before, config.sampling.model_dump(), config.seed]
+    inputs = [*fingerprints(run, after), sampling.model_dump(), config.seed, *unless_default(config.precision)]
     found = json.loads((run.stage("following", build, version=1, inputs=inputs, shared=True) / _FOUND).read_text())
-    sampling = config.sampling
-    given = {"strength": sampling.noise_strength, "guidance": sampling.guidance_scale}
-    if found["closely"]:
-        given = CLOSELY | ({} if sampling.guidance is None else {"guidance": sampling.guidance})
-    return config.model_copy(update={"sampling": sampling.model_copy(update=given)})
+    strength, guidance = _CLOSELY if found["closely"] else (sampling.noise_strength, sampling.guidance_scale)
+    if sampling.guidance is not None:
+        guidance = sampling.guidance
+    chosen = sampling.model_copy(update={"strength": strength, "guidance": guidance})
+    return config.model_copy(update={"sampling": chosen})
 
 
-def drawn_of_each(prototypes: int) -> int:
-    """Return how many images are drawn from each of so many prototypes.
+def draws_per_prototype(classes: int, config: Config) -> int:
+    """Return the number of images that the test draws from each prototype; 0 where there is no test.
 
-    >>> drawn_of_each(100), drawn_of_each(1000)
-    (3, 1)
+    There is none where the strength is set or does not count, nor with a single class, as there is nothing to tell
+    apart.
     """
-    return -(-_DRAWN // prototypes)
+    if config.sampling.strength is not None or config.sampling.follow != "start" or classes < 2:
+        return 0
+    return -(-_DRAWN // (classes * config.ipc))
 
 
-def _stages_before(config: Config) -> list[str]:
-    return ["latents", "prototypes", "descriptions", *(["adapter"] if config.finetune.steps else [])]
-
-
-def _accuracy(features: Tensor, labels: Tensor, known: Tensor, scenes: Scenes, asked: Tensor) -> float:
-    """Return the share of the `asked` scenes that a classifier on `features` names right."""
-    logits = predict_from_features(features, labels, known[asked], len(scenes.classes))
-    return float((logits.argmax(dim=1) == scenes.labels[asked]).double().mean())
+def _accuracy(features: Tensor, labels: Tensor, asked: Tensor, wanted: Tensor, classes: int) -> float:
+    """Return the overall accuracy on features `asked` of classes `wanted` of what learned `features` of `labels`."""
+    logits = predict_from_features(features, labels, asked, classes)
+    return float((logits.argmax(dim=1) == wanted).double().mean())

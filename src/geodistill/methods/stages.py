@@ -217,7 +217,7 @@ def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
 
     ahead = _Ahead(scenes, config.size)
     inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.size, config.latents.views]
-    inputs += _unless_default(config.precision)
+    inputs += unless_default(config.precision)
     stage = run.stage("latents", build, version=2, inputs=inputs, shared=True)
     latents: Tensor = load_file(stage / "latents.safetensors")["latents"]
     return latents
@@ -419,9 +419,9 @@ def finetune(
             forget_checkpoint(folder)
         return facts | {"weights": "all" if whole else "lora"}
 
-    inputs = [*_fingerprints(run, after), settings.model_dump(), config.seed]
+    inputs = [*fingerprints(run, after), settings.model_dump(), config.seed]
     inputs += [] if auxiliary is None else [repr(auxiliary)]
-    inputs += _unless_default(config.precision)
+    inputs += unless_default(config.precision)
     merge_adapter(prior, run.stage("adapter", build, version=3, inputs=inputs, shared=True))
 
 
@@ -457,9 +457,9 @@ def draw(
             forget_parts(folder)
         return {"images": len(drawn)}
 
-    inputs = [*_fingerprints(run, after), config.sampling.model_dump(), config.seed]
+    inputs = [*fingerprints(run, after), config.sampling.model_dump(), config.seed]
     inputs += [] if modes is None else [asdict(modes)]
-    inputs += _unless_default(config.precision)
+    inputs += unless_default(config.precision)
     stage = run.stage("candidates", build, version=1, inputs=inputs, shared=True)
     candidates: Tensor = load_file(stage / "candidates.safetensors")["latents"]
     return candidates
@@ -491,11 +491,13 @@ def requests_for(
     )
 
 
-def _unless_default(precision: str) -> list[str]:
+def unless_default(precision: str) -> list[str]:
+    """Return what a stage's fingerprint says of the precision."""
     return [] if precision == "auto" else [precision]
 
 
-def _fingerprints(run: Run, stages: Iterable[str | None]) -> list[str | None]:
+def fingerprints(run: Run, stages: Iterable[str | None]) -> list[str | None]:
+    """Return those of the stages, None for one that the settings leave out."""
     return [run.fingerprint_of(stage) if stage else None for stage in stages]
 
 
