@@ -117,7 +117,7 @@ def _arguments() -> argparse.Namespace:
 
 def _rung(name: str, changes: list[str], train: Scenes, args: argparse.Namespace) -> DistilledSet:
     # It is tested on the test split, and learns from all training scenes.
-    config = load_config(sets=["self_test.held_out=0", *args.set, *changes])
+    config = load_config(sets=["self_test.held_out=0", "reproducible=true", *args.set, *changes])
     folder = args.out / _folder_name(name)
     _take_over(folder, args.out)
     distilled = distill(train, config, out=folder, command=command())

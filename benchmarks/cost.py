@@ -50,7 +50,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _distill(data: Path, count: int, ipc: int, folder: Path) -> None:
-    distill(_share(open_scenes(data).train, count), load_config(sets=["self_test.held_out=0"], ipc=ipc), out=folder)
+    config = load_config(sets=["self_test.held_out=0", "reproducible=true"], ipc=ipc)
+    distill(_share(open_scenes(data).train, count), config, out=folder)
 
 
 def _share(scenes: Scenes, count: int) -> Scenes:

@@ -45,6 +45,7 @@ def tiny() -> Config:
         {
             "ipc": 2,
             "size": 32,
+            "reproducible": True,
             "base": "scratch",
             "compact": {"channels": 8, "width": (32, 32), "steps": 4, "batch": 4},
             "latents": {"views": 2},

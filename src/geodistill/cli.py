@@ -153,7 +153,15 @@ def distill(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, such as finetune.steps=500; may be repeated.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
+    reproducible: Annotated[
+        bool,
+        typer.Option(
+            "--reproducible",
+            help="Draw the images from --seed, for benchmarks: the same command gives the same bytes anywhere. Never "
+            "share such a set. Else the images are drawn from a secret, kept in OUT/secret.",
+        ),
+    ] = False,
     privacy: Annotated[
         str | None,
         typer.Option(
@@ -188,6 +196,7 @@ def distill(
 
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
+        flags |= {"reproducible": reproducible or None}
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
         # Reading the images takes long: a wrong base is told before.
         check_base(settings)
@@ -199,6 +208,7 @@ def distill(
         _print_stages(out)
         _print_screening(out)
         _print_nearness(settings)
+        _print_replayable(result)
         _print_self_test(out, settings)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
@@ -562,23 +572,25 @@ def audit(
 @app.command(epilog="Example: **geodistill report runs/aid --data ~/AID**")
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a `distill` or `compare` run, which may still be going.")],
-    data: Annotated[
-        Path | None, typer.Option(help="The run's scenes: for the embedding map, and for --with-sources.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The run's scenes, for the embedding map and --owner.")] = None,
     out: Annotated[Path | None, typer.Option(help="The page [default: RUN/report.html].")] = None,
-    with_sources: Annotated[
-        bool, typer.Option("--with-sources", help="Show real training images beside the distilled ones.")
+    owner: Annotated[
+        bool,
+        typer.Option(
+            "--owner",
+            help="Write the owner's page: also show real training images, the command and the seed. Do not share it.",
+        ),
     ] = False,
 ) -> None:
     """Write one self-contained HTML page that shows what the images of a run are worth.
 
-    Without --with-sources no pixel of a real image is in the page.
+    Without --owner no pixel of a real image, no path, command or seed is in the page.
     """
     with _told():
         from geodistill.report import write_report
         from geodistill.scenes import open_scenes
 
-        page = write_report(run, out=out, data=open_scenes(data) if data else None, with_sources=with_sources)
+        page = write_report(run, out=out, data=open_scenes(data) if data else None, owner=owner)
         _console.print(f"report: {page}", soft_wrap=True)
 
 
@@ -660,6 +672,17 @@ def _print_nearness(settings: Any) -> None:
         _console.print(
             "each image starts from a training image and may show its layout: before you share a set of sensitive "
             "scenes, make it with --privacy screen or run `geodistill audit`",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _print_replayable(distilled: Any) -> None:
+    """Print that the set must not be shared, where its images can be drawn again."""
+    if distilled.replayable:
+        _console.print(
+            "reproducible: do not share this set, its seeds tell which scenes the images began as",
+            style="bold red",
             soft_wrap=True,
             highlight=False,
         )

@@ -87,8 +87,9 @@ def compare(
         RunError: `out` holds a comparison with other settings or another kind of run.
         SceneError: a class with fewer images than an IPC needs, or no test images.
     """
-    # All methods get the same scenes, and are tested on real test images anyway.
-    config = without_self_test(config or Config())
+    # All methods get the same scenes, and are tested on real test images anyway. Its sets are for a table that others
+    # can make again, not to be shared.
+    config = without_self_test(config or Config()).model_copy(update={"reproducible": True})
     ordered = tuple(name for name in METHODS if name in methods)
     plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
     _check(data.train, methods, plan, config.privacy)

@@ -197,7 +197,12 @@ class Config(_Settings):
 
     ipc: int = Field(10, ge=1, description="images per class")
     size: int = Field(64, ge=8, description="side of the images in pixels")
-    seed: int = Field(0, ge=0, description="of everything that is drawn")
+    seed: int = Field(0, ge=0, description="random seed; of the images only where they are reproducible")
+    reproducible: bool = Field(
+        False,
+        description="draw the images from the seed, so that the same settings give the same bytes: for benchmarks, "
+        "never to be shared. Else from a secret that is kept in the run folder",
+    )
     base: str = Field(
         "compact",
         description="'compact' (comes with the package), the name of an installed base, 'scratch' (built from the "
@@ -339,8 +344,10 @@ def recorded(config: Config) -> dict[str, Any]:
     """Return the settings as run.json has them, which `read_recorded` reads back.
 
     A self-test that is off is left out: that is what the record of a run says that was begun before there was one.
+    So is `reproducible`: a run may go on with the other value, and draws its images anew then.
     """
-    return config.model_dump(mode="json", exclude=None if config.self_test.held_out else {"self_test"})
+    left_out = {"reproducible"} | (set() if config.self_test.held_out else {"self_test"})
+    return config.model_dump(mode="json", exclude=left_out)
 
 
 def read_recorded(values: Mapping[str, Any]) -> Config:

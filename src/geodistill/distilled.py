@@ -31,6 +31,8 @@ MANIFEST = "manifest.json"
 _FORMAT = 1
 # What an image's record may hold. A fixed list, so that no file name of a real image slips into what is shared.
 RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate", "soft_label"})
+# Where an image was drawn from: whoever knows it can draw the image again from any scene, and see which scene fits.
+_ORIGIN = frozenset({"seed", "prototype", "candidate"})
 
 
 @dataclass
@@ -70,6 +72,16 @@ class DistilledSet:
     def ipc(self) -> int:
         """Images of the smallest class."""
         return int(torch.bincount(self.labels, minlength=len(self.classes)).min())
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the set tells the seeds that its images were drawn from, so that an outsider can name their sources.
+
+        Of a differentially private set that does no harm: no image has a source.
+        """
+        if self.about.get("real_pixels") or self.about.get("guarantee"):
+            return False
+        return "seed" in self.about.get("config", {}) or any(_ORIGIN & record.keys() for record in self.records)
 
     def save(self, folder: Path | str) -> Path:
         """Write the set to `folder`, whole or not at all, and return the path; an earlier set there is replaced.
@@ -281,13 +293,13 @@ configs:
 
 # {title}
 
-{count} {kind} overhead images of {size} x {size} pixels, {classes} classes, made by geodistill with the method
+{warning}{count} {kind} overhead images of {size} x {size} pixels, {classes} classes, made by geodistill with the method
 `{method}`. They stand for a larger set of real images when a classifier is trained; {nature}.
 
 Load them with `datasets.load_dataset(FOLDER)`, `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or
 `torchvision.datasets.ImageFolder(FOLDER)`.
-`manifest.json` has the settings, the versions and the seed and scores of each image, and where they were asked for its
-soft label, probabilities of the classes in alphabetical order; `croissant.json` describes the folder in Croissant 1.0.
+`manifest.json` has the settings, the versions and the scores of each image, and where they were asked for its soft
+label, probabilities of the classes in alphabetical order; `croissant.json` describes the folder in Croissant 1.0.
 
 ## Classes
 
@@ -304,6 +316,12 @@ the source data may bind what is derived from it: check it before sharing.
 """
 
 
+_REPLAYABLE = (
+    "**Do not share this set.** It was made reproducibly: its images follow from a seed that is in `manifest.json`. "
+    "Whoever has the base can draw each image again from any scene, and so find the scene that it began as. Removing "
+    "the seed does not help, it can be guessed. Without `--reproducible`, `geodistill distill` draws the images from a "
+    "secret."
+)
 _NO_AUDIT = "No audit was made of what these images give away of the real ones: `geodistill audit` makes one."
 _SCREENED = (
     "Screened: candidates nearer to a training image of their class, in structure (SSIM), than 99 % of held-out "
@@ -370,6 +388,7 @@ def _data_card(distilled: DistilledSet) -> str:
         classes=len(distilled.classes),
         method=distilled.about.get("method", "unknown"),
         kind="real" if real else "synthetic",
+        warning=f"{_REPLAYABLE}\n\n" if distilled.replayable else "",
         nature="each of them is one of those" if real else "none of them is a photograph",
         privacy=_privacy(distilled.about, _NO_AUDIT),
         base=_base(distilled.about.get("base")),

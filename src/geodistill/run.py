@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -31,8 +32,15 @@ from torch import Tensor
 from geodistill.errors import RunError
 from geodistill.processes import processes
 from geodistill.progress import progress
+from geodistill.seeding import SECRET_BYTES
+
+log = logging.getLogger("geodistill")
 
 _FORMAT = 1
+_SECRET = "secret"
+_WITHOUT_SECRET = (
+    "the images of this run were drawn from it, and cannot be drawn again. Put it back, or choose another --out"
+)
 _MARK = ".fingerprint"
 _HEARTBEAT_SECONDS = 30.0
 # Stages that depend on neither method nor IPC: a run that compares several makes them once and lends them.
@@ -186,6 +194,7 @@ class Run:
         self.folder = folder
         self.used: list[str] = []
         self.new = False
+        self._secret: bytes | None = None
         self._lender = lender
         self._crew = processes()
         if self._crew.main:
@@ -239,6 +248,22 @@ class Run:
                 "choose another --out, or repeat the settings it was made with"
             )
 
+    def secret(self) -> bytes:
+        """Return the run's secret, 32 bytes that the operating system drew when they were first asked for.
+
+        They are kept in `RUN/secret`, which its owner alone may read, so that a run that stopped ends with the same
+        bytes. All processes get the same.
+
+        Raises RunError: the secret is gone, or is not the one that the run was begun with.
+        """
+        if self._secret is None:
+            if self._crew.main:
+                with explain_os_errors(self.folder):
+                    _make_secret(self.folder)
+            self._crew.wait()
+            self._secret = read_secret(self.folder)
+        return self._secret
+
     def _refuse_foreign_folder(self) -> None:
         # Stages copied from another run are welcome: their fingerprints tell whether they fit.
         if (self.folder / "stages").is_dir():
@@ -252,10 +277,10 @@ class Run:
 
     def _begun(self) -> bool:
         """Whether a stage was ever begun; before that, settings that turned out wrong may still be changed."""
-        return bool(self._content() - {"run.json", "config.toml"})
+        return bool(self._content() - {"run.json", "config.toml", _SECRET})
 
     def _content(self) -> set[str]:
-        ours = {".lock", ".run.json.tmp", ".config.toml.tmp", "report.html"}
+        ours = {".lock", ".run.json.tmp", ".config.toml.tmp", f".{_SECRET}.tmp", "report.html"}
         return {path.name for path in self.folder.iterdir()} - ours
 
     def stage(
@@ -437,6 +462,42 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_secret(folder: Path) -> bytes:
+    """Return the secret of the run in `folder`; raises RunError where it is gone or another run's."""
+    path = folder / _SECRET
+    known = _read_about(folder / "run.json").get("secret_sha256")
+    try:
+        secret = bytes.fromhex(path.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        what = "is gone" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise RunError(f"{path} {what}: {_WITHOUT_SECRET}") from None
+    if len(secret) != SECRET_BYTES or hashlib.sha256(secret).hexdigest() != known:
+        raise RunError(f"{path} is not the secret that this run was begun with: {_WITHOUT_SECRET}")
+    if path.stat().st_mode & 0o077:
+        log.warning("%s can be read by others, who can tell which scenes the images began as: chmod 600 it", path)
+    return secret
+
+
+def _make_secret(folder: Path) -> None:
+    """Draw the secret of the run in `folder` unless it has one, or had one: its SHA-256 is in run.json."""
+    path, record = folder / _SECRET, folder / "run.json"
+    about = _read_about(record)
+    if "secret_sha256" in about:
+        return
+    if not path.exists():
+        aside = path.with_name(f".{_SECRET}.tmp")
+        aside.unlink(missing_ok=True)
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(os.urandom(SECRET_BYTES).hex())
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    with contextlib.suppress(ValueError):
+        # A damaged one is told by whoever reads it.
+        about["secret_sha256"] = hashlib.sha256(bytes.fromhex(path.read_text(encoding="ascii"))).hexdigest()
+    write_atomic(record, json.dumps(about, indent=2, sort_keys=True))
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -18,17 +18,19 @@ import geodistill
 from geodistill.cli import _config_file
 from geodistill.config import Config, load_config
 from geodistill.descriptions import Description, Exchange
-from geodistill.errors import ConfigError, DescriberError, PriorError, SceneError
+from geodistill.errors import ConfigError, DescriberError, PriorError, RunError, SceneError
 from geodistill.evaluation import protocols
 from geodistill.evaluation.labeller import load_labeller, soft_labels
 from geodistill.evaluation.networks import backbone_features
 from geodistill.methods import stages
 from geodistill.methods.dpd import distill
+from geodistill.methods.stages import Chosen
 from geodistill.prior.base import load_prior
 from geodistill.prior.catalogue import BaseFacts, facts_text
 from geodistill.privacy.overlap import footprint
 from geodistill.run import Run, records
 from geodistill.scenes import SceneData, Scenes, write_scenes
+from geodistill.seeding import derive_seed
 from geodistill.teacher import judge, load_teacher
 
 
@@ -175,6 +177,66 @@ def test_killed_among_the_candidates_ends_with_the_same_bytes(
         assert _bytes(killed / stage) == _bytes(run / stage)
 
 
+class TestInSecret:
+    @pytest.fixture(scope="class")
+    def hidden(self, run: Path, data: SceneData, tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("secret") / "run"
+        shutil.copytree(run, folder)
+        distill(data.train, _with(tiny, reproducible=False), out=folder)
+        return folder
+
+    def test_a_reproducible_run_goes_on_from_its_adapter(self, run: Path, hidden: Path) -> None:
+        for stage in ("latents", "teacher", "prototypes", "adapter"):
+            assert _bytes(hidden / stage) == _bytes(run / stage)
+            record = Path("stages") / f"{stage}.json"
+            assert (hidden / record).read_bytes() == (run / record).read_bytes()
+        own, public = (geodistill.DistilledSet.load(one / "distilled") for one in (hidden, run))
+        assert not any(torch.equal(a, b) for a in own.images for b in public.images)
+
+    def test_what_is_shared_tells_nothing_to_draw_it_again_from(self, run: Path, hidden: Path) -> None:
+        manifest = json.loads((hidden / "distilled" / "manifest.json").read_text())
+        assert {"seed", "reproducible"}.isdisjoint(manifest["about"]["config"])
+        assert {frozenset(entry) for entry in manifest["images"]} == {
+            frozenset({"file", "class", "label", "description", "scores"})
+        }
+        secret = (hidden / "secret").read_text()
+        seed = str(derive_seed(int(secret, 16), "draws"))
+        for path in (path for path in (hidden / "distilled").rglob("*") if path.is_file()):
+            assert secret.encode() not in path.read_bytes()
+            assert seed.encode() not in path.read_bytes()
+        warning = "**Do not share this set.** It was made reproducibly"
+        assert warning not in (hidden / "distilled" / "README.md").read_text()
+        assert warning in (run / "distilled" / "README.md").read_text()
+
+    def test_images_of_a_class_are_in_no_order(self, hidden: Path) -> None:
+        rows = Chosen.load(hidden / "chosen").rows.view(-1, 2)
+        assert {bool(first < second) for first, second in rows} == {True, False}
+
+    def test_stopped_and_gone_on_with_it_ends_with_the_same_bytes(
+        self, hidden: Path, data: SceneData, tiny: Config, tmp_path: Path
+    ) -> None:
+        again = tmp_path / "run"
+        shutil.copytree(hidden, again)
+        for stage in ("candidates", "chosen", "refined", "distilled"):
+            shutil.rmtree(again / stage)
+        distill(data.train, _with(tiny, reproducible=False), out=again)
+        assert _bytes(again / "distilled") == _bytes(hidden / "distilled")
+
+    def test_two_runs_differ(self, run: Path, hidden: Path, data: SceneData, tiny: Config, tmp_path: Path) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        distill(data.train, _with(tiny, reproducible=False), out=tmp_path / "run")
+        noise = [load_file(one / "candidates/candidates.safetensors")["latents"] for one in (hidden, tmp_path / "run")]
+        assert (noise[0] - noise[1]).flatten(1).abs().amax(dim=1).min() > 0.5
+
+    def test_without_its_secret_it_does_not_go_on(
+        self, hidden: Path, data: SceneData, tiny: Config, tmp_path: Path
+    ) -> None:
+        shutil.copytree(hidden, tmp_path / "run")
+        (tmp_path / "run" / "secret").unlink()
+        with pytest.raises(RunError, match=r"secret is gone: the images of this run were drawn from it"):
+            distill(data.train, _with(tiny, reproducible=False), out=tmp_path / "run")
+
+
 def test_more_candidates_change_none_drawn_before(data: SceneData, tiny: Config, run: Path, tmp_path: Path) -> None:
     more = tiny.sampling.model_copy(update={"candidates": 3}).model_dump()
     distill(data.train, _with(tiny, sampling=more, base=str(run / "base")), out=tmp_path / "run")
@@ -192,7 +254,7 @@ def test_the_distilled_set_names_no_source(run: Path, data: SceneData) -> None:
 def test_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", train_per_class=12, test_per_class=1, size=32)
     command = [sys.executable, "-c", "from geodistill.cli import app; app()", "distill", str(tmp_path / "scenes")]
-    command += ["--config", "tiny", "--set", "compact.steps=4", "--out"]
+    command += ["--config", "tiny", "--set", "compact.steps=4", "--reproducible", "--out"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment, **quiet)  # type: ignore[call-overload]
@@ -292,7 +354,7 @@ def test_presets_for_large_bases_make_a_set(
     )
     distilled = distill(pair, config, out=tmp_path / "run")
     assert torch.bincount(distilled.labels).tolist() == [2, 2]
-    ranks = {record["candidate"] for record in distilled.records}
+    ranks = set((Chosen.load(tmp_path / "run" / "chosen").rows % config.sampling.candidates).tolist())
     assert ranks == {0} if preset == "paper" else ranks <= set(range(5))
 
 

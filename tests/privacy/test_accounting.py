@@ -2,12 +2,11 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geodistill.errors import ConfigError, PrivacyError
-from geodistill.privacy.accounting import _TWISTER, Mechanism, epsilon_of, secret_generator, spend
+from geodistill.privacy.accounting import Mechanism, epsilon_of, spend
 
 
 def epsilon_of_gaussian(sigma: float, delta: float) -> float:
@@ -54,28 +53,3 @@ def test_without_opacus_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "opacus.accountants.analysis.rdp", None)
     with pytest.raises(ConfigError, match=r"^--privacy dp needs Opacus: pip install 'geodistill\[dp\]'$"):
         epsilon_of([Mechanism("sum", 1.0)], 1.0, 1e-5)
-
-
-def test_noise_cannot_be_drawn_again(monkeypatch):
-    assert len({float(torch.randn((), generator=secret_generator())) for _ in range(5)}) == 5
-    # All of the state counts: torch takes 32 bits of a seed, which can be tried one after the other.
-    drawn = []
-    for last in (0, 1):
-        bytes_drawn = bytes(623 * 4) + bytes([last, 0, 0, 0])
-        monkeypatch.setattr("os.urandom", lambda count, drawn=bytes_drawn: drawn if count == len(drawn) else b"")
-        drawn.append(torch.randn(2000, generator=secret_generator()))
-    assert not torch.equal(*drawn)
-
-
-def test_secret_noise_is_a_twister_s():
-    by = secret_generator()
-    values = torch.randn(200_000, generator=by)
-    assert abs(float(values.mean())) < 0.01
-    assert float(values.std()) == pytest.approx(1, abs=0.01)
-    # Where torch keeps the words: those of seed 0 are known (Matsumoto and Nishimura 1998: 0, then 1812433253 * 0 + 1).
-    words = torch.Generator().manual_seed(0).get_state()[_TWISTER].view(-1, 8)
-    assert words[:2].tolist() == [[0] * 8, [1, *[0] * 7]]
-    before = torch.Generator().manual_seed(0).get_state()
-    after = secret_generator().get_state()
-    assert torch.equal(before[:24], after[:24])
-    assert torch.equal(before[24 + 624 * 8 :], after[24 + 624 * 8 :])

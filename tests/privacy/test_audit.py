@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from geodistill.errors import ConfigError, RunError
 from geodistill.methods import make_distilled
 from geodistill.methods.dpd import distill
 from geodistill.methods.self_test import set_apart
-from geodistill.privacy.audit import audit, audit_folder
+from geodistill.methods.stages import Chosen
+from geodistill.privacy.audit import REPLAYABLE, audit, audit_folder
 from geodistill.privacy.overlap import footprint
 from geodistill.privacy.source import read_source, shadow_sets
 from geodistill.prototypes import Prototypes
@@ -172,6 +174,47 @@ class TestOfRuns:
             f"## Privacy\n\nAudited by `geodistill audit` {versions()['geodistill']}. {found.verdict}\n\n## L" in card
         )
         assert not [name for name in pair.names if name in card]
+
+    def test_a_set_that_tells_its_seeds_fails(self, run: Path, pair: Scenes) -> None:
+        found, distilled, _ = audit_folder(run, SceneData(pair, None))
+        assert distilled.replayable
+        assert found.fails(())
+        assert found.verdict.startswith(f"{REPLAYABLE} ")
+        assert "**Do not share this set.**" in (run / "distilled" / "README.md").read_text()
+
+    def test_removing_the_seeds_does_not_mend_it(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        path = tmp_path / "run" / "distilled" / "manifest.json"
+        told = json.loads(path.read_text())
+        for key in ("seed", "reproducible"):
+            del told["about"]["config"][key]
+        for entry in told["images"]:
+            for key in ("seed", "prototype", "candidate"):
+                del entry[key]
+        path.write_text(json.dumps(told))
+        found, distilled, _ = audit_folder(tmp_path / "run", SceneData(pair, None))
+        assert not distilled.replayable
+        assert found.replayable
+        assert found.attribution is not None
+
+    def test_a_set_drawn_in_secret_does_not_and_its_owner_knows_the_starts(
+        self, run: Path, pair: Scenes, on_pipeline: Config, tmp_path: Path
+    ) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        distill(pair, make_config({**on_pipeline.model_dump(), "reproducible": False}), out=tmp_path / "run")
+        found, distilled, _ = audit_folder(tmp_path / "run", SceneData(pair, None))
+        assert not distilled.replayable
+        assert not found.fails(())
+        assert "FAILED" not in found.verdict
+        starts = read_source(tmp_path / "run", pair).starts(distilled)
+        assert starts is not None
+        assert torch.equal(pair.labels[starts], distilled.labels)
+        members = Prototypes.load(tmp_path / "run" / "prototypes").members
+        slots = Chosen.load(tmp_path / "run" / "chosen").rows // on_pipeline.sampling.candidates
+        assert all(int(start) in members[slot].tolist() for start, slot in zip(starts, slots, strict=True))
+        (tmp_path / "run" / "secret").unlink()
+        with pytest.raises(RunError, match="secret is gone"):
+            audit_folder(tmp_path / "run", SceneData(pair, None))
 
     def test_training_images_are_those_that_no_self_test_held_out(
         self, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -165,7 +165,7 @@ def test_every_image_is_shown_with_what_is_known_of_it(run: Path, page: Page) ->
     assert {image.numpy().tobytes() for image in distilled.images} <= shown
     captions = page.all("figcaption")
     for record in distilled.records:
-        told = f"seed {record['seed']}teacher {record['scores']['teacher_probability']:.2f}"
+        told = f"teacher {record['scores']['teacher_probability']:.2f}"
         assert any(caption.startswith(told) and record["description"] in caption for caption in captions)
 
 
@@ -177,7 +177,7 @@ def test_without_word_nothing_of_a_real_image_is_in_the_page(run: Path, page: Pa
 
 
 def test_sources_are_the_neighbours_of_the_prototypes(run: Path, data: SceneData, tmp_path: Path) -> None:
-    shown = Page(write_report(run, data=data, with_sources=True, out=tmp_path / "page.html"))
+    shown = Page(write_report(run, data=data, owner=True, out=tmp_path / "page.html"))
     prototypes = Prototypes.load(run / "prototypes")
     ranks = {
         record["file"]: record["prototype"]
@@ -194,9 +194,12 @@ def test_sets_of_real_images_are_held_back(comparison: Path, compared: Page, tmp
     assert _real_in(compared, scenes) == 0
     assert "Not shown because the images are real ones, or may be: random, k-means, reconstruction." in compared.source
     data = SceneData(scenes, None)
-    shown = Page(write_report(comparison, data=data, with_sources=True, out=tmp_path / "page.html"))
+    shown = Page(write_report(comparison, data=data, owner=True, out=tmp_path / "page.html"))
     assert _real_in(shown, scenes) == 12  # three images of each of four classes; three sets show the same
     assert "Not shown because" not in shown.source
+    # What the owner's page alone tells does not become markup either.
+    assert shown.all("code")[0] == "geodistill compare '<img src=x onerror=alert(2)>'"
+    assert not [own for _, own in shown.tags if "onerror" in own]
 
 
 def test_others_show_a_few_images_of_their_largest_set(compared: Page) -> None:
@@ -212,7 +215,6 @@ def test_nothing_from_data_becomes_markup(compared: Page) -> None:
     assert EVIL in compared.all("h3")
     assert "field & <b>lake" in compared.all("h3")
     assert not compared.all("b")
-    assert compared.all("code")[0] == "geodistill compare '<img src=x onerror=alert(2)>'"
     known = {"onload", "onerror", "onclick"}
     assert not [own for _, own in compared.tags if known & own.keys()]
 
@@ -348,11 +350,26 @@ def test_training_cost_settings_and_versions(run: Path, page: Page) -> None:
     assert [row[2] for row in page.rows("Training of the base: losses")] == [f"{loss:.4f}" for loss in losses]
     stages = [row[0] for row in page.rows("Time and memory of each stage")]
     assert stages == STAGES
-    command, settings = page.all("code")
-    assert command == "geodistill distill 'a & b' --out run"
-    assert settings == " ".join((run / "config.toml").read_text().split())
     versions = json.loads((run / "run.json").read_text())["versions"]
     assert dict(page.rows("Versions")) == versions
+
+
+def test_the_owner_s_page_alone_tells_how_to_repeat_the_run(
+    run: Path, page: Page, data: SceneData, tmp_path: Path
+) -> None:
+    owner = Page(write_report(run, data=data, owner=True, out=tmp_path / "page.html"))
+    command, settings = owner.all("code")
+    assert command == "geodistill distill 'a & b' --out run"
+    assert settings == " ".join((run / "config.toml").read_text().split())
+    warning = "This page shows real images. It is for the owner of the data; do not share it with the set."
+    assert warning in owner.all("p")
+    assert warning not in page.all("p")
+    (settings,) = page.all("code")
+    told = json.loads(settings)
+    assert told["ipc"] == 2
+    assert "seed" not in told
+    assert "geodistill distill" not in page.source
+    assert page.all("h1") == ["geodistill report"]
 
 
 def test_map_says_when_it_has_no_data(page: Page, run: Path, tmp_path: Path) -> None:
@@ -456,7 +473,7 @@ def test_other_scenes_are_refused(run: Path, data: SceneData) -> None:
 
 def test_sources_need_data(run: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        write_report(run, with_sources=True)
+        write_report(run, owner=True)
     assert str(caught.value) == ("source images are to be shown, but there are no scenes: give the data as well")
 
 

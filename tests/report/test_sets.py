@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from geodistill.distilled import DistilledSet
+from geodistill.methods.stages import Chosen
 from geodistill.prototypes import Prototypes
 from geodistill.report.figures import Row
 from geodistill.report.sets import SetFolder, compared_sets, gallery, main_set, png_uri, thumbnails
@@ -25,10 +26,12 @@ def _image(seed: int, side: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def _save(folder: Path, method: str, records: tuple[dict[str, object], ...] = ()) -> SetFolder:
+def _save(
+    folder: Path, method: str, records: tuple[dict[str, object], ...] = (), about: dict[str, object] | None = None
+) -> SetFolder:
     images = torch.stack([_image(seed) for seed in range(4)])
     labels = torch.tensor([0, 0, 1, 1])
-    DistilledSet(images, labels, ("a", "b"), records, {"method": method}).save(folder / "distilled")
+    DistilledSet(images, labels, ("a", "b"), records, {"method": method, **(about or {})}).save(folder / "distilled")
     return SetFolder(folder, method, 2)
 
 
@@ -83,7 +86,7 @@ def test_gallery_tells_what_is_known_of_each_image(tmp_path: Path) -> None:
         ("b", ["distilled image 1 of b"]),
     ]
     first, other = found["a"][0], found["b"][0]
-    assert (first.facts, first.description, first.sources) == (("seed 7", "teacher 0.88"), "a lake", ())
+    assert (first.facts, first.description, first.sources) == (("teacher 0.88",), "a lake", ())
     assert (other.facts, other.description) == ((), "")
     assert torch.equal(pixels_of(other.uri), _image(2))
 
@@ -94,7 +97,10 @@ def test_sources_are_the_members_nearest_the_own_prototype(tmp_path: Path) -> No
     (tmp_path / "prototypes").mkdir()
     prototypes = Prototypes(torch.tensor([1, 3, 6, 8]), torch.tensor([0, 0, 1, 1]), tuple(map(torch.tensor, members)))
     prototypes.save(tmp_path / "prototypes")
-    one = _save(tmp_path, "dpd", tuple({"prototype": rank} for rank in (1, 0, 0, 1)))
+    (tmp_path / "chosen").mkdir()
+    # Of five candidates each: the second prototype, the first, the third, the fourth.
+    Chosen(torch.tensor([7, 4, 10, 19]), torch.zeros(4, 1, 1, 1), torch.zeros(4, 2)).save(tmp_path / "chosen")
+    one = _save(tmp_path, "dpd", about={"config": {"sampling": {"candidates": 5}}})
     found = gallery(one, 2, scenes)
     shown = [picture for group in found.values() for picture in group]
     for picture, wanted in zip(shown, ([3, 5], [4, 1, 2], [11, 6, 7], [8, 9, 10]), strict=True):

@@ -28,6 +28,7 @@ from geodistill.methods.stages import (
     cluster,
     describe,
     draw,
+    drawn_in_secret,
     encode,
     finetune,
     hand_out,
@@ -99,6 +100,8 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         after=("latents", "descriptions", "teacher" if judged else None),
         teacher=teacher,
     )
+    if not config.reproducible:
+        config = drawn_in_secret(config, run.secret())
     before = ("latents", "prototypes", "descriptions", "adapter" if adapted else None)
     config = followed(prior, latents, texts, prototypes, scenes, config, run, after=before)
     candidates = draw(

@@ -17,14 +17,21 @@ from torch import Tensor
 from geodistill.config import Config
 from geodistill.evaluation.networks import backbone_features
 from geodistill.evaluation.protocols import predict_from_features
-from geodistill.methods.stages import decode, fingerprints, requests_for, scene_features, slot_labels, unless_default
+from geodistill.methods.stages import (
+    decode,
+    fingerprints,
+    requests_for,
+    scene_features,
+    seed_of_noise,
+    slot_labels,
+    unless_default,
+)
 from geodistill.prior.base import Prior
 from geodistill.prior.sample import sample
 from geodistill.processes import processes
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, forget_parts, write_atomic
 from geodistill.scenes.scenes import Scenes
-from geodistill.seeding import derive_seed
 
 # Strength and guidance for a base that draws poorly. For one that draws well, `SamplingSettings` has them.
 _CLOSELY = (0.4, 1.5)
@@ -60,7 +67,7 @@ def followed(
         some = config.model_copy(update={"sampling": sampling.model_copy(update={"candidates": each})})
         starts = prototypes.starts(each, config.seed, of=config.prototypes.starts)
         requests = requests_for(prior, latents[:, 0], texts, some, starts=starts)
-        drawn = sample(prior, requests, sampling, seed=derive_seed(config.seed, "following"), folder=folder)
+        drawn = sample(prior, requests, sampling, seed=seed_of_noise("following", config, run), folder=folder)
         if not processes().main:
             return {}
         others = torch.ones(len(scenes), dtype=torch.bool)

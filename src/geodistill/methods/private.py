@@ -28,10 +28,12 @@ from geodistill.methods.stages import (
     about,
     decode,
     describe_images,
+    drawn_in_secret,
     encode,
     make_base,
     requests_for,
     scene_features,
+    seed_of_noise,
     slot_labels,
 )
 from geodistill.prior.base import Prior, source_of
@@ -39,14 +41,14 @@ from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
 from geodistill.prior.guidance import coarse
 from geodistill.prior.sample import covering_strengths, sample
 from geodistill.prior.training import TrainingData, TrainingPlan, denoising_loss, draw_batch, prompt_table
-from geodistill.privacy.accounting import Budget, Mechanism, secret_generator, spend
+from geodistill.privacy.accounting import Budget, Mechanism, spend
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
 from geodistill.privacy.noisy import ROUNDS, noisy_means, private_clusters
 from geodistill.privacy.overlap import told_overlap
 from geodistill.processes import processes
 from geodistill.run import Run, forget_parts, save_tensors
 from geodistill.scenes.scenes import Scenes
-from geodistill.seeding import derive_seed, generator
+from geodistill.seeding import derive_seed, generator, secret_generator
 from geodistill.selection import herd
 from geodistill.teacher import Teacher, judge, load_teacher, save_teacher
 
@@ -79,6 +81,8 @@ def make_private(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     starts = _starts(latents[:, 0], scenes, profiles, budget, config, run)
     teacher = _teach(latents, scenes, budget, config, run) if _taught(config) else None
     _finetune(prior, latents, scenes, texts, teacher, budget, config, run)
+    if not config.reproducible:
+        config = drawn_in_secret(config, run.secret())
     candidates = _draw(prior, starts, texts, config, run)
     return _choose(candidates, prior, teacher, scenes, profiles, texts, budget, config, run)
 
@@ -286,7 +290,7 @@ def _draw(prior: Prior, starts: _Starts, texts: list[str], config: Config, run: 
             parts = folder / f"strength-{strength:.3f}"
             parts.mkdir(exist_ok=True)
             settings = config.sampling.model_copy(update={"strength": strength})
-            seed = derive_seed(config.seed, "candidates")
+            seed = seed_of_noise("candidates", config, run)
             drawn[which] = sample(prior, requests.part(which), settings, seed=seed, folder=parts)
         save_tensors({"latents": drawn}, folder / "candidates.safetensors")
         for parts in folder.glob("strength-*"):

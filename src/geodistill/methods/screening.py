@@ -9,16 +9,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import Config, SamplingSettings
-from geodistill.methods.stages import decode, requests_for
+from geodistill.methods.stages import decode, requests_for, seed_of_noise
 from geodistill.prior.base import Prior
-from geodistill.prior.sample import Requests, sample
+from geodistill.prior.sample import sample
 from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.privacy.screen import Screen, make_screen
 from geodistill.processes import processes
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, forget_parts, save_tensors
 from geodistill.scenes.scenes import Scenes
-from geodistill.seeding import derive_seed
 
 # How often candidates are drawn again, each time following their prototype less.
 _ROUNDS = 3
@@ -63,7 +62,10 @@ def screen(
             if not len(again):
                 break
             settings = weaker(settings)
-            drawn[again] = _drawn_again(prior, requests.part(again), settings, config.seed, number, folder)
+            seed = seed_of_noise("screened", config, run, number)
+            parts = folder / f"round-{number}"
+            parts.mkdir(exist_ok=True)
+            drawn[again] = sample(prior, requests.part(again), settings, seed=seed, folder=parts)
             passing[again] = _passing(own, drawn[again], labels[again], prior, config)
             rejected.append(int((~passing[again]).sum()))
         if processes().main:
@@ -91,15 +93,6 @@ def weaker(settings: SamplingSettings) -> SamplingSettings:
     if settings.follow == "start":
         return settings.model_copy(update={"strength": min(1.0, round(settings.noise_strength + 0.1, 4))})
     return settings.model_copy(update={"scale": settings.scale / 2})
-
-
-def _drawn_again(
-    prior: Prior, requests: Requests, settings: SamplingSettings, seed: int, number: int, folder: Path
-) -> Tensor:
-    """Return what round `number` draws; its parts are kept in a folder of their own until all rounds are done."""
-    parts = folder / f"round-{number}"
-    parts.mkdir(exist_ok=True)
-    return sample(prior, requests, settings, seed=derive_seed(seed, "screened", number), folder=parts)
 
 
 def _passing(own: Screen, latents: Tensor, labels: Tensor, prior: Prior, config: Config) -> Tensor:

@@ -57,7 +57,7 @@ from geodistill.run import Run, forget_parts, join_parts, make_parts, save_tenso
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
 from geodistill.scenes.views import dihedral
-from geodistill.seeding import derive_seed
+from geodistill.seeding import derive_secret, derive_seed, generator
 from geodistill.selection import by_coverage, by_margin, herd
 from geodistill.teacher import Teacher, judge, load_teacher, train_teacher
 
@@ -450,7 +450,7 @@ def draw(
 
     def build(folder: Path) -> dict[str, Any]:
         requests = requests_for(prior, prototypes, texts, config, starts=starts)
-        seed = derive_seed(config.seed, "candidates")
+        seed = seed_of_noise("candidates", config, run)
         drawn = sample(prior, requests, config.sampling, seed=seed, folder=folder, modes=modes)
         if processes().main:
             save_tensors({"latents": drawn}, folder / "candidates.safetensors")
@@ -489,6 +489,22 @@ def requests_for(
         seeds=slots * MOST_CANDIDATES + ranks,
         noisy=noisy,
     )
+
+
+def drawn_in_secret(config: Config, secret: bytes) -> Config:
+    """Return `config` with a seed that follows from the run's secret.
+
+    What is drawn after the adapter takes it: which scenes candidates start from, their order, the refinement. Whoever
+    knows the base and tries all public seeds cannot repeat it.
+    """
+    return config.model_copy(update={"seed": derive_seed(int.from_bytes(secret), "draws")})
+
+
+def seed_of_noise(what: str, config: Config, run: Run, index: int = 0) -> int | bytes:
+    """Return the seed of the noise that images are drawn from in stage `what`: a secret unless reproducible."""
+    if config.reproducible:
+        return derive_seed(config.seed, what, index)
+    return derive_secret(run.secret(), f"{what} {index}")
 
 
 def unless_default(precision: str) -> list[str]:
@@ -566,11 +582,20 @@ def choose(
             while (copied := are_copies(find_copies(decode(prior, candidates[rows], config), train))).any():
                 free = free.index_fill(0, rows[copied], False)
                 rows = chosen_of(free)
+        if not config.reproducible:
+            rows = _shuffled(rows, config)
         Chosen(rows, candidates[rows], logits[rows]).save(folder)
 
     drawn = "candidates" if passing is None else "screened"
     inputs = [run.fingerprint_of(drawn), run.fingerprint_of("teacher"), config.selection.model_dump()]
     return Chosen.load(run.stage("chosen", build, version=1, inputs=inputs))
+
+
+def _shuffled(rows: Tensor, config: Config) -> Tensor:
+    """Return `rows` with those of each class in a random order: their places tell nothing of prototypes and choice."""
+    own = rows.view(-1, config.ipc)
+    orders = [torch.randperm(config.ipc, generator=generator(config.seed, "order", label)) for label in range(len(own))]
+    return own.gather(1, torch.stack(orders)).flatten()
 
 
 def hand_out(
@@ -628,15 +653,20 @@ def describe_images(
 ) -> tuple[dict[str, Any], ...]:
     """Return what is told of each of the `chosen` candidates, int64 [n]; nothing that names a source scene.
 
-    `logits` [n, classes] are the teacher's of these, if there is one, `texts` the descriptions of the slots.
+    Where each was drawn from is told of a reproducible set alone. `logits` [n, classes] are the teacher's of these, if
+    there is one, `texts` the descriptions of the slots.
     """
     sure = [None] * len(labels) if logits is None else logits.softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
     slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
+
+    def origin(index: int) -> dict[str, int]:
+        slot, candidate = int(slots[index]), index % config.sampling.candidates
+        seed = slot * MOST_CANDIDATES + candidate
+        return {"prototype": slot % config.ipc, "candidate": candidate, "seed": seed} if config.reproducible else {}
+
     return tuple(
         {
-            "prototype": int(slots[index]) % config.ipc,
-            "candidate": int(index) % config.sampling.candidates,
-            "seed": int(slots[index]) * MOST_CANDIDATES + int(index) % config.sampling.candidates,
+            **origin(index),
             "description": texts[slots[index]],
             "scores": {} if probability is None else {"teacher_probability": round(probability, 4)},
         }
@@ -689,7 +719,8 @@ def keep_candidates(
     method: str, candidates: Tensor, texts: list[str], prior: Prior, scenes: Scenes, config: Config, run: Run
 ) -> DistilledSet:
     """Return the set of all `candidates` [classes * IPC, C, h, w], drawn under `texts`, from stage `distilled`."""
-    records = tuple({"seed": slot * MOST_CANDIDATES, "description": text} for slot, text in enumerate(texts))
+    seeds = [{"seed": slot * MOST_CANDIDATES} if config.reproducible else {} for slot in range(len(texts))]
+    records = tuple({**seed, "description": text} for seed, text in zip(seeds, texts, strict=True))
 
     def images(_: Path) -> Tensor:
         return decode(prior, candidates, config)
@@ -705,10 +736,14 @@ def decode(prior: Prior, latents: Tensor, config: Config, *, draft: bool = False
 
 def about(method: str, config: Config) -> dict[str, Any]:
     """Return what the manifest says of the whole set: how it was made, by which settings and versions."""
-    real, settings = METHODS[method].real_pixels, config.model_dump(mode="json")
+    real = METHODS[method].real_pixels
+    settings = config.model_dump(mode="json", exclude=None if config.reproducible else {"seed", "reproducible"})
+    # The set is handed around: where folders and servers are is nobody's business.
     if Path(config.base).is_dir():
-        # The set is handed around: where folders lie on this machine is nobody's business.
         settings["base"] = Path(config.base).name
+    describer = config.descriptions.describer
+    if describer.startswith("openai:") or Path(describer).is_dir():
+        settings["descriptions"]["describer"] = Path(describer).name if Path(describer).is_dir() else "openai"
     facts = None if real or config.base == SCRATCH else read_facts(source_of(config.base, config.size))
     base = {"base": {"name": facts.name, "archives": facts.archives, "terms": facts.terms}} if facts else {}
     return {"method": method, "real_pixels": real, "config": settings, "versions": versions(), **base}

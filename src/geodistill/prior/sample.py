@@ -53,11 +53,14 @@ def sample(
     requests: Requests,
     settings: SamplingSettings,
     *,
-    seed: int,
+    seed: int | bytes,
     folder: Path,
     modes: ModeGuidance | None = None,
 ) -> Tensor:
-    """Return latents [n, C, h, w] of all requests; every batch drawn is kept in `folder`, so that it resumes."""
+    """Return latents [n, C, h, w] of all requests; every batch drawn is kept in `folder`, so that it resumes.
+
+    `seed`: an int, or a secret that nobody else can draw the same noise from (see seeding).
+    """
 
     def drawn(which: slice) -> Tensor:
         return sample_fitting(prior, requests.part(which), settings, seed=seed, modes=modes)
@@ -66,7 +69,12 @@ def sample(
 
 
 def sample_fitting(
-    prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, modes: ModeGuidance | None = None
+    prior: Prior,
+    requests: Requests,
+    settings: SamplingSettings,
+    *,
+    seed: int | bytes,
+    modes: ModeGuidance | None = None,
 ) -> Tensor:
     """Return what `sample_batch` does, in halves, and halves of these, where memory runs out.
 
@@ -91,7 +99,12 @@ def sample_fitting(
 
 @torch.inference_mode()
 def sample_batch(
-    prior: Prior, requests: Requests, settings: SamplingSettings, *, seed: int, modes: ModeGuidance | None = None
+    prior: Prior,
+    requests: Requests,
+    settings: SamplingSettings,
+    *,
+    seed: int | bytes,
+    modes: ModeGuidance | None = None,
 ) -> Tensor:
     """Return latents [n, C, h, w] drawn together; each depends on its own seed, not on its neighbours.
 
@@ -165,7 +178,7 @@ _SOLVERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _noise(shape: torch.Size, seeds: Tensor, seed: int) -> Tensor:
+def _noise(shape: torch.Size, seeds: Tensor, seed: int | bytes) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator(seed, "image", int(index))) for index in seeds])
 
 

@@ -5,13 +5,10 @@ which an image contributes at most its sensitivity; the noise multiplier is the 
 Rényi differential privacy (Mironov, CSF 2017; on random batches: Mironov, Talwar, Zhang 2019) by Opacus.
 """
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from geodistill.errors import ConfigError, PrivacyError
 
@@ -20,8 +17,6 @@ _ORDERS = [1.01, 1.03, 1.06, *(1 + x / 10 for x in range(1, 30)), *range(4, 64),
 # Noise multipliers between which the smallest that will do is looked for.
 _LEAST, _MOST = 0.05, 1e4
 _HALVINGS = 16
-# Where the 624 words of a Mersenne twister lie in the state of torch's generator, 32 bits in every 64.
-_TWISTER = slice(24, 24 + 624 * 8)
 
 
 @dataclass(frozen=True)
@@ -83,15 +78,3 @@ def opacus(module: str) -> Any:
         return importlib.import_module(f"opacus.{module}")
     except ModuleNotFoundError:
         raise ConfigError("--privacy dp needs Opacus: pip install 'geodistill[dp]'") from None
-
-
-def secret_generator() -> torch.Generator:
-    """Return a generator on the CPU that nobody can set up again: all of its state is drawn by the operating system.
-
-    Noise that follows from a seed hides nothing from whoever tries all seeds, of which torch uses 32 bits.
-    """
-    by = torch.Generator().manual_seed(0)
-    state = by.get_state()
-    words = torch.frombuffer(bytearray(os.urandom(624 * 4)), dtype=torch.uint8).view(-1, 4)
-    state[_TWISTER] = torch.cat([words, torch.zeros_like(words)], dim=1).flatten()
-    return by.set_state(state)

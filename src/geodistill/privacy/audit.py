@@ -41,6 +41,12 @@ FRESH = 0.01
 _LEAKED = 100
 # What a user may ask to fail on.
 FAILURES = ("copy", "membership")
+REPLAYABLE = (
+    "FAILED: the images follow from seeds, which the set tells or which can be guessed. Whoever has the base can draw "
+    "each image again from any scene, and so find the scene that it began as. Do not share the set. Removing the seeds "
+    "does not mend it: run the `geodistill distill` command that made it again, without --reproducible. It uses all "
+    "stages up to the adapter again and draws the images anew, from a secret."
+)
 # A set and a part of the training images that it was distilled from, by their places in it: see membership.
 Shadow = tuple[DistilledSet, Tensor]
 
@@ -93,6 +99,7 @@ class Audit:
     copies of real images that are not in the training set, which should be about none, and of training images, which
     should be all. `readings`: one for each of MEASURES. `nearness` (see privacy.nearness), `attacks` (see
     privacy.membership): None and empty without held-out images. `attribution`: None where no start is known.
+    `replayable`: whether the images of the set follow from seeds that it tells or that can be guessed.
     `overlap`: how many of the training images the base of the set's run was trained on, a sentence without its stop; ""
     where none are known.
     """
@@ -108,6 +115,7 @@ class Audit:
     attacks: tuple[Attack, ...]
     attribution: Attribution | None
     overlap: str = ""
+    replayable: bool = False
 
     @property
     def copies(self) -> int:
@@ -125,17 +133,18 @@ class Audit:
         return any(one.leaks for one in self.attacks)
 
     def fails(self, on: Sequence[str]) -> bool:
-        """Whether there is any of FAILURES named in `on`."""
-        return ("copy" in on and self.copies > 0) or ("membership" in on and self.leaks)
+        """Whether there is any of FAILURES named in `on`, or the set can be replayed, which always fails."""
+        return self.replayable or ("copy" in on and self.copies > 0) or ("membership" in on and self.leaks)
 
     @property
     def verdict(self) -> str:
-        """What was found, in two sentences, with the thresholds and what they were checked against."""
+        """What was found, in a few sentences, with the thresholds and what they were checked against."""
         found = f"{self.copies} of {len(self.images)} images are copies of training images"
         checked = "no held-out images to check that against"
         if self.held_out_flagged is not None:
             checked = f"of {self.held_out_count} held-out real images {self.held_out_flagged:.1%} are taken for copies"
         ratio = "" if self.nearness is None else f"; nearness ratio {self.nearness.ratio:.2f} (1: as far as fresh ones)"
+        found = f"{REPLAYABLE} {found}" if self.replayable else found
         return (
             f"{found} (distance to the nearest under {self.threshold} of that to the second nearest; {checked}, of "
             f"training images {self.leaked_flagged:.0%}){ratio}. {self._told_of_members()}{self._told_of_starts()}"
@@ -202,8 +211,9 @@ def audit_folder(
         _check_power(distilled, data)
     made = shadow_sets(source, data.train, shadows, out or what / "audit") if source and shadows else []
     starts = source.starts(distilled) if source else None
+    replayable = source.replayable(distilled) if source else distilled.replayable
     overlap = source.overlap(data.train) if source else ""
-    result = audit(distilled, data, starts=starts, shadows=made, overlap=overlap, out=out)
+    result = audit(distilled, data, starts=starts, shadows=made, overlap=overlap, replayable=replayable, out=out)
     tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
     return result, distilled, data.train
 
@@ -231,6 +241,7 @@ def audit(
     starts: Tensor | None = None,
     shadows: Sequence[Shadow] = (),
     overlap: str = "",
+    replayable: bool = False,
     out: Path | None = None,
 ) -> Audit:
     """Look for training images in `distilled`; the test part of `data` is what fresh real images are.
@@ -240,7 +251,7 @@ def audit(
         data: the scenes that it was made from; their test part must have had no part in it.
         starts: int64 [n], the training scene that each image began as, where that is known (see attribution).
         shadows: sets made in the same way from known parts of the training scenes, for the shadow attack.
-        overlap: what Audit.overlap is to be.
+        overlap, replayable: what they are to be in the Audit.
         out: where audit.json goes. It names training images: it is for the owner of the data alone.
 
     Raises:
@@ -271,6 +282,7 @@ def audit(
         attacks=_attacks(distilled, shadows, known, data) if len(held) else (),
         attribution=None if starts is None else attribute(distilled.images, starts, train, data.train.labels),
         overlap=overlap,
+        replayable=replayable,
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

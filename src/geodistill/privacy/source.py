@@ -10,12 +10,13 @@ from torch import Tensor
 from geodistill.config import Config, read_recorded, recorded
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, PriorError, RunError
-from geodistill.methods import make_distilled
+from geodistill.methods import METHODS, make_distilled
 from geodistill.methods.self_test import set_apart
+from geodistill.methods.stages import Chosen, drawn_in_secret
 from geodistill.prior.catalogue import SCRATCH, folder_of
 from geodistill.privacy.overlap import told_overlap
 from geodistill.prototypes import Prototypes
-from geodistill.run import Run
+from geodistill.run import Run, read_secret
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import generator
 
@@ -24,26 +25,35 @@ _OWN = "dpd"
 
 @dataclass(frozen=True)
 class Source:
-    """How a set was made: the run's folder, its method and its settings."""
+    """How a set was made: the run's folder, its method and its settings, whether the run has a secret."""
 
     folder: Path
     method: str
     config: Config
+    secret: bool
+
+    def replayable(self, distilled: DistilledSet) -> bool:
+        """Whether the images of `distilled`, its set, follow from a seed: one that it tells, or one to be guessed."""
+        generated = not METHODS[self.method].real_pixels and self.config.privacy != "dp"
+        return distilled.replayable or (generated and not self.secret)
 
     def learned_from(self, train: Scenes) -> Scenes:
         """Return the part of the training scenes `train` that the set was made from: none that a self-test held out."""
         return set_apart(train, self.config).train if self.method == _OWN else train
 
     def starts(self, distilled: DistilledSet) -> Tensor | None:
-        """Return int64 [n], which of the scenes that it was made from each image began as; None where none is one."""
+        """Return int64 [n], which of the scenes that it was made from each image began as; None where none is one.
+
+        Raises RunError where the run's secret is gone, without which nobody knows.
+        """
         if self.method != _OWN or self.config.privacy == "dp":
             return None
+        config = self.config
+        if not self.replayable(distilled):
+            config = drawn_in_secret(config, read_secret(self.folder))
         prototypes = Prototypes.load(self.folder / "prototypes")
-        count = self.config.sampling.candidates
-        starts = prototypes.starts(count, self.config.seed, of=self.config.prototypes.starts)
-        ranks = [record["prototype"] for record in distilled.records]
-        candidates = torch.tensor([record["candidate"] for record in distilled.records])
-        return starts[(distilled.labels * self.config.ipc + torch.tensor(ranks)) * count + candidates]
+        starts = prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts)
+        return starts[Chosen.load(self.folder / "chosen").rows]
 
     def overlap(self, train: Scenes) -> str:
         """Return how many of `train` the base was trained on, a sentence without its stop; "" where none are known."""
@@ -64,8 +74,9 @@ def read_source(folder: Path, train: Scenes) -> Source:
     Raises RunError where there is no such run, or it was made from other scenes than `train`.
     """
     try:
-        settings = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
-        source = Source(folder, str(settings["method"]), read_recorded(settings["config"]))
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        settings = about["settings"]
+        source = Source(folder, settings["method"], read_recorded(settings["config"]), "secret_sha256" in about)
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{folder} is no run of one set: give the folder that `geodistill distill` wrote") from None
     if settings.get("scenes") != train.fingerprint():

@@ -14,7 +14,7 @@ _HEAT_LEVELS = 10
 
 def images(found: Found, per_class: int) -> dict[str, list[Picture]]:
     """Return the main set's pictures by class."""
-    sources = found.train if found.with_sources else None
+    sources = found.train if found.owner else None
     return {} if found.main is None else gallery(found.main, per_class, sources)
 
 

@@ -19,7 +19,8 @@ class Found:
     """A run as the report sees it.
 
     `about`: what run.json holds. `sets`: all that were begun; `shown`: those whose images may be shown.
-    `train`: the real scenes that it learned from, where the user gave them; `with_sources`: whether they may be shown.
+    `train`: the real scenes that it learned from, where the user gave them; `owner`: whether the page is for the owner
+    of the data alone, so that it may show them, and how the run can be repeated.
     """
 
     run: Path
@@ -28,7 +29,7 @@ class Found:
     shown: Sequence[SetFolder]
     figures: Figures
     train: Scenes | None
-    with_sources: bool
+    owner: bool
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Found:
         return {"this run": self.run} | {one.name: one.run for one in self.sets if one.run != self.run}
 
 
-def find(run: Path, train: Scenes | None, with_sources: bool) -> Found:
+def find(run: Path, train: Scenes | None, owner: bool) -> Found:
     """Return what is in the folder `run`.
 
     Raises RunError where it is no run, holds damaged records, or was made from other scenes than `train`;
@@ -74,8 +75,8 @@ def find(run: Path, train: Scenes | None, with_sources: bool) -> Found:
     else:
         sets = [SetFolder(run, method, int(settings.get("config", {}).get("ipc", 0)))]
         figures = read_evaluations(run / "evaluation", method)
-    shown = [one for one in sets if one.finished and (with_sources or not one.holds_real(figures.rows))]
-    found = Found(run, about, sets, shown, figures, train, with_sources)
+    shown = [one for one in sets if one.finished and (owner or not one.holds_real(figures.rows))]
+    found = Found(run, about, sets, shown, figures, train, owner)
     if found.main is not None and train is not None:
         found.main.check_scenes(train)
         return replace(found, train=learned_from(train, settings))

@@ -33,26 +33,27 @@ _SECTIONS = {
 }
 
 
-def write_report(
-    run: Path, *, out: Path | None = None, data: SceneData | None = None, with_sources: bool = False
-) -> Path:
+_FOR_THE_OWNER = "This page shows real images. It is for the owner of the data; do not share it with the set."
+
+
+def write_report(run: Path, *, out: Path | None = None, data: SceneData | None = None, owner: bool = False) -> Path:
     """Write the report of `run`, finished or still going, and return its path.
 
     Args:
         run: folder of a `distill` or `compare` run.
         out: the HTML file; RUN/report.html when None.
         data: the scenes that the run was made from, for the map of real and distilled images.
-        with_sources: also show real images: those near each prototype, and the sets that consist of real images.
-            Without it nothing of a real image is in the page.
+        owner: write the owner's page, which is not to be shared: it also shows real images (those near each
+            prototype, and the sets that consist of real images), seeds, the command and the run's name.
 
     Raises:
         RunError: `run` is no run, holds damaged records, was made from other scenes, or `out` cannot be written.
-        ConfigError: `with_sources` without `data`.
+        ConfigError: `owner` without `data`.
         DistilledSetError: a distilled set in the run is damaged.
     """
-    if with_sources and data is None:
+    if owner and data is None:
         raise ConfigError("source images are to be shown, but there are no scenes: give the data as well")
-    page = _page(find(run, None if data is None else data.train, with_sources))
+    page = _page(find(run, None if data is None else data.train, owner))
     target = out or run / "report.html"
     with explain_os_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,8 @@ def _page(found: Found) -> dict[str, Any]:
     gallery = classes.images(found, _PER_CLASS)
     rows = found.figures.rows
     return {
-        "title": f"geodistill report: {found.run.resolve().name}",
+        "title": f"geodistill report: {found.run.resolve().name}" if found.owner else "geodistill report",
+        "warning": _FOR_THE_OWNER if found.owner else "",
         "lead": overview.lead(found),
         "missing": overview.missing(found),
         "facts": overview.facts(found),
@@ -85,7 +87,7 @@ def _page(found: Found) -> dict[str, Any]:
         "map": classes.embedding_map(found),
         "training": record.training(found.folders),
         "cost": record.cost(found.folders),
-        "command": found.about.get("command", ""),
+        "command": found.about.get("command", "") if found.owner else "",
         "settings": record.settings(found),
         "versions": record.versions_table(found),
         "notes": overview.notes(found, gallery),

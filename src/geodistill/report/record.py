@@ -69,7 +69,13 @@ def cost(folders: Mapping[str, Path]) -> Table | None:
 
 
 def settings(found: Found) -> str:
-    """Return all settings as TOML where the run has them so, otherwise as its record has them."""
+    """Return all settings as TOML where the run has them so, otherwise as its record has them.
+
+    On a page that is shared they are those that the set itself tells, less the seed.
+    """
+    if not found.owner:
+        told = {} if found.main is None else found.main.images.about.get("config", {})
+        return json.dumps({name: told[name] for name in told if name != "seed"}, indent=2, ensure_ascii=False)
     path = found.run / "config.toml"
     if path.is_file():
         return path.read_text(encoding="utf-8")

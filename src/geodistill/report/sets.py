@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from geodistill.distilled import DistilledSet
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
+from geodistill.methods.stages import Chosen
 from geodistill.prototypes import Prototypes
 from geodistill.scenes.scenes import Scenes
 
@@ -118,31 +120,32 @@ def _picture(distilled: DistilledSet, index: int, rank: int, sources: "_Sources 
         f"distilled image {rank} of {name}",
         _facts(record),
         record.get("description", ""),
-        () if sources is None else sources.of(int(distilled.labels[index]), record.get("prototype")),
+        () if sources is None else sources.of(index),
     )
 
 
 def _facts(record: dict[str, Any]) -> tuple[str, ...]:
-    facts = [f"seed {record['seed']}"] if "seed" in record else []
     probability = record.get("scores", {}).get("teacher_probability")
-    return (*facts, f"teacher {probability:.2f}") if probability is not None else tuple(facts)
+    return () if probability is None else (f"teacher {probability:.2f}",)
 
 
 class _Sources:
     """The real images nearest the centre of each prototype's cluster."""
 
     def __init__(self, one: SetFolder, scenes: Scenes, size: int) -> None:
-        stage = one.run / "prototypes"
-        self._prototypes = Prototypes.load(stage) if stage.is_dir() else None
         self._scenes, self._size = scenes, size
+        self._members: list[Tensor] = []
+        if (one.run / "prototypes").is_dir() and (one.run / "chosen").is_dir():
+            prototypes = Prototypes.load(one.run / "prototypes")
+            slots = Chosen.load(one.run / "chosen").rows // one.images.about["config"]["sampling"]["candidates"]
+            self._members = [prototypes.members[slot] for slot in slots.tolist()]
 
-    def of(self, label: int, rank: int | None) -> tuple[Picture, ...]:
-        """Return pictures of the members of prototype `rank` of class `label`; none where there are no prototypes."""
-        if self._prototypes is None or rank is None:
+    def of(self, index: int) -> tuple[Picture, ...]:
+        """Return pictures of the members of the prototype of image `index`; none where there are no prototypes."""
+        if not self._members:
             return ()
-        which = int((self._prototypes.labels == label).nonzero().flatten()[rank])
-        members = self._prototypes.members[which][:_NEIGHBOURS]
-        name = self._scenes.classes[label]
+        members = self._members[index][:_NEIGHBOURS]
+        name = self._scenes.classes[int(self._scenes.labels[members[0]])]
         pixels = self._scenes.pixels(members, size=self._size)
         return tuple(Picture(png_uri(image), f"real image of {name} near this prototype") for image in pixels)
 
