@@ -76,7 +76,9 @@ def test_a_canary_is_found_without_privacy_and_not_with_it(planted: Scenes, sett
     again = distill(planted, config, out=tmp_path / "private")
     assert torch.equal(again.images, distilled.images)
     card = (tmp_path / "private" / "distilled" / "README.md").read_text(encoding="utf-8")
-    assert "Differentially private: ε = 4, δ = 0.001, the unit being one image in or out of the 24." in card
+    assert (
+        "Differentially private: ε = 4, δ = 0.001. Two archives are neighbours if one of their 24 images counts" in card
+    )
     assert "No audit was made" in card
     tell_of_audit(tmp_path / "private" / "distilled", "Audited: nothing found.")
     card = (tmp_path / "private" / "distilled" / "README.md").read_text(encoding="utf-8")
@@ -174,7 +176,7 @@ def test_whether_a_class_has_enough_images_is_not_told(planted: Scenes, settings
 
 @pytest.mark.parametrize(("epsilon", "told"), [(8.0, "8"), (10.04, "10.1"), (0.99951, "1"), (0.5001, "0.501")])
 def test_epsilon_is_rounded_up(epsilon: float, told: str) -> None:
-    assert f"ε = {told}, " in guarantee(Budget(epsilon, 1e-5, {}), 24)
+    assert f"ε = {told}, " in guarantee(Budget(epsilon, 1e-5, {}, 2 * epsilon), 24)
 
 
 def test_delta_has_to_be_below_one_in_all_images(planted: Scenes, settings: dict, tmp_path: Path) -> None:

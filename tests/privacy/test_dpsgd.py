@@ -1,11 +1,13 @@
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from geodistill.privacy import dpsgd
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
+from geodistill.privacy.noisy import SecretNoise
 
 IMAGES, LABELS = torch.randn(24, 3, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2
 
@@ -19,8 +21,8 @@ def losses(model: nn.Module, seen: list[int] | None = None):
     return loss_of
 
 
-def by(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def by(seed: int = 0) -> SecretNoise:
+    return SecretNoise(np.random.default_rng(seed).bytes)
 
 
 def linear() -> nn.Linear:
@@ -82,7 +84,7 @@ def test_a_step_without_anybody_is_noise_alone():
     model, seen = linear(), list[int]()
     before = model.weight.detach().clone()
     training = PrivateTraining(count=24, steps=1, batch=1, lr=0.1)
-    nobody = next(seed for seed in range(100) if not (torch.rand(24, generator=by(seed)) < 1 / 24).any())
+    nobody = next(seed for seed in range(100) if not (by(seed).uniform(24) <= 1 / 24).any())
     train_privately(model, losses(model, seen), training, noise=1.0, by=by(nobody), title="test")
     assert seen == []
     assert not torch.equal(model.weight, before)

@@ -1,11 +1,39 @@
+import os
+
+import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
-from geodistill.privacy.noisy import ROUNDS, clipped, noisy_means, noisy_sums, private_clusters
+from geodistill.privacy.noisy import ROUNDS, SecretNoise, clipped, noisy_means, noisy_sums, private_clusters
 
 
-def by(seed: int = 0) -> torch.Generator:
+def by(seed: int = 0) -> SecretNoise:
+    return SecretNoise(np.random.default_rng(seed).bytes)
+
+
+def drawn(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def test_secret_numbers_are_normal_and_uniform():
+    assert kstest(by().gaussian(100_000).numpy(), "norm").pvalue > 0.01
+    assert kstest(by().uniform(100_000).numpy(), "uniform").pvalue > 0.01
+    assert by().gaussian(2, 3).shape == (2, 3)
+    assert by().gaussian(2, 3).dtype == torch.float64
+
+
+def test_secret_numbers_by_hand():
+    # The largest word is 1, of which the logarithm is 0; the smallest is no 0, of which it would be infinite.
+    assert SecretNoise(lambda count: b"\xff" * count).uniform(2).tolist() == [1, 1]
+    assert SecretNoise(bytes).uniform(1).tolist() == [2.0**-53]
+    # Four times the same summand, over the root of four.
+    assert float(SecretNoise(bytes).gaussian(1)) == pytest.approx(2 * (2 * 53 * np.log(2)) ** 0.5, rel=1e-9)
+
+
+def test_secret_numbers_are_the_operating_system_s(monkeypatch):
+    assert len({float(SecretNoise().gaussian(1)) for _ in range(5)}) == 5
+    assert SecretNoise()._source is os.urandom
 
 
 def test_rows_are_clipped_and_short_ones_left_alone():
@@ -52,8 +80,8 @@ class Sums:
 @pytest.mark.parametrize("norm", [0.1, 1.0, 20.0])
 def test_one_image_more_changes_the_sums_by_no_more_than_they_are_noised_for(seed, norm, monkeypatch):
     sums = Sums(monkeypatch)
-    values = 10 * torch.randn(6, 4, generator=by(seed), dtype=torch.float64)
-    groups = torch.randint(0, 3, (6,), generator=by(seed))
+    values = 10 * torch.randn(6, 4, generator=drawn(seed), dtype=torch.float64)
+    groups = torch.randint(0, 3, (6,), generator=drawn(seed))
     for some in (slice(None), slice(1, None)):
         noisy_means(values[some], groups[some], 3, norm=norm, noise=0.0, by=by())
     # What the sums are noised for: the deviation of the noise of multiplier 1 on sums of nothing.
@@ -66,7 +94,7 @@ def test_one_image_more_changes_the_sums_by_no_more_than_they_are_noised_for(see
 @pytest.mark.parametrize("seed", range(20))
 def test_one_image_more_changes_the_clusters_sums_by_no_more_than_one(seed, monkeypatch):
     sums = Sums(monkeypatch)
-    values = 10 * torch.randn(6, 4, generator=by(seed), dtype=torch.float64)
+    values = 10 * torch.randn(6, 4, generator=drawn(seed), dtype=torch.float64)
     labels = torch.tensor([0, 0, 0, 0, 1, 1])
     for some in (slice(None), slice(1, None)):
         private_clusters(values[some], labels[some], 2, 2, noise=0.0, by=by())
@@ -75,7 +103,7 @@ def test_one_image_more_changes_the_clusters_sums_by_no_more_than_one(seed, monk
 
 def test_clusters_follow_their_noise():
     labels = torch.zeros(300, dtype=torch.int64)
-    points = torch.randn(300, 8, generator=by(), dtype=torch.float64)
+    points = torch.randn(300, 8, generator=drawn(), dtype=torch.float64)
     clear, same, other = (private_clusters(points, labels, 1, 4, noise=n, by=by(3)) for n in (0.0, 0.0, 5.0))
     assert torch.equal(clear, same)
     assert not torch.equal(clear, other)
@@ -90,11 +118,11 @@ def test_clusters_are_found_through_little_noise_and_stay_full_in_much():
     # Two clusters on opposite sides, along an axis of their class's own.
     labels, side = torch.arange(400) % 2, torch.arange(400) // 2 % 2
     points = torch.eye(4, dtype=torch.float64)[labels] * (2 * side - 1)[:, None]
-    points = points + 0.05 * torch.randn(400, 4, generator=by(), dtype=torch.float64)
+    points = points + 0.05 * torch.randn(400, 4, generator=drawn(), dtype=torch.float64)
     found = private_clusters(points, labels, 2, 2, noise=0.5, by=by(3))
     assert torch.equal(found // 2, labels)
     for label in range(2):
         own, truth = found[labels == label] % 2, side[labels == label]
         assert torch.equal(own, truth) or torch.equal(own, 1 - truth)
-    blind = private_clusters(torch.randn(400, 16, generator=by()), labels, 2, 4, noise=1e6, by=by(1))
+    blind = private_clusters(torch.randn(400, 16, generator=drawn()), labels, 2, 4, noise=1e6, by=by(1))
     assert int(torch.bincount(blind, minlength=8).min()) > 10

@@ -43,7 +43,7 @@ from geodistill.prior.sample import covering_strengths, sample
 from geodistill.prior.training import TrainingData, TrainingPlan, denoising_loss, draw_batch, prompt_table
 from geodistill.privacy.accounting import Budget, Mechanism, spend
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
-from geodistill.privacy.noisy import ROUNDS, noisy_means, private_clusters
+from geodistill.privacy.noisy import ROUNDS, SecretNoise, noisy_means, private_clusters
 from geodistill.privacy.overlap import told_overlap
 from geodistill.processes import processes
 from geodistill.run import Run, forget_parts, save_tensors
@@ -66,11 +66,11 @@ _WIDTH = 32
 
 
 def make_private(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
-    """Return the distilled set of `scenes`, made in `run`; (ε, δ)-differentially private, one image in or out.
+    """Return the distilled set of `scenes`, made in `run`; (ε, δ)-differentially private, see `guarantee`.
 
     Raises:
         PrivacyError: δ is not below one in as many as there are images, or the base was trained on them.
-        ConfigError: Opacus is not installed.
+        ConfigError: Opacus or dp-accounting is not installed.
     """
     check_private(scenes, config)
     budget = budget_of(len(scenes), config)
@@ -152,7 +152,7 @@ def _profiles(scenes: Scenes, budget: Budget, config: Config, run: Run) -> _Prof
     def build(folder: Path) -> None:
         measures = torch.cat([measure(part) / _MEASURES for part in scenes.pixels(size=config.size).split(256)])
         rows = torch.cat([features.double(), measures.double()], dim=1)
-        noise, by = budget.noise["profiles"], secret_generator()
+        noise, by = budget.noise["profiles"], SecretNoise()
         means, _ = noisy_means(rows, scenes.labels, len(scenes.classes), norm=2**0.5, noise=noise, by=by)
         save_tensors({"means": means}, folder / "profiles.safetensors")
 
@@ -186,7 +186,7 @@ def _starts(latents: Tensor, scenes: Scenes, profiles: _Profiles, budget: Budget
     features = scene_features(scenes, config, run)
 
     def build(folder: Path) -> None:
-        by = secret_generator()
+        by = SecretNoise()
         points = _points(features, scenes.labels, profiles)
         noise = budget.noise["clusters"]
         assigned = private_clusters(points, scenes.labels, len(scenes.classes), config.ipc, noise=noise, by=by)
@@ -227,7 +227,7 @@ def _teach(latents: Tensor, scenes: Scenes, budget: Budget, config: Config, run:
             views = torch.randint(0, latents.shape[1], (len(images),), generator=by)
             return F.cross_entropy(teacher(latents[images, views].float()), scenes.labels[images])
 
-        train_privately(teacher, loss_of, training, noise=budget.noise["teacher"], by=by, title="teacher")
+        train_privately(teacher, loss_of, training, noise=budget.noise["teacher"], by=SecretNoise(), title="teacher")
         save_teacher(teacher, folder)
         return {"steps": training.steps, "batch": training.batch, "noise": budget.noise["teacher"]}
 
@@ -267,7 +267,9 @@ def _finetune(
             return denoising_loss(adapted.unet, alphas.to(prior.device), prediction, plan, *moved)
 
         adapted.unet.train()
-        train_privately(adapted.unet, loss_of, training, noise=budget.noise["adapter"], by=by, title="adapter")
+        train_privately(
+            adapted.unet, loss_of, training, noise=budget.noise["adapter"], by=SecretNoise(), title="adapter"
+        )
         save_adapter(adapted, folder)
         return {"steps": training.steps, "batch": training.batch, "noise": budget.noise["adapter"]}
 
@@ -341,14 +343,17 @@ def _choose(
 def guarantee(budget: Budget, count: int) -> str:
     """Return what the data card says of the budget: what is covered, and what is not."""
     return (
-        f"Differentially private: ε = {_rounded_up(budget.epsilon)}, δ = {budget.delta:.3g}, the unit being one image "
-        f"in or out of the {count}. Covered is all that was learned from them: means of classes and clusters, teacher "
-        "and adapter (if any), descriptions and choice follow from sums with Gaussian noise, added up as Rényi "
-        "differential privacy; another set made from the same images spends as much again. Not covered: what the "
+        f"Differentially private: ε = {_rounded_up(budget.epsilon)}, δ = {budget.delta:.3g}. Two archives are "
+        f"neighbours if one of their {count} images counts in the one and is blank in the other (zero-out; the number "
+        "of images is public). If one image is replaced by another, ε = "
+        f"{_rounded_up(budget.replacing)} at the same δ. "
+        "Covered is all that was learned from the images: means of classes and clusters, teacher and adapter (if any), "
+        "descriptions and choice follow from sums with Gaussian noise. The account is numerical (privacy loss "
+        "distributions, rounded up). Another set made from the same images spends as much again. Not covered: what the "
         "base was trained on (one that names its training images was compared, file by file; the same images in "
         "other files are not known again); the names of the classes and the number of images, taken as known; "
         "several images of one place, each of which counts for itself; whoever reads the run folder or the memory of "
-        "the machine that made the set; and the limits of floating-point noise."
+        "the machine that made the set."
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from geodistill.privacy.accounting import opacus
+from geodistill.privacy.accounting import optional
+from geodistill.privacy.noisy import SecretNoise
 from geodistill.progress import progress
 
 # A private step sees so many times as many images as one without noise, which comes once for all of them.
@@ -46,7 +47,7 @@ def train_privately(
     training: PrivateTraining,
     *,
     noise: float,
-    by: torch.Generator,
+    by: SecretNoise,
     title: str,
 ) -> None:
     """Train what requires gradients in `model`, in place, by AdamW on private gradients; the rate falls to zero.
@@ -54,20 +55,20 @@ def train_privately(
     `loss_of(images)`, int64 [n], is their mean loss, each image's part depending on no other image. A mechanism of
     multiplier `noise` on batches that each image is in with probability `training.rate`.
     """
-    watched = opacus("grad_sample").GradSampleModule(model, strict=False)
+    watched = optional("opacus.grad_sample").GradSampleModule(model, strict=False)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = opacus("optimizers").DPOptimizer(
+    optimiser = optional("opacus.optimizers").DPOptimizer(
         torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0),
         noise_multiplier=0.0,
         max_grad_norm=CLIP,
         expected_batch_size=training.batch,
     )
-    # Opacus would draw its noise where the model is; the generator that nobody can set up again is the CPU's.
+    # Opacus would draw its noise from a generator that can be set up again.
     optimiser.attach_step_hook(lambda _: _add_noise(parameters, noise * CLIP / training.batch, by))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser.original_optimizer, training.steps)
     with progress(title, training.steps) as advance:
         for step in range(training.steps):
-            drawn = (torch.rand(training.count, generator=by) < training.rate).nonzero()[:, 0]
+            drawn = (by.uniform(training.count) <= training.rate).nonzero()[:, 0]
             _step(optimiser, loss_of, drawn.split(training.together), parameters)
             schedule.step()
             advance(step + 1)
@@ -76,10 +77,10 @@ def train_privately(
         p.grad_sample = None  # type: ignore[attr-defined]
 
 
-def _add_noise(parameters: Sequence[Tensor], deviation: float, by: torch.Generator) -> None:
+def _add_noise(parameters: Sequence[Tensor], deviation: float, by: SecretNoise) -> None:
     for p in parameters:
         assert p.grad is not None
-        p.grad += deviation * torch.randn(p.shape, generator=by).to(p)
+        p.grad += (deviation * by.gaussian(*p.shape)).to(p)
 
 
 def _step(

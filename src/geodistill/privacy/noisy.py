@@ -1,5 +1,9 @@
 """Sums and clusters under differential privacy: all that leaves here is a noisy sum, or follows from noisy sums."""
 
+import math
+import os
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +14,41 @@ ROUNDS = 2
 _FEWEST = 1.0
 # Weight of the count beside a row of length 1: more of it makes the count surer and the sum noisier.
 _COUNTED = 0.5
+# Normal numbers that are added up to one.
+_ADDED = 4
+
+
+class SecretNoise:
+    """Random numbers that the operating system draws: nobody can draw them again.
+
+    source: returns a number of random bytes; `os.urandom`, the system's cryptographic generator, outside of tests.
+
+    >>> SecretNoise().gaussian(2, 3).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, source: Callable[[int], bytes] = os.urandom) -> None:
+        self._source = source
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Return float64 of `shape`, each one of the 2^53 evenly spaced values in (0, 1]."""
+        words = torch.frombuffer(bytearray(self._source(8 * math.prod(shape))), dtype=torch.int64)
+        values: Tensor = (((words >> 11) & (2**53 - 1)).double() + 1) * 2.0**-53
+        return values.view(shape)
+
+    def gaussian(self, *shape: int) -> Tensor:
+        """Return standard normal numbers, float64 of `shape`.
+
+        Each is half the sum of four by Box and Muller (1958). What is lost to rounding in a single one can betray the
+        sum under it (Mironov, CCS 2012); in the sum of four it is out of reach (Holohan and Braghin, ESORICS 2021).
+        """
+        summands = torch.stack([self._box_muller(*shape) for _ in range(_ADDED)])
+        return summands.sum(dim=0) / math.sqrt(_ADDED)
+
+    def _box_muller(self, *shape: int) -> Tensor:
+        length, angle = self.uniform(2, *shape)
+        values: Tensor = (-2 * length.log()).sqrt() * (2 * math.pi * angle).cos()
+        return values
 
 
 def clipped(values: Tensor, norm: float = 1.0) -> Tensor:
@@ -19,7 +58,7 @@ def clipped(values: Tensor, norm: float = 1.0) -> Tensor:
     return rows
 
 
-def noisy_sums(values: Tensor, groups: Tensor, count: int, *, norm: float, noise: float, by: torch.Generator) -> Tensor:
+def noisy_sums(values: Tensor, groups: Tensor, count: int, *, norm: float, noise: float, by: SecretNoise) -> Tensor:
     """Return float64 [count, D]: the sums of `values` [n, D] in each of `groups` int64 [n], with Gaussian noise.
 
     Rows are clipped to `norm`. An image is in one group alone, so that its presence changes all sums together by at
@@ -27,11 +66,11 @@ def noisy_sums(values: Tensor, groups: Tensor, count: int, *, norm: float, noise
     """
     sums = torch.zeros(count, values.shape[1], dtype=torch.float64)
     sums.index_add_(0, groups, clipped(values.double(), norm))
-    return sums + noise * norm * torch.randn(sums.shape, generator=by, dtype=torch.float64)
+    return sums + noise * norm * by.gaussian(*sums.shape)
 
 
 def noisy_means(
-    values: Tensor, groups: Tensor, count: int, *, norm: float, noise: float, by: torch.Generator
+    values: Tensor, groups: Tensor, count: int, *, norm: float, noise: float, by: SecretNoise
 ) -> tuple[Tensor, Tensor]:
     """Return the means float64 [count, D] of `groups`, and the deviation [count] of the noise in each of their values.
 
@@ -47,7 +86,7 @@ def noisy_means(
 
 
 def private_clusters(
-    points: Tensor, labels: Tensor, classes: int, per_class: int, *, noise: float, by: torch.Generator
+    points: Tensor, labels: Tensor, classes: int, per_class: int, *, noise: float, by: SecretNoise
 ) -> Tensor:
     """Return int64 [n]: the cluster of each of `points` [n, D], `per_class` of each class side by side.
 
@@ -57,7 +96,7 @@ def private_clusters(
     go into noisy sums.
     """
     points, count = points.double(), classes * per_class
-    directions = F.normalize(torch.randn(count, points.shape[1], generator=by, dtype=torch.float64), dim=1)
+    directions = F.normalize(by.gaussian(count, points.shape[1]), dim=1)
     for _ in range(ROUNDS):
         assigned = _alike(points, labels, directions, per_class)
         sums = noisy_sums(points, assigned, count, norm=1.0, noise=noise, by=by)
