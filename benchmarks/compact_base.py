@@ -68,7 +68,8 @@ def main() -> None:
     options.add_argument("--set", nargs="*", default=[], help="settings, such as compact.steps=20000")
     args = options.parse_args()
     keep_freed_memory()
-    base = pretrain(_sources(args.data), load_config(args.config, args.set), out=args.out, data_note=LICENCE)
+    config = load_config(args.config, args.set)
+    base = pretrain(_sources(args.data), config, out=args.out, data_note=LICENCE, footprint=True)
     for path in base.iterdir():
         if path.name.startswith(".") or path.name == "losses.json":
             continue

@@ -106,6 +106,7 @@ def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
     run: Path, data: SceneData, settings: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = Path(shutil.copytree(run / "base", tmp_path / "base"))
+    shutil.copy(run / FOOTPRINT, tmp_path)
     (base / "base.json").write_text(facts_text(BaseFacts("first", (16, 32), "not for sale", ("ports",))))
     source = Source(data.train, name="fields")
     further = pretrain([source], settings, out=tmp_path / "further", start=str(base))
@@ -126,9 +127,13 @@ def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
     assert f"- Autoencoder: that of {base}; " in card
     assert "\n# The base it goes on from\n\n## Model card\n" in card
     assert card.count(f"- Data and licence: {_NOTE}") == 1
-    own, earlier = (further / FOOTPRINT).read_text().splitlines(keepends=True)
-    assert (own, earlier) == (footprint(data.train.keys, "fields"), (base / FOOTPRINT).read_text())
+    own, earlier = (further.parent / FOOTPRINT).read_text().splitlines(keepends=True)
+    assert (own, earlier) == (footprint(data.train.keys, "fields"), (base.parent / FOOTPRINT).read_text())
     assert known(data.train.keys, further) == len(data.train)
+    # Only who asks for it hands it out with the base.
+    assert not (further / FOOTPRINT).exists()
+    pretrain([source], settings, out=tmp_path / "further", start=str(base), footprint=True)
+    assert (further / FOOTPRINT).read_bytes() == (further.parent / FOOTPRINT).read_bytes()
 
 
 def test_does_not_go_on_from_nothing(data: SceneData, settings: Config, tmp_path: Path) -> None:

@@ -272,6 +272,14 @@ def pretrain(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
     data_note: Annotated[str, typer.Option(help="What the model card says about the data and their licence.")] = "",
+    footprint: Annotated[
+        bool,
+        typer.Option(
+            "--footprint",
+            help="Put into the base a list by which others can tell whether a file of theirs was trained on. For "
+            "public data only. Else the list lies in OUT, beside the base.",
+        ),
+    ] = False,
 ) -> None:
     """Train a base on the training scenes of one archive or several, once, for any number of later runs.
 
@@ -288,7 +296,9 @@ def pretrain(
         settings = load_config(_config_file(config), set_ or [], size=size, seed=seed)
         command = shlex.join(["geodistill", *sys.argv[1:]])
         sources = open_sources(data, unlabelled or [])
-        folder = run_pretraining(sources, settings, out=out, start=base, data_note=data_note, command=command)
+        folder = run_pretraining(
+            sources, settings, out=out, start=base, data_note=data_note, footprint=footprint, command=command
+        )
         _print_stages(out)
         _console.print(f"base: {folder}   its model card: {folder / 'README.md'}", soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from geodistill.prior.catalogue import (
     tell_terms,
 )
 from geodistill.prior.compact import check_compact_size
+from geodistill.privacy.overlap import footprint_of
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes import open_scenes, open_unlabelled
 from geodistill.scenes.folder import SPLITS
@@ -74,6 +76,7 @@ def pretrain(
     out: Path,
     start: str | None = None,
     data_note: str = "",
+    footprint: bool = False,
     command: str = "",
 ) -> Path:
     """Train a base on `sources` and return its folder, a pipeline for `--base` with a model card.
@@ -84,6 +87,7 @@ def pretrain(
         out: the run folder; a run there that stopped goes on.
         start: a base whose U-Net is trained further: 'compact', a pipeline folder, a hub name; without one all is new.
         data_note: what the card says about the data and their licence.
+        footprint: put into the base what tells whether it was trained on a given file, for data that are public.
         command: the command line, for the record.
 
     Raises:
@@ -105,6 +109,8 @@ def pretrain(
         folder = train_base(sources, config, run, start)
         card = model_card(run.record_of("base"), sources, config, data_note, start)
         write_atomic(folder / "README.md", card + _earlier_card(earlier))
+        if footprint and (path := footprint_of(folder)) and path.parent != folder:
+            shutil.copy(path, folder)
         write_atomic(folder / FACTS, facts_text(_facts(out.resolve().name, sources, config, earlier)))
     return folder
 

@@ -174,9 +174,16 @@ def test_whether_a_class_has_enough_images_is_not_told(planted: Scenes, settings
         check_counts(planted, 13)
 
 
+def test_the_card_says_how_surely_the_base_was_checked() -> None:
+    budget = Budget(8.0, 1e-5, {}, 15.6)
+    unlisted = "trained on, which cannot be checked, as it does not list its training images; "
+    assert unlisted in guarantee(budget, 9, None)
+    assert "a base that was trained on fewer than about 80 of the 6000 files" in guarantee(budget, 6000, 80)
+
+
 @pytest.mark.parametrize(("epsilon", "told"), [(8.0, "8"), (10.04, "10.1"), (0.99951, "1"), (0.5001, "0.501")])
 def test_epsilon_is_rounded_up(epsilon: float, told: str) -> None:
-    assert f"ε = {told}, " in guarantee(Budget(epsilon, 1e-5, {}, 2 * epsilon), 24)
+    assert f"ε = {told}, " in guarantee(Budget(epsilon, 1e-5, {}, 2 * epsilon), 24, None)
 
 
 def test_delta_has_to_be_below_one_in_all_images(planted: Scenes, settings: dict, tmp_path: Path) -> None:

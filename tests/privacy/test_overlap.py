@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geodistill.errors import PriorError
-from geodistill.privacy.overlap import FOOTPRINT, Known, footprint, known, known_archives, sign, told_overlap
+from geodistill.privacy.overlap import (
+    FOOTPRINT,
+    Known,
+    fewest_noticed,
+    footprint,
+    known,
+    known_archives,
+    sign,
+    told_overlap,
+)
 
 TRAINED = [f"image {index}" for index in range(2000)]
 OTHERS = [f"another {index}" for index in range(2000)]
@@ -33,6 +42,27 @@ def test_a_base_that_was_gone_on_from_counts_too(tmp_path):
 
 def test_a_base_that_says_nothing_knows_nothing(tmp_path):
     assert known(TRAINED, tmp_path) == 0
+
+
+def test_a_footprint_beside_a_run_s_base_counts_for_it_alone(tmp_path):
+    for name in ("base", "other"):
+        (tmp_path / name).mkdir()
+    sign(tmp_path, [("", TRAINED)])
+    assert known(TRAINED, tmp_path / "base") == 2000
+    assert known(TRAINED, tmp_path / "other") == 0
+    sign(tmp_path, [("", OTHERS)], tmp_path / "base")
+    assert known(TRAINED + OTHERS, tmp_path / "base") == 4000
+
+
+@pytest.mark.parametrize("count", [60, 500, 2000])
+def test_so_many_are_noticed_and_a_third_of_them_is_not(count, tmp_path):
+    keys = [f"of a user {index}" for index in range(count)]
+    folder = base(tmp_path, footprint(TRAINED))
+    fewest = fewest_noticed(count, folder)
+    assert fewest < count
+    for share, noticed in ((1.6, True), (0.3, False)):
+        seen = min(count, round(share * fewest))
+        assert bool(known(TRAINED[:seen] + keys[seen:], folder)) is noticed
 
 
 def test_one_image_is_not_given_away():

@@ -44,7 +44,7 @@ from geodistill.prior.training import TrainingData, TrainingPlan, denoising_loss
 from geodistill.privacy.accounting import Budget, Mechanism, spend
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
 from geodistill.privacy.noisy import ROUNDS, SecretNoise, noisy_means, private_clusters
-from geodistill.privacy.overlap import told_overlap
+from geodistill.privacy.overlap import fewest_noticed, told_overlap
 from geodistill.processes import processes
 from geodistill.run import Run, forget_parts, save_tensors
 from geodistill.scenes.scenes import Scenes
@@ -321,6 +321,8 @@ def _choose(
 ) -> DistilledSet:
     """Return the candidates that herding takes towards the noisy mean of their class, from stage `distilled`."""
 
+    fewest = fewest_noticed(len(scenes), Path(source_of(config.base, config.size)))
+
     def build(folder: Path) -> None:
         features = backbone_features(decode(prior, candidates, config, draft=True))
         each = config.ipc * config.sampling.candidates
@@ -332,7 +334,7 @@ def _choose(
         described = [texts[label] for label in labels.tolist()]
         logits = judge(teacher, candidates[chosen])[0] if teacher else None
         records = describe_images(chosen, labels, logits, described, config)
-        facts = about("dpd", config) | {"guarantee": guarantee(budget, len(scenes))}
+        facts = about("dpd", config) | {"guarantee": guarantee(budget, len(scenes), fewest)}
         DistilledSet(decode(prior, candidates[chosen], config), labels, scenes.classes, records, facts).write(folder)
 
     inputs = ["private", run.fingerprint_of("candidates"), asdict(budget)]
@@ -340,8 +342,17 @@ def _choose(
     return DistilledSet.load(run.stage("distilled", build, version=4, inputs=inputs))
 
 
-def guarantee(budget: Budget, count: int) -> str:
-    """Return what the data card says of the budget: what is covered, and what is not."""
+def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
+    """Return what the data card says of the budget: what is covered, and what is not.
+
+    `fewest`: how many of the `count` images the base must have seen to be noticed, None if it cannot be checked.
+    """
+    checked = "which cannot be checked, as it does not list its training images"
+    if fewest is not None:
+        checked = (
+            f"which was checked file by file: a base that was trained on fewer than about {fewest} of the {count} "
+            "files, or on the same images in other files, is not noticed"
+        )
     return (
         f"Differentially private: ε = {_rounded_up(budget.epsilon)}, δ = {budget.delta:.3g}. Two archives are "
         f"neighbours if one of their {count} images counts in the one and is blank in the other (zero-out; the number "
@@ -350,8 +361,7 @@ def guarantee(budget: Budget, count: int) -> str:
         "Covered is all that was learned from the images: means of classes and clusters, teacher and adapter (if any), "
         "descriptions and choice follow from sums with Gaussian noise. The account is numerical (privacy loss "
         "distributions, rounded up). Another set made from the same images spends as much again. Not covered: what the "
-        "base was trained on (one that names its training images was compared, file by file; the same images in "
-        "other files are not known again); the names of the classes and the number of images, taken as known; "
+        f"base was trained on, {checked}; the names of the classes and the number of images, taken as known; "
         "several images of one place, each of which counts for itself; whoever reads the run folder or the memory of "
         "the machine that made the set."
     )

@@ -166,7 +166,8 @@ def train_base(sources: Sequence[Source], config: Config, run: Run, start: str |
             start=given,
         )
         archives = [(source.name, source.scenes.keys) for source in sources]
-        sign(folder, archives, None if given is None else Path(given.source))
+        # Beside the base, which may be handed out.
+        sign(folder.parent, archives, None if given is None else Path(given.source))
         return facts
 
     inputs: list[Any] = [source.scenes.fingerprint() for source in sources]

@@ -1,8 +1,12 @@
 """Was a base trained on these very images? Then no noise hides what it knows of them.
 
-A base that was made here, by `geodistill pretrain` or in a run, carries a footprint of its training images: of many
-bits, the one that each image's file hashes to is set. One image in sixteen or so meets a set bit by chance, so that no
-image is given away by it; of a data set that was trained on, all do. The same image in another file is not known again.
+Of a base that was made here, by `geodistill pretrain` or in a run, there is a footprint of its training images: of many
+bits, the one that each image's file hashes to is set. One image in sixteen or so meets a set bit by chance; of a data
+set that was trained on, all do. The same image in another file is not known again.
+
+Whoever has a file and the footprint learns a lot about whether the file was trained on. So the footprint lies in the
+run folder, beside the base, and is not handed out with it. `pretrain --footprint` puts it into the base, for public
+data.
 """
 
 import base64
@@ -10,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import ceil, prod, sqrt
 from pathlib import Path
 
 from geodistill.errors import PriorError
@@ -34,11 +38,29 @@ def footprint(keys: Sequence[str], name: str = "") -> str:
 
 
 def sign(folder: Path, archives: Sequence[tuple[str, Sequence[str]]], earlier: Path | None = None) -> None:
-    """Write footprints of `archives`, (name, keys) each, into base `folder`, after those of the base `earlier`."""
-    path = None if earlier is None else earlier / FOOTPRINT
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path is not None and path.is_file() else []
+    """Write footprints of `archives`, (name, keys) each, into `folder`, after those of the base in `earlier`."""
+    path = None if earlier is None else footprint_of(earlier)
+    lines = [] if path is None else path.read_text(encoding="utf-8").splitlines(keepends=True)
     own = [footprint(keys, name) for name, keys in archives]
     (folder / FOOTPRINT).write_text("".join([*(line for line in own if line not in lines), *lines]), encoding="utf-8")
+
+
+def footprint_of(folder: Path) -> Path | None:
+    """Return the file of the footprints of the base in `folder`: in it, or beside it where a run made it."""
+    beside = [folder.parent / FOOTPRINT] if folder.name == "base" else []
+    return next((path for path in (folder / FOOTPRINT, *beside) if path.is_file()), None)
+
+
+def fewest_noticed(count: int, folder: Path) -> int | None:
+    """Return how many of `count` images the base in `folder` must have seen to be noticed; None if it does not tell.
+
+    >>> fewest_noticed(6000, Path("no such folder")) is None
+    True
+    """
+    filled = max((_filled(bits) for _, bits in _footprints(folder)), default=None)
+    if filled is None:
+        return None
+    return min(count, ceil(_SURE * sqrt(count * filled * (1 - filled)) / (1 - filled)) + 1)
 
 
 @dataclass(frozen=True)
@@ -82,8 +104,10 @@ def told_overlap(keys: Sequence[str], folder: Path, *, images: str = "training i
 
 def _footprints(folder: Path) -> list[tuple[str, bytes]]:
     """Return (name, bits) of each archive that the base in `folder` was trained on."""
-    path = folder / FOOTPRINT
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    path = footprint_of(folder)
+    if path is None:
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
     try:
         parsed = [json.loads(line) for line in lines]
         return [(one.get("archive", ""), base64.b64decode(one["bits"])) for one in parsed]
