@@ -33,6 +33,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("geodistill.privacy.audit._LEAKED", 5)
     monkeypatch.setattr("geodistill.privacy.copyprint._STEPS", 5)
     monkeypatch.setattr("geodistill.privacy.membership._RESAMPLES", 20)
+    monkeypatch.setattr("geodistill.privacy.null._SETS", 99)
 
 
 @pytest.fixture(scope="module")

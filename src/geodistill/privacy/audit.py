@@ -15,7 +15,6 @@ from geodistill.privacy.attribution import Attribution, attribute
 from geodistill.privacy.copies import COPY, are_copies, find_copies
 from geodistill.privacy.copyprint import learn_copyprint
 from geodistill.privacy.membership import (
-    LEAK,
     SHADOW,
     Attack,
     Seen,
@@ -27,6 +26,7 @@ from geodistill.privacy.membership import (
 )
 from geodistill.privacy.nearness import MAX_HELD_OUT, Nearness, nearness_ratio, real_distances
 from geodistill.privacy.neighbours import Neighbours, by_embedding, by_structure
+from geodistill.privacy.null import ALARM, Null, null_of
 from geodistill.privacy.source import read_source, shadow_sets
 from geodistill.progress import progress
 from geodistill.run import versions, write_atomic
@@ -98,7 +98,8 @@ class Audit:
     `images`: most suspicious first. `held_out_flagged` and `leaked_flagged`: the shares that the same test takes for
     copies of real images that are not in the training set, which should be about none, and of training images, which
     should be all. `readings`: one for each of MEASURES. `nearness` (see privacy.nearness), `attacks` (see
-    privacy.membership): None and empty without held-out images. `attribution`: None where no start is known.
+    privacy.membership): None and empty without held-out images. `null` (see privacy.null): None with too few of them.
+    `attribution`: None where no start is known.
     `replayable`: whether the images of the set follow from seeds that it tells or that can be guessed.
     `overlap`: how many of the training images the base of the set's run was trained on, a sentence without its stop; ""
     where none are known.
@@ -114,6 +115,7 @@ class Audit:
     nearness: Nearness | None
     attacks: tuple[Attack, ...]
     attribution: Attribution | None
+    null: Null | None
     overlap: str = ""
     replayable: bool = False
 
@@ -129,8 +131,11 @@ class Audit:
 
     @property
     def leaks(self) -> bool:
-        """Whether any attack finds more training images than chance does."""
-        return any(one.leaks for one in self.attacks)
+        """Whether the attacks find more than in sets of held-out images; the shadow attack, which has no such null,
+        more than chance does.
+        """
+        shadow = any(one.leaks for one in self.attacks if one.name == SHADOW)
+        return shadow or (self.null is not None and self.null.leaks)
 
     def fails(self, on: Sequence[str]) -> bool:
         """Whether there is any of FAILURES named in `on`, or the set can be replayed, which always fails."""
@@ -168,13 +173,17 @@ class Audit:
                 f"{best.auc.value:.3f} (0.5: guessing); there are too few held-out images for more."
             )
         too_few = too_little(len(self.images), self.train_count, best.held_out)
-        told, found = "It tells" if self.leaks else "It does not tell", best.judged
-        if too_few and not self.leaks:
-            return f"Whether it tells who was a training image cannot be measured: {too_few}."
+        null, told, found = self.null, "It tells" if self.leaks else "It does not tell", best.judged
+        if null is None or (too_few and not self.leaks):
+            reason = too_few or "no class has two held-out images"
+            return f"Whether it tells who was a training image cannot be measured: {reason}."
+        value, low, high = (count / null.images for count in null.exposed)
+        exposed = f" About {value:.0%} of the images ({low:.0%} to {high:.0%}) expose one." if self.leaks else ""
         return (
             f"{told} which images were training images: at {best.rate:.0%} false positives the best of "
             f"{len(self.attacks)} attacks ({best.name}) finds {found.value:.1%} of them ({found.low:.1%} to "
-            f"{found.high:.1%}); a leak is where all of that is above {LEAK * best.rate:.0%}."
+            f"{found.high:.1%}). In {len(null.drawn)} sets of held-out images the best finds {null.mean[0]:.1%} on "
+            f"average at {null.rates[0]:.0%} (p = {null.p:.3f}; a leak is where p is at most {ALARM}).{exposed}"
         )
 
 
@@ -263,7 +272,8 @@ def audit(
     train = data.train.pixels(size=distilled.size)
     leaked = train[torch.randperm(len(train), generator=generator(0, "audited training images"))[:_LEAKED]]
     held = _some(data.test, distilled.size) if data.test else train[:0]
-    known = seen(train, data.train.labels)
+    known, test = seen(train, data.train.labels), data.test.pixels(size=distilled.size) if data.test else train[:0]
+    others = seen(test, data.test.labels) if data.test else None
     found = _compare({"distilled": distilled.images, "held-out": held, "leaked": leaked}, train, known.vectors[-1])
     copied = {name: are_copies(some[PIXELS]).float().mean() if some else None for name, some in found.items()}
     own = found["distilled"]
@@ -279,7 +289,8 @@ def audit(
         nearness=nearness_ratio(distilled.images, real_distances(train, held, features=known.vectors[-1]))
         if len(held)
         else None,
-        attacks=_attacks(distilled, shadows, known, data) if len(held) else (),
+        attacks=_attacks(distilled, shadows, known, others, data) if others else (),
+        null=null_of(distilled, data.train.classes, known, others, test) if others else None,
         attribution=None if starts is None else attribute(distilled.images, starts, train, data.train.labels),
         overlap=overlap,
         replayable=replayable,
@@ -322,12 +333,11 @@ def _compare(groups: dict[str, Tensor], train: Tensor, features: Tensor) -> dict
     return found
 
 
-def _attacks(distilled: DistilledSet, shadows: Sequence[Shadow], known: Seen, data: SceneData) -> tuple[Attack, ...]:
-    """Return what attacks on the set find, those of `known` being the training images."""
+def _attacks(
+    distilled: DistilledSet, shadows: Sequence[Shadow], known: Seen, others: Seen, data: SceneData
+) -> tuple[Attack, ...]:
+    """Return what attacks on the set find, those of `known` being the training images and `others` not."""
     classes, count = data.train.classes, len(known.labels)
-    test = data.test
-    assert test is not None
-    others = seen(test.pixels(size=distilled.size), test.labels)
     found = scores(distilled, classes, known.followed_by(others))
     if shadows:
         parts = [(scores(one, classes, known), _mask(part, count)) for one, part in shadows]

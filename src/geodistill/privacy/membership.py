@@ -42,7 +42,7 @@ _RESAMPLES = 200
 _POINTS = 40
 _BLOCK = 1024
 # Distilled images of a class from which on they tell what distance is usual.
-_USUAL = 3
+USUAL = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Attack:
 
     @property
     def leaks(self) -> bool:
-        """Whether so many more training images are found than errors made that it cannot be chance."""
+        """Whether far more training images are found than errors made; for an attack without a null (see null)."""
         return self.judged is not None and self.judged.low > LEAK * self.rate
 
 
@@ -125,13 +125,26 @@ def _kinds(queries: Tensor, labels: Tensor, views: Tensor, own: Tensor) -> dict[
     found = {kind: torch.empty(len(labels)) for kind in ("nearest", "relative", "density")}
     for label in labels.unique():
         mask, same = labels == label, own == label
-        distances = _distances(queries[mask], views[:, same])
-        found["nearest"][mask] = -distances.amin(1)
-        found["density"][mask] = _log_density(distances, width)
+        distances = distances_to(queries[mask], views[:, same])
         # Too few of the class to say what is usual: all others stand for it.
-        usual = distances if int(same.sum()) >= _USUAL else _distances(queries[mask], views)
-        found["relative"][mask] = (usual.mean(1) - distances.amin(1)) / usual.std(1).clamp(min=1e-6)
+        usual = distances if int(same.sum()) >= USUAL else distances_to(queries[mask], views)
+        for kind, values in scores_of(distances, width, usual).items():
+            found[kind][mask] = values
     return found
+
+
+def scores_of(distances: Tensor, width: float, usual: Tensor | None = None) -> dict[str, Tensor]:
+    """Return scores [n] by kind of attack, of distances [n, m] to the images of the same class.
+
+    width: of the Gaussians of the density. usual: distances [n, k] that tell what is usual; the same when None.
+    """
+    usual = distances if usual is None else usual
+    nearest = distances.amin(1)
+    return {
+        "nearest": -nearest,
+        "relative": (usual.mean(1) - nearest) / usual.std(1).clamp(min=1e-6),
+        "density": _log_density(distances, width),
+    }
 
 
 def rate_of(held_out: int) -> float:
@@ -187,7 +200,7 @@ def _standard(found: dict[str, Tensor]) -> Tensor:
     return (columns - columns.mean(0)) / columns.std(0).clamp(min=1e-6)
 
 
-def _distances(queries: Tensor, views: Tensor) -> Tensor:
+def distances_to(queries: Tensor, views: Tensor) -> Tensor:
     """Return float32 [n, m]: of queries [n, ...] to the nearest of eight views [8, m, ...] of each distilled image.
 
     1 - SSIM of grey images, L2 of vectors.
@@ -213,7 +226,7 @@ def _log_density(distances: Tensor, width: float) -> Tensor:
 
 def _width(views: Tensor) -> float:
     """Return the median distance of a distilled image to the nearest other one, in any orientation."""
-    distances = _distances(views[0], views)
+    distances = distances_to(views[0], views)
     distances.fill_diagonal_(torch.inf)
     nearest = distances.amin(1)
     return max(float(nearest[nearest.isfinite()].median()), 1e-3) if len(nearest) > 1 else 1.0
@@ -223,13 +236,13 @@ def _measures(members: Tensor, others: Tensor, rate: float) -> tuple[float | Non
     """Return the area under the ROC curve, and the share of members found at `rate` and at each of RATES."""
     ranked = others.sort().values
     below = torch.searchsorted(ranked, members, side="left") + torch.searchsorted(ranked, members, side="right")
-    judged = _found(members, ranked, rate) if rate < 1 / LEAK else None
-    shares = (_found(members, ranked, one) for one in RATES)
+    judged = found_at(members, ranked, rate) if rate < 1 / LEAK else None
+    shares = (found_at(members, ranked, one) for one in RATES)
     return float(below.double().mean()) / (2 * len(others)), judged, *shares
 
 
-def _found(members: Tensor, ranked: Tensor, rate: float) -> float | None:
-    """Return the share of members above all but `rate` of the others, `ranked` upwards."""
+def found_at(members: Tensor, ranked: Tensor, rate: float) -> float | None:
+    """Return the share of members above all but `rate` of the others, `ranked` upwards; None where that allows none."""
     allowed = math.floor(rate * len(ranked) + 1e-9)
     return float((members > ranked[-1 - allowed]).double().mean()) if allowed else None
 

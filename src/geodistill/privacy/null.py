@@ -1,0 +1,217 @@
+"""The null of the membership attacks: what they find where no training image had a part in the set.
+
+Held-out images are put in the place of the set's, as many of each class, and the attacks are made on these as on the
+set. The best of all attacks is taken there too, so that it is no advantage to have many. The p-value is the share of
+such sets, the set itself included, that give away as much (Phipson and Smyth 2010); it is exact where the set's images
+are to the training images what held-out images are.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geodistill.distilled import DistilledSet
+from geodistill.privacy.membership import (
+    LEAK,
+    RATES,
+    SPACES,
+    USUAL,
+    Seen,
+    distances_to,
+    found_at,
+    rate_of,
+    scores_of,
+    seen,
+)
+from geodistill.privacy.nearness import symmetries
+from geodistill.progress import progress
+from geodistill.seeding import generator
+
+# False alarms that are accepted: a set leaks where its p-value is no larger.
+ALARM = 0.01
+_SETS = 199
+# Held-out images of a class that sets are drawn from, for each image of the set.
+_POOL = 10
+
+
+@dataclass(frozen=True)
+class Null:
+    """What the best attack finds of the training images in the set, and in sets of held-out images in its place.
+
+    `rates`: false-positive rates. `observed`: share of the training images found at each of them in the set. `drawn`:
+    the same for each set of held-out images. `p`: the p-value, over all rates together. `images`, `train`: how many
+    there are in the set and to be found.
+    """
+
+    rates: tuple[float, ...]
+    observed: tuple[float, ...]
+    drawn: tuple[tuple[float, ...], ...]
+    p: float
+    images: int
+    train: int
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the set tells more of its training images than ALARM of sets without them do."""
+        return self.p <= ALARM
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What is found on average where there is nothing to be found, at each rate."""
+        return tuple(sum(column) / len(column) for column in zip(*self.drawn, strict=True))
+
+    @property
+    def exposed(self) -> tuple[float, float, float]:
+        """How many of the set's images expose a training image, at most one each, with a 95 % interval.
+
+        All exposed ones are found, at the largest rate, and of the others as many as where there is nothing to be
+        found. The interval is that of the null.
+        """
+        own = sorted(one[0] for one in self.drawn)
+        low, high = own[math.floor(0.025 * len(own))], own[math.ceil(0.975 * len(own)) - 1]
+        shares = [(self.observed[0] - chance) / (1 - chance) for chance in (self.mean[0], high, low)]
+        value, least, most = (min(max(self.train * share, 0.0), float(self.images)) for share in shares)
+        return value, least, most
+
+
+@dataclass(frozen=True)
+class _Class:
+    """Distances in each of SPACES from the real images of a class, the first `members` of them training images.
+
+    `own`: to the set's images [n, k]; `among`: from these to the nearest other one [k]. `pool`: to held-out images
+    [n, m], which are the real images after the first `members`.
+    """
+
+    members: int
+    own: tuple[Tensor, ...]
+    among: tuple[Tensor, ...]
+    pool: tuple[Tensor, ...]
+
+    @property
+    def taken(self) -> int:
+        """How many held-out images stand for the set's: half of them stay to be taken for training images."""
+        held = len(self.own[0]) - self.members
+        return min(self.own[0].shape[1], held // 2)
+
+
+def null_of(
+    distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Tensor, *, seed: int = 0
+) -> Null | None:
+    """Return the null of the attacks on `distilled`; None where there are too few held-out images.
+
+    known, others: the training images and the held-out ones as attacks see them, their labels counting in `classes`.
+    held_out: the latter's pixels, uint8 [n, 3, s, s].
+    """
+    parts = list(_parts(distilled, classes, known, others, held_out, seed))
+    left = sum(len(part.own[0]) - part.members - part.taken for part in parts)
+    most = rate_of(left)
+    if most >= 1 / LEAK:
+        return None
+    rates = tuple(rate for rate in dict.fromkeys((most, *RATES)) if 1 / left <= rate + 1e-9 and rate <= most)
+    observed = _best(parts, None, generator(seed, "null of the set"), rates)
+    drawn = []
+    with progress("null", _SETS) as advance:
+        for index in range(_SETS):
+            random = generator(seed, "null", index)
+            drawn.append(_best(parts, random, random, rates))
+            advance(index + 1)
+    members = sum(part.members for part in parts)
+    return Null(rates, observed, tuple(drawn), _p_value(observed, drawn), len(distilled), members)
+
+
+def _parts(
+    distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Tensor, seed: int
+) -> Iterator[_Class]:
+    """Yield the distances of each class that the set has and that has two held-out images or more."""
+    for label, name in enumerate(distilled.classes):
+        place = classes.index(name)
+        train, held = ((some.labels == place).nonzero()[:, 0] for some in (known, others))
+        own = distilled.images[distilled.labels == label]
+        order = torch.randperm(len(held), generator=generator(seed, "null pool", place))
+        held = held[order][: _POOL * max(2, len(own))]
+        if len(held) < 2:
+            continue
+        targets = {"own": _turned(own), "pool": _turned(held_out[held])}
+        real = [torch.cat([known.vectors[k][train], others.vectors[k][held]]) for k in range(len(SPACES))]
+        found = {
+            kind: tuple(distances_to(queries, views[k]) for k, queries in enumerate(real))
+            for kind, views in targets.items()
+        }
+        among = tuple(_nearest_other(distances_to(views[0], views)) for views in targets["own"])
+        yield _Class(len(train), found["own"], among, found["pool"])
+
+
+def _turned(images: Tensor) -> tuple[Tensor, ...]:
+    """Return images in eight orientations as attacks see them: [8, m, ...] in each of SPACES."""
+    views = [seen(view, torch.zeros(len(view))) for view in symmetries(images)]
+    return tuple(torch.stack(vectors) for vectors in zip(*(view.vectors for view in views), strict=True))
+
+
+def _nearest_other(distances: Tensor) -> Tensor:
+    """Return the distance [k] of each image to the nearest other one, of distances [k, k]."""
+    if len(distances) < 2:
+        return distances.new_empty(0)
+    apart = distances.clone()
+    apart.fill_diagonal_(torch.inf)
+    return apart.amin(1)
+
+
+def _best(
+    parts: Sequence[_Class], drawn: torch.Generator | None, left_out: torch.Generator, rates: Sequence[float]
+) -> tuple[float, ...]:
+    """Return the share of training images that the best attack finds at each of `rates`.
+
+    In the set itself where `drawn` is None, else in a set of held-out images that are drawn by it. As many held-out
+    images, drawn by `left_out`, are not asked about in the first case as in the second.
+    """
+    orders = [torch.randperm(part.pool[0].shape[1], generator=drawn or left_out) for part in parts]
+    taken = [order[: part.taken] for order, part in zip(orders, parts, strict=True)]
+    best = [0.0] * len(rates)
+    for space in range(len(SPACES)):
+        columns = [
+            part.own[space] if drawn is None else part.pool[space][:, own]
+            for part, own in zip(parts, taken, strict=True)
+        ]
+        among = [
+            part.among[space] if drawn is None else _nearest_other(part.pool[space][part.members + own][:, own])
+            for part, own in zip(parts, taken, strict=True)
+        ]
+        for values, members in _scored(parts, columns, torch.cat(among), taken):
+            ranked = values[~members].sort().values
+            shares = [found_at(values[members], ranked, rate) or 0.0 for rate in rates]
+            best = [max(pair) for pair in zip(best, shares, strict=True)]
+    return tuple(best)
+
+
+def _scored(
+    parts: Sequence[_Class], columns: Sequence[Tensor], among: Tensor, taken: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each kind of attack the scores [n] of all real images that are asked about, and who is a member."""
+    width = max(float(among.median()), 1e-3) if len(among) else 1.0
+    asked, members = [], []
+    for part, own in zip(parts, taken, strict=True):
+        stays = torch.ones(len(part.own[0]), dtype=torch.bool)
+        stays[part.members + own] = False
+        asked.append(stays)
+        members.append(torch.arange(len(stays))[stays] < part.members)
+    few = min(distances.shape[1] for distances in columns) < USUAL
+    kinds = [scores_of(distances[stays], width) for distances, stays in zip(columns, asked, strict=True)]
+    for kind in kinds[0]:
+        # What is usual cannot be told from fewer.
+        if not (few and kind == "relative"):
+            yield torch.cat([one[kind] for one in kinds]), torch.cat(members)
+
+
+def _p_value(observed: Sequence[float], drawn: Sequence[Sequence[float]]) -> float:
+    """Return the p-value of `observed` among itself and `drawn`: at the rate where it is least, as for all the others.
+
+    >>> _p_value((0.5, 0.1), [(0.1, 0.2), (0.2, 0.1), (0.3, 0.3)])
+    0.5
+    """
+    table = torch.tensor([observed, *drawn], dtype=torch.float64)  # [1 + sets, rates]
+    ranks = (table[None] >= table[:, None]).sum(1)  # how many give away as much, at each rate
+    least = ranks.amin(1)
+    return int((least <= least[0]).sum()) / len(least)

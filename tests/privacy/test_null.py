@@ -1,0 +1,115 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from geodistill.distilled import DistilledSet
+from geodistill.privacy import null as module
+from geodistill.privacy.membership import Seen, seen
+from geodistill.privacy.null import Null, _p_value, null_of
+from geodistill.scenes import SceneData, builtin_scenes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_features() -> Iterator[None]:
+    """Features that take no network: the attacks are tested in test_membership.py."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("geodistill.privacy.membership.backbone_features", _small)
+        yield
+
+
+def _small(images: Tensor) -> Tensor:
+    return F.normalize(F.adaptive_avg_pool2d(images.float(), 6).flatten(1) - 127, dim=1)
+
+
+@pytest.fixture(scope="module")
+def data() -> SceneData:
+    """Ten classes of ten training images and twelve held-out ones."""
+    return builtin_scenes(train_per_class=10, test_per_class=12, size=32)
+
+
+@pytest.fixture(scope="module")
+def views(data: SceneData) -> tuple[Seen, Seen, Tensor]:
+    assert data.test is not None
+    train, test = (part.pixels(size=32) for part in (data.train, data.test))
+    return seen(train, data.train.labels), seen(test, data.test.labels), test
+
+
+def of_set(images: Tensor, labels: Tensor, data: SceneData, views: tuple[Seen, Seen, Tensor]) -> Null:
+    found = null_of(DistilledSet(images, labels, data.train.classes), data.train.classes, *views)
+    assert found is not None
+    return found
+
+
+def test_training_images_leak_and_are_counted(data: SceneData, views: tuple[Seen, Seen, Tensor]) -> None:
+    chosen = torch.arange(100)[torch.arange(100) % 10 < 3]
+    found = of_set(data.train.pixels(chosen, size=32), data.train.labels[chosen], data, views)
+    assert found.p == 1 / 200
+    assert found.leaks
+    assert (found.images, found.train, len(found.drawn)) == (30, 100, 199)
+    # All thirty are found. Of the others as many are as of training images where there is nothing to be found.
+    assert found.observed[0] >= 0.3
+    value, low, high = found.exposed
+    assert low <= value <= high
+    assert 25 < value <= 30
+
+
+def test_one_image_in_ten_leaks_too(data: SceneData, views: tuple[Seen, Seen, Tensor]) -> None:
+    fresh = builtin_scenes(train_per_class=3, test_per_class=1, size=32, seed=99).train
+    images = fresh.pixels(size=32)
+    images[::3] = data.train.pixels(torch.arange(0, 100, 10), size=32)
+    found = of_set(images, fresh.labels, data, views)
+    assert found.leaks
+    assert found.exposed[0] < 20
+
+
+@pytest.mark.parametrize("seed", [97, 98, 99])
+def test_fresh_images_do_not_leak(seed: int, data: SceneData, views: tuple[Seen, Seen, Tensor]) -> None:
+    fresh = builtin_scenes(train_per_class=3, test_per_class=1, size=32, seed=seed).train
+    found = of_set(fresh.pixels(size=32), fresh.labels, data, views)
+    assert not found.leaks
+    assert found.exposed[1] == 0
+
+
+def test_p_values_of_held_out_sets_are_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SETS", 19)
+    many = builtin_scenes(train_per_class=10, test_per_class=24, size=32)
+    assert many.test is not None
+    train, test = many.train.pixels(size=32), many.test.pixels(size=32)
+    known, place = seen(train, many.train.labels), torch.arange(240) % 24
+    found = []
+    for first in range(0, 12, 2):
+        inside = (place >= first) & (place < first + 2)
+        others = seen(test[~inside], many.test.labels[~inside])
+        own = DistilledSet(test[inside], many.test.labels[inside], many.train.classes)
+        null = null_of(own, many.train.classes, known, others, test[~inside], seed=first)
+        assert null is not None
+        found.append(null.p)
+    assert 0.25 < sum(found) / len(found) < 0.85
+    assert len(set(found)) > 3
+
+
+def test_a_set_of_one_class_asks_about_that_class_alone(data: SceneData, views: tuple[Seen, Seen, Tensor]) -> None:
+    chosen = (data.train.labels < 2).nonzero()[:, 0]
+    distilled = DistilledSet(data.train.pixels(chosen, size=32), data.train.labels[chosen], data.train.classes[:2])
+    # Twelve held-out images stay of 24: too few for the rate at which ten of them are errors.
+    assert null_of(distilled, data.train.classes, *views) is None
+
+
+def test_without_two_held_out_images_of_a_class_there_is_no_null(data: SceneData) -> None:
+    assert data.test is not None
+    few = [int((data.test.labels == label).nonzero()[0]) for label in range(10)]
+    test = data.test.pixels(few, size=32)
+    train = data.train.pixels(size=32)
+    own = DistilledSet(train[::5], data.train.labels[::5], data.train.classes)
+    views = seen(train, data.train.labels), seen(test, data.test.labels[few]), test
+    assert null_of(own, data.train.classes, *views) is None
+
+
+def test_p_value_by_hand() -> None:
+    assert _p_value((0.9,), [(0.1,)] * 199) == 1 / 200
+    assert _p_value((0.1,), [(0.1,)] * 199) == 1
+    # At the second rate one in four gives away as much; each of the four is first at one rate, last at the other.
+    assert _p_value((0.0, 0.4), [(0.1, 0.3), (0.2, 0.2), (0.3, 0.1)]) == 0.5
