@@ -112,6 +112,9 @@ def _given_away(found: Audit) -> dict[str, Any]:
         "auc": f"{best.auc.value:.4g}",
     }
     told |= {f"found{end}": f"{getattr(best.judged, name):.4g}" for name, end in _ENDS.items()}
+    if found.null is not None:
+        told |= {"null": f"{found.null.mean[0]:.4g}", "p": f"{found.null.p:.4g}"}
+        told["exposed"] = f"{found.null.exposed[0] / found.null.images:.4g}"
     told["found_at_0.1%"] = f"{best.found[1].value:.4g}" if best.found[1] else ""
     return told | {"recognised": "" if found.attribution is None else f"{found.attribution.recognised:.4g}"}
 
@@ -138,8 +141,11 @@ AID, 64 px, IPC {IPC}: what each set is worth, and what `geodistill audit` finds
 2,000 held-out images.
 Copies: images that one training image is much more like than any other is, allowing for the changes that are looked
 for. Found: training images that the best of nine membership attacks finds at 1 % false positives, with its 95 %
-interval; a set of 300 real images holds 5 % of them. Nearer: images nearer than all but 1 % of the held-out images,
-in structure (SSIM). Recognised: images of which the owner of the data can tell which training image they began as.
+interval; a set of 300 real images holds 5 % of them. Null: what the best attack finds in 199 sets of held-out images
+in the place of the set, on average, and p, the share of these sets that give away as much; at most 0.01 is a leak. Rows
+without it were made before the audit had a null: their "found" cannot be read as a leak or as none. Nearer: images
+nearer than all but 1 % of the held-out images, in structure (SSIM). Recognised: images of which the owner of the data
+can tell which training image they began as.
 
 Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `benchmarks/privacy.py`.
 
@@ -155,7 +161,8 @@ what it takes of the budget the adapter makes better use (experiments.md).
 
 
 def _page(lines: list[dict[str, Any]]) -> str:
-    heads = ["set", "OA %, finetune", "OA %, probe", "ρ", "copies", "found %", "by", "nearer %", "recognised %"]
+    heads = ["set", "OA %, finetune", "OA %, probe", "ρ", "copies", "found %", "null %", "p", "by"]
+    heads += ["nearer %", "recognised %"]
     rows = [heads, ["---"] * len(heads)]
     for line in lines:
         found = " to ".join(f"{100 * float(line[f'found{end}']):.1f}" for end in ("_low", "_high"))
@@ -167,6 +174,8 @@ def _page(lines: list[dict[str, Any]]) -> str:
                 f"{float(line['rho']):.2f}",
                 f"{line['copies']} of 300",
                 f"{100 * float(line['found']):.1f} ({found})",
+                f"{100 * float(line['null']):.1f}" if line.get("null") else "",
+                line.get("p", ""),
                 line["attack"],
                 f"{100 * float(line['nearer_structure']):.0f}",
                 f"{100 * float(line['recognised']):.0f}" if line["recognised"] else "",

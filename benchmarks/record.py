@@ -78,9 +78,10 @@ def merged(lines: Sequence[dict[str, Any]], name: str, key: Sequence[str]) -> li
 
 
 def to_csv(lines: list[dict[str, Any]], name: str) -> None:
-    """Write `lines`, which have the same keys, to benchmarks/results/<name>."""
+    """Write `lines` to benchmarks/results/<name>; a column that older lines have not is empty there."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     RESULTS.mkdir(exist_ok=True)
