@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -22,6 +23,8 @@ from geodistill.scenes import open_scenes, write_scenes
 
 # As long as it takes for rounding to show, no longer.
 QUICK = ("--config", "tiny", "--ipc", "2", "--set", "finetune.steps=6", "--set", "finetune.weights=lora")
+# Two runs would draw other images.
+SAME = "--reproducible"
 
 
 def _distill(scenes: Path, out: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
@@ -48,12 +51,11 @@ def _distill(scenes: Path, out: Path, count: int, *more: str) -> subprocess.Comp
     )
 
 
-def _alone(scenes: Path, out: Path) -> None:
+def _alone(scenes: Path, out: Path, *, reproducible: bool = True) -> None:
     """Do the same in this process."""
     preset = Path(str(files("geodistill.presets") / "tiny.toml"))
-    distill(
-        open_scenes(scenes).train, load_config(preset, ["finetune.steps=6", "finetune.weights=lora"], ipc=2), out=out
-    )
+    sets = ["finetune.steps=6", "finetune.weights=lora"]
+    distill(open_scenes(scenes).train, load_config(preset, sets, ipc=2, reproducible=reproducible), out=out)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shared") / "run"
-    made = _distill(scenes, out, 2)
+    made = _distill(scenes, out, 2, SAME)
     assert made.returncode == 0, made.stderr
     assert made.stdout.count("20 images of 10 classes") == 1
     return out
@@ -89,6 +91,22 @@ def test_two_processes_make_the_images_that_one_makes(scenes: Path, shared: Path
         if "lora_B" in name and own.norm() > 0:  # these begin at 0: what is there has been learned
             assert torch.nn.functional.cosine_similarity(own.flatten(), adapters[1][name].flatten(), dim=0) > 0.9
     assert not list(shared.glob(".*.partial"))
+
+
+def test_two_processes_draw_from_one_secret(scenes: Path, shared: Path, tmp_path: Path) -> None:
+    for name in ("two", "one"):
+        shutil.copytree(shared, tmp_path / name)
+    made = _distill(scenes, tmp_path / "two", 2)
+    assert made.returncode == 0, made.stderr
+    # The other run goes on with the same secret, alone.
+    shutil.copy(tmp_path / "two" / "secret", tmp_path / "one")
+    _alone(scenes, tmp_path / "one", reproducible=False)
+    one, two = (
+        load_file(tmp_path / name / "candidates" / "candidates.safetensors")["latents"] for name in ("one", "two")
+    )
+    assert float((one - two).abs().mean()) < 0.02
+    public = load_file(shared / "candidates" / "candidates.safetensors")["latents"]
+    assert float((two - public).abs().mean()) > 0.3
 
 
 def test_fewer_processes_go_on_where_more_stopped(scenes: Path, shared: Path) -> None:
