@@ -46,9 +46,10 @@ def test_the_budget_is_spent_but_not_overdrawn(epsilon, ratio):
     mechanisms = [Mechanism("first", 1.0), Mechanism("second", ratio, rate=0.05, steps=20)]
     budget = spend(mechanisms, epsilon, 1e-5)
     assert 0.99 * epsilon < budget.epsilon <= epsilon
-    assert budget.replacing > 1.5 * budget.epsilon
+    assert budget.replacing > budget.epsilon
     assert budget.noise["second"] == pytest.approx(ratio * budget.noise["first"])
-    assert epsilon_of(mechanisms, budget.noise["first"], 1e-5) == budget.epsilon
+    exact = epsilon_of(mechanisms, budget.noise["first"], 1e-5, spacing=min(1e-3, epsilon / 1e3))
+    assert 0.998 * budget.epsilon < exact <= budget.epsilon * 1.0001
 
 
 def test_more_steps_ask_for_more_noise():
