@@ -141,11 +141,11 @@ AID, 64 px, IPC {IPC}: what each set is worth, and what `geodistill audit` finds
 2,000 held-out images.
 Copies: images that one training image is much more like than any other is, allowing for the changes that are looked
 for. Found: training images that the best of nine membership attacks finds at 1 % false positives, with its 95 %
-interval; a set of 300 real images holds 5 % of them. Null: what the best attack finds in 199 sets of held-out images
-in the place of the set, on average, and p, the share of these sets that give away as much; at most 0.01 is a leak. Rows
-without it were made before the audit had a null: their "found" cannot be read as a leak or as none. Nearer: images
-nearer than all but 1 % of the held-out images, in structure (SSIM). Recognised: images of which the owner of the data
-can tell which training image they began as.
+interval; a set of 300 real images holds 5 % of them. Null: the audit replaces the set by held-out images, 199 times,
+and takes the mean of what the best attack then finds. p is the share of these 199 sets that give away at least as much
+as the distilled set; the set leaks if p is at most 0.01. Rows without p were made before the audit had a null, so they
+do not show whether the set leaks. Nearer: images whose distance to the nearest training image (SSIM) is smaller than
+that of 99 % of the held-out images. Recognised: images whose starting training image the data owner can identify.
 
 Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `benchmarks/privacy.py`.
 

@@ -196,7 +196,7 @@ def distill(
 
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
-        flags |= {"reproducible": reproducible or None}
+        flags["reproducible"] = reproducible or None
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
         # Reading the images takes long: a wrong base is told before.
         check_base(settings)

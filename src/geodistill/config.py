@@ -130,8 +130,8 @@ class SamplingSettings(_Settings):
     guidance: float | None = Field(
         None,
         ge=1,
-        description="classifier-free guidance; 1 is none. If it is not set, it is 1.5 where the test chooses strength "
-        "0.4, and 3 everywhere else",
+        description="scale of classifier-free guidance; 1 switches it off. The default is 1.5 if the test chooses "
+        "strength 0.4, otherwise 3",
     )
     steps: int = Field(30, ge=1, le=1000, description="of the solver from noise to image; a start skips the first")
     solver: Literal["ddim", "dpmsolver++", "pndm"] = Field("dpmsolver++", description="of the diffusion's equation")
@@ -140,17 +140,13 @@ class SamplingSettings(_Settings):
 
     @property
     def noise_strength(self) -> float:
-        """The strength. If it is not set, 0.6."""
-        if self.strength is None:
-            return 0.6
-        return self.strength
+        """Sampling strength; the default is 0.6."""
+        return self.strength if self.strength is not None else 0.6
 
     @property
     def guidance_scale(self) -> float:
-        """The scale of classifier-free guidance. If it is not set, 3."""
-        if self.guidance is None:
-            return 3.0
-        return self.guidance
+        """Scale of classifier-free guidance; the default is 3."""
+        return self.guidance if self.guidance is not None else 3.0
 
 
 class SelectionSettings(_Settings):

@@ -99,17 +99,21 @@ def seen(images: Tensor, labels: Tensor) -> Seen:
     return Seen((pixel_vectors(images), grey(images), backbone_features(images)), labels)
 
 
+def turned(images: Tensor) -> tuple[Tensor, ...]:
+    """Return uint8 images [m, 3, s, s] in eight orientations as the attacks see them: [8, m, ...] in each of SPACES."""
+    views = [seen(view, torch.zeros(len(view))).vectors for view in symmetries(images)]
+    return tuple(torch.stack(vectors) for vectors in zip(*views, strict=True))
+
+
 def scores(distilled: DistilledSet, classes: tuple[str, ...], images: Seen) -> dict[str, Tensor]:
     """Return by attack how much each of `images` looks like a training image, float32 [n]; no shadow attack.
 
     The class of `images` counts in `classes`. An image whose class the set has not gets the lowest score there is.
     """
     own = torch.tensor([classes.index(name) for name in distilled.classes])[distilled.labels]
-    turned = [seen(view, own) for view in symmetries(distilled.images)]
     found: dict[str, Tensor] = {}
-    for rank, space in enumerate(SPACES):
-        views = torch.stack([view.vectors[rank] for view in turned])  # [8, m, ...]
-        kinds = _kinds(images.vectors[rank], images.labels, views, own)
+    for space, queries, views in zip(SPACES, images.vectors, turned(distilled.images), strict=True):
+        kinds = _kinds(queries, images.labels, views, own)
         found |= {f"{kind}, {space}": values for kind, values in kinds.items()}
     return {name: _finite(values) for name, values in found.items()}
 
@@ -226,10 +230,21 @@ def _log_density(distances: Tensor, width: float) -> Tensor:
 
 def _width(views: Tensor) -> float:
     """Return the median distance of a distilled image to the nearest other one, in any orientation."""
-    distances = distances_to(views[0], views)
-    distances.fill_diagonal_(torch.inf)
-    nearest = distances.amin(1)
-    return max(float(nearest[nearest.isfinite()].median()), 1e-3) if len(nearest) > 1 else 1.0
+    return width_of(nearest_other(distances_to(views[0], views)))
+
+
+def nearest_other(distances: Tensor) -> Tensor:
+    """Return the distance [k] of each image to the nearest other one, of distances [k, k]; none of a single image."""
+    if len(distances) < 2:
+        return distances.new_empty(0)
+    apart = distances.clone()
+    apart.fill_diagonal_(torch.inf)
+    return apart.amin(1)
+
+
+def width_of(nearest: Tensor) -> float:
+    """Return the width of the density's Gaussians: the median of distances `nearest` [k]; 1 where there are none."""
+    return max(float(nearest.median()), 1e-3) if len(nearest) else 1.0
 
 
 def _measures(members: Tensor, others: Tensor, rate: float) -> tuple[float | None, ...]:

@@ -22,11 +22,12 @@ from geodistill.privacy.membership import (
     Seen,
     distances_to,
     found_at,
+    nearest_other,
     rate_of,
     scores_of,
-    seen,
+    turned,
+    width_of,
 )
-from geodistill.privacy.nearness import symmetries
 from geodistill.progress import progress
 from geodistill.seeding import generator
 
@@ -134,29 +135,14 @@ def _parts(
         held = held[order][: _POOL * max(2, len(own))]
         if len(held) < 2:
             continue
-        targets = {"own": _turned(own), "pool": _turned(held_out[held])}
+        targets = {"own": turned(own), "pool": turned(held_out[held])}
         real = [torch.cat([known.vectors[k][train], others.vectors[k][held]]) for k in range(len(SPACES))]
         found = {
             kind: tuple(distances_to(queries, views[k]) for k, queries in enumerate(real))
             for kind, views in targets.items()
         }
-        among = tuple(_nearest_other(distances_to(views[0], views)) for views in targets["own"])
+        among = tuple(nearest_other(distances_to(views[0], views)) for views in targets["own"])
         yield _Class(len(train), found["own"], among, found["pool"])
-
-
-def _turned(images: Tensor) -> tuple[Tensor, ...]:
-    """Return images in eight orientations as attacks see them: [8, m, ...] in each of SPACES."""
-    views = [seen(view, torch.zeros(len(view))) for view in symmetries(images)]
-    return tuple(torch.stack(vectors) for vectors in zip(*(view.vectors for view in views), strict=True))
-
-
-def _nearest_other(distances: Tensor) -> Tensor:
-    """Return the distance [k] of each image to the nearest other one, of distances [k, k]."""
-    if len(distances) < 2:
-        return distances.new_empty(0)
-    apart = distances.clone()
-    apart.fill_diagonal_(torch.inf)
-    return apart.amin(1)
 
 
 def _best(
@@ -176,7 +162,7 @@ def _best(
             for part, own in zip(parts, taken, strict=True)
         ]
         among = [
-            part.among[space] if drawn is None else _nearest_other(part.pool[space][part.members + own][:, own])
+            part.among[space] if drawn is None else nearest_other(part.pool[space][part.members + own][:, own])
             for part, own in zip(parts, taken, strict=True)
         ]
         for values, members in _scored(parts, columns, torch.cat(among), taken):
@@ -190,7 +176,7 @@ def _scored(
     parts: Sequence[_Class], columns: Sequence[Tensor], among: Tensor, taken: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield for each kind of attack the scores [n] of all real images that are asked about, and who is a member."""
-    width = max(float(among.median()), 1e-3) if len(among) else 1.0
+    width = width_of(among)
     asked, members = [], []
     for part, own in zip(parts, taken, strict=True):
         stays = torch.ones(len(part.own[0]), dtype=torch.bool)
