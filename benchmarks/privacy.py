@@ -153,6 +153,19 @@ Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `ben
 """
 
 
+_COPIES = """
+## Copies that the audit finds
+
+Training images were changed in one way after the other and looked for among all training images; held-out images must
+not be taken for copies. Copies: share of the images that count as copies, per cent. Right: share whose nearest training
+image is the one they were made from. Nearness: aligned nearness with its 95 % interval (1: as far as held-out images of
+equal sharpness, 0: copies).
+
+Source: `benchmarks/results/copies.csv`, made by `benchmarks/copies.py`.
+
+"""
+
+
 _PRIVATE = f"""
 Under differential privacy (ε, δ = {DELTA:g}) nothing starts as a training image. Those rows show what the noise costs
 and hides, on a base that was itself trained on these images, and so have no guarantee. No teacher is trained there: of
@@ -182,7 +195,27 @@ def _page(lines: list[dict[str, Any]]) -> str:
             ]
         )
     private = _PRIVATE if any(str(line["privacy"]).startswith("dp-") for line in lines) else ""
-    return _INTRODUCTION + private + "\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return _INTRODUCTION + private + "\n" + _table(rows) + _copies()
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _copies() -> str:
+    """Return the section on what the search for copies finds; nothing where benchmarks/copies.py has not run."""
+    lines = merged([], "copies.csv", ("archive", "change"))
+    if not lines:
+        return ""
+    heads = ["archive", "change", "copies %", "right %", "nearness"]
+    rows = [heads, ["---"] * len(heads)]
+    for line in lines:
+        near = (
+            f"{float(line['nearness']):.2f} ({float(line['nearness_low']):.2f} to {float(line['nearness_high']):.2f})"
+        )
+        right = f"{100 * float(line['right']):.0f}" if line["right"] else ""
+        rows.append([line["archive"], line["change"], f"{100 * float(line['copies']):.1f}", right, near])
+    return _COPIES + _table(rows)
 
 
 if __name__ == "__main__":

@@ -271,4 +271,5 @@ def test_the_second_pretrained_network_has_its_own_weights_and_takes_no_part_in_
     assert network(normalise(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))).shape == (2, 5)
     sources = (Path(__file__).parents[2] / "src" / "geodistill").rglob("*.py")
     users = {path.name for path in sources if "WITNESS" in path.read_text()}
-    assert users == {"networks.py"}
+    # The audit looks at finished sets.
+    assert users == {"networks.py", "copyprint.py"}

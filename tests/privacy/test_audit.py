@@ -66,7 +66,7 @@ def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_p
     assert found.held_out_flagged == 0
     assert found.verdict.startswith(
         "1 of 20 images are copies of training images (distance to the nearest under 0.5 of that to the second "
-        "nearest; of 10 held-out real images 0.0% are taken for copies, of training images 100%); nearness ratio "
+        "nearest; of 10 held-out real images 0.0% are taken for copies, of training images 100%); aligned nearness "
     )
     assert found.verdict.endswith("(0.5: guessing); there are too few held-out images for more.")
     stored = json.loads((tmp_path / "audit.json").read_text())

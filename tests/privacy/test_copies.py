@@ -1,4 +1,5 @@
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,20 @@ def cropped(image: Tensor, top: int, left: int, side: int) -> Tensor:
     return F.interpolate(window, (64, 64), mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)[0]
 
 
+def turned(image: Tensor, degrees: float, share: float) -> Tensor:
+    """Return `image` turned by an angle, then its middle square, of `share` of its side, at the old size."""
+    angle = math.radians(degrees)
+    c, s = share * math.cos(angle), share * math.sin(angle)
+    grid = F.affine_grid(torch.tensor([[[c, -s, 0.0], [s, c, 0.0]]]), [1, 3, 64, 64], align_corners=False)
+    whole = F.grid_sample(image[None].float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    return whole[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def recoloured(image: Tensor) -> Tensor:
+    gains, offsets = torch.tensor([0.6, 1.0, 0.8])[:, None, None], torch.tensor([40.0, -20.0, 10.0])[:, None, None]
+    return (image * gains + offsets).clamp(0, 255).to(torch.uint8)
+
+
 def changed(image: Tensor, kind: str) -> Tensor:
     if kind.startswith("jpeg"):
         return recompressed(image, int(kind.removeprefix("jpeg")))
@@ -47,18 +62,27 @@ def changed(image: Tensor, kind: str) -> Tensor:
         return cropped(image, 3, 5, 58)
     if kind == "all at once":
         return recompressed(dihedral(cropped(image, 6, 1, 58), 6), 50)
+    if kind.startswith("turned"):
+        angle, share = (float(part) for part in kind.removeprefix("turned").split("x"))
+        return turned(image, angle, share)
     return {
         "exact": image,
         "flipped": dihedral(image, 1),
         "rotated": dihedral(image, 5),
         "brighter": (image.int() + 40).clamp(0, 255).to(torch.uint8),
         "fainter": (image.float() * 0.6).to(torch.uint8),
+        "corner": cropped(image, 0, 19, 45),
+        "noisy": (image + 20 * torch.randn(image.shape, generator=torch.manual_seed(1))).clamp(0, 255).to(torch.uint8),
+        "recoloured": recoloured(image),
+        "blurred": F.avg_pool2d(image[None].float(), 5, 1, 2, count_include_pad=False)[0].to(torch.uint8),
     }[kind]
 
 
-@pytest.mark.parametrize(
-    "kind", ["exact", "flipped", "rotated", "jpeg30", "jpeg75", "cropped", "brighter", "fainter", "all at once"]
-)
+KINDS = ["exact", "flipped", "rotated", "jpeg30", "jpeg75", "cropped", "brighter", "fainter", "all at once"]
+KINDS += ["turned20x0.8", "turned45x0.7", "turned110x0.9", "corner", "noisy", "recoloured", "blurred"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_planted_copies_are_found(train: Tensor, kind: str) -> None:
     planted = torch.arange(1, len(train), 12)
     found = find_copies(torch.stack([changed(train[index], kind) for index in planted]), train)

@@ -29,8 +29,8 @@ from geodistill.seeding import derive_seed
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FEATURES = 1280
-# The last block of the pretrained network at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
-_MAPS = (0, 2, 4, 10)
+# Resolutions above the last at which the pretrained networks' blocks end: 1/2, 1/4, 1/8 and 1/16 of the image's.
+_MAPS = 4
 PRETRAINED = "efficientnet-lite0"
 # A second network with ImageNet weights, which no method looks at while it makes a set.
 WITNESS = "efficientnet-lite2"
@@ -309,19 +309,23 @@ def backbone_features(images: torch.Tensor, *, batch: int = 128, network: nn.Mod
     return F.normalize(pooled_features(images, batch=batch, network=network), dim=1)
 
 
-def backbone_maps(images: torch.Tensor, *, last: bool = False) -> list[torch.Tensor]:
-    """Return maps of the pretrained network at 1/2, 1/4, 1/8 and 1/16 of the resolution of `images`, shallow to deep.
+def backbone_maps(images: torch.Tensor, *, last: bool = False, name: str = PRETRAINED) -> list[torch.Tensor]:
+    """Return maps of a pretrained network at 1/2, 1/4, 1/8 and 1/16 of the resolution of `images`, shallow to deep.
 
-    `images` float [n, 3, s, s] in [-1, 1], through which gradients flow; the maps have 16, 24, 40 and 112 channels.
-    With `last` also the one at 1/32, of 1280 channels, whose means are `pooled_features`.
+    `images` float [n, 3, s, s] in [-1, 1], through which gradients flow. `name`: efficientnet-lite0, whose maps have
+    16, 24, 40 and 112 channels, or -lite2. With `last` also the map at 1/32, of 1280 channels, whose means are
+    `pooled_features`.
     """
-    network = pretrained()
+    network = pretrained(name)
     maps = network._swish(network._bn0(network._conv_stem(_rescaled(images))))
-    kept = []
-    for index, block in enumerate(network._blocks if last else network._blocks[: max(_MAPS) + 1]):
+    kept: list[torch.Tensor] = []
+    for block, following in zip(network._blocks, [*network._blocks[1:], None], strict=True):
         maps = block(maps)
-        kept += [maps] if index in _MAPS else []
-    return [*kept, network._swish(network._bn1(network._conv_head(maps)))] if last else kept
+        if following is not None and following._depthwise_conv.stride[0] == 2:
+            kept.append(maps)
+            if len(kept) == _MAPS and not last:
+                return kept
+    return [*kept, network._swish(network._bn1(network._conv_head(maps)))]
 
 
 def embed(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -340,6 +344,6 @@ def _rescaled(images: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def pretrained() -> EfficientNet:
-    """Return efficientnet-lite0 with its ImageNet weights, frozen, on the accelerator."""
-    return build_network(PRETRAINED, 2, 0).to(accelerator()).eval().requires_grad_(False)
+def pretrained(name: str = PRETRAINED) -> EfficientNet:
+    """Return an EfficientNet with its ImageNet weights, frozen, on the accelerator."""
+    return build_network(name, 2, 0).to(accelerator()).eval().requires_grad_(False)

@@ -11,6 +11,7 @@ from torch import Tensor
 from geodistill.distilled import DistilledSet, tell_of_audit
 from geodistill.errors import ConfigError
 from geodistill.evaluation.networks import backbone_features
+from geodistill.privacy.aligned import AlignedNearness, aligned_nearness
 from geodistill.privacy.attribution import Attribution, attribute
 from geodistill.privacy.copies import COPY, are_copies, find_copies
 from geodistill.privacy.copyprint import learn_copyprint
@@ -24,7 +25,7 @@ from geodistill.privacy.membership import (
     shadow_scores,
     too_little,
 )
-from geodistill.privacy.nearness import MAX_HELD_OUT, Nearness, nearness_ratio, real_distances
+from geodistill.privacy.nearness import MAX_HELD_OUT
 from geodistill.privacy.neighbours import Neighbours, by_embedding, by_structure
 from geodistill.privacy.null import ALARM, Null, null_of
 from geodistill.privacy.source import read_source, shadow_sets
@@ -97,7 +98,7 @@ class Audit:
 
     `images`: most suspicious first. `held_out_flagged` and `leaked_flagged`: the shares that the same test takes for
     copies of real images that are not in the training set, which should be about none, and of training images, which
-    should be all. `readings`: one for each of MEASURES. `nearness` (see privacy.nearness), `attacks` (see
+    should be all. `readings`: one for each of MEASURES. `nearness` (see privacy.aligned), `attacks` (see
     privacy.membership): None and empty without held-out images. `null` (see privacy.null): None with too few of them.
     `attribution`: None where no start is known.
     `replayable`: whether the images of the set follow from seeds that it tells or that can be guessed.
@@ -112,7 +113,7 @@ class Audit:
     train_count: int
     leaked_flagged: float
     readings: tuple[Reading, ...]
-    nearness: Nearness | None
+    nearness: AlignedNearness | None
     attacks: tuple[Attack, ...]
     attribution: Attribution | None
     null: Null | None
@@ -148,11 +149,20 @@ class Audit:
         checked = "no held-out images to check that against"
         if self.held_out_flagged is not None:
             checked = f"of {self.held_out_count} held-out real images {self.held_out_flagged:.1%} are taken for copies"
-        ratio = "" if self.nearness is None else f"; nearness ratio {self.nearness.ratio:.2f} (1: as far as fresh ones)"
         found = f"{REPLAYABLE} {found}" if self.replayable else found
         return (
             f"{found} (distance to the nearest under {self.threshold} of that to the second nearest; {checked}, of "
-            f"training images {self.leaked_flagged:.0%}){ratio}. {self._told_of_members()}{self._told_of_starts()}"
+            f"training images {self.leaked_flagged:.0%}){self._told_of_nearness()}. {self._told_of_members()}"
+            f"{self._told_of_starts()}"
+        )
+
+    def _told_of_nearness(self) -> str:
+        near = self.nearness
+        if near is None:
+            return ""
+        return (
+            f"; aligned nearness {near.ratio:.2f} ({near.low:.2f} to {near.high:.2f}; 1: no nearer than equally "
+            f"sharp held-out images; the set is {near.sharpness:.2f} times as sharp as they were)"
         )
 
     def _told_of_starts(self) -> str:
@@ -286,7 +296,9 @@ def audit(
         train_count=len(train),
         leaked_flagged=float(copied["leaked"] or 0),
         readings=tuple(_reading(measure, found) for measure in MEASURES),
-        nearness=nearness_ratio(distilled.images, real_distances(train, held, features=known.vectors[-1]))
+        nearness=aligned_nearness(
+            distilled.images, held, train, (own[PIXELS].distance, found["held-out"][PIXELS].distance)
+        )
         if len(held)
         else None,
         attacks=_attacks(distilled, shadows, known, others, data) if others else (),

@@ -1,8 +1,9 @@
 """An embedding in which copies of an image lie near it and other images do not: for the detection of copies.
 
-A linear map of what the ImageNet backbone sees, learned on the training images themselves: of each image a changed copy
-is made, and the copy is to be told from the copies of all others (InfoNCE, van den Oord et al., 2018; for the detection
-of copies Pizzi et al., SSCD, CVPR 2022). It needs no weights but the backbone's, and takes under a minute.
+A linear map of what EfficientNet-Lite2 sees, an ImageNet network that no method looks at while it makes a set. It is
+learned on the training images themselves: of each image a changed copy is made, and the copy is to be told from the
+copies of all others (InfoNCE, van den Oord et al., 2018; for the detection of copies Pizzi et al., SSCD, CVPR 2022). It
+needs no weights but the network's, and takes under a minute.
 """
 
 import io
@@ -14,13 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from geodistill.devices import accelerator
-from geodistill.evaluation.networks import backbone_maps
+from geodistill.evaluation.networks import WITNESS, backbone_maps
 from geodistill.seeding import derive_seed, generator
 
 _SIZE, _TEMPERATURE, _STEPS, _BATCH, _RATE = 128, 0.05, 300, 256, 2e-3
 # Training images that it is learned on, and how many changed copies are made of each.
 _LEARNED_ON, _COPIES = 1500, 3
-# Which of the backbone's maps, 1/8 of the resolution, and the side to which it is averaged.
+# Which of the network's maps, 1/8 of the resolution, and the side to which it is averaged.
 _MAP, _PLACES = 2, 4
 
 
@@ -36,7 +37,7 @@ class Copyprint:
         return self.of_seen(_seen(images))
 
     def of_seen(self, vectors: Tensor) -> Tensor:
-        """Return the copyprints of images whose backbone vectors [n, d] are known."""
+        """Return the copyprints of images whose vectors [n, d] by `_seen` are known."""
         return F.normalize(self._projection((vectors - self._mean) / self._deviation), dim=1)
 
 
@@ -92,10 +93,10 @@ def _compressed(image: Tensor, quality: int) -> Tensor:
 
 @torch.no_grad()
 def _seen(images: Tensor, *, batch: int = 128) -> Tensor:
-    """Return what the backbone sees of uint8 images [n, 3, s, s]: its last map averaged, and an early one by places."""
+    """Return what the network sees of uint8 images [n, 3, s, s]: its last map averaged, and an early one by places."""
     deep, early = [], []
     for part in images.split(batch):
-        maps = backbone_maps(part.to(accelerator()).float() / 127.5 - 1, last=True)
+        maps = backbone_maps(part.to(accelerator()).float() / 127.5 - 1, last=True, name=WITNESS)
         deep.append(maps[-1].mean((2, 3)).cpu())
         early.append(F.adaptive_avg_pool2d(maps[_MAP], _PLACES).flatten(1).cpu())
     return torch.cat([F.normalize(torch.cat(seen), dim=1) for seen in (deep, early)], dim=1)
