@@ -17,7 +17,7 @@ from geodistill.methods import make_distilled
 from geodistill.methods.dpd import distill
 from geodistill.methods.self_test import set_apart
 from geodistill.methods.stages import Chosen
-from geodistill.privacy.audit import REPLAYABLE, audit, audit_folder
+from geodistill.privacy.audit import REPLAYABLE, Known, audit, audit_folder
 from geodistill.privacy.overlap import footprint
 from geodistill.privacy.source import read_source, shadow_sets
 from geodistill.prototypes import Prototypes
@@ -52,7 +52,7 @@ def mixed_set(data: SceneData) -> DistilledSet:
 
 
 def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_path: Path) -> None:
-    found = audit(mixed_set, data, overlap="about 3 of them", out=tmp_path)
+    found = audit(mixed_set, data, Known(overlap="about 3 of them"), out=tmp_path)
     own = int((data.train.labels == 2).nonzero()[0])
     assert found.copies == 1
     assert (found.images[0].name, found.images[0].nearest) == (f"{data.train.classes[2]} 0", data.train.names[own])

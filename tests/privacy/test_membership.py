@@ -6,7 +6,7 @@ from torch import Tensor
 
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
-from geodistill.privacy.membership import attack, scores, seen, shadow_scores
+from geodistill.privacy.membership import Seen, attack, isolated, scores, seen, shadow_scores
 from geodistill.scenes import builtin_scenes
 
 values = st.lists(st.integers(-5, 5), min_size=1, max_size=30)
@@ -121,3 +121,17 @@ def test_shadow_attack_weighs_what_told_on_sets_of_known_halves() -> None:
     found = shadow_scores(shadows, target)
     assert attack("shadow", found[inside], found[~inside]).auc.value > 0.97
     assert attack("noise", target["noise"][inside], target["noise"][~inside]).auc.value < 0.6
+
+
+def test_the_most_isolated_images_are_those_farthest_from_all_others_of_their_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("geodistill.privacy.membership._FEWEST", 1)
+    # On a line, in two classes: 9 is far from its own class though near the other.
+    places, labels = torch.tensor([[0.0], [0.1], [9.0], [9.1], [9.2]]), torch.tensor([0, 0, 0, 1, 1])
+    blank = torch.zeros(5, 1)
+    known = Seen((blank, blank, places), labels)
+    others = Seen((blank[:3], blank[:3], torch.tensor([[0.2], [5.0], [9.15]])), torch.tensor([0, 1, 1]))
+    inside, outside = isolated(known, others)
+    assert inside.tolist() == [False, False, True, False, False]
+    assert outside.tolist() == [False, True, False]

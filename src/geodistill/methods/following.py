@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geodistill.config import Config
+from geodistill.config import Config, SamplingSettings
 from geodistill.evaluation.networks import backbone_features
 from geodistill.evaluation.protocols import predict_from_features
 from geodistill.methods.stages import (
@@ -91,12 +91,23 @@ def followed(
         return found
 
     inputs = [*fingerprints(run, after), sampling.model_dump(), config.seed, *unless_default(config.precision)]
-    found = json.loads((run.stage("following", build, version=1, inputs=inputs, shared=True) / _FOUND).read_text())
-    strength, guidance = _CLOSELY if found["closely"] else (sampling.noise_strength, sampling.guidance_scale)
+    run.stage("following", build, version=1, inputs=inputs, shared=True)
+    return config.model_copy(update={"sampling": chosen_sampling(config, run.folder)})
+
+
+def chosen_sampling(config: Config, folder: Path) -> SamplingSettings:
+    """Return how the candidates of the run in `folder` are drawn: with what its stage `following` chose, if it has one.
+
+    A set of scenes of one class, and one whose strength is set, has none.
+    """
+    sampling, file = config.sampling, folder / "following" / _FOUND
+    if sampling.strength is not None or not file.is_file():
+        return sampling
+    closely = bool(json.loads(file.read_text(encoding="utf-8"))["closely"])
+    strength, guidance = _CLOSELY if closely else (sampling.noise_strength, sampling.guidance_scale)
     if sampling.guidance is not None:
         guidance = sampling.guidance
-    chosen = sampling.model_copy(update={"strength": strength, "guidance": guidance})
-    return config.model_copy(update={"sampling": chosen})
+    return sampling.model_copy(update={"strength": strength, "guidance": guidance})
 
 
 def draws_per_prototype(classes: int, config: Config) -> int:

@@ -88,6 +88,21 @@ def keeps_away(images: Tensor, labels: Tensor, scenes: Scenes, config: Config) -
     return own.passes(images, labels) & ~are_copies(find_copies(images, train))
 
 
+def ways_of_drawing(
+    config: Config, sampling: SamplingSettings
+) -> tuple[tuple[SamplingSettings, ...], tuple[tuple[str, int], ...]]:
+    """Return under which settings a candidate of `config` may have been drawn, `sampling` the first, and by which seed.
+
+    A seed is told by what `seed_of_noise` is asked for: a stage's name and an index. Under privacy 'screen' a candidate
+    may have been drawn again.
+    """
+    settings, names = [sampling], [("candidates", 0)]
+    for number in range(_ROUNDS if config.privacy == "screen" else 0):
+        settings.append(weaker(settings[-1]))
+        names.append(("screened", number))
+    return tuple(settings), tuple(names)
+
+
 def weaker(settings: SamplingSettings) -> SamplingSettings:
     """Return `settings` under which a prototype is followed less: noised a tenth more, or pulled half as much."""
     if settings.follow == "start":

@@ -5,6 +5,7 @@ image and a crop to 70 % are allowed for. A blurred image is nearer to everythin
 distilled images and held-out ones, is blurred until both are equally sharp.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from geodistill.errors import ConfigError
-from geodistill.privacy.copies import find_copies
+from geodistill.privacy.neighbours import Neighbours
 from geodistill.seeding import generator
 
 _RESAMPLES = 1000
@@ -42,26 +43,27 @@ class AlignedNearness:
 def aligned_nearness(
     images: Tensor,
     held_out: Tensor,
-    train: Tensor,
+    search: Callable[[Tensor], Neighbours],
     known: tuple[Tensor | None, Tensor | None] = (None, None),
     *,
     seed: int = 0,
 ) -> AlignedNearness:
-    """Return the aligned nearness of `images` to `train`; all are uint8 [n, 3, s, s] of one size.
+    """Return the aligned nearness of uint8 `images` [n, 3, s, s] to the training images of `search`, a CopySearch.
 
-    `held_out`: real images that are not in `train`. `known`: the distances float32 [n] of both groups by `find_copies`,
-    where they are known.
+    `held_out`: real images of the same size that are not among these. `known`: the distances float32 [n] of both groups
+    by `search`, where they are known.
     Raises ConfigError where a group is empty or half of the held-out images are copies of training images.
 
+    >>> from geodistill.privacy.copies import CopySearch
     >>> from geodistill.scenes import builtin_scenes
     >>> data = builtin_scenes(train_per_class=4, test_per_class=2, size=32)
     >>> train, fresh = data.train.pixels(size=32), data.test.pixels(size=32)
-    >>> aligned_nearness(train[:6].rot90(1, (2, 3)), fresh, train).ratio < 0.2
+    >>> aligned_nearness(train[:6].rot90(1, (2, 3)), fresh, CopySearch(train)).ratio < 0.2
     True
     """
 
     def distances(group: Tensor) -> Tensor:
-        return find_copies(group, train).distance
+        return search(group).distance
 
     here, there = known[0], distances(held_out) if known[1] is None else known[1]
     if float(there.median()) <= _SAME:

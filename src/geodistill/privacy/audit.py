@@ -11,15 +11,20 @@ from torch import Tensor
 from geodistill.distilled import DistilledSet, tell_of_audit
 from geodistill.errors import ConfigError
 from geodistill.evaluation.networks import backbone_features
+from geodistill.prior.base import Prior
 from geodistill.privacy.aligned import AlignedNearness, aligned_nearness
 from geodistill.privacy.attribution import Attribution, attribute
-from geodistill.privacy.copies import COPY, are_copies, find_copies
+from geodistill.privacy.copies import COPY, CopySearch, are_copies
 from geodistill.privacy.copyprint import learn_copyprint
+from geodistill.privacy.latents import latent_spaces
 from geodistill.privacy.membership import (
+    ISOLATED,
     SHADOW,
+    SPACES,
     Attack,
     Seen,
     attack,
+    isolated,
     scores,
     seen,
     shadow_scores,
@@ -28,7 +33,8 @@ from geodistill.privacy.membership import (
 from geodistill.privacy.nearness import MAX_HELD_OUT
 from geodistill.privacy.neighbours import Neighbours, by_embedding, by_structure
 from geodistill.privacy.null import ALARM, Null, null_of
-from geodistill.privacy.source import read_source, shadow_sets
+from geodistill.privacy.replay import Draws, Replay, replay
+from geodistill.privacy.source import Source, read_source, shadow_sets
 from geodistill.progress import progress
 from geodistill.run import versions, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
@@ -50,6 +56,28 @@ REPLAYABLE = (
 )
 # A set and a part of the training images that it was distilled from, by their places in it: see membership.
 Shadow = tuple[DistilledSet, Tensor]
+
+
+def best_of(attacks: Sequence[Attack]) -> Attack | None:
+    """Return the attack that certainly finds most; None where there are none."""
+    return max(attacks, key=lambda one: one.judged.low if one.judged else one.auc.low, default=None)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of how a set was made, besides its images.
+
+    starts: int64 [n], the training scene that each image began as (see attribution). shadows: sets made in the same way
+    from known parts of the training scenes, for the shadow attack. overlap, replayable: as they are to be in the Audit.
+    prior: the base, for attacks in its latents. draws: how the images were drawn, for the replay.
+    """
+
+    starts: Tensor | None = None
+    shadows: Sequence[Shadow] = ()
+    overlap: str = ""
+    replayable: bool = False
+    prior: Prior | None = None
+    draws: Draws | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +128,8 @@ class Audit:
     copies of real images that are not in the training set, which should be about none, and of training images, which
     should be all. `readings`: one for each of MEASURES. `nearness` (see privacy.aligned), `attacks` (see
     privacy.membership): None and empty without held-out images. `null` (see privacy.null): None with too few of them.
-    `attribution`: None where no start is known.
+    `isolated`: the attack of most success on the most isolated images alone (see membership.isolated).
+    `attribution`, `replay` (see privacy.replay): None where no image began as a scene, or where that is not known.
     `replayable`: whether the images of the set follow from seeds that it tells or that can be guessed.
     `overlap`: how many of the training images the base of the set's run was trained on, a sentence without its stop; ""
     where none are known.
@@ -117,6 +146,8 @@ class Audit:
     attacks: tuple[Attack, ...]
     attribution: Attribution | None
     null: Null | None
+    replay: Replay | None = None
+    isolated: Attack | None = None
     overlap: str = ""
     replayable: bool = False
 
@@ -128,7 +159,7 @@ class Audit:
     @property
     def best_attack(self) -> Attack | None:
         """The attack that certainly finds most; None where there were none."""
-        return max(self.attacks, key=lambda one: one.judged.low if one.judged else one.auc.low, default=None)
+        return best_of(self.attacks)
 
     @property
     def leaks(self) -> bool:
@@ -170,7 +201,17 @@ class Audit:
             return ""
         return (
             f" Of {self.attribution.recognised:.0%} of the images the owner of the data can tell, by structure, which "
-            f"training image they began as (guessing: {self.attribution.chance:.1%})."
+            f"training image they began as (guessing: {self.attribution.chance:.1%}).{self._told_of_replay()}"
+        )
+
+    def _told_of_replay(self) -> str:
+        found = self.replay
+        if found is None:
+            return ""
+        return (
+            f" Replay, of {found.images} images with {found.suspects} suspects each: an outsider names the sources of "
+            f"{found.outsider} (p = {found.p_outsider:.3f}), an insider who has adapter and secret those of "
+            f"{found.insider} (p = {found.p_insider:.3f}); guessing names {found.guessed:.1f}."
         )
 
     def _told_of_members(self) -> str:
@@ -194,6 +235,16 @@ class Audit:
             f"{len(self.attacks)} attacks ({best.name}) finds {found.value:.1%} of them ({found.low:.1%} to "
             f"{found.high:.1%}). In {len(null.drawn)} sets of held-out images the best finds {null.mean[0]:.1%} on "
             f"average at {null.rates[0]:.0%} (p = {null.p:.3f}; a leak is where p is at most {ALARM}).{exposed}"
+            f"{self._told_of_isolated(best)}"
+        )
+
+    def _told_of_isolated(self, best: Attack) -> str:
+        if self.isolated is None:
+            return ""
+        worst = self.isolated.auc
+        return (
+            f" Its AUC is {best.auc.value:.2f}, and {worst.value:.2f} ({worst.low:.2f} to {worst.high:.2f}) among the "
+            f"{ISOLATED:.0%} of the images that are least like any other (0.5: guessing)."
         )
 
 
@@ -228,13 +279,25 @@ def audit_folder(
     data = replace(data, train=source.learned_from(data.train)) if source else data
     if "membership" in fail_on:
         _check_power(distilled, data)
-    made = shadow_sets(source, data.train, shadows, out or what / "audit") if source and shadows else []
-    starts = source.starts(distilled) if source else None
-    replayable = source.replayable(distilled) if source else distilled.replayable
-    overlap = source.overlap(data.train) if source else ""
-    result = audit(distilled, data, starts=starts, shadows=made, overlap=overlap, replayable=replayable, out=out)
+    known = Known(replayable=distilled.replayable)
+    if source:
+        made = shadow_sets(source, data.train, shadows, out or what / "audit") if shadows else []
+        known = _known(source, distilled, data.train, made)
+    result = audit(distilled, data, known, out=out)
     tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
     return result, distilled, data.train
+
+
+def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequence[Shadow]) -> Known:
+    prior = source.prior()
+    return Known(
+        starts=source.starts(distilled),
+        shadows=shadows,
+        overlap=source.overlap(train),
+        replayable=source.replayable(distilled),
+        prior=prior,
+        draws=source.draws(distilled, prior) if prior else None,
+    )
 
 
 def _shared(result: Audit, distilled: DistilledSet) -> str:
@@ -256,11 +319,8 @@ def _check_power(distilled: DistilledSet, data: SceneData) -> None:
 def audit(
     distilled: DistilledSet,
     data: SceneData,
+    known: Known | None = None,
     *,
-    starts: Tensor | None = None,
-    shadows: Sequence[Shadow] = (),
-    overlap: str = "",
-    replayable: bool = False,
     out: Path | None = None,
 ) -> Audit:
     """Look for training images in `distilled`; the test part of `data` is what fresh real images are.
@@ -268,9 +328,7 @@ def audit(
     Args:
         distilled: the set.
         data: the scenes that it was made from; their test part must have had no part in it.
-        starts: int64 [n], the training scene that each image began as, where that is known (see attribution).
-        shadows: sets made in the same way from known parts of the training scenes, for the shadow attack.
-        overlap, replayable: what they are to be in the Audit.
+        known: what is known of how it was made.
         out: where audit.json goes. It names training images: it is for the owner of the data alone.
 
     Raises:
@@ -282,9 +340,15 @@ def audit(
     train = data.train.pixels(size=distilled.size)
     leaked = train[torch.randperm(len(train), generator=generator(0, "audited training images"))[:_LEAKED]]
     held = _some(data.test, distilled.size) if data.test else train[:0]
-    known, test = seen(train, data.train.labels), data.test.pixels(size=distilled.size) if data.test else train[:0]
-    others = seen(test, data.test.labels) if data.test else None
-    found = _compare({"distilled": distilled.images, "held-out": held, "leaked": leaked}, train, known.vectors[-1])
+    known = known or Known()
+    spaces = SPACES + (latent_spaces(known.prior) if known.prior and data.test else ())
+    test = data.test.pixels(size=distilled.size) if data.test else train[:0]
+    inside = seen(train, data.train.labels, spaces)
+    others = seen(test, data.test.labels, spaces) if data.test else None
+    features = inside.vectors[len(SPACES) - 1]
+    search = CopySearch(train)
+    attacks, worst = _attacks(distilled, known.shadows, inside, others, data) if others else ((), None)
+    found = _compare({"distilled": distilled.images, "held-out": held, "leaked": leaked}, train, features, search)
     copied = {name: are_copies(some[PIXELS]).float().mean() if some else None for name, some in found.items()}
     own = found["distilled"]
     order = own[PIXELS].ratio.argsort(stable=True)
@@ -297,15 +361,17 @@ def audit(
         leaked_flagged=float(copied["leaked"] or 0),
         readings=tuple(_reading(measure, found) for measure in MEASURES),
         nearness=aligned_nearness(
-            distilled.images, held, train, (own[PIXELS].distance, found["held-out"][PIXELS].distance)
+            distilled.images, held, search, (own[PIXELS].distance, found["held-out"][PIXELS].distance)
         )
         if len(held)
         else None,
-        attacks=_attacks(distilled, shadows, known, others, data) if others else (),
-        null=null_of(distilled, data.train.classes, known, others, test) if others else None,
-        attribution=None if starts is None else attribute(distilled.images, starts, train, data.train.labels),
-        overlap=overlap,
-        replayable=replayable,
+        attacks=attacks,
+        isolated=worst,
+        null=null_of(distilled, data.train.classes, inside, others, test) if others else None,
+        attribution=_attribution(distilled, known, train, data.train.labels),
+        replay=_replay(distilled, known, train, test, data),
+        overlap=known.overlap,
+        replayable=known.replayable,
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -314,20 +380,36 @@ def audit(
     return result
 
 
+def _attribution(distilled: DistilledSet, known: Known, train: Tensor, labels: Tensor) -> Attribution | None:
+    return None if known.starts is None else attribute(distilled.images, known.starts, train, labels)
+
+
+def _replay(distilled: DistilledSet, known: Known, train: Tensor, test: Tensor, data: SceneData) -> Replay | None:
+    if known.draws is None:
+        return None
+    with progress("replay", 1) as advance:
+        labels = torch.cat([data.train.labels, data.test.labels]) if data.test else data.train.labels
+        found = replay(known.draws, distilled.images, torch.cat([train, test]), labels)
+        advance(1)
+    return found
+
+
 def _some(scenes: Scenes, size: int) -> Tensor:
     """Return the pixels of at most as many scenes as are used elsewhere for what fresh images are like."""
     chosen = torch.randperm(len(scenes), generator=generator(0, "audited held-out images"))[:MAX_HELD_OUT]
     return scenes.pixels(chosen.sort().values, size=size)
 
 
-def _compare(groups: dict[str, Tensor], train: Tensor, features: Tensor) -> dict[str, dict[str, Neighbours]]:
+def _compare(
+    groups: dict[str, Tensor], train: Tensor, features: Tensor, search: CopySearch
+) -> dict[str, dict[str, Neighbours]]:
     """Return the neighbours of each group of images under each of MEASURES; none of a group that is empty."""
     with progress("copyprint", 1) as advance:
         copyprint = learn_copyprint(train)
         prints = copyprint(train)
         advance(1)
     compared: dict[str, Callable[[Tensor], Neighbours]] = {
-        PIXELS: lambda images: find_copies(images, train),
+        PIXELS: search,
         STRUCTURE: lambda images: by_structure(images, train),
         FEATURES: lambda images: by_embedding(images, features, backbone_features),
         COPYPRINT: lambda images: by_embedding(images, prints, copyprint),
@@ -347,8 +429,11 @@ def _compare(groups: dict[str, Tensor], train: Tensor, features: Tensor) -> dict
 
 def _attacks(
     distilled: DistilledSet, shadows: Sequence[Shadow], known: Seen, others: Seen, data: SceneData
-) -> tuple[Attack, ...]:
-    """Return what attacks on the set find, those of `known` being the training images and `others` not."""
+) -> tuple[tuple[Attack, ...], Attack | None]:
+    """Return what attacks on the set find, those of `known` being the training images and `others` not.
+
+    And what the best of them finds of the most isolated images.
+    """
     classes, count = data.train.classes, len(known.labels)
     found = scores(distilled, classes, known.followed_by(others))
     if shadows:
@@ -359,7 +444,12 @@ def _attacks(
         for name, values in found.items():
             made.append(attack(name, values[:count], values[count:]))
             advance(len(made), name)
-    return tuple(made)
+    best = best_of(made)
+    if best is None:
+        return (), None
+    inside, outside = isolated(known, others)
+    values = found[best.name]
+    return tuple(made), attack(best.name, values[:count][inside], values[count:][outside])
 
 
 def _mask(part: Tensor, count: int) -> Tensor:

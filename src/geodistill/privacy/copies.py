@@ -52,15 +52,29 @@ def find_copies(images: Tensor, train: Tensor) -> Neighbours:
     A distance of 0 is the same image but for its orientation, its channels' gains and offsets, and its margins; of
     unlike ones it is about 1.
 
-    Memory grows neither with n nor with m.
     Raises ConfigError when there is nothing to compare, or only one training image.
     """
-    if not len(images) or len(train) < 2:
-        raise ConfigError(TOO_FEW)
-    read = _read(train)
-    windows = _coarse_windows(read)
-    parts = [_compared(_read(some), read, windows) for some in images.split(_TOGETHER)]
-    return Neighbours(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    return CopySearch(train)(images)
+
+
+class CopySearch:
+    """`find_copies` among the same training images, uint8 [m, 3, s, s], more than once.
+
+    It holds 40 kB for each training image.
+    """
+
+    def __init__(self, train: Tensor) -> None:
+        if len(train) < 2:
+            raise ConfigError(TOO_FEW)
+        self._train = _read(train)
+        self._windows = _coarse_windows(self._train)
+
+    def __call__(self, images: Tensor) -> Neighbours:
+        """Return the neighbours of `images`; see `find_copies`."""
+        if not len(images):
+            raise ConfigError(TOO_FEW)
+        parts = [_compared(_read(some), self._train, self._windows) for some in images.split(_TOGETHER)]
+        return Neighbours(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ An attacker who holds nothing but the set scores images, and those he scores hig
 - shadow: logistic regression on all these scores, learned on sets distilled from known halves of the training images
   (Shokri et al., S&P 2017).
 
-The first three are made in pixels, in structure (SSIM) and in the features of the pretrained backbone. Held-out images,
+The first three are made in pixels, in structure (SSIM), in the features of the pretrained backbone, and, where the base
+is known, in its latents (see `latents`). Held-out images,
 which cannot have been training images, are what the attacker has to keep them from. How often he succeeds while he
 hardly ever errs is what counts, not how he does on average (Carlini et al., S&P 2022).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,13 +37,14 @@ RATES = (0.01, 0.001)
 # which is 1 %, or with fewer than 1,000 held-out images what ten of them are: the place of fewer is chance.
 LEAK = 2
 _ERRORS = 10
-SPACES = ("pixels", "structure", "features")
 SHADOW = "shadow"
 _RESAMPLES = 200
 _POINTS = 40
 _BLOCK = 1024
 # Distilled images of a class from which on they tell what distance is usual.
 USUAL = 3
+# The most isolated images: this share of them, and no fewer.
+ISOLATED, _FEWEST = 0.05, 20
 
 
 @dataclass(frozen=True)
@@ -79,30 +81,46 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Images as the attacks see them: float32 [n, ...] in each of SPACES, and the class int64 [n] of each.
+class Space:
+    """What images are compared in.
 
-    Vectors of pixels and features, grey images [n, 1, 32, 32] for structure.
+    real: maps uint8 images [n, 3, s, s] that are asked about to float32 [n, ...]. drawn: maps those of a set to
+    [views, n, ...], of which the nearest view counts. Vectors are compared by L2, images [n, 1, h, w] by 1 - SSIM.
     """
+
+    name: str
+    real: Callable[[Tensor], Tensor]
+    drawn: Callable[[Tensor], Tensor]
+
+
+def in_orientations(real: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function of images that gives what `real` gives in each of eight orientations, [8, n, ...]."""
+    return lambda images: torch.stack([real(view) for view in symmetries(images)])
+
+
+SPACES = tuple(
+    Space(name, real, in_orientations(real))
+    for name, real in (("pixels", pixel_vectors), ("structure", grey), ("features", backbone_features))
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as the attacks see them: float32 [n, ...] in each of `spaces`, and the class int64 [n] of each."""
 
     vectors: tuple[Tensor, ...]
     labels: Tensor
+    spaces: tuple[Space, ...] = SPACES
 
     def followed_by(self, others: "Seen") -> "Seen":
         """Return these images and then the others."""
         joined = tuple(torch.cat(pair) for pair in zip(self.vectors, others.vectors, strict=True))
-        return Seen(joined, torch.cat([self.labels, others.labels]))
+        return Seen(joined, torch.cat([self.labels, others.labels]), self.spaces)
 
 
-def seen(images: Tensor, labels: Tensor) -> Seen:
-    """Return uint8 images [n, 3, s, s] of classes int64 [n] as the attacks see them."""
-    return Seen((pixel_vectors(images), grey(images), backbone_features(images)), labels)
-
-
-def turned(images: Tensor) -> tuple[Tensor, ...]:
-    """Return uint8 images [m, 3, s, s] in eight orientations as the attacks see them: [8, m, ...] in each of SPACES."""
-    views = [seen(view, torch.zeros(len(view))).vectors for view in symmetries(images)]
-    return tuple(torch.stack(vectors) for vectors in zip(*views, strict=True))
+def seen(images: Tensor, labels: Tensor, spaces: tuple[Space, ...] = SPACES) -> Seen:
+    """Return uint8 images [n, 3, s, s] of classes int64 [n] as the attacks in `spaces` see them."""
+    return Seen(tuple(space.real(images) for space in spaces), labels, spaces)
 
 
 def scores(distilled: DistilledSet, classes: tuple[str, ...], images: Seen) -> dict[str, Tensor]:
@@ -112,9 +130,9 @@ def scores(distilled: DistilledSet, classes: tuple[str, ...], images: Seen) -> d
     """
     own = torch.tensor([classes.index(name) for name in distilled.classes])[distilled.labels]
     found: dict[str, Tensor] = {}
-    for space, queries, views in zip(SPACES, images.vectors, turned(distilled.images), strict=True):
-        kinds = _kinds(queries, images.labels, views, own)
-        found |= {f"{kind}, {space}": values for kind, values in kinds.items()}
+    for space, queries in zip(images.spaces, images.vectors, strict=True):
+        kinds = _kinds(queries, images.labels, space.drawn(distilled.images), own)
+        found |= {f"{kind}, {space.name}": values for kind, values in kinds.items()}
     return {name: _finite(values) for name, values in found.items()}
 
 
@@ -124,7 +142,7 @@ def _finite(values: Tensor) -> Tensor:
 
 
 def _kinds(queries: Tensor, labels: Tensor, views: Tensor, own: Tensor) -> dict[str, Tensor]:
-    """Return scores [n] by kind of attack: `queries` are of classes `labels`, views [8, m, ...] of classes `own`."""
+    """Return scores [n] by kind of attack: `queries` are of classes `labels`, views [v, m, ...] of classes `own`."""
     width = _width(views)
     found = {kind: torch.empty(len(labels)) for kind in ("nearest", "relative", "density")}
     for label in labels.unique():
@@ -149,6 +167,36 @@ def scores_of(distances: Tensor, width: float, usual: Tensor | None = None) -> d
         "relative": (usual.mean(1) - nearest) / usual.std(1).clamp(min=1e-6),
         "density": _log_density(distances, width),
     }
+
+
+def isolated(known: Seen, others: Seen) -> tuple[Tensor, Tensor]:
+    """Return which of the training images `known`, bool [n], and of `others`, bool [m], are the most isolated.
+
+    How isolated an image is: its distance, in the last of SPACES, to the nearest training image of its class other than
+    itself. ISOLATED of each are taken. An image that is like no other is what a set can give away most surely (Carlini
+    et al., S&P 2022).
+    """
+    space = len(SPACES) - 1
+    own = _to_nearest(known, known, space, itself=True)
+    return _largest(own), _largest(_to_nearest(others, known, space, itself=False))
+
+
+def _to_nearest(queries: Seen, known: Seen, space: int, *, itself: bool) -> Tensor:
+    """Return the distance [n] of each of `queries` to the nearest of `known` in its class; 0 where there is none."""
+    found = torch.zeros(len(queries.labels))
+    for label in queries.labels.unique():
+        asked, own = queries.labels == label, known.labels == label
+        apart = _apart(queries.vectors[space][asked], known.vectors[space][own])
+        if itself:
+            apart.fill_diagonal_(torch.inf)
+        if apart.shape[1] > itself:
+            found[asked] = apart.amin(1)
+    return found
+
+
+def _largest(values: Tensor) -> Tensor:
+    count = min(len(values), max(_FEWEST, round(ISOLATED * len(values))))
+    return torch.zeros(len(values), dtype=torch.bool).index_fill(0, values.topk(count).indices, True)
 
 
 def rate_of(held_out: int) -> float:
@@ -205,7 +253,7 @@ def _standard(found: dict[str, Tensor]) -> Tensor:
 
 
 def distances_to(queries: Tensor, views: Tensor) -> Tensor:
-    """Return float32 [n, m]: of queries [n, ...] to the nearest of eight views [8, m, ...] of each distilled image.
+    """Return float32 [n, m]: of queries [n, ...] to the nearest of the views [v, m, ...] of each distilled image.
 
     1 - SSIM of grey images, L2 of vectors.
     """

@@ -17,7 +17,6 @@ from geodistill.distilled import DistilledSet
 from geodistill.privacy.membership import (
     LEAK,
     RATES,
-    SPACES,
     USUAL,
     Seen,
     distances_to,
@@ -25,7 +24,6 @@ from geodistill.privacy.membership import (
     nearest_other,
     rate_of,
     scores_of,
-    turned,
     width_of,
 )
 from geodistill.progress import progress
@@ -80,7 +78,7 @@ class Null:
 
 @dataclass(frozen=True)
 class _Class:
-    """Distances in each of SPACES from the real images of a class, the first `members` of them training images.
+    """Distances in each space from the real images of a class, the first `members` of them training images.
 
     `own`: to the set's images [n, k]; `among`: from these to the nearest other one [k]. `pool`: to held-out images
     [n, m], which are the real images after the first `members`.
@@ -135,8 +133,11 @@ def _parts(
         held = held[order][: _POOL * max(2, len(own))]
         if len(held) < 2:
             continue
-        targets = {"own": turned(own), "pool": turned(held_out[held])}
-        real = [torch.cat([known.vectors[k][train], others.vectors[k][held]]) for k in range(len(SPACES))]
+        targets = {
+            kind: [space.drawn(images) for space in known.spaces]
+            for kind, images in (("own", own), ("pool", held_out[held]))
+        }
+        real = [torch.cat([a[train], b[held]]) for a, b in zip(known.vectors, others.vectors, strict=True)]
         found = {
             kind: tuple(distances_to(queries, views[k]) for k, queries in enumerate(real))
             for kind, views in targets.items()
@@ -156,7 +157,7 @@ def _best(
     orders = [torch.randperm(part.pool[0].shape[1], generator=drawn or left_out) for part in parts]
     taken = [order[: part.taken] for order, part in zip(orders, parts, strict=True)]
     best = [0.0] * len(rates)
-    for space in range(len(SPACES)):
+    for space in range(len(parts[0].own)):
         columns = [
             part.own[space] if drawn is None else part.pool[space][:, own]
             for part, own in zip(parts, taken, strict=True)

@@ -1,7 +1,8 @@
 """What the folder of a run tells an audit: the scene that each image began as, and sets made in the same way."""
 
 import json
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,14 +12,19 @@ from geodistill.config import Config, read_recorded, recorded
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
+from geodistill.methods.following import chosen_sampling
+from geodistill.methods.screening import ways_of_drawing
 from geodistill.methods.self_test import set_apart
-from geodistill.methods.stages import Chosen, drawn_in_secret
+from geodistill.methods.stages import MOST_CANDIDATES, Chosen, drawn_in_secret
+from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, folder_of
+from geodistill.prior.finetune import merge_adapter
 from geodistill.privacy.overlap import told_overlap
+from geodistill.privacy.replay import Draws
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, read_secret
 from geodistill.scenes.scenes import Scenes
-from geodistill.seeding import generator
+from geodistill.seeding import derive_secret, derive_seed, generator
 
 _OWN = "dpd"
 
@@ -46,7 +52,7 @@ class Source:
 
         Raises RunError where the run's secret is gone, without which nobody knows.
         """
-        if self.method != _OWN or self.config.privacy == "dp":
+        if self.method != _OWN or self.config.privacy == "dp" or self.config.sampling.follow == "none":
             return None
         config = self.config
         if not self.replayable(distilled):
@@ -54,6 +60,45 @@ class Source:
         prototypes = Prototypes.load(self.folder / "prototypes")
         starts = prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts)
         return starts[Chosen.load(self.folder / "chosen").rows]
+
+    def prior(self) -> Prior | None:
+        """Return the base that the set was drawn by, without its adapter; None where it is not to be had, or none."""
+        if METHODS[self.method].real_pixels:
+            return None
+        try:
+            base = str(self.folder / "base") if self.config.base == SCRATCH else self.config.base
+            return load_prior(source_of(base, self.config.size), self.config.precision)
+        except PriorError:
+            # An audit reads the set: the base may have gone since it was made.
+            return None
+
+    def draws(self, distilled: DistilledSet, prior: Prior) -> Draws | None:
+        """Return how the images of `distilled`, its set, were drawn by `prior`; None where none began as a scene."""
+        starts = self.starts(distilled)
+        if starts is None:
+            return None
+        adapted = replace(prior, unet=deepcopy(prior.unet))
+        if self.config.finetune.steps:
+            merge_adapter(adapted, self.folder / "adapter")
+        rows = Chosen.load(self.folder / "chosen").rows
+        slots, ranks = rows // self.config.sampling.candidates, rows % self.config.sampling.candidates
+        settings, names = ways_of_drawing(self.config, chosen_sampling(self.config, self.folder))
+        seeds: tuple[int | bytes, ...]
+        if self.replayable(distilled):
+            seeds = tuple(derive_seed(self.config.seed, what, index) for what, index in names)
+        else:
+            secret = read_secret(self.folder)
+            seeds = tuple(derive_secret(secret, f"{what} {index}") for what, index in names)
+        return Draws(
+            prior=prior,
+            adapted=adapted,
+            texts=tuple(str(record["description"]) for record in distilled.records),
+            starts=starts,
+            indices=slots * MOST_CANDIDATES + ranks,
+            guessed=derive_seed(self.config.seed, "candidates"),
+            settings=settings,
+            seeds=seeds,
+        )
 
     def overlap(self, train: Scenes) -> str:
         """Return how many of `train` the base was trained on, a sentence without its stop; "" where none are known."""

@@ -9,6 +9,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.privacy.audit import COPYPRINT, FEATURES, FRESH, PIXELS, STRUCTURE, Audit, ImageAudit, Reading
 from geodistill.privacy.membership import Attack, Interval
 from geodistill.privacy.null import ALARM, Null
+from geodistill.privacy.replay import Replay
 from geodistill.report.page import render
 from geodistill.report.parts import ABSENT, Cell, Plot, Table, number, percent
 from geodistill.report.plots import distances_plot, roc_plot
@@ -45,6 +46,7 @@ def write_audit_page(result: Audit, distilled: DistilledSet, train: Scenes, path
         "null": _null(result.null),
         "roc": _roc(result.attacks),
         "attribution": _attribution(result),
+        "replay": _replay(result.replay),
         "notes": _notes(result),
     }
     write_atomic(path, render("audit.html.j2", _SECTIONS, page))
@@ -221,6 +223,21 @@ def _attribution(result: Audit) -> Table | None:
         (Cell("mean SSIM with its start"), number(found.own)),
         (Cell("mean SSIM with other scenes of the class"), number(found.others)),
         (Cell("images more like their start than like any other scene of the class, %"), percent(found.recognised)),
-        (Cell("of which by guessing, %"), percent(found.chance)),
+        (Cell("the same by guessing, %"), percent(found.chance)),
     ]
     return Table("Images and the scenes that they began as", ("", "value"), rows, frozenset((1,)))
+
+
+def _replay(found: Replay | None) -> Table | None:
+    if found is None:
+        return None
+    heads = ("attacker", "sources named", "by guessing", "p")
+    who = (
+        ("outsider: set, base, settings, a guessed seed", found.outsider, found.p_outsider),
+        ("insider: adapter and secret besides", found.insider, found.p_insider),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (Cell(name), Cell(f"{named} of {found.images}", named), number(found.guessed), Cell(f"{p:.3f}", p))
+        for name, named, p in who
+    ]
+    return Table(f"Replay from {found.suspects} suspects for each image", heads, rows, frozenset((1, 2, 3)))

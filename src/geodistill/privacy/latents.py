@@ -1,0 +1,68 @@
+"""Attacks in the latents of the base, which whoever holds a set can install.
+
+- latents: the image's latent beside those of real images.
+- inverted: the image is taken back to the noise level that candidates start from, by DDIM inversion (Song, Meng, Ermon,
+  ICLR 2021; Mokady et al., CVPR 2023). A candidate began as the noised latent of a scene: what inversion gives is that
+  latent, scaled, and noise. The nearest latent at the same level is looked for.
+"""
+
+import math
+
+import torch
+from diffusers import DDIMInverseScheduler
+from torch import Tensor
+
+from geodistill.prior.base import Prior
+from geodistill.prior.training import no_class
+from geodistill.privacy.membership import Space, in_orientations
+
+# The noise level that is inverted to, as a share of all time steps, and steps of the inversion from 0 to 1.
+_STRENGTH, _STEPS = 0.6, 15
+_TOGETHER = 64
+
+
+def latent_spaces(prior: Prior) -> tuple[Space, Space]:
+    """Return the spaces of attacks in the latents of `prior`, without an adapter: what an outsider has."""
+
+    def flat(images: Tensor) -> Tensor:
+        return prior.encode(images).flatten(1)
+
+    def at_level(images: Tensor) -> Tensor:
+        level = float(prior.scheduler.alphas_cumprod[_level(prior)[-1]])
+        return math.sqrt(level) * flat(images)
+
+    def back(images: Tensor) -> Tensor:
+        # In one orientation: the sampler keeps that of the start.
+        return invert(prior, prior.encode(images)).flatten(1)[None]
+
+    return Space("latents", flat, in_orientations(flat)), Space("inverted", at_level, back)
+
+
+@torch.inference_mode()
+def invert(prior: Prior, latents: Tensor) -> Tensor:
+    """Return latents [n, C, h, w] taken to the noise level of candidates' starts, by DDIM inversion without a text."""
+    empty = prior.embed([""]).to(prior.device)
+    return torch.cat([_inverted(prior, part, empty) for part in latents.split(_TOGETHER)])
+
+
+def _inverted(prior: Prior, latents: Tensor, empty: Tensor) -> Tensor:
+    scheduler, latents = _scheduler(prior), latents.to(prior.device)
+    texts = empty.expand(len(latents), -1, -1)
+    for time in _level(prior):
+        with prior.mixed():
+            wide = latents.contiguous(memory_format=torch.channels_last)
+            output = prior.unet(wide, time, texts, class_labels=no_class(prior.unet, wide)).sample.float()
+        latents = scheduler.step(output, time, latents).prev_sample
+    return latents.cpu()
+
+
+def _scheduler(prior: Prior) -> DDIMInverseScheduler:
+    scheduler = DDIMInverseScheduler.from_config(prior.scheduler.config, clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(_STEPS)
+    return scheduler
+
+
+def _level(prior: Prior) -> Tensor:
+    """Return the time steps int64 [k] of the inversion, upwards."""
+    times: Tensor = _scheduler(prior).timesteps
+    return times[: round(_STRENGTH * _STEPS)]
