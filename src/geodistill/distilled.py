@@ -33,6 +33,9 @@ _FORMAT = 1
 RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate", "soft_label"})
 # Where an image was drawn from: whoever knows it can draw the image again from any scene, and see which scene fits.
 _ORIGIN = frozenset({"seed", "prototype", "candidate"})
+# What every page says that is not to be handed out, and names of other files that are not.
+FOR_THE_OWNER = "It is for the owner of the data; do not share it with the set."
+_OWNERS = frozenset({"audit.json", "run.json", "secret"})
 
 
 @dataclass
@@ -330,6 +333,20 @@ _SCREENED = (
 _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
 # Only the set of a run that tested itself has this section.
 _SELF_TEST = re.compile(r"## Self-test\n\n.*?\n\n(?=## Privacy\n)|(?=## Privacy\n)", re.DOTALL)
+
+
+def owner_files(folder: Path) -> list[str]:
+    """Return the names of files under `folder`, that of a set, that are for the owner of the data alone.
+
+    Pages that show training images or tell how a run is repeated, the record of an audit, a run's secret.
+    """
+
+    def private(path: Path) -> bool:
+        if path.suffix == ".html":
+            return FOR_THE_OWNER in path.read_text(encoding="utf-8", errors="replace")
+        return path.name in _OWNERS
+
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and private(path))
 
 
 def tell_of_audit(folder: Path, summary: str) -> None:

@@ -109,6 +109,27 @@ def test_command_fails_on_a_copy_where_asked(mixed_set: DistilledSet, tmp_path: 
     assert "--fail-on 'everything' is unknown: known: copy, membership" in wrong.output
 
 
+def test_a_set_shared_with_its_report_fails(data: SceneData, mixed_set: DistilledSet, tmp_path: Path) -> None:
+    mixed_set.save(tmp_path / "set")
+    write_scenes(tmp_path / "scenes", **SIZES)
+    command = ["audit", str(tmp_path / "set"), "--data", str(tmp_path / "scenes"), "--out"]
+    inside = CliRunner().invoke(app, [*command, str(tmp_path / "set" / "audit")])
+    assert inside.exit_code == 2
+    told = " ".join(inside.output.split())
+    assert "is in the folder of the set, which is shared: the page shows training images" in told
+    assert CliRunner().invoke(app, [*command, str(tmp_path / "found")]).exit_code == 0
+    for name in ("audit.html", "audit.json"):
+        shutil.copy(tmp_path / "found" / name, tmp_path / "set")
+    # A page that is for everybody may lie there.
+    (tmp_path / "set" / "report.html").write_text("<p>accuracy</p>")
+    again = CliRunner().invoke(app, [*command, str(tmp_path / "found")])
+    assert again.exit_code == 3
+    assert (
+        "FAILED: the folder of the set holds audit.html, audit.json, for the owner of the data alone: move that "
+        "elsewhere before you share the folder. 1 of 20 images are copies"
+    ) in " ".join(again.output.split())
+
+
 def test_real_images_are_a_leak() -> None:
     data = builtin_scenes(train_per_class=10, test_per_class=11, size=32)
     chosen = torch.arange(0, 100, 4)

@@ -27,6 +27,7 @@ from geodistill.methods.self_test import SelfTest, Worth
 from geodistill.prototypes import Prototypes
 from geodistill.report import write_report
 from geodistill.report.classes import most_confused
+from geodistill.report.found import find
 from geodistill.scenes import SceneData, Scenes
 
 EVIL = "<script>alert(1)<script>"
@@ -400,7 +401,24 @@ def test_private_runs_have_stages_of_their_own(tmp_path: Path) -> None:
     shown = Page(write_report(tmp_path / "run"))
     missing = [line.split()[1] for line in shown.all("li") if "not finished" in line]
     assert missing == ["features", "profiles", "centres", "teacher", "candidates", "distilled"]
-    assert "differential: ε = 8.0, δ = 1e-05, one image in or out" in shown.all("dd")
+    assert "differential: ε = 8.0, δ = 1e-05, one image blanked (zero-out)" in shown.all("dd")
+
+
+def test_a_private_run_keeps_figures_about_its_training_images_for_the_owner(comparison: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(comparison, folder)
+    about = json.loads((folder / "run.json").read_text())
+    about["settings"].setdefault("config", {}).update({"privacy": "dp", "epsilon": 8, "delta": 1e-5})
+    (folder / "run.json").write_text(json.dumps(about))
+    text = " ".join(Page(write_report(folder)).texts)
+    assert "Kept back, as the page may be shared: nearness, coverage" in text
+    columns = found_figures(folder, owner=False)
+    assert columns == {None}
+    assert 0.64 in found_figures(folder, owner=True)
+
+
+def found_figures(folder: Path, *, owner: bool) -> set[float | None]:
+    return {row.rho for row in find(folder, None, owner).figures.rows}
 
 
 def test_run_under_way_shows_what_it_has(run: Path, tmp_path: Path) -> None:

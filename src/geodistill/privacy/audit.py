@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from geodistill.distilled import DistilledSet, tell_of_audit
+from geodistill.distilled import DistilledSet, owner_files, tell_of_audit
 from geodistill.errors import ConfigError
 from geodistill.evaluation.networks import backbone_features
 from geodistill.prior.base import Prior
@@ -69,7 +69,8 @@ class Known:
 
     starts: int64 [n], the training scene that each image began as (see attribution). shadows: sets made in the same way
     from known parts of the training scenes, for the shadow attack. overlap, replayable: as they are to be in the Audit.
-    prior: the base, for attacks in its latents. draws: how the images were drawn, for the replay.
+    prior: the base, for attacks in its latents. draws: how the images were drawn, for the replay. beside: names of
+    files in the set's folder that are for the owner alone.
     """
 
     starts: Tensor | None = None
@@ -78,6 +79,7 @@ class Known:
     replayable: bool = False
     prior: Prior | None = None
     draws: Draws | None = None
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class Audit:
     `isolated`: the attack of most success on the most isolated images alone (see membership.isolated).
     `attribution`, `replay` (see privacy.replay): None where no image began as a scene, or where that is not known.
     `replayable`: whether the images of the set follow from seeds that it tells or that can be guessed.
+    `beside`: names of files in the set's folder that are for the owner of the data alone.
     `overlap`: how many of the training images the base of the set's run was trained on, a sentence without its stop; ""
     where none are known.
     """
@@ -150,6 +153,7 @@ class Audit:
     isolated: Attack | None = None
     overlap: str = ""
     replayable: bool = False
+    beside: tuple[str, ...] = ()
 
     @property
     def copies(self) -> int:
@@ -170,8 +174,16 @@ class Audit:
         return shadow or (self.null is not None and self.null.leaks)
 
     def fails(self, on: Sequence[str]) -> bool:
-        """Whether there is any of FAILURES named in `on`, or the set can be replayed, which always fails."""
-        return self.replayable or ("copy" in on and self.copies > 0) or ("membership" in on and self.leaks)
+        """Whether there is any of FAILURES named in `on`.
+
+        A set that can be replayed always fails, and so does a folder with files beside it that are for the owner alone.
+        """
+        return (
+            self.replayable
+            or bool(self.beside)
+            or ("copy" in on and self.copies > 0)
+            or ("membership" in on and self.leaks)
+        )
 
     @property
     def verdict(self) -> str:
@@ -181,6 +193,11 @@ class Audit:
         if self.held_out_flagged is not None:
             checked = f"of {self.held_out_count} held-out real images {self.held_out_flagged:.1%} are taken for copies"
         found = f"{REPLAYABLE} {found}" if self.replayable else found
+        if self.beside:
+            found = (
+                f"FAILED: the folder of the set holds {', '.join(self.beside)}, for the owner of the data alone: move "
+                f"that elsewhere before you share the folder. {found}"
+            )
         return (
             f"{found} (distance to the nearest under {self.threshold} of that to the second nearest; {checked}, of "
             f"training images {self.leaked_flagged:.0%}){self._told_of_nearness()}. {self._told_of_members()}"
@@ -264,6 +281,13 @@ def audit_folder(
         RunError: the run was made from other scenes.
         DistilledSetError: there is no set.
     """
+    if (
+        out is not None
+        and what.is_dir()
+        and not (what / "distilled").is_dir()
+        and out.absolute().is_relative_to(what.absolute())
+    ):
+        raise ConfigError(f"--out {out} is in the folder of the set, which is shared: the page shows training images")
     for name in fail_on:
         if name not in FAILURES:
             raise ConfigError(f"--fail-on {name!r} is unknown: known: {', '.join(FAILURES)}")
@@ -283,6 +307,7 @@ def audit_folder(
     if source:
         made = shadow_sets(source, data.train, shadows, out or what / "audit") if shadows else []
         known = _known(source, distilled, data.train, made)
+    known = replace(known, beside=tuple(owner_files(folder)))
     result = audit(distilled, data, known, out=out)
     tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
     return result, distilled, data.train
@@ -372,6 +397,7 @@ def audit(
         replay=_replay(distilled, known, train, test, data),
         overlap=known.overlap,
         replayable=known.replayable,
+        beside=known.beside,
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

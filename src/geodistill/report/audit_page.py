@@ -5,7 +5,7 @@ It shows training images: it is for the owner of the data alone.
 
 from pathlib import Path
 
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import FOR_THE_OWNER, DistilledSet
 from geodistill.privacy.audit import COPYPRINT, FEATURES, FRESH, PIXELS, STRUCTURE, Audit, ImageAudit, Reading
 from geodistill.privacy.membership import Attack, Interval
 from geodistill.privacy.null import ALARM, Null
@@ -37,7 +37,7 @@ def write_audit_page(result: Audit, distilled: DistilledSet, train: Scenes, path
     page = {
         "title": f"geodistill audit: {len(distilled)} images, {len(distilled.classes)} classes",
         "verdict": result.verdict,
-        "warning": "This page shows training images. It is for the owner of the data; do not share it with the set.",
+        "warning": f"This page shows training images. {FOR_THE_OWNER}",
         "overlap": f"{result.overlap[0].upper()}{result.overlap[1:]}: its figures flatter." if result.overlap else "",
         "pairs": _pairs(result, distilled, train),
         "readings": _readings(result),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row
         return tuple(found["classes"]), rows
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is no record of an evaluation ({error!r}): delete it and evaluate again") from None
+
+
+def without_training_images(figures: Figures) -> Figures:
+    """Return `figures` without those that compare a set with the training images: nearness, coverage, FID and KID."""
+
+    def without(row: Row) -> Row:
+        return replace(row, rho=None, rho_pixel=None, rho_feature=None, coverage=None, fid=None, kid=None)
+
+    return replace(figures, rows=tuple(map(without, figures.rows)))
 
 
 def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:

@@ -9,7 +9,7 @@ from typing import Any
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
 from geodistill.methods.self_test import learned_from
-from geodistill.report.figures import Figures, read_comparison, read_evaluations
+from geodistill.report.figures import Figures, read_comparison, read_evaluations, without_training_images
 from geodistill.report.sets import SetFolder, compared_sets, main_set
 from geodistill.scenes.scenes import Scenes
 
@@ -41,6 +41,11 @@ class Found:
     def compared(self) -> bool:
         """Whether it is a comparison of methods."""
         return is_comparison(self.about)
+
+    @property
+    def withheld(self) -> bool:
+        """Whether exact figures about the training images are kept back: of a private run, but for its owner."""
+        return self.settings.get("config", {}).get("privacy") == "dp" and not self.owner
 
     @property
     def main(self) -> SetFolder | None:
@@ -77,9 +82,12 @@ def find(run: Path, train: Scenes | None, owner: bool) -> Found:
         figures = read_evaluations(run / "evaluation", method)
     shown = [one for one in sets if one.finished and (owner or not one.holds_real(figures.rows))]
     found = Found(run, about, sets, shown, figures, train, owner)
+    if found.withheld:
+        # Exact figures about the training images lie outside ε.
+        found = replace(found, figures=without_training_images(figures))
     if found.main is not None and train is not None:
         found.main.check_scenes(train)
-        return replace(found, train=learned_from(train, settings))
+        return replace(found, train=None if found.withheld else learned_from(train, settings))
     return found
 
 

@@ -106,7 +106,7 @@ def _privacy(config: Mapping[str, Any]) -> str:
             "screened: no image is nearer to a training image of its class, in structure, than 99 % of images set apart"
         )
     if config.get("privacy") == "dp":
-        return f"differential: ε = {config.get('epsilon')}, δ = {config.get('delta')}, one image in or out"
+        return f"differential: ε = {config.get('epsilon')}, δ = {config.get('delta')}, one image blanked (zero-out)"
     return ""
 
 
@@ -149,7 +149,7 @@ def notes(found: Found, gallery: Mapping[str, Sequence[Picture]]) -> dict[str, l
     return {
         "images": _notes_on_images(found, [picture for group in gallery.values() for picture in group]),
         "accuracy": empty or ["Mean over the seeds; the bars are one standard deviation to each side."],
-        "nearness": [_RHO] if near else empty or ["No row has a nearness ratio."],
+        "nearness": [_RHO] if near else empty or [_WITHHELD if found.withheld else "No row has a nearness ratio."],
         "ablation": ["Each rung adds one part of the method to the rung above it."],
         "rows": empty or [_OA, _MEASURES],
         "classes": empty or ["The worst class first, with the class that its test images are most often taken for."],
@@ -162,6 +162,10 @@ def notes(found: Found, gallery: Mapping[str, Sequence[Picture]]) -> dict[str, l
 
 
 _OA = "OA: overall accuracy of a classifier that was trained on the images and tested on real ones."
+_WITHHELD = (
+    "Kept back, as the page may be shared: nearness, coverage, FID, KID and the map compare the set with the training "
+    "images without noise, so ε does not cover them. `report --owner` shows them."
+)
 _RHO = (
     "Nearness ratio ρ: how far the images are from their nearest training images, as a share of what fresh real images "
     f"are. 1: no nearer than those; towards 0: copies. Below {COPYING} accuracy comes from copying."
@@ -186,6 +190,8 @@ def _notes_on_images(found: Found, pictures: Sequence[Picture]) -> list[str]:
 def _notes_on_map(found: Found) -> list[str]:
     if found.main is None:
         return ["There are no distilled images to put on a map."]
+    if found.withheld:
+        return [_WITHHELD]
     if found.train is None:
         return ["The map needs the real images: write the report again with the data."]
     return [

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from geodistill.distilled import FOR_THE_OWNER
 from geodistill.errors import ConfigError
 from geodistill.report import classes, overview, record, results
 from geodistill.report.found import Found, find
@@ -33,7 +34,7 @@ _SECTIONS = {
 }
 
 
-_FOR_THE_OWNER = "This page shows real images. It is for the owner of the data; do not share it with the set."
+_FOR_THE_OWNER = f"This page shows real images. {FOR_THE_OWNER}"
 
 
 def write_report(run: Path, *, out: Path | None = None, data: SceneData | None = None, owner: bool = False) -> Path:
