@@ -14,7 +14,8 @@ from geodistill.config import RefinementSettings
 from geodistill.errors import TrainingError
 from geodistill.evaluation.networks import backbone_features, embed, pretrained
 from geodistill.prior.base import Prior, load_prior
-from geodistill.refinement import RIDGE, Lesson, MeansLesson, random_lesson, refine
+from geodistill.privacy.noisy import SecretNoise, noisy_moments
+from geodistill.refinement import RIDGE, Lesson, MeansLesson, MomentsLesson, random_lesson, refine
 from geodistill.scenes import Scenes
 
 
@@ -52,6 +53,35 @@ class TestLesson:
         lesson = Lesson(pretrained(), torch.tensor([0, 1]), real, labels)
         means = torch.stack([real[:2].mean(dim=0), real[2:].mean(dim=0)])
         assert float(lesson(means)) < 1 < float(lesson(means.flip(0)))
+
+
+class TestMomentsLesson:
+    @settings(max_examples=30)
+    @given(st.integers(0, 100_000), st.integers(2, 4), st.integers(1, 4))
+    def test_without_noise_it_is_the_lesson_on_the_scenes(self, seed: int, classes: int, each: int):
+        random = torch.Generator().manual_seed(seed)
+        labels, real_labels = torch.arange(classes).repeat_interleave(each), torch.arange(3 * classes) % classes
+        features, real = (
+            F.normalize(torch.randn(len(one), 6, generator=random), dim=1) for one in (labels, real_labels)
+        )
+        silent = SecretNoise(lambda count: bytes(count))
+        moments = noisy_moments(real, real_labels, classes, noise=0.0, by=silent)
+        found = MomentsLesson(pretrained(), labels, moments)(features)
+        wanted = Lesson(pretrained(), labels, real, real_labels)(features)
+        assert float(found) == pytest.approx(float(wanted), rel=1e-4)
+
+    def test_directions_that_noise_hides_are_not_free(self):
+        # Features of two classes that differ along one axis; noise is large.
+        real_labels = torch.arange(200) % 2
+        real = F.normalize(torch.randn(200, 50, generator=torch.Generator().manual_seed(0)), dim=1)
+        real[:, 0] += torch.where(real_labels == 1, 0.5, -0.5)
+        noisy = noisy_moments(F.normalize(real, dim=1), real_labels, 2, noise=5.0, by=SecretNoise())
+        lesson = MomentsLesson(pretrained(), torch.tensor([0, 1]), noisy)
+        # What is learned from the true axis is worth something, from noise nothing.
+        axis = torch.zeros(2, 50)
+        axis[:, 0] = torch.tensor([-1.0, 1.0])
+        other = F.normalize(torch.randn(2, 50, generator=torch.Generator().manual_seed(1)), dim=1)
+        assert float(lesson(axis)) < float(lesson(other))
 
 
 class TestMeansLesson:

@@ -162,9 +162,11 @@ class SelectionSettings(_Settings):
 class RefinementSettings(_Settings):
     """Moving the chosen latents, so that a classifier learns more from their images about the real scenes."""
 
-    steps: int = Field(240, ge=0, description="0 leaves them as they were drawn")
+    steps: int = Field(240, ge=0, description="0 leaves them as they were drawn; 120 under privacy 'dp'")
     lr: float = Field(0.03, gt=0, description="Adam's, in deviations of a latent's elements, decayed to zero")
-    rounds: int = Field(3, ge=1, description="the steps are split into rounds; each trains a classifier on the set")
+    rounds: int = Field(
+        3, ge=1, description="the steps are split into rounds; each trains a classifier on the set (not under 'dp')"
+    )
     students: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (40, 100, 200),
         description="numbers of steps after which a round's classifier is looked at; what it gets wrong on the real "
@@ -173,7 +175,7 @@ class RefinementSettings(_Settings):
     random: bool = Field(
         True,
         description="at some of the steps networks of random weights count, in which the means of a class are to agree "
-        "with the real ones: for classifiers that start at random",
+        "with the real ones: for classifiers that start at random (not under privacy 'dp')",
     )
 
 
@@ -234,7 +236,7 @@ class Config(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_protection(cls, values: Any) -> Any:
-        # Defaults give way; a refinement that is asked for is refused below. What a teacher takes of the budget the
+        # Defaults give way. What a teacher takes of the budget the
         # adapter gains more by on AID; on the built-in scenes neither is surely better (docs/experiments.md).
         # Where nearness to single images is what matters, prototypes are followed less.
         if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
@@ -243,7 +245,7 @@ class Config(_Settings):
         gives_way: dict[str, dict[str, Any]] = {"sampling": {"strength": 0.8, "candidates": 20}}
         if values["privacy"] == "dp":
             gives_way |= {
-                "refinement": {"steps": 0},
+                "refinement": {"steps": 120},
                 "finetune": {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0},
                 "self_test": {"held_out": 0},
             }
@@ -270,8 +272,6 @@ class Config(_Settings):
             "selection.by": self.selection.by != "herding" and "'herding' follows a noisy mean",
             "finetune.weights": self.finetune.weights == "all"
             and "noise is added to the gradients of an adapter alone",
-            "refinement.steps": self.refinement.steps > 0
-            and "it looks at every scene without noise (--set refinement.steps=0 leaves it out)",
             "self_test.held_out": self.self_test.held_out > 0
             and "its result is read from the scenes without noise (--set self_test.held_out=0 leaves it out)",
         }

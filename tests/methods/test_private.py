@@ -46,6 +46,7 @@ def settings() -> dict:
         "teacher": {"steps": 60, "batch": 8, "width": 16, "held_out": 0.2},
         "finetune": {"steps": 8, "batch": 2, "warmup": 1, "consistency": 0.1},
         "sampling": {"steps": 4, "candidates": 1, "strength": 0.25, "guidance": 1},
+        "refinement": {"steps": 2},
     }
 
 
@@ -94,7 +95,7 @@ def _facts(run: Path, stage: str) -> dict:
 def test_the_budget_has_every_mechanism_and_is_spent(settings: dict) -> None:
     config = private_settings(settings)
     budget = budget_of(24, config)
-    assert set(budget.noise) == {"profiles", "clusters", "starts", "teacher", "adapter"}
+    assert set(budget.noise) == {"profiles", "clusters", "starts", "teacher", "adapter", "moments"}
     mechanisms = [
         Mechanism("profiles", budget.noise["profiles"]),
         Mechanism("clusters", budget.noise["clusters"], steps=2),
@@ -217,8 +218,7 @@ def test_the_teacher_gives_way_unless_it_is_asked_for(settings: dict) -> None:
     assert private_settings(settings).finetune.consistency == 0.1
 
 
-def test_refinement_gives_way_unless_it_is_asked_for(settings: dict) -> None:
-    assert private_settings(settings).refinement.steps == 0
-    assert private_settings(settings, refinement={"lr": 0.01}).refinement.steps == 0
-    with pytest.raises(ConfigError, match=r"refinement\.steps: it looks at every scene without noise"):
-        private_settings(settings, refinement={"steps": 2})
+def test_refinement_is_shorter_unless_it_is_asked_for(settings: dict) -> None:
+    assert private_settings({**settings, "refinement": {}}).refinement.steps == 120
+    assert private_settings(settings, refinement={"lr": 0.01}).refinement.steps == 120
+    assert private_settings(settings, refinement={"steps": 2}).refinement.steps == 2

@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from geodistill.privacy.noisy import ROUNDS, SecretNoise, clipped, noisy_means, noisy_sums, private_clusters
+from geodistill.privacy.noisy import (
+    ROUNDS,
+    SecretNoise,
+    clipped,
+    noisy_means,
+    noisy_moments,
+    noisy_sums,
+    private_clusters,
+)
 
 
 def by(seed: int = 0) -> SecretNoise:
@@ -53,6 +61,32 @@ def test_noise_has_the_deviation_it_says():
     values = torch.full((40, 2000), 0.01)
     means, deviation = noisy_means(values, torch.zeros(40, dtype=torch.int64), 1, norm=1.0, noise=0.5, by=by())
     assert float((means - 0.01).std()) == pytest.approx(float(deviation), rel=0.1)
+
+
+def test_moments_by_hand():
+    values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [6.0, 8.0]])
+    found = noisy_moments(values, torch.tensor([0, 0, 1]), 3, noise=0.0, by=by())
+    # The third is clipped to (0.6, 0.8); of an empty class one is counted.
+    assert torch.allclose(found.second, torch.tensor([[1.36, 0.48], [0.48, 1.64]], dtype=torch.float64))
+    assert torch.allclose(found.sums, torch.tensor([[1, 1], [0.6, 0.8], [0, 0]], dtype=torch.float64))
+    assert found.counts.tolist() == [2, 1, 1]
+    assert found.deviation == 0
+
+
+def test_noise_of_moments_is_symmetric_and_of_the_deviation_that_one_image_needs():
+    found = noisy_moments(torch.zeros(1, 300), torch.tensor([0]), 200, noise=2.0, by=by())
+    # An image changes the upper triangle by 1, its class's sum by 1 and the weighted count by 0.5.
+    assert found.deviation == pytest.approx(2 * 2.25**0.5)
+    assert torch.equal(found.second, found.second.T)
+    assert float(found.second.triu().flatten()[found.second.triu().flatten() != 0].std()) == pytest.approx(3, rel=0.02)
+    assert float(found.sums.std()) == pytest.approx(3, rel=0.02)
+
+
+def test_one_image_changes_the_moments_by_no_more_than_the_mechanism_says():
+    rows = torch.nn.functional.normalize(torch.randn(1, 20, generator=drawn()), dim=1)
+    there = noisy_moments(rows, torch.tensor([1]), 2, noise=0.0, by=by())
+    change = torch.cat([there.second.triu().flatten(), there.sums.flatten(), torch.tensor([0.5])])
+    assert float(change.norm()) <= 2.25**0.5
 
 
 def test_means_by_hand_and_none_of_nothing():

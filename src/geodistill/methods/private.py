@@ -1,10 +1,11 @@
 """DPD under differential privacy: the same line, in which all that is learned from the scenes is a noisy sum.
 
-    scenes -> latents -> profiles -> descriptions -> centres, teacher, adapter -> candidates -> distilled set
+    scenes -> latents -> profiles -> descriptions -> centres, teacher, adapter, moments -> candidates -> distilled set
 
 Each arrow out of the scenes is a mechanism of the one budget; whatever follows from what it gives costs no more. A
 candidate starts as the noisy mean of a cluster's latents, never as a member, from a level of diffusion noise that hides
-the noise of the mean: what protects the scenes is taken for a part of what the prior removes anyway.
+the noise of the mean: what protects the scenes is taken for a part of what the prior removes anyway. Refinement needs
+no scene: its error follows from noisy second moments of the backbone's features.
 """
 
 import math
@@ -23,8 +24,9 @@ from geodistill.descriptions.measured import DIRECTION, measure, sentence
 from geodistill.descriptions.prompts import class_prompt
 from geodistill.distilled import DistilledSet
 from geodistill.errors import PrivacyError
-from geodistill.evaluation.networks import FEATURES, backbone_features
+from geodistill.evaluation.networks import FEATURES, backbone_features, fold_norms, pretrained
 from geodistill.methods.stages import (
+    Chosen,
     about,
     decode,
     describe_images,
@@ -43,9 +45,10 @@ from geodistill.prior.sample import covering_strengths, sample
 from geodistill.prior.training import TrainingData, TrainingPlan, denoising_loss, draw_batch, prompt_table
 from geodistill.privacy.accounting import Budget, Mechanism, spend
 from geodistill.privacy.dpsgd import PrivateTraining, train_privately
-from geodistill.privacy.noisy import ROUNDS, SecretNoise, noisy_means, private_clusters
+from geodistill.privacy.noisy import ROUNDS, Moments, SecretNoise, noisy_means, noisy_moments, private_clusters
 from geodistill.privacy.overlap import fewest_noticed, told_overlap
 from geodistill.processes import processes
+from geodistill.refinement import MomentsLesson, refine
 from geodistill.run import Run, forget_parts, save_tensors
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import derive_seed, generator, secret_generator
@@ -54,7 +57,7 @@ from geodistill.teacher import Teacher, judge, load_teacher, save_teacher
 
 # Noise multipliers over that of the starts. Profiles are means over a whole class and stand far more; clusters are no
 # more than a guess at which scenes to average.
-_RATIOS = {"profiles": 4.0, "clusters": 4.0, "starts": 1.0, "teacher": 1.0, "adapter": 1.0}
+_RATIOS = {"profiles": 4.0, "clusters": 4.0, "starts": 1.0, "teacher": 1.0, "adapter": 1.0, "moments": 1.0}
 # Directions, drawn at random, that scenes are clustered along.
 _DIRECTIONS = 16
 # Length to which the coarse part of a latent is clipped, over the root of the latent's dimensions.
@@ -84,7 +87,10 @@ def make_private(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     if not config.reproducible:
         config = drawn_in_secret(config, run.secret())
     candidates = _draw(prior, starts, texts, config, run)
-    return _choose(candidates, prior, teacher, scenes, profiles, texts, budget, config, run)
+    chosen = _choose(candidates, prior, teacher, profiles, config, run)
+    if config.refinement.steps:
+        chosen = _refined(chosen, prior, scenes, budget, config, run)
+    return _hand_out(chosen, prior, scenes, texts, budget, config, run)
 
 
 def check_private(scenes: Scenes, config: Config) -> None:
@@ -115,6 +121,8 @@ def budget_of(count: int, config: Config) -> Budget:
     ]
     if _taught(config):
         mechanisms.append(Mechanism("teacher", _RATIOS["teacher"], teacher.rate, teacher.steps))
+    if config.refinement.steps:
+        mechanisms.append(Mechanism("moments", _RATIOS["moments"]))
     if config.finetune.steps:
         mechanisms.append(Mechanism("adapter", _RATIOS["adapter"], adapter.rate, adapter.steps))
     if config.epsilon is None or config.delta is None:
@@ -309,37 +317,72 @@ def _draw(prior: Prior, starts: _Starts, texts: list[str], config: Config, run: 
 
 
 def _choose(
-    candidates: Tensor,
-    prior: Prior,
-    teacher: Teacher | None,
-    scenes: Scenes,
-    profiles: _Profiles,
-    texts: list[str],
-    budget: Budget,
-    config: Config,
-    run: Run,
-) -> DistilledSet:
-    """Return the candidates that herding takes towards the noisy mean of their class, from stage `distilled`."""
-
-    fewest = fewest_noticed(len(scenes), Path(source_of(config.base, config.size)))
+    candidates: Tensor, prior: Prior, teacher: Teacher | None, profiles: _Profiles, config: Config, run: Run
+) -> Chosen:
+    """Return the candidates that herding takes towards the noisy mean of their class, from stage `chosen`."""
 
     def build(folder: Path) -> None:
         features = backbone_features(decode(prior, candidates, config, draft=True))
         each = config.ipc * config.sampling.candidates
-        own = features.view(len(scenes.classes), each, -1)
-        chosen = torch.cat(
+        own = features.view(len(profiles.features), each, -1)
+        rows = torch.cat(
             [label * each + herd(own[label], config.ipc, mean) for label, mean in enumerate(profiles.features)]
         )
+        logits = judge(teacher, candidates[rows])[0] if teacher else torch.zeros(len(rows), 0)
+        Chosen(rows, candidates[rows], logits).save(folder)
+
+    inputs = ["private", run.fingerprint_of("candidates")]
+    inputs += [run.fingerprint_of("teacher")] if teacher else []
+    return Chosen.load(run.stage("chosen", build, version=1, inputs=inputs))
+
+
+def _refined(chosen: Chosen, prior: Prior, scenes: Scenes, budget: Budget, config: Config, run: Run) -> Chosen:
+    """Return `chosen` with its latents moved, from stage `refined`: by noisy sums alone."""
+    moments = _moments(scenes, budget, config, run)
+    lesson = MomentsLesson(fold_norms(pretrained()), slot_labels(scenes, config), moments)
+
+    def build(folder: Path) -> dict[str, Any]:
+        seed = derive_seed(config.seed, "refinement")
+        latents, facts = refine(prior, chosen.latents, lambda _: lesson, config.refinement, seed=seed, folder=folder)
+        replace(chosen, latents=latents).save(folder)
+        return facts
+
+    inputs: list[Any] = ["private", run.fingerprint_of("chosen"), run.fingerprint_of("moments")]
+    inputs += [config.refinement.model_dump(), config.seed]
+    return Chosen.load(run.stage("refined", build, version=1, inputs=inputs))
+
+
+def _moments(scenes: Scenes, budget: Budget, config: Config, run: Run) -> Moments:
+    """Return the noisy moments of the backbone's features from stage `moments`."""
+    features, noise = scene_features(scenes, config, run), budget.noise["moments"]
+
+    def build(folder: Path) -> None:
+        found = noisy_moments(features, scenes.labels, len(scenes.classes), noise=noise, by=SecretNoise())
+        kept = {"second": found.second, "sums": found.sums, "counts": found.counts}
+        save_tensors(kept | {"deviation": torch.tensor(found.deviation)}, folder / "moments.safetensors")
+
+    stage = run.stage("moments", build, version=1, inputs=[scenes.fingerprint(), config.size, noise])
+    kept = load_file(stage / "moments.safetensors")
+    return Moments(kept["second"], kept["sums"], kept["counts"], float(kept["deviation"]))
+
+
+def _hand_out(
+    chosen: Chosen, prior: Prior, scenes: Scenes, texts: list[str], budget: Budget, config: Config, run: Run
+) -> DistilledSet:
+    """Return the set from stage `distilled`."""
+    fewest = fewest_noticed(len(scenes), Path(source_of(config.base, config.size)))
+
+    def build(folder: Path) -> None:
         labels = slot_labels(scenes, config)
         described = [texts[label] for label in labels.tolist()]
-        logits = judge(teacher, candidates[chosen])[0] if teacher else None
-        records = describe_images(chosen, labels, logits, described, config)
+        logits = chosen.logits if chosen.logits.shape[1] else None
+        records = describe_images(chosen.rows, labels, logits, described, config)
         facts = about("dpd", config) | {"guarantee": guarantee(budget, len(scenes), fewest)}
-        DistilledSet(decode(prior, candidates[chosen], config), labels, scenes.classes, records, facts).write(folder)
+        DistilledSet(decode(prior, chosen.latents, config), labels, scenes.classes, records, facts).write(folder)
 
-    inputs = ["private", run.fingerprint_of("candidates"), asdict(budget)]
-    inputs += [run.fingerprint_of("teacher")] if teacher else []
-    return DistilledSet.load(run.stage("distilled", build, version=4, inputs=inputs))
+    last = "refined" if config.refinement.steps else "chosen"
+    inputs = ["private", run.fingerprint_of(last), asdict(budget)]
+    return DistilledSet.load(run.stage("distilled", build, version=5, inputs=inputs))
 
 
 def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
@@ -358,9 +401,10 @@ def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
         f"neighbours if one of their {count} images counts in the one and is blank in the other (zero-out; the number "
         "of images is public). If one image is replaced by another, ε = "
         f"{_rounded_up(budget.replacing)} at the same δ. "
-        "Covered is all that was learned from the images: means of classes and clusters, teacher and adapter (if any), "
-        "descriptions and choice follow from sums with Gaussian noise. The account is numerical (privacy loss "
-        "distributions, rounded up). Another set made from the same images spends as much again. Not covered: what the "
+        "Covered is all that was learned from the images: means of classes and clusters, second moments of features, "
+        "teacher and adapter (if any), descriptions, choice and refinement follow from sums with Gaussian noise. "
+        "The account is numerical (privacy loss distributions, rounded up). Another set made from the same images "
+        "spends as much again. Not covered: what the "
         f"base was trained on, {checked}; the names of the classes and the number of images, taken as known; "
         "several images of one place, each of which counts for itself; whoever reads the run folder or the memory of "
         "the machine that made the set."

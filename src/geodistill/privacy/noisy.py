@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -83,6 +84,38 @@ def noisy_means(
     sums = noisy_sums(rows, groups, count, norm=longest, noise=noise, by=by)
     counts = (sums[:, -1] / (_COUNTED * norm)).clamp_min(_FEWEST)
     return sums[:, :-1] / counts[:, None], longest * noise / counts
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What sums tell of vectors of length 1 in classes: their second moment, and the sum and number of each class.
+
+    second: float64 [D, D], the sum of outer products. sums: [classes, D]. counts: [classes]. deviation: of the noise in
+    each of their values, 0 where there is none.
+    """
+
+    second: Tensor
+    sums: Tensor
+    counts: Tensor
+    deviation: float
+
+
+def noisy_moments(values: Tensor, groups: Tensor, count: int, *, noise: float, by: SecretNoise) -> Moments:
+    """Return the moments of `values` [n, D], clipped to 1, of `count` classes `groups` int64 [n], with Gaussian noise.
+
+    One mechanism of multiplier `noise`: an image changes the upper triangle of the second moment by at most 1 ("Analyze
+    Gauss": Dwork, Talwar, Thakurta, Zhang, STOC 2014), its class's sum by 1, and the count, weighted, by _COUNTED.
+    """
+    rows = clipped(values.double())
+    deviation = noise * (1 + 1 + _COUNTED**2) ** 0.5
+    size = rows.shape[1]
+    counted = torch.full((len(rows), 1), _COUNTED, dtype=torch.float64)
+    sums = torch.zeros(count, size + 1, dtype=torch.float64)
+    sums.index_add_(0, groups, torch.cat([rows, counted], dim=1))
+    sums += deviation * by.gaussian(*sums.shape)
+    upper = deviation * by.gaussian(size, size).triu()
+    second = rows.T @ rows + upper + upper.triu(1).T
+    return Moments(second, sums[:, :-1], (sums[:, -1] / _COUNTED).clamp_min(_FEWEST), deviation)
 
 
 def private_clusters(

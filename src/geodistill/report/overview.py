@@ -29,7 +29,19 @@ _STAGES = (
     "distilled",
     "self_test",
 )
-_PRIVATE = ("latents", "features", "profiles", "centres", "teacher", "adapter", "candidates", "distilled")
+_PRIVATE = (
+    "latents",
+    "features",
+    "profiles",
+    "centres",
+    "teacher",
+    "adapter",
+    "candidates",
+    "chosen",
+    "moments",
+    "refined",
+    "distilled",
+)
 
 
 def lead(found: Found) -> str:
@@ -71,6 +83,7 @@ def _open_stages(found: Found) -> list[str]:
         and config.get("refinement", {}).get("steps") == 0,
         "adapter": config.get("finetune", {}).get("steps") == 0,
         "refined": config.get("refinement", {}).get("steps") == 0,
+        "moments": config.get("refinement", {}).get("steps") == 0,
         "screened": config.get("privacy") != "screen",
         "labeller": not config.get("soft_labels"),
         # Runs that were begun before there was a self-test have no setting for it.
