@@ -122,9 +122,9 @@ def test_values_that_would_stop_a_later_stage(setting: str, message: str) -> Non
         ({}, 0.6, 3.0),
         ({"sampling": {"guidance": 1.0}}, 0.6, 1.0),
         ({"sampling": {"strength": 0.3}}, 0.3, 3.0),
-        ({"privacy": "screen"}, 0.8, 3.0),
+        ({"privacy": "screen"}, 0.6, 3.0),
         ({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}, 0.8, 3.0),
-        ({"privacy": "screen", "sampling": {"guidance": 2.0}}, 0.8, 2.0),
+        ({"privacy": "screen", "sampling": {"guidance": 2.0}}, 0.6, 2.0),
     ],
 )
 def test_strength_and_guidance_that_are_left_open(
@@ -135,6 +135,16 @@ def test_strength_and_guidance_that_are_left_open(
     (tmp_path / "config.toml").write_text(to_toml(config))
     assert load_config(tmp_path / "config.toml") == config
     assert read_recorded(recorded(config)) == config
+
+
+def test_under_screening_no_image_starts_as_a_training_image_unless_it_is_asked_for() -> None:
+    screened = make_config({"privacy": "screen"})
+    assert (screened.sampling.follow, screened.refinement.steps, screened.refinement.rounds) == ("none", 480, 6)
+    assert make_config({"privacy": "screen", "refinement": {"steps": 9}}).refinement.steps == 9
+    for asked in ({"strength": 0.8}, {"follow": "start"}):
+        assert make_config({"privacy": "screen", "sampling": asked}).sampling.follow == "start"
+    assert make_config({}).sampling.follow == "start"
+    assert make_config({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}).sampling.follow == "start"
 
 
 def test_text_with_control_characters_comes_back(tmp_path: Path) -> None:

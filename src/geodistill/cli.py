@@ -165,7 +165,8 @@ def distill(
     privacy: Annotated[
         str | None,
         typer.Option(
-            help="'screen': draw images too like a training image again, less like it. 'dp': differential privacy, "
+            help="'screen': start no image from a training image, and draw those too like one again. 'dp': "
+            "differential privacy, "
             "with --epsilon and --delta; the base must not have seen these scenes [default: none]."
         ),
     ] = None,

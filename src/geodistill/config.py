@@ -117,13 +117,16 @@ class FinetuneSettings(_Settings):
 class SamplingSettings(_Settings):
     """Drawing candidates."""
 
-    follow: Literal["start", "guide", "none"] = Field("start", description="how a prototype is followed")
+    follow: Literal["start", "guide", "none"] = Field(
+        "start",
+        description="how a prototype is followed; under privacy 'screen' 'none', unless this or the strength is set",
+    )
     strength: float | None = Field(
         None,
         gt=0,
         le=1,
         description="start: how far the prototype is noised (1: all the way). If it is not set, a test on the training "
-        "scenes chooses 0.6 or 0.4. Under privacy 'screen' and 'dp' the default is 0.8",
+        "scenes chooses 0.6 or 0.4. Under privacy 'dp' the default is 0.8",
     )
     scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
@@ -135,7 +138,7 @@ class SamplingSettings(_Settings):
     )
     steps: int = Field(30, ge=1, le=1000, description="of the solver from noise to image; a start skips the first")
     solver: Literal["ddim", "dpmsolver++", "pndm"] = Field("dpmsolver++", description="of the diffusion's equation")
-    candidates: int = Field(10, ge=1, description="candidates per prototype; 20 under privacy 'screen' and 'dp'")
+    candidates: int = Field(10, ge=1, description="candidates per prototype; 20 under privacy 'dp'")
     batch: int = Field(64, ge=1, description="images denoised together")
 
     @property
@@ -162,7 +165,9 @@ class SelectionSettings(_Settings):
 class RefinementSettings(_Settings):
     """Moving the chosen latents, so that a classifier learns more from their images about the real scenes."""
 
-    steps: int = Field(240, ge=0, description="0 leaves them as they were drawn; 120 under privacy 'dp'")
+    steps: int = Field(
+        240, ge=0, description="0 leaves them as they were drawn; 480 under privacy 'screen', 120 under 'dp'"
+    )
     lr: float = Field(0.03, gt=0, description="Adam's, in deviations of a latent's elements, decayed to zero")
     rounds: int = Field(
         3, ge=1, description="the steps are split into rounds; each trains a classifier on the set (not under 'dp')"
@@ -217,7 +222,7 @@ class Config(_Settings):
     )
     privacy: Literal["none", "screen", "dp"] = Field(
         "none",
-        description="'screen': images too like a training image are drawn again, following their prototype less; "
+        description="'screen': no image starts as a training image, and those too like one are drawn again; "
         "'dp': differential privacy, all that is learned from the scenes being a noisy sum",
     )
     epsilon: float | None = Field(None, gt=0, description="of 'dp': how much one image may change what comes out")
@@ -238,13 +243,17 @@ class Config(_Settings):
     def _defaults_of_protection(cls, values: Any) -> Any:
         # Defaults give way. What a teacher takes of the budget the
         # adapter gains more by on AID; on the built-in scenes neither is surely better (docs/experiments.md).
-        # Where nearness to single images is what matters, prototypes are followed less.
+        # Where no image may give away a training image, none starts as one: what is drawn from text alone is worth
+        # less, and is refined for longer (docs/experiments.md).
         if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
             return values
         given = dict(values)
-        gives_way: dict[str, dict[str, Any]] = {"sampling": {"strength": 0.8, "candidates": 20}}
+        gives_way: dict[str, dict[str, Any]] = {"refinement": {"steps": 480, "rounds": 6}}
+        if not _asks_for_starts(given):
+            gives_way["sampling"] = {"follow": "none"}
         if values["privacy"] == "dp":
-            gives_way |= {
+            gives_way = {
+                "sampling": {"strength": 0.8, "candidates": 20},
                 "refinement": {"steps": 120},
                 "finetune": {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0},
                 "self_test": {"held_out": 0},
@@ -285,6 +294,12 @@ class Config(_Settings):
         if self.privacy == "screen" and self.selection.by != "herding":
             raise ValueError(f"privacy 'screen' needs selection.by 'herding', got {self.selection.by!r}")
         return self
+
+
+def _asks_for_starts(given: Mapping[str, Any]) -> bool:
+    """Whether settings as given say how prototypes are followed; nobody sets a strength of what does not start."""
+    sampling = given.get("sampling", {})
+    return isinstance(sampling, dict) and sampling.get("strength") is not None
 
 
 def load_config(file: Path | None = None, sets: Sequence[str] = (), **flags: Any) -> Config:

@@ -328,7 +328,8 @@ _REPLAYABLE = (
 _NO_AUDIT = "No audit was made of what these images give away of the real ones: `geodistill audit` makes one."
 _SCREENED = (
     "Screened: candidates nearer to a training image of their class, in structure (SSIM), than 99 % of held-out "
-    "training images are to the others were not chosen, nor were copies. This says nothing of who was a training image."
+    "training images are to the others were not chosen, nor were copies. The audit says whether the set tells who was "
+    "a training image."
 )
 _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
 # Only the set of a run that tested itself has this section.

@@ -76,7 +76,9 @@ def _notes(result: Audit) -> dict[str, list[str]]:
         "attribution": (
             []
             if result.attribution
-            else ["Where the images began is not known: only runs of the project's own method keep it."]
+            else [
+                "No image began as a training image, or it is not known: only runs of the project's own method keep it."
+            ]
         ),
     }
 
