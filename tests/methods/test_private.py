@@ -100,6 +100,7 @@ def test_the_budget_has_every_mechanism_and_is_spent(settings: dict) -> None:
         Mechanism("profiles", budget.noise["profiles"]),
         Mechanism("clusters", budget.noise["clusters"], steps=2),
         Mechanism("starts", budget.noise["starts"]),
+        Mechanism("moments", budget.noise["moments"]),
         Mechanism("teacher", budget.noise["teacher"], rate=1.0, steps=7),
         Mechanism("adapter", budget.noise["adapter"], rate=16 / 24, steps=1),
     ]
@@ -108,7 +109,7 @@ def test_the_budget_has_every_mechanism_and_is_spent(settings: dict) -> None:
     assert "adapter" not in without.noise
     assert "teacher" not in without.noise  # nobody asks it
     inconsistent = budget_of(24, private_settings({**settings, "finetune": {"steps": 8, "batch": 2}}))
-    assert set(inconsistent.noise) == {"profiles", "clusters", "starts", "adapter"}
+    assert set(inconsistent.noise) == {"profiles", "clusters", "starts", "adapter", "moments"}
     assert without.noise["starts"] < inconsistent.noise["starts"] < budget.noise["starts"]
 
 
