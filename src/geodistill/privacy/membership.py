@@ -98,9 +98,13 @@ def in_orientations(real: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
     return lambda images: torch.stack([real(view) for view in symmetries(images)])
 
 
+def _features(images: Tensor) -> Tensor:
+    return backbone_features(images)
+
+
 SPACES = tuple(
     Space(name, real, in_orientations(real))
-    for name, real in (("pixels", pixel_vectors), ("structure", grey), ("features", backbone_features))
+    for name, real in (("pixels", pixel_vectors), ("structure", grey), ("features", _features))
 )
 
 
