@@ -400,7 +400,8 @@ def test_private_runs_have_stages_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "run" / "latents").mkdir()
     shown = Page(write_report(tmp_path / "run"))
     missing = [line.split()[1] for line in shown.all("li") if "not finished" in line]
-    assert missing == ["features", "profiles", "centres", "teacher", "candidates", "distilled"]
+    stages = ["features", "profiles", "centres", "teacher", "candidates", "chosen", "moments", "refined", "distilled"]
+    assert missing == stages
     assert "differential: ε = 8.0, δ = 1e-05, one image blanked (zero-out)" in shown.all("dd")
 
 
