@@ -217,7 +217,7 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _eurosat() -> str:
-    """Return the section on accuracy against ε on EuroSAT; nothing where benchmarks/private.py has not run."""
+    """Return the section on accuracy against ε on EuroSAT; an empty string if benchmarks/private.py has not run."""
     lines = merged([], "private.csv", ("epsilon", "ipc", "refined", "protocol", "network"))
     if not lines:
         return ""
@@ -230,7 +230,7 @@ def _eurosat() -> str:
 
 
 def _copies() -> str:
-    """Return the section on what the search for copies finds; nothing where benchmarks/copies.py has not run."""
+    """Return the table of the copies that were found; an empty string if benchmarks/copies.py has not run."""
     lines = merged([], "copies.csv", ("archive", "change"))
     if not lines:
         return ""

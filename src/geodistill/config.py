@@ -241,16 +241,17 @@ class Config(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_protection(cls, values: Any) -> Any:
-        # Defaults give way. What a teacher takes of the budget the
-        # adapter gains more by on AID; on the built-in scenes neither is surely better (docs/experiments.md).
-        # Where no image may give away a training image, none starts as one: what is drawn from text alone is worth
-        # less, and is refined for longer (docs/experiments.md).
+        # Settings that the user gives go before these defaults. What a teacher takes of the budget the adapter gains
+        # more by on AID; on the built-in scenes neither is surely better (docs/experiments.md). Where no image may give
+        # away a training image, none starts as one: what is drawn from text alone is worth less, and is refined for
+        # longer.
         if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
             return values
         given = dict(values)
-        gives_way: dict[str, dict[str, Any]] = {"refinement": {"steps": 480, "rounds": 6}}
-        if not _asks_for_starts(given):
-            gives_way["sampling"] = {"follow": "none"}
+        gives_way: dict[str, dict[str, Any]] = {
+            "sampling": {} if _sets_strength(given) else {"follow": "none"},
+            "refinement": {"steps": 480, "rounds": 6},
+        }
         if values["privacy"] == "dp":
             gives_way = {
                 "sampling": {"strength": 0.8, "candidates": 20},
@@ -296,8 +297,8 @@ class Config(_Settings):
         return self
 
 
-def _asks_for_starts(given: Mapping[str, Any]) -> bool:
-    """Whether settings as given say how prototypes are followed; nobody sets a strength of what does not start."""
+def _sets_strength(given: Mapping[str, Any]) -> bool:
+    """Whether `given` sets the sampling strength, which has a meaning only for images that start from a scene."""
     sampling = given.get("sampling", {})
     return isinstance(sampling, dict) and sampling.get("strength") is not None
 

@@ -503,9 +503,12 @@ def drawn_in_secret(config: Config, secret: bytes) -> Config:
 
 def seed_of_noise(what: str, config: Config, run: Run, index: int = 0) -> int | bytes:
     """Return the seed of the noise that images are drawn from in stage `what`: a secret unless reproducible."""
-    if config.reproducible:
-        return derive_seed(config.seed, what, index)
-    return derive_secret(run.secret(), f"{what} {index}")
+    return noise_seed(what, index, config.seed, None if config.reproducible else run.secret())
+
+
+def noise_seed(what: str, index: int, seed: int, secret: bytes | None) -> int | bytes:
+    """Return the seed of noise `index` of stage `what`: it follows from the run's `secret`, without one from `seed`."""
+    return derive_seed(seed, what, index) if secret is None else derive_secret(secret, f"{what} {index}")
 
 
 def unless_default(precision: str) -> list[str]:

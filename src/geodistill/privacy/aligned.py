@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from geodistill.errors import ConfigError
+from geodistill.privacy.copies import BINOMIAL, filtered
+from geodistill.privacy.membership import interval, resampled
 from geodistill.privacy.neighbours import Neighbours
 from geodistill.seeding import generator
 
@@ -65,23 +66,24 @@ def aligned_nearness(
     def distances(group: Tensor) -> Tensor:
         return search(group).distance
 
-    here, there = known[0], distances(held_out) if known[1] is None else known[1]
-    if float(there.median()) <= _SAME:
+    own, fresh = known[0], distances(held_out) if known[1] is None else known[1]
+    if float(fresh.median()) <= _SAME:
         raise ConfigError("half of the held-out images are copies of training images: remove the copies")
-    own, fresh = sharpness(images), sharpness(held_out)
-    if own > fresh * (1 + _EQUAL):
-        here = distances(blurred_to(images, fresh))
-    elif own < fresh / (1 + _EQUAL):
-        there = distances(blurred_to(held_out, own))
-    here = distances(images) if here is None else here
-    low, high = _interval(here, there, seed)
-    return AlignedNearness(_ratio(here, there), low, high, own / max(fresh, _SAME))
+    own_sharpness, fresh_sharpness = sharpness(images), sharpness(held_out)
+    if own_sharpness > fresh_sharpness * (1 + _EQUAL):
+        own = distances(blurred_to(images, fresh_sharpness))
+    elif own_sharpness < fresh_sharpness / (1 + _EQUAL):
+        fresh = distances(blurred_to(held_out, own_sharpness))
+    own, random = distances(images) if own is None else own, generator(seed, "aligned nearness")
+    drawn = [_ratio(*(resampled(values, random) for values in (own, fresh))) for _ in range(_RESAMPLES)]
+    found = interval(_ratio(own, fresh), drawn)
+    return AlignedNearness(found.value, found.low, found.high, own_sharpness / max(fresh_sharpness, _SAME))
 
 
 def sharpness(images: Tensor) -> float:
     """Return the median share of the variance of uint8 images [n, 3, s, s] that a 3x3 binomial filter removes."""
     whole = images.float()
-    kept = _separable(whole, torch.tensor([0.25, 0.5, 0.25])).var(dim=(1, 2, 3))
+    kept = filtered(whole, BINOMIAL).var(dim=(1, 2, 3))
     return float((1 - kept / whole.var(dim=(1, 2, 3)).clamp(min=1e-6)).median())
 
 
@@ -97,28 +99,8 @@ def blurred_to(images: Tensor, wanted: float) -> Tensor:
 def _gaussian(images: Tensor, deviation: float) -> Tensor:
     reach = max(1, min(round(3 * deviation), images.shape[-1] - 1))
     weights = (-(torch.arange(-reach, reach + 1) ** 2) / (2 * deviation**2)).exp()
-    return _separable(images.float(), weights / weights.sum()).round().clamp(0, 255).to(torch.uint8)
-
-
-def _separable(images: Tensor, weights: Tensor) -> Tensor:
-    """Return float images [n, 3, s, s] filtered by `weights` [2r + 1] along both axes, mirrored at the margins."""
-    reach, channels = len(weights) // 2, images.shape[1]
-    padded = F.pad(images, (reach,) * 4, mode="reflect")
-    rows = F.conv2d(padded, weights.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-    return F.conv2d(rows, weights.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    return filtered(images.float(), weights / weights.sum()).round().clamp(0, 255).to(torch.uint8)
 
 
 def _ratio(own: Tensor, fresh: Tensor) -> float:
     return float(own.median() / fresh.median().clamp(min=_SAME))
-
-
-def _interval(own: Tensor, fresh: Tensor, seed: int) -> tuple[float, float]:
-    """Return the 2.5th and 97.5th percentiles of the ratio over resampled images of both groups."""
-    random = generator(seed, "aligned nearness")
-    drawn = [_ratio(*(_resampled(values, random) for values in (own, fresh))) for _ in range(_RESAMPLES)]
-    low, high = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return low, high
-
-
-def _resampled(values: Tensor, random: torch.Generator) -> Tensor:
-    return values[torch.randint(len(values), (len(values),), generator=random)]

@@ -281,24 +281,20 @@ def audit_folder(
         RunError: the run was made from other scenes.
         DistilledSetError: there is no set.
     """
-    if (
-        out is not None
-        and what.is_dir()
-        and not (what / "distilled").is_dir()
-        and out.absolute().is_relative_to(what.absolute())
-    ):
+    is_run = (what / "distilled").is_dir()
+    folder = what / "distilled" if is_run else what
+    if out is not None and out.absolute().is_relative_to(folder.absolute()):
         raise ConfigError(f"--out {out} is in the folder of the set, which is shared: the page shows training images")
     for name in fail_on:
         if name not in FAILURES:
             raise ConfigError(f"--fail-on {name!r} is unknown: known: {', '.join(FAILURES)}")
     if "membership" in fail_on and data.test is None:
         raise ConfigError("--fail-on membership needs held-out images: give data with a test part")
-    is_run = (what / "distilled").is_dir()
     if shadows and not is_run:
         raise ConfigError(
             f"{what} is no run: how its images were made is not known, so there are no shadow sets: leave --shadows out"
         )
-    source, folder = (read_source(what, data.train), what / "distilled") if is_run else (None, what)
+    source = read_source(what, data.train) if is_run else None
     distilled = DistilledSet.load(folder)
     data = replace(data, train=source.learned_from(data.train)) if source else data
     if "membership" in fail_on:
@@ -364,16 +360,17 @@ def audit(
         raise ConfigError(f"the set has a class {strange[0]!r} that the data have not: audit it against its own data")
     train = data.train.pixels(size=distilled.size)
     leaked = train[torch.randperm(len(train), generator=generator(0, "audited training images"))[:_LEAKED]]
-    held = _some(data.test, distilled.size) if data.test else train[:0]
     known = known or Known()
     spaces = SPACES + (latent_spaces(known.prior) if known.prior and data.test else ())
     test = data.test.pixels(size=distilled.size) if data.test else train[:0]
+    held = _some(test)
     inside = seen(train, data.train.labels, spaces)
     others = seen(test, data.test.labels, spaces) if data.test else None
-    features = inside.vectors[len(SPACES) - 1]
     search = CopySearch(train)
     attacks, worst = _attacks(distilled, known.shadows, inside, others, data) if others else ((), None)
-    found = _compare({"distilled": distilled.images, "held-out": held, "leaked": leaked}, train, features, search)
+    found = _compare(
+        {"distilled": distilled.images, "held-out": held, "leaked": leaked}, train, inside.features, search
+    )
     copied = {name: are_copies(some[PIXELS]).float().mean() if some else None for name, some in found.items()}
     own = found["distilled"]
     order = own[PIXELS].ratio.argsort(stable=True)
@@ -420,10 +417,10 @@ def _replay(distilled: DistilledSet, known: Known, train: Tensor, test: Tensor, 
     return found
 
 
-def _some(scenes: Scenes, size: int) -> Tensor:
-    """Return the pixels of at most as many scenes as are used elsewhere for what fresh images are like."""
-    chosen = torch.randperm(len(scenes), generator=generator(0, "audited held-out images"))[:MAX_HELD_OUT]
-    return scenes.pixels(chosen.sort().values, size=size)
+def _some(images: Tensor) -> Tensor:
+    """Return at most as many of `images` [n, 3, s, s] as are used elsewhere for what fresh images are like."""
+    chosen = torch.randperm(len(images), generator=generator(0, "audited held-out images"))[:MAX_HELD_OUT]
+    return images[chosen.sort().values]
 
 
 def _compare(

@@ -116,6 +116,11 @@ class Seen:
     labels: Tensor
     spaces: tuple[Space, ...] = SPACES
 
+    @property
+    def features(self) -> Tensor:
+        """The pretrained backbone's features, float32 [n, 1280]; SPACES come first, and they end with these."""
+        return self.vectors[len(SPACES) - 1]
+
     def followed_by(self, others: "Seen") -> "Seen":
         """Return these images and then the others."""
         joined = tuple(torch.cat(pair) for pair in zip(self.vectors, others.vectors, strict=True))
@@ -176,25 +181,22 @@ def scores_of(distances: Tensor, width: float, usual: Tensor | None = None) -> d
 def isolated(known: Seen, others: Seen) -> tuple[Tensor, Tensor]:
     """Return which of the training images `known`, bool [n], and of `others`, bool [m], are the most isolated.
 
-    How isolated an image is: its distance, in the last of SPACES, to the nearest training image of its class other than
-    itself. ISOLATED of each are taken. An image that is like no other is what a set can give away most surely (Carlini
-    et al., S&P 2022).
+    How isolated an image is: its distance, in the backbone's features, to the nearest training image of its class other
+    than itself. ISOLATED of each are taken. An image that is like no other is what a set can give away most surely
+    (Carlini et al., S&P 2022).
     """
-    space = len(SPACES) - 1
-    own = _to_nearest(known, known, space, itself=True)
-    return _largest(own), _largest(_to_nearest(others, known, space, itself=False))
+    own = _to_nearest(known, known, itself=True)
+    return _largest(own), _largest(_to_nearest(others, known, itself=False))
 
 
-def _to_nearest(queries: Seen, known: Seen, space: int, *, itself: bool) -> Tensor:
+def _to_nearest(queries: Seen, known: Seen, *, itself: bool) -> Tensor:
     """Return the distance [n] of each of `queries` to the nearest of `known` in its class; 0 where there is none."""
     found = torch.zeros(len(queries.labels))
     for label in queries.labels.unique():
         asked, own = queries.labels == label, known.labels == label
-        apart = _apart(queries.vectors[space][asked], known.vectors[space][own])
-        if itself:
-            apart.fill_diagonal_(torch.inf)
+        apart = _apart(queries.features[asked], known.features[own])
         if apart.shape[1] > itself:
-            found[asked] = apart.amin(1)
+            found[asked] = nearest_other(apart) if itself else apart.amin(1)
     return found
 
 
@@ -227,9 +229,9 @@ def attack(name: str, members: Tensor, others: Tensor, *, seed: int = 0) -> Atta
     if not len(members) or not len(others):
         raise ConfigError("no images to tell apart: a membership attack needs training and held-out images")
     random, rate = generator(seed, "membership"), rate_of(len(others))
-    drawn = [_measures(_resampled(members, random), _resampled(others, random), rate) for _ in range(_RESAMPLES)]
+    drawn = [_measures(resampled(members, random), resampled(others, random), rate) for _ in range(_RESAMPLES)]
     auc, judged, *found = (
-        None if value is None else _interval(value, [one[rank] for one in drawn])
+        None if value is None else interval(value, [one[rank] for one in drawn])
         for rank, value in enumerate(_measures(members, others, rate))
     )
     assert auc is not None
@@ -321,11 +323,13 @@ def _curve(members: Tensor, others: Tensor) -> tuple[tuple[float, float], ...]:
     return tuple((int(allowed) / len(others), share) for allowed, share in zip(errors, shares, strict=False))
 
 
-def _resampled(values: Tensor, random: torch.Generator) -> Tensor:
+def resampled(values: Tensor, random: torch.Generator) -> Tensor:
+    """Return as many of `values` [n] as there are, drawn by `random` with replacement (bootstrap)."""
     return values[torch.randint(len(values), (len(values),), generator=random)]
 
 
-def _interval(value: float, drawn: Sequence[float | None]) -> Interval:
+def interval(value: float, drawn: Sequence[float | None]) -> Interval:
+    """Return `value` with the 2.5th and 97.5th percentiles of those `drawn` that are known."""
     ends = torch.tensor([one for one in drawn if one is not None], dtype=torch.float64)
     low, high = torch.quantile(ends, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(value, low, high)

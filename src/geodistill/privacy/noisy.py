@@ -78,12 +78,16 @@ def noisy_means(
     Sums and counts are one mechanism of multiplier `noise`: each row, clipped to `norm`, carries _COUNTED `norm` beside
     it for the count.
     """
-    counted = torch.full((len(values), 1), _COUNTED * norm, dtype=torch.float64)
     longest = norm * (1 + _COUNTED**2) ** 0.5
-    rows = torch.cat([clipped(values.double(), norm), counted], dim=1)
+    rows = _counted(clipped(values.double(), norm), norm)
     sums = noisy_sums(rows, groups, count, norm=longest, noise=noise, by=by)
     counts = (sums[:, -1] / (_COUNTED * norm)).clamp_min(_FEWEST)
     return sums[:, :-1] / counts[:, None], longest * noise / counts
+
+
+def _counted(rows: Tensor, norm: float) -> Tensor:
+    """Return float64 `rows` [n, D], none longer than `norm`, with a column beside them by which they are counted."""
+    return torch.cat([rows, torch.full((len(rows), 1), _COUNTED * norm, dtype=torch.float64)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,8 @@ def noisy_moments(values: Tensor, groups: Tensor, count: int, *, noise: float, b
     """
     rows = clipped(values.double())
     deviation = noise * (1 + 1 + _COUNTED**2) ** 0.5
-    size = rows.shape[1]
-    counted = torch.full((len(rows), 1), _COUNTED, dtype=torch.float64)
-    sums = torch.zeros(count, size + 1, dtype=torch.float64)
-    sums.index_add_(0, groups, torch.cat([rows, counted], dim=1))
-    sums += deviation * by.gaussian(*sums.shape)
+    size, longest = rows.shape[1], (1 + _COUNTED**2) ** 0.5
+    sums = noisy_sums(_counted(rows, 1.0), groups, count, norm=longest, noise=deviation / longest, by=by)
     upper = deviation * by.gaussian(size, size).triu()
     second = rows.T @ rows + upper + upper.triu(1).T
     return Moments(second, sums[:, :-1], (sums[:, -1] / _COUNTED).clamp_min(_FEWEST), deviation)

@@ -42,7 +42,7 @@ class Draws:
     texts: tuple[str, ...]
     starts: Tensor
     indices: Tensor
-    guessed: int
+    guessed: int | bytes
     settings: tuple[SamplingSettings, ...]
     seeds: tuple[int | bytes, ...]
 

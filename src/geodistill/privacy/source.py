@@ -15,7 +15,7 @@ from geodistill.methods import METHODS, make_distilled
 from geodistill.methods.following import chosen_sampling
 from geodistill.methods.screening import ways_of_drawing
 from geodistill.methods.self_test import set_apart
-from geodistill.methods.stages import MOST_CANDIDATES, Chosen, drawn_in_secret
+from geodistill.methods.stages import MOST_CANDIDATES, Chosen, drawn_in_secret, noise_seed
 from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, folder_of
 from geodistill.prior.finetune import merge_adapter
@@ -24,7 +24,7 @@ from geodistill.privacy.replay import Draws
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, read_secret
 from geodistill.scenes.scenes import Scenes
-from geodistill.seeding import derive_secret, derive_seed, generator
+from geodistill.seeding import generator
 
 _OWN = "dpd"
 
@@ -83,21 +83,16 @@ class Source:
         rows = Chosen.load(self.folder / "chosen").rows
         slots, ranks = rows // self.config.sampling.candidates, rows % self.config.sampling.candidates
         settings, names = ways_of_drawing(self.config, chosen_sampling(self.config, self.folder))
-        seeds: tuple[int | bytes, ...]
-        if self.replayable(distilled):
-            seeds = tuple(derive_seed(self.config.seed, what, index) for what, index in names)
-        else:
-            secret = read_secret(self.folder)
-            seeds = tuple(derive_secret(secret, f"{what} {index}") for what, index in names)
+        seed, secret = self.config.seed, None if self.replayable(distilled) else read_secret(self.folder)
         return Draws(
             prior=prior,
             adapted=adapted,
             texts=tuple(str(record["description"]) for record in distilled.records),
             starts=starts,
             indices=slots * MOST_CANDIDATES + ranks,
-            guessed=derive_seed(self.config.seed, "candidates"),
+            guessed=noise_seed("candidates", 0, seed, None),
             settings=settings,
-            seeds=seeds,
+            seeds=tuple(noise_seed(what, index, seed, secret) for what, index in names),
         )
 
     def overlap(self, train: Scenes) -> str:
