@@ -1,33 +1,36 @@
-"""What sets give away, beside what they are worth: audits on AID at 64 px, IPC 10.
+"""What sets give away, beside what they are worth: audits at 64 px, IPC 10, on an archive that the base has not seen.
 
-    python benchmarks/privacy.py --data ../shared/data/aid --out runs/privacy
+    python benchmarks/privacy.py --archive eurosat --data ../shared/data --out runs/privacy
+    python benchmarks/privacy.py --archive aid --data ../shared/data --out runs/privacy
 
-Random real images (which must be flagged), sets of rivals, DPD's without and with screening and under differential
-privacy: each set is made and tested by `geodistill compare`, in a run for each kind of privacy, and audited by
-`geodistill audit`. Rows go to benchmarks/results/privacy.csv; all of them are shown in docs/privacy.md and its plot.
-Nothing is chosen on the test split, which is what the audit takes fresh images from.
-
-Rows made before 28 November 2026 are of the base that is now `aid`, which was trained on these training images: those
-under differential privacy show the cost of the noise, without a guarantee. The compact base has not seen AID.
+Random real images, which must be flagged, sets of rivals, DPD's without and with protection: each is made from the
+training images in a run of its own, drawn in secret; classifiers trained on it are tested on the test images, and
+`geodistill audit` takes the test images for held-out ones. The same command resumes. Rows go to
+benchmarks/results/privacy.csv; all of them are shown in docs/privacy.md and its plots. Nothing is chosen on the test
+split.
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from record import circumstances, merged, parsed, parser, to_csv
+from record import circumstances, command, merged, to_csv
 
-from geodistill.compare import compare
-from geodistill.config import Config, load_config
-from geodistill.evaluation.rows import Row
+from geodistill.config import Config, load_config, recorded, without_self_test
+from geodistill.distilled import DistilledSet
+from geodistill.evaluation.bench import Bench, Training, open_store
+from geodistill.evaluation.measures import mean_std
+from geodistill.evaluation.networks import PRETRAINED
+from geodistill.methods import make_distilled
 from geodistill.privacy.audit import Audit, audit_folder
 from geodistill.progress import stages
 from geodistill.report.plots import standalone, utility_plot
-from geodistill.run import write_atomic
+from geodistill.run import Run, write_atomic
 from geodistill.scenes import SceneData, open_scenes
 
-SHEET, KEY, IPC = "privacy.csv", ("method", "privacy"), 10
+SHEET, KEY, IPC, SEEDS, DELTA = "privacy.csv", ("archive", "method", "privacy"), 10, (0, 1, 2), 1e-5
 PROTOCOLS = ("probe", "finetune")
 CASES = (
     ("random", "none"),
@@ -35,98 +38,128 @@ CASES = (
     ("d4m", "none"),
     ("dpd", "none"),
     ("dpd", "screen"),
-    *(("dpd", f"dp-{epsilon}") for epsilon in (30, 8, 1)),
+    *(("dpd", f"dp-{epsilon}") for epsilon in (30, 10, 1)),
 )
-DELTA = 1e-5
-DOCS = Path(__file__).parents[1] / "docs"
-PLOT = "images/aid_privacy.svg"
+# Archives, and for each a base that has not seen it.
+BASES = {"aid": "compact", "ucmerced": "aid", "eurosat": "aid"}
+NAMES = {"aid": "AID", "ucmerced": "UC Merced", "eurosat": "EuroSAT"}
+PAGE = Path(__file__).parents[1] / "docs" / "privacy.md"
 
 
 def main() -> None:
     """Make, test and audit one set after the other; write a row after each."""
     args = _arguments()
-    data = open_scenes(args.data)
+    data = open_scenes(args.data / args.archive)
     for method, privacy in [case for case in CASES if "-".join(case) in args.cases]:
-        rows, folder = _made(method, privacy, data, args)
+        folder = args.out / args.archive / f"{method}-{privacy}"
+        distilled = _made(method, _settings(privacy, args), data, folder, args.out / args.archive / "shared")
+        line = {"archive": args.archive, "method": method, "privacy": privacy} | _worth(distilled, data, folder)
         start = time.perf_counter()
         found, *_ = audit_folder(folder, data, out=folder / "audit")
-        seconds = f"{time.perf_counter() - start:.0f}"
+        line |= _given_away(found) | {"audit_seconds": f"{time.perf_counter() - start:.0f}"}
         print(found.verdict, flush=True)
-        line = {"method": method, "privacy": privacy, **_worth(rows), **_given_away(found), "audit_seconds": seconds}
-        lines = merged([line | circumstances()], SHEET, KEY)
-        order = {case: rank for rank, case in enumerate(CASES)}
-        lines.sort(key=lambda one: order[one["method"], one["privacy"]])
-        to_csv(lines, SHEET)
-        _draw(lines)
+        to_csv(merged([line | circumstances()], SHEET, KEY), SHEET)
+        write_page()
 
 
 def _arguments() -> argparse.Namespace:
     names = ["-".join(case) for case in CASES]
-    options = parser(__doc__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--archive", choices=list(BASES), required=True)
+    options.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the archives")
     options.add_argument("--out", type=Path, default=Path("runs/privacy"))
     options.add_argument("--cases", nargs="+", choices=names, default=names, metavar="METHOD-PRIVACY")
-    return parsed(options)
+    options.add_argument("--set", action="append", default=[], help="a setting, such as sampling.candidates=4")
+    args = options.parse_args()
+    if not (args.data / args.archive).is_dir():
+        sys.exit(f"benchmark skipped: {NAMES[args.archive]} is not at {args.data / args.archive}")
+    return args
 
 
-def _made(method: str, privacy: str, data: SceneData, args: argparse.Namespace) -> tuple[tuple[Row, ...], Path]:
-    """Return the rows of the set, tested under the probe and finetune, and the folder of its run."""
+def _settings(privacy: str, args: argparse.Namespace) -> Config:
+    """Return the settings of a case; the self-test is left out, so that all methods learn from the same images."""
+    given: dict[str, Any] = {"privacy": privacy}
+    if privacy.startswith("dp-"):
+        given = {"privacy": "dp", "epsilon": float(privacy.removeprefix("dp-")), "delta": DELTA}
+    return without_self_test(load_config(sets=args.set, base=BASES[args.archive], ipc=IPC, **given))
+
+
+def _made(method: str, config: Config, data: SceneData, folder: Path, shared: Path) -> DistilledSet:
+    """Return the set that is made in `folder`; stages that all methods have in common are made in `shared` once."""
+    settings = {"config": recorded(config), "scenes": data.train.fingerprint()}
+    # Latents, features and teacher do not depend on the protection.
+    common = {"kind": "shared stages", "scenes": data.train.fingerprint(), "base": config.base}
+    with Run(shared, common, command()) as lender, Run(folder, {"method": method} | settings, lender=lender) as run:
+        return make_distilled(method, data.train, config, run)
+
+
+def _worth(distilled: DistilledSet, data: SceneData, folder: Path) -> dict[str, str]:
+    """Return mean and standard deviation of the overall accuracy of classifiers that are trained on the set."""
+    found: dict[str, str] = {}
     with stages() as advance:
-        rows = compare(
-            data,
-            _settings(privacy),
-            out=args.out / privacy,
-            methods=[method],
-            ipcs=[IPC],
-            protocols=PROTOCOLS,
-            full=False,
-            progress=advance,
-        )
-    own = tuple(row for row in rows if (row.method, row.ipc) == (method, IPC) and row.protocol in PROTOCOLS)
-    return own, args.out / privacy / "sets" / f"{method}-ipc{IPC}"
-
-
-def _settings(privacy: str) -> Config:
-    if not privacy.startswith("dp-"):
-        return load_config(privacy=privacy)
-    return load_config(privacy="dp", epsilon=float(privacy.removeprefix("dp-")), delta=DELTA)
-
-
-def _worth(rows: tuple[Row, ...]) -> dict[str, str]:
-    found = {"rho": f"{rows[0].rho:.4g}"}
-    for row in rows:
-        found |= {f"{row.protocol}_mean": f"{row.oa_mean:.4g}", f"{row.protocol}_std": f"{row.oa_std:.4g}"}
+        bench = Bench(data, distilled.size, store=open_store(folder), progress=advance)
+        trainings = {"distilled": [Training.on_set("distilled", distilled)] * len(SEEDS)}
+        for protocol in PROTOCOLS:
+            measured = bench.measure_all(trainings, protocol, PRETRAINED, SEEDS)["distilled"]
+            mean, deviation = mean_std([one.oa for one in measured])
+            found |= {f"{protocol}_mean": f"{mean:.4f}", f"{protocol}_std": f"{deviation:.4f}"}
     return found
 
 
 def _given_away(found: Audit) -> dict[str, Any]:
-    best = found.best_attack
+    best, near, null, held_out = found.best_attack, found.nearness, found.null, found.held_out_flagged
+    # All archives have enough held-out images for each of these.
     assert best is not None
     assert best.judged is not None
-    assert found.held_out_flagged is not None
-    told = {
-        "copies": found.copies,
-        "held_out_flagged": f"{found.held_out_flagged:.4g}",
-        **{f"nearer_{one.measure}": f"{one.nearer:.4g}" for one in found.readings},
-        "leaks": found.leaks,
-        "attack": best.name,
-        "auc": f"{best.auc.value:.4g}",
-    }
-    told |= {f"found{end}": f"{getattr(best.judged, name):.4g}" for name, end in _ENDS.items()}
-    if found.null is not None:
-        told |= {"null": f"{found.null.mean[0]:.4g}", "p": f"{found.null.p:.4g}"}
-        told["exposed"] = f"{found.null.exposed[0] / found.null.images:.4g}"
-    told["found_at_0.1%"] = f"{best.found[1].value:.4g}" if best.found[1] else ""
-    return told | {"recognised": "" if found.attribution is None else f"{found.attribution.recognised:.4g}"}
+    assert near is not None
+    assert null is not None
+    assert held_out is not None
+    told: dict[str, Any] = {"copies": found.copies, "images": len(found.images), "held_out_flagged": _three(held_out)}
+    told |= _interval("nearness", near.ratio, near.low, near.high)
+    told |= {f"nearer_{one.measure}": _three(one.nearer) for one in found.readings}
+    told |= {"leaks": found.leaks, "p": _three(null.p), "attack": best.name, "auc": _three(best.auc.value)}
+    told |= _interval("found", best.judged.value, best.judged.low, best.judged.high)
+    for rate, own, chance in zip(null.rates, null.observed, null.mean, strict=True):
+        told |= {f"best_at_{rate:.1%}": _three(own), f"null_at_{rate:.1%}": _three(chance)}
+    told |= _interval("exposed", *(count / null.images for count in null.exposed))
+    told["isolated_auc"] = _three(found.isolated.auc.value) if found.isolated else ""
+    told["recognised"] = _three(found.attribution.recognised) if found.attribution else ""
+    if found.replay:
+        told |= {"replayed": found.replay.images, "outsider": found.replay.outsider, "insider": found.replay.insider}
+        told |= {"p_outsider": _three(found.replay.p_outsider), "p_insider": _three(found.replay.p_insider)}
+    return told
 
 
-_ENDS = {"value": "", "low": "_low", "high": "_high"}
+def _three(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
-def _draw(lines: list[dict[str, Any]]) -> None:
+def _interval(name: str, value: float, low: float, high: float) -> dict[str, str]:
+    return {name: _three(value), f"{name}_low": _three(low), f"{name}_high": _three(high)}
+
+
+def write_page() -> None:
+    """Write docs/privacy.md and its plots from the rows there are."""
+    lines = merged([], SHEET, KEY)
+    order = {case: rank for rank, case in enumerate(CASES)}
+    lines.sort(key=lambda one: order[one["method"], one["privacy"]])
+    parts = [_INTRODUCTION]
+    for archive, name in NAMES.items():
+        own = [line for line in lines if line["archive"] == archive]
+        if own:
+            write_atomic(PAGE.parent / _plot(archive), standalone(_drawn(archive, own)))
+            parts.append(_section(archive, name, own))
+    write_atomic(PAGE, "\n".join([*parts, _eurosat(), _copies()]))
+
+
+def _plot(archive: str) -> str:
+    return f"images/privacy_{archive}.svg"
+
+
+def _drawn(archive: str, lines: list[dict[str, Any]]) -> Any:
     points = {_name(line): (float(line["found"]), float(line["finetune_mean"])) for line in lines}
     spreads = {_name(line): (float(line["found_low"]), float(line["found_high"])) for line in lines}
-    write_atomic(DOCS / PLOT, standalone(utility_plot("privacy", points, spreads)))
-    write_atomic(DOCS / "privacy.md", _page(lines))
+    return utility_plot(f"privacy-{archive}", points, spreads)
 
 
 def _name(line: dict[str, Any]) -> str:
@@ -137,20 +170,65 @@ def _name(line: dict[str, Any]) -> str:
 
 _INTRODUCTION = f"""# What distilled sets give away
 
-AID, 64 px, IPC {IPC}: what each set is worth, and what `geodistill audit` finds in it, against 6,000 training and
-2,000 held-out images.
-Copies: images that one training image is much more like than any other is, allowing for the changes that are looked
-for. Found: training images that the best of nine membership attacks finds at 1 % false positives, with its 95 %
-interval; a set of 300 real images holds 5 % of them. Null: the audit replaces the set by held-out images, 199 times,
-and takes the mean of what the best attack then finds. p is the share of these 199 sets that give away at least as much
-as the distilled set; the set leaks if p is at most 0.01. Rows without p were made before the audit had a null, so they
-do not show whether the set leaks. Nearer: images whose distance to the nearest training image (SSIM) is smaller than
-that of 99 % of the held-out images. Recognised: images whose starting training image the data owner can identify.
+64 px, IPC {IPC}, one set each, three classifiers. The base has not seen the archive. `geodistill audit` tests each set
+against the training images and against the test images, from which no set was made.
+
+- **OA**: overall accuracy on the test images, mean and standard deviation of the classifiers; finetune and probe use
+  EfficientNet-Lite0.
+- **Copies**: images that one training image is much more like than any other is; the search allows for rotation,
+  reflection, crops, noise, blur and changed colours.
+- **Nearness**: median distance to the nearest training image, divided by that of equally sharp held-out images, with
+  its 95 % interval. 1: as far as images that were never seen. 0: copies.
+- **p**: p-value of the membership attacks. The best of all attacks is compared with the best of all attacks on 199 sets
+  of held-out images. The set leaks if p is at most 0.01.
+- **Exposed**: share of the images that expose a training image, above what is found in sets of held-out images, with
+  the 95 % interval of the latter.
+- **Found, null**: training images that the best attack finds at 1 % and 0.1 % false positives, and the mean of what it
+  finds in sets of held-out images.
+- **Replay**: of 30 images, how many starting training images are named among 16 suspects each; guessing names 2. The
+  outsider has the set, the base and the settings, the insider also the adapter and the secret. Empty where no image
+  starts from a training image.
 
 Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `benchmarks/privacy.py`.
-
-![Accuracy against training images found]({PLOT})
 """
+
+
+def _section(archive: str, name: str, lines: list[dict[str, Any]]) -> str:
+    heads = ["set", "OA %, finetune", "OA %, probe", "copies", "nearness", "p", "exposed %"]
+    heads += ["found / null %, at 1 %", "at 0.1 %", "replay: outsider, insider"]
+    rows = [heads, ["---"] * len(heads)]
+    for line in lines:
+        rows.append(
+            [
+                _name(line),
+                f"{_percent(line['finetune_mean'], 1)} ± {_percent(line['finetune_std'], 1)}",
+                _percent(line["probe_mean"], 1),
+                f"{line['copies']} of {line['images']}",
+                _range(line, "nearness", lambda value: f"{float(value):.2f}"),
+                line["p"],
+                _range(line, "exposed", _percent),
+                _beside_null(line, "1.0%"),
+                _beside_null(line, "0.1%"),
+                f"{line['outsider']}, {line['insider']}" if line.get("outsider") else "",
+            ]
+        )
+    title = f"## {name}, base `{BASES[archive]}`\n\n![Accuracy against training images found]({_plot(archive)})\n"
+    return f"{title}\n{_table(rows)}"
+
+
+def _range(line: dict[str, Any], name: str, told: Any) -> str:
+    return f"{told(line[name])} ({told(line[f'{name}_low'])} to {told(line[f'{name}_high'])})"
+
+
+def _beside_null(line: dict[str, Any], rate: str) -> str:
+    # With few held-out images there is no rate of 0.1 %.
+    if not line.get(f"best_at_{rate}"):
+        return ""
+    return f"{_percent(line[f'best_at_{rate}'], 1)} / {_percent(line[f'null_at_{rate}'], 1)}"
+
+
+def _percent(value: str, digits: int = 0) -> str:
+    return f"{100 * float(value):.{digits}f}" if value else ""
 
 
 _EUROSAT = """
@@ -178,38 +256,6 @@ equal sharpness, 0: copies).
 Source: `benchmarks/results/copies.csv`, made by `benchmarks/copies.py`.
 
 """
-
-
-_PRIVATE = f"""
-Under differential privacy (ε, δ = {DELTA:g}) nothing starts as a training image. Those rows show what the noise costs
-and hides, on a base that was itself trained on these images, and so have no guarantee. No teacher is trained there: of
-what it takes of the budget the adapter makes better use (experiments.md).
-"""
-
-
-def _page(lines: list[dict[str, Any]]) -> str:
-    heads = ["set", "OA %, finetune", "OA %, probe", "ρ", "copies", "found %", "null %", "p", "by"]
-    heads += ["nearer %", "recognised %"]
-    rows = [heads, ["---"] * len(heads)]
-    for line in lines:
-        found = " to ".join(f"{100 * float(line[f'found{end}']):.1f}" for end in ("_low", "_high"))
-        rows.append(
-            [
-                _name(line),
-                f"{100 * float(line['finetune_mean']):.1f} ± {100 * float(line['finetune_std']):.1f}",
-                f"{100 * float(line['probe_mean']):.1f}",
-                f"{float(line['rho']):.2f}",
-                f"{line['copies']} of 300",
-                f"{100 * float(line['found']):.1f} ({found})",
-                f"{100 * float(line['null']):.1f}" if line.get("null") else "",
-                line.get("p", ""),
-                line["attack"],
-                f"{100 * float(line['nearer_structure']):.0f}",
-                f"{100 * float(line['recognised']):.0f}" if line["recognised"] else "",
-            ]
-        )
-    private = _PRIVATE if any(str(line["privacy"]).startswith("dp-") for line in lines) else ""
-    return _INTRODUCTION + private + "\n" + _table(rows) + _eurosat() + _copies()
 
 
 def _table(rows: list[list[str]]) -> str:
