@@ -545,7 +545,7 @@ def audit(
     ] = None,
     shadows: Annotated[
         int,
-        typer.Option(min=0, help="Sets to make of random halves, for the shadow attack; each costs what RUN cost."),
+        typer.Option(min=0, help="Sets to make of random halves, for the shadow attack; each takes as long as RUN."),
     ] = 0,
     fail_on: Annotated[
         list[str] | None,

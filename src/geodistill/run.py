@@ -350,6 +350,15 @@ class Run:
         return self.folder / "stages" / f"{name}.json"
 
 
+def stage_of(folder: Path, name: str, *, version: int, inputs: Sequence[Any] = ()) -> Path | None:
+    """Return the folder of stage `name` of the run in `folder`; None unless it is whole and of these `inputs`.
+
+    The run is only read, and may be in use.
+    """
+    target = folder / name
+    return target if _mark_of(target) == fingerprint(name, version, list(inputs)) else None
+
+
 class _Clock:
     """Wall time, processor time and peak memory of a stage, over all the times it was gone on with.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from geodistill.cli import app
@@ -19,7 +20,7 @@ from geodistill.methods.self_test import set_apart
 from geodistill.methods.stages import Chosen
 from geodistill.privacy.audit import REPLAYABLE, Known, audit, audit_folder
 from geodistill.privacy.overlap import footprint
-from geodistill.privacy.source import read_source, shadow_sets
+from geodistill.privacy.source import _half, read_source, shadow_sets
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, versions
 from geodistill.scenes import SceneData, Scenes, builtin_scenes, write_scenes
@@ -272,6 +273,23 @@ class TestOfRuns:
         assert {image.tobytes() for image in first.images.numpy()} <= {
             image.tobytes() for image in data.train.pixels(part, size=32).numpy()
         }
+
+    def test_shadow_sets_reuse_the_latents_of_the_run(
+        self, run: Path, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = read_source(run, pair)
+        part = _half(pair, 0)
+        settings = {"method": "dpd", "config": recorded(source.config), "scenes": pair.subset(part).fingerprint()}
+        with Run(tmp_path / "anew", settings) as anew:
+            expected = make_distilled("dpd", pair.subset(part), source.config, anew)
+        # No scene is encoded again.
+        monkeypatch.delattr("geodistill.methods.stages.make_parts")
+        [(found, which)] = shadow_sets(source, pair, 1, tmp_path)
+        assert torch.equal(which, part)
+        assert found.images.shape == expected.images.shape
+        kept = [load_file(tmp_path / name / "latents" / "latents.safetensors") for name in ("anew", "shadow-0")]
+        # Encoded beside other scenes, a scene's latents differ by rounding.
+        assert (kept[0]["latents"] - kept[1]["latents"]).abs().max() < 1e-2
 
     def test_errors(self, run: Path, pair: Scenes, data: SceneData, tmp_path: Path) -> None:
         with pytest.raises(RunError) as caught:

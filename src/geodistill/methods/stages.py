@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from geodistill.privacy.overlap import sign, told_overlap
 from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
-from geodistill.run import Run, forget_parts, join_parts, make_parts, save_tensors, versions, write_atomic
+from geodistill.run import Run, forget_parts, join_parts, make_parts, save_tensors, stage_of, versions, write_atomic
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
 from geodistill.scenes.views import dihedral
@@ -67,6 +68,8 @@ log = logging.getLogger("geodistill")
 MOST_CANDIDATES = 10_000
 # Members nearest the prototype that a description is made from.
 _DESCRIBED = 16
+# Versions of the code of stages `latents` and `features`.
+_LATENTS, _FEATURES = 2, 1
 _LABELLER = "labeller.safetensors"
 _CHOSEN = "chosen.safetensors"
 # Positions of latents, for each thread, from which an adaptation on a CPU is compiled. Compiling takes three minutes. A
@@ -217,11 +220,37 @@ def encode(scenes: Scenes, prior: Prior, config: Config, run: Run) -> Tensor:
             forget_parts(folder)
 
     ahead = _Ahead(scenes, config.size)
-    inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.size, config.latents.views]
-    inputs += unless_default(config.precision)
-    stage = run.stage("latents", build, version=2, inputs=inputs, shared=True)
+    inputs = _inputs_of_latents(scenes, config, prior.source)
+    stage = run.stage("latents", build, version=_LATENTS, inputs=inputs, shared=True)
     latents: Tensor = load_file(stage / "latents.safetensors")["latents"]
     return latents
+
+
+def _inputs_of_latents(scenes: Scenes, config: Config, base: str) -> list[Any]:
+    inputs = [scenes.fingerprint(), fingerprint_of_base(base), config.size, config.latents.views]
+    return inputs + unless_default(config.precision)
+
+
+def reuse_encoded(folder: Path, scenes: Scenes, part: Tensor, config: Config, run: Run) -> None:
+    """Make stages `latents` and `features` of `run`, a run of some of `scenes`, from those of the run in `folder`.
+
+    `folder` holds a run of all scenes with the same settings; `part` int64 [k] are those of `run`. Stages that are not
+    in `folder` are left to be made. A base that is built from the scenes depends on them, and so do its latents.
+    """
+    own, inputs = scenes.subset(part), {"features": (_FEATURES, _inputs_of_features)}
+    # Not every method has latents, and so a base that draws this size.
+    if config.base != SCRATCH and (folder / "latents").is_dir():
+        base = source_of(config.base, config.size)
+        inputs["latents"] = (_LATENTS, partial(_inputs_of_latents, base=base))
+    for name, (version, of) in inputs.items():
+        given = stage_of(folder, name, version=version, inputs=of(scenes, config))
+        if given is not None:
+            run.stage(name, partial(_save_rows, name, given, part), version=version, inputs=of(own, config))
+
+
+def _save_rows(name: str, given: Path, part: Tensor, folder: Path) -> None:
+    file = f"{name}.safetensors"
+    save_tensors({name: load_file(given / file)[name][part]}, folder / file)
 
 
 class _Ahead:
@@ -320,9 +349,13 @@ def scene_features(scenes: Scenes, config: Config, run: Run) -> Tensor:
                 advance(which.stop)
         save_tensors({"features": torch.cat(parts)}, folder / "features.safetensors")
 
-    stage = run.stage("features", build, version=1, inputs=[scenes.fingerprint(), config.size])
+    stage = run.stage("features", build, version=_FEATURES, inputs=_inputs_of_features(scenes, config))
     found: Tensor = load_file(stage / "features.safetensors")["features"]
     return found
+
+
+def _inputs_of_features(scenes: Scenes, config: Config) -> list[Any]:
+    return [scenes.fingerprint(), config.size]
 
 
 def describe(prior: Prior, prototypes: Prototypes, scenes: Scenes, config: Config, run: Run) -> list[str]:

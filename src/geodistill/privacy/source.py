@@ -15,7 +15,7 @@ from geodistill.methods import METHODS, make_distilled
 from geodistill.methods.following import chosen_sampling
 from geodistill.methods.screening import ways_of_drawing
 from geodistill.methods.self_test import set_apart
-from geodistill.methods.stages import MOST_CANDIDATES, Chosen, drawn_in_secret, noise_seed
+from geodistill.methods.stages import MOST_CANDIDATES, Chosen, drawn_in_secret, noise_seed, reuse_encoded
 from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, folder_of
 from geodistill.prior.finetune import merge_adapter
@@ -127,7 +127,8 @@ def read_source(folder: Path, train: Scenes) -> Source:
 def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tuple[DistilledSet, Tensor]]:
     """Return `count` sets made as `source` was, each of a random half of every class, and which scenes these are.
 
-    Each is a run in `out`, where it goes on if it was stopped. It costs what the run cost.
+    Each is a run in `out`, where it goes on if it was stopped. Latents and features, which do not depend on the half,
+    are those of the run; the rest costs what it cost there.
     Raises ConfigError where a class is too small to be halved.
     """
     least = int(torch.bincount(train.labels, minlength=len(train.classes)).min())
@@ -143,6 +144,7 @@ def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tu
         asked = {"method": source.method, "config": recorded(source.config)}
         settings = asked | {"scenes": scenes.fingerprint()}
         with Run(out / f"shadow-{rank}", settings, "geodistill audit") as run:
+            reuse_encoded(source.folder, train, part, source.config, run)
             made.append((make_distilled(source.method, scenes, source.config, run), part))
     return made
 
