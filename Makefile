@@ -27,7 +27,7 @@ types: $(BIN)/.installed
 	$(BIN)/mypy
 
 unit: $(BIN)/.installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(ALL),-m "slow or not slow")
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -113,6 +113,7 @@ def test_help_shows_what_folders_look_like(command: str, told: str) -> None:
     assert told in _call(command, "--help").stdout
 
 
+@pytest.mark.slow
 def test_pretrain_makes_a_base_that_distill_takes(scenes: Path, tmp_path: Path) -> None:
     made = _call(
         "pretrain", scenes, "--config", "tiny", "--out", tmp_path / "base", "--data-note", "drawn by geodistill"
@@ -126,6 +127,7 @@ def test_pretrain_makes_a_base_that_distill_takes(scenes: Path, tmp_path: Path) 
     assert not (tmp_path / "run" / "base").exists()
 
 
+@pytest.mark.slow
 def test_compare_and_report(scenes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     asked = ["--ipc", 1, 2, "--methods", "random", "dpd", "--protocols", "probe", "--seeds", 2, "--config", "tiny"]

@@ -48,6 +48,7 @@ class TestOperations:
         layer, images = nn.Conv2d(3, 5, 3, padding=1).to("meta"), planning._meta(2, 3, 8)
         assert planning._operations(lambda: layer(images)) == 2 * 2 * 5 * 3 * 9 * 8 * 8
 
+    @pytest.mark.slow
     def test_follow_the_settings(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
         base = _with(on_pipeline, sampling={"steps": 10, "strength": 0.5, "guidance": 3.0, "candidates": 4})
         base = _with(base, refinement={"steps": 6, "rounds": 3, "students": (2,)})

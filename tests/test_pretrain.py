@@ -61,6 +61,7 @@ def test_model_card_says_what_it_is(run: Path) -> None:
     assert read_facts(run / "base") == BaseFacts("run", (16,))
 
 
+@pytest.mark.slow
 def test_killed_in_either_training_it_ends_with_the_same_bytes(
     run: Path, data: SceneData, settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

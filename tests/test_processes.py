@@ -74,6 +74,7 @@ def shared(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_images_that_one_makes(scenes: Path, shared: Path, tmp_path: Path) -> None:
     _alone(scenes, tmp_path / "run")
     one, two = (DistilledSet.load(out / "distilled") for out in (tmp_path / "run", shared))
@@ -93,6 +94,7 @@ def test_two_processes_make_the_images_that_one_makes(scenes: Path, shared: Path
     assert not list(shared.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_two_processes_draw_from_one_secret(scenes: Path, shared: Path, tmp_path: Path) -> None:
     for name in ("two", "one"):
         shutil.copytree(shared, tmp_path / name)

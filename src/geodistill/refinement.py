@@ -38,6 +38,8 @@ RIDGE = 0.3
 # Part of the deviation of noise in a second moment that counts as scatter in every direction: chosen on EuroSAT's
 # training scenes by the ridge regression on noisy moments that is best on held-out ones.
 _FLOOR = 0.2
+# Share of the largest eigenvalue of a scatter matrix at which one counts as zero.
+_LEAST = 1e-6
 # Weight of the mean squared distance to where the latents were.
 _HELD = 0.1
 # Real images of each class that a network of random weights is shown, and how many go through it together.
@@ -82,6 +84,9 @@ class MomentsLesson:
 
     network, labels: as in Lesson. moments: of the real scenes' features of length 1 in that network.
 
+    The weights of the ridge regression are scaled so that the error is least: which class is named does not depend on
+    their scale, and the scatter of the noise asks for smaller weights than any that can be learned.
+
     The noise of the second moment has eigenvalues of both signs, up to twice its deviation times √D. What is negative
     of the scatter matrix is set to 0, and `_FLOOR` of that deviation times √D is added, so that no direction that the
     noise hides counts as free.
@@ -98,15 +103,23 @@ class MomentsLesson:
         # Sums over the scenes of (feature - mean) times target, the target being one-hot less 1/classes.
         centred = moments.sums - moments.counts[:, None] * mean
         self._cross = (centred - centred.mean(dim=0)).T.float()
-        self._whole = float(count) * (1 - 1 / classes)
+        # What the best weights gain; without noise there may be directions in which nothing varies.
+        along = (axes.T @ self._cross.double()).square().sum(dim=1)
+        varies = values > _LEAST * values.max()
+        self._whole = float((along[varies] / values[varies]).sum())
         self._targets = F.one_hot(labels, classes).float() - 1 / classes
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the squared error after learning from `features` [m, D] of length 1, over that of no knowledge."""
+        """Return the squared error after learning from `features` [m, D] of length 1, float [].
+
+        0 is the least error of any weights, 1 that of no knowledge.
+        """
         points = features - self._mean
         weights = points.T @ torch.linalg.solve(points @ points.T + RIDGE * torch.eye(len(points)), self._targets)
-        error: Tensor = (weights * (self._scatter @ weights)).sum() - 2 * (weights * self._cross).sum() + self._whole
-        return error / self._whole
+        gain, size = (weights * self._cross).sum(), (weights * (self._scatter @ weights)).sum()
+        # Weights that point the wrong way are best scaled to nothing.
+        error: Tensor = 1 - gain.clamp_min(0).square() / (size * self._whole)
+        return error
 
 
 class MeansLesson(Lesson):

@@ -104,6 +104,7 @@ def test_numbers_of_parameters(name, parameters):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss(name):
     network = build_network(name, 2, 0).train()
     labels = torch.arange(8) % 2
@@ -213,6 +214,7 @@ def test_pooled_features_are_the_mean_of_the_packages_map():
     not shutil.which("g++") or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
     reason="torch.compile needs a C++ compiler and the headers of Python",
 )
+@pytest.mark.slow
 def test_compiled_convnet3_has_the_same_logits_and_gradients():
     network = build_network("convnet3", 2, seed=0)
     batch = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))

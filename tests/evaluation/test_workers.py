@@ -18,10 +18,10 @@ from geodistill.evaluation.protocols import train_and_predict
 from geodistill.evaluation.workers import Job, kept_memory, train_side_by_side
 
 
-def job(seed: int, steps: int = 3) -> Job:
+def job(seed: int, steps: int = 3, network: str = "convnet3") -> Job:
     random = np.random.default_rng(0)
     images, test = (random.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8) for count in (8, 5))
-    return Job("scratch", "convnet3", images, np.arange(8) % 2, test, 2, seed, steps)
+    return Job("scratch", network, images, np.arange(8) % 2, test, 2, seed, steps)
 
 
 def alone(one: Job) -> torch.Tensor:
@@ -36,6 +36,7 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_processes")
+@pytest.mark.slow
 def test_processes_give_what_one_gives() -> None:
     jobs, told = [job(0), job(1), job(2, steps=4)], []
     found = dict(train_side_by_side(jobs, lambda *now: told.append(now)))
@@ -86,12 +87,14 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_workers import job
 from geodistill.evaluation.workers import train_side_by_side
-list(train_side_by_side([job(0, 100_000), job(1, 100_000)], lambda done, of: print(done, flush=True)))
+# As many steps as are not compiled, which takes long, of a network whose steps take long.
+list(train_side_by_side([job(0, 99, "vgg16"), job(1, 99, "vgg16")], lambda done, of: print(done, flush=True)))
 """
 
 
 @pytest.mark.skipif(joblib.cpu_count() < 2, reason="with one core nothing is started")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists processes by /proc")
+@pytest.mark.slow
 def test_workers_stop_when_the_command_is_killed() -> None:
     script = KILLED.format(tests=str(Path(__file__).parent))
     command = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

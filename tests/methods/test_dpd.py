@@ -75,6 +75,7 @@ def test_without_a_folder_nothing_is_left(data: SceneData, tiny: Config, run: Pa
     assert torch.equal(distilled.images, geodistill.DistilledSet.load(run / "distilled").images)
 
 
+@pytest.mark.slow
 def test_any_pipeline_folder_goes_the_same_way(pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
     distilled = distill(pair, _with(on_pipeline, selection={"by": "margin"}), out=tmp_path / "run")
     assert torch.bincount(distilled.labels).tolist() == [2, 2]
@@ -100,6 +101,7 @@ class _Talker:
         return Description(f"A satellite image of {class_name}", "refused")
 
 
+@pytest.mark.slow
 def test_descriptions_by_a_model_resume_and_are_kept(
     pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +124,7 @@ def test_descriptions_by_a_model_resume_and_are_kept(
     assert not prior.fits(texts[1] + " water")
 
 
+@pytest.mark.slow
 def test_base_of_v_prediction_with_class_embeddings(
     pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +254,7 @@ def test_the_distilled_set_names_no_source(run: Path, data: SceneData) -> None:
     assert not [key for key in data.train.keys if key in told]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", train_per_class=12, test_per_class=1, size=32)
     command = [sys.executable, "-c", "from geodistill.cli import app; app()", "distill", str(tmp_path / "scenes")]
@@ -291,6 +295,7 @@ def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
         assert (image.int() - pixels[own[away.argmin()]].int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_soft_labels_are_stored_with_the_images_and_change_none(
     pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

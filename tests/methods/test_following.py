@@ -43,16 +43,24 @@ def test_prototypes_are_followed_closely_where_the_base_draws_them_poorly(
     guidance: float | None,
     strength: float,
     scale: float,
-    pair: Scenes,
     tiny: Config,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    worth = iter([drawn, given_back])
+    closely = following._draws_poorly(drawn, given_back)
+    (tmp_path / "following").mkdir()
+    (tmp_path / "following" / "following.json").write_text(json.dumps({"closely": closely}))
+    chosen = following.chosen_sampling(_left_open(tiny, guidance=guidance), tmp_path)
+    assert (chosen.strength, chosen.guidance) == (strength, scale)
+
+
+def test_the_set_tells_how_its_images_were_drawn(
+    pair: Scenes, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worth = iter([0.71, 1.0])
     monkeypatch.setattr(following, "_accuracy", lambda *_: next(worth))
-    distill(pair, _left_open(tiny, guidance=guidance), out=tmp_path / "run")
-    assert (_told(tmp_path / "run")["strength"], _told(tmp_path / "run")["guidance"]) == (strength, scale)
-    assert _facts(tmp_path / "run") == [{"drawn": drawn, "given_back": given_back, "closely": strength == 0.4}]
+    distill(pair, _left_open(tiny), out=tmp_path / "run")
+    assert (_told(tmp_path / "run")["strength"], _told(tmp_path / "run")["guidance"]) == (0.4, 1.5)
+    assert _facts(tmp_path / "run") == [{"drawn": 0.71, "given_back": 1.0, "closely": True}]
 
 
 def test_what_is_drawn_is_asked_about_scenes_that_are_no_prototypes(

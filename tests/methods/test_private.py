@@ -59,6 +59,7 @@ def private_settings(settings: dict, **more: object) -> Config:
     return make_config({**settings, "privacy": "dp", "epsilon": 4.0, "delta": 1e-3, **more})
 
 
+@pytest.mark.slow
 def test_a_canary_is_found_without_privacy_and_not_with_it(planted: Scenes, settings: dict, tmp_path: Path) -> None:
     open_settings = make_config({**settings, "refinement": {"steps": 2, "students": []}})
     assert CANARY in found_copies(distill(planted, open_settings, out=tmp_path / "open"), planted)
@@ -117,6 +118,26 @@ def test_without_an_adapter_there_is_no_teacher(planted: Scenes, settings: dict,
     distilled = distill(planted, private_settings({**settings, "finetune": {"steps": 0}}), out=tmp_path / "run")
     assert {record["stage"] for record in records(tmp_path / "run")}.isdisjoint({"teacher", "adapter"})
     assert distilled.records[0]["scores"] == {}
+
+
+def test_by_default_the_budget_is_for_profiles_and_moments(planted: Scenes, tmp_path: Path) -> None:
+    few = {"ipc": 2, "latents": {"views": 1}, "sampling": {"steps": 4, "candidates": 2}, "refinement": {"steps": 2}}
+    config = private_settings(few)
+    budget = budget_of(24, config)
+    assert set(budget.noise) == {"profiles", "moments"}
+    assert budget.noise["profiles"] == 4 * budget.noise["moments"]
+    distilled = distill(planted, config, out=tmp_path / "run")
+    stages = {record["stage"] for record in records(tmp_path / "run")}
+    assert stages == {"features", "profiles", "candidates", "chosen", "moments", "refined", "distilled"}
+    assert distilled.images.shape == (4, 3, 64, 64)
+    assert distilled.about["config"]["sampling"]["follow"] == "none"
+
+
+@pytest.mark.parametrize("sampling", [{"strength": 0.7}, {"follow": "start"}])
+def test_starts_are_to_be_had(settings: dict, sampling: dict) -> None:
+    config = private_settings({**settings, "sampling": sampling})
+    assert config.sampling.follow == "start"
+    assert config.sampling.noise_strength == sampling.get("strength", 0.8)
 
 
 def test_noise_differs_from_run_to_run_with_the_same_seed(
@@ -202,7 +223,7 @@ def test_delta_has_to_be_below_one_in_all_images(planted: Scenes, settings: dict
         ({"base": "scratch"}, "privacy 'dp' does not go with this base: a base built from the scenes has seen them"),
         ({"soft_labels": True}, "privacy 'dp' does not go with this soft_labels: they come from a classifier trained"),
         ({"selection": {"by": "margin"}}, "privacy 'dp' does not go with this selection.by: 'herding' follows a noisy"),
-        ({"sampling": {"follow": "guide"}}, "privacy 'dp' does not go with this sampling.follow: candidates 'start'"),
+        ({"sampling": {"follow": "guide"}}, "privacy 'dp' does not go with this sampling.follow: candidates are "),
         ({"descriptions": {"describer": "template"}}, "this descriptions.describer: only what is 'measured' is a sum"),
     ],
 )
@@ -220,6 +241,6 @@ def test_the_teacher_gives_way_unless_it_is_asked_for(settings: dict) -> None:
 
 
 def test_refinement_is_shorter_unless_it_is_asked_for(settings: dict) -> None:
-    assert private_settings({**settings, "refinement": {}}).refinement.steps == 120
-    assert private_settings(settings, refinement={"lr": 0.01}).refinement.steps == 120
+    assert private_settings({**settings, "refinement": {}}).refinement.steps == 240
+    assert private_settings(settings, refinement={"lr": 0.01}).refinement.steps == 240
     assert private_settings(settings, refinement={"steps": 2}).refinement.steps == 2

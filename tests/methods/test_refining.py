@@ -88,6 +88,7 @@ def test_students_are_one_training_as_it_is_after_some_steps(pair: Scenes, tiny:
         assert torch.equal(features, backbone_features(task.pixels, network=network))
 
 
+@pytest.mark.slow
 def test_students_see_the_set_as_the_round_finds_it_and_a_kill_between_rounds_changes_nothing(
     pair: Scenes, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -19,7 +19,7 @@ def test_a_long_adaptation_on_a_cpu_is_compiled(
     monkeypatch.setattr(stages, "compile_in_place", seen.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(stages, "train_denoiser", lambda *_: {})
-    scenes, prior = builtin_scenes(size=64).train, load_prior(str(sd_folder))
+    scenes, prior = builtin_scenes(train_per_class=1, test_per_class=1, size=32).train, load_prior(str(sd_folder))
     # 64 latents of 8x8 positions a step: four million in 977 steps.
     latents, texts = torch.zeros(len(scenes), 1, 4, 8, 8), [["a beach"] for _ in scenes.keys]
     config = Config(finetune=FinetuneSettings(steps=steps))

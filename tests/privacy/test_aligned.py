@@ -29,6 +29,7 @@ def test_turned_training_images_are_copies_and_fresh_images_are_not(train: Tenso
     assert same.low < 1 < same.high
 
 
+@pytest.mark.slow
 def test_blur_alone_makes_no_image_nearer(train: Tensor, fresh: Tensor) -> None:
     blurred = blurred_to(fresh, 0.4 * sharpness(fresh))
     # Without the match it would.

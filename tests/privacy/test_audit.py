@@ -18,8 +18,10 @@ from geodistill.methods import make_distilled
 from geodistill.methods.dpd import distill
 from geodistill.methods.self_test import set_apart
 from geodistill.methods.stages import Chosen
+from geodistill.privacy.attribution import Attribution
 from geodistill.privacy.audit import REPLAYABLE, Known, audit, audit_folder
 from geodistill.privacy.overlap import footprint
+from geodistill.privacy.replay import Replay
 from geodistill.privacy.source import _half, read_source, shadow_sets
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, versions
@@ -110,6 +112,7 @@ def test_command_fails_on_a_copy_where_asked(mixed_set: DistilledSet, tmp_path: 
     assert "--fail-on 'everything' is unknown: known: copy, membership" in wrong.output
 
 
+@pytest.mark.slow
 def test_a_set_shared_with_its_report_fails(data: SceneData, mixed_set: DistilledSet, tmp_path: Path) -> None:
     mixed_set.save(tmp_path / "set")
     write_scenes(tmp_path / "scenes", **SIZES)
@@ -131,6 +134,7 @@ def test_a_set_shared_with_its_report_fails(data: SceneData, mixed_set: Distille
     ) in " ".join(again.output.split())
 
 
+@pytest.mark.slow
 def test_real_images_are_a_leak() -> None:
     data = builtin_scenes(train_per_class=10, test_per_class=11, size=32)
     chosen = torch.arange(0, 100, 4)
@@ -140,6 +144,20 @@ def test_real_images_are_a_leak() -> None:
     assert "It tells which images were training images: at 9% false positives the best of 9 attacks" in found.verdict
 
 
+def test_a_set_whose_sources_an_outsider_names_leaks(data: SceneData, mixed_set: DistilledSet) -> None:
+    found = audit(mixed_set, data)
+    assert not found.leaks
+    attribution = Attribution(0.5, 0.2, 0.75, 0.001)
+    for p_outsider, leaks in ((0.01, True), (0.011, False)):
+        told = replace(found, attribution=attribution, replay=Replay(30, 16, 7, 28, p_outsider, 0.0))
+        assert told.leaks == leaks
+        assert told.fails(["membership"]) == leaks
+        assert ("So the set leaks: whoever has the base can name sources." in told.verdict) == leaks
+        # What the membership attacks show is told for itself.
+        assert "It tells which images" not in told.verdict
+
+
+@pytest.mark.slow
 def test_too_few_images_to_show_a_leak_are_no_all_clear() -> None:
     data = builtin_scenes(train_per_class=10, test_per_class=11, size=32)
     chosen = torch.arange(0, 100, 50)

@@ -100,10 +100,11 @@ def test_fresh_images_are_not_flagged(train: Tensor) -> None:
 
 
 @pytest.mark.skipif(not AID.is_dir(), reason=f"AID is not at {AID}")
-def test_of_1000_held_out_real_images_at_most_one_in_a_hundred_is_flagged() -> None:
+@pytest.mark.slow
+def test_of_250_held_out_real_images_at_most_one_in_a_hundred_is_flagged() -> None:
     data = open_scenes(AID)
-    fresh = data.test.pixels(torch.randperm(len(data.test), generator=torch.manual_seed(0))[:1000], size=64)
-    assert int(are_copies(find_copies(fresh, data.train.pixels(size=64))).sum()) <= 10
+    fresh = data.test.pixels(torch.randperm(len(data.test), generator=torch.manual_seed(0))[:250], size=64)
+    assert int(are_copies(find_copies(fresh, data.train.pixels(size=64))).sum()) <= 2
 
 
 def test_of_two_equal_training_images_a_copy_is_still_one(train: Tensor) -> None:

@@ -57,6 +57,7 @@ def test_with_the_wrong_secret_he_is_no_better_than_an_outsider(secret_run: Path
     assert found.p_insider > 0.001
 
 
+@pytest.mark.slow
 def test_where_the_seed_is_known_the_adapter_alone_keeps_an_outsider_away(
     pair: Scenes, unrefined: Config, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_where_the_seed_is_known_the_adapter_alone_keeps_an_outsider_away(
     assert (found.outsider, found.insider) == (4, 4)
 
 
+@pytest.mark.slow
 def test_audit_tells_of_it(secret_run: Path, pair: Scenes, tmp_path: Path) -> None:
     shutil.copytree(secret_run, tmp_path / "run")
     found, *_ = audit_folder(tmp_path / "run", SceneData(pair, None), out=tmp_path / "found")
@@ -77,6 +79,7 @@ def test_audit_tells_of_it(secret_run: Path, pair: Scenes, tmp_path: Path) -> No
     assert json.loads((tmp_path / "found" / "audit.json").read_text())["replay"]["insider"] == 4
 
 
+@pytest.mark.slow
 def test_images_that_began_as_noise_have_nothing_to_replay(pair: Scenes, unrefined: Config, tmp_path: Path) -> None:
     config = make_config({**unrefined.model_dump(), "sampling": {**unrefined.sampling.model_dump(), "follow": "none"}})
     distill(pair, config, out=tmp_path / "run")

@@ -57,6 +57,7 @@ def test_no_scenes_asked_for():
 
 
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+@pytest.mark.slow
 def test_a_linear_probe_on_pixels_is_far_from_enough():
     data = builtin_scenes(60, 30)
     train, test = (s.pixels(size=64).float().div(255).flatten(1) for s in (data.train, data.test))

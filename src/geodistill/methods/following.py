@@ -84,7 +84,7 @@ def followed(
         found = {
             "drawn": round(of_drawn, 4),
             "given_back": round(of_given_back, 4),
-            "closely": of_drawn < _ENOUGH * of_given_back,
+            "closely": _draws_poorly(of_drawn, of_given_back),
         }
         write_atomic(folder / _FOUND, json.dumps(found))
         forget_parts(folder)
@@ -108,6 +108,11 @@ def chosen_sampling(config: Config, folder: Path) -> SamplingSettings:
     if sampling.guidance is not None:
         guidance = sampling.guidance
     return sampling.model_copy(update={"strength": strength, "guidance": guidance})
+
+
+def _draws_poorly(drawn: float, given_back: float) -> bool:
+    """Whether images drawn from much noise are worth too little, by the accuracy of what learns from each kind."""
+    return drawn < _ENOUGH * given_back
 
 
 def draws_per_prototype(classes: int, config: Config) -> int:

@@ -1,11 +1,15 @@
 """DPD under differential privacy: the same line, in which all that is learned from the scenes is a noisy sum.
 
-    scenes -> latents -> profiles -> descriptions -> centres, teacher, adapter, moments -> candidates -> distilled set
+    scenes -> profiles -> descriptions -> candidates -> chosen; moments -> refined -> distilled set
 
-Each arrow out of the scenes is a mechanism of the one budget; whatever follows from what it gives costs no more. A
-candidate starts as the noisy mean of a cluster's latents, never as a member, from a level of diffusion noise that hides
-the noise of the mean: what protects the scenes is taken for a part of what the prior removes anyway. Refinement needs
-no scene: its error follows from noisy second moments of the backbone's features.
+Each arrow out of the scenes is a mechanism of the one budget; whatever follows from what it gives costs no more.
+Candidates are drawn from text: what is noisily measured in a class. Refinement needs no scene: its error follows from
+noisy second moments of the backbone's features.
+
+Two more ways to learn may be asked for, which take a part of the budget. With `sampling.follow=start`, a candidate
+starts as the noisy mean of a cluster's latents, never as a member, from a level of diffusion noise that hides the noise
+of the mean. With `finetune.steps`, an adapter is trained by DP-SGD, and where `finetune.consistency` asks for it a
+teacher.
 """
 
 import math
@@ -78,10 +82,13 @@ def make_private(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     check_private(scenes, config)
     budget = budget_of(len(scenes), config)
     prior = make_base(scenes, config, run)
-    latents = encode(scenes, prior, config, run)
+    # Only means of clusters and the adapter's training need them.
+    latents = encode(scenes, prior, config, run) if config.finetune.steps or _follows(config) else torch.empty(0)
     profiles = _profiles(scenes, budget, config, run)
     texts = _descriptions(scenes, profiles, prior)
-    starts = _starts(latents[:, 0], scenes, profiles, budget, config, run)
+    starts = _no_starts(prior, scenes, config)
+    if _follows(config):
+        starts = _starts(latents[:, 0], scenes, profiles, budget, config, run)
     teacher = _teach(latents, scenes, budget, config, run) if _taught(config) else None
     _finetune(prior, latents, scenes, texts, teacher, budget, config, run)
     if not config.reproducible:
@@ -114,11 +121,10 @@ def check_private(scenes: Scenes, config: Config) -> None:
 def budget_of(count: int, config: Config) -> Budget:
     """Return the noise of every mechanism of a run on `count` images."""
     teacher, adapter = _teacher_training(count, config), _adapter_training(count, config)
-    mechanisms = [
-        Mechanism("profiles", _RATIOS["profiles"]),
-        Mechanism("clusters", _RATIOS["clusters"], steps=ROUNDS),
-        Mechanism("starts", _RATIOS["starts"]),
-    ]
+    mechanisms = [Mechanism("profiles", _RATIOS["profiles"])]
+    if _follows(config):
+        mechanisms.append(Mechanism("clusters", _RATIOS["clusters"], steps=ROUNDS))
+        mechanisms.append(Mechanism("starts", _RATIOS["starts"]))
     if _taught(config):
         mechanisms.append(Mechanism("teacher", _RATIOS["teacher"], teacher.rate, teacher.steps))
     if config.refinement.steps:
@@ -128,6 +134,11 @@ def budget_of(count: int, config: Config) -> Budget:
     if config.epsilon is None or config.delta is None:
         raise PrivacyError("differential privacy needs epsilon and delta")
     return spend(mechanisms, config.epsilon, config.delta)
+
+
+def _follows(config: Config) -> bool:
+    """Whether candidates start from noisy means."""
+    return config.sampling.follow == "start"
 
 
 def _taught(config: Config) -> bool:
@@ -187,6 +198,13 @@ class _Starts:
 
     latents: Tensor
     noisy: Tensor
+
+
+def _no_starts(prior: Prior, scenes: Scenes, config: Config) -> _Starts:
+    """Return zeros in the place of starts, for candidates that are drawn from text alone."""
+    blank = prior.encode(torch.zeros(1, 3, config.size, config.size, dtype=torch.uint8))
+    count = len(scenes.classes) * config.ipc
+    return _Starts(torch.zeros(count, *blank.shape[1:]), torch.zeros(count))
 
 
 def _starts(latents: Tensor, scenes: Scenes, profiles: _Profiles, budget: Budget, config: Config, run: Run) -> _Starts:
@@ -308,7 +326,7 @@ def _draw(prior: Prior, starts: _Starts, texts: list[str], config: Config, run: 
             parts.rmdir()
         return {"images": len(drawn), "strengths": {f"{k:.3f}": strengths.count(k) for k in sorted(set(strengths))}}
 
-    after = [run.fingerprint_of(name) for name in ("centres", "profiles")]
+    after = [run.fingerprint_of(name) for name in (("centres", "profiles") if _follows(config) else ("profiles",))]
     after += [run.fingerprint_of("adapter")] if config.finetune.steps else []
     inputs = [*after, config.sampling.model_dump(), config.seed, config.precision]
     stage = run.stage("candidates", build, version=1, inputs=["private", *inputs])
@@ -401,8 +419,9 @@ def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
         f"neighbours if one of their {count} images counts in the one and is blank in the other (zero-out; the number "
         "of images is public). If one image is replaced by another, ε = "
         f"{_rounded_up(budget.replacing)} at the same δ. "
-        "Covered is all that was learned from the images: means of classes and clusters, second moments of features, "
-        "teacher and adapter (if any), descriptions, choice and refinement follow from sums with Gaussian noise. "
+        "Covered is all that was learned from the images: means of classes and clusters (if any), second moments of "
+        "features, teacher and adapter (if any), descriptions, choice and refinement follow from sums with Gaussian "
+        "noise. "
         "The account is numerical (privacy loss distributions, rounded up). Another set made from the same images "
         "spends as much again. Not covered: what the "
         f"base was trained on, {checked}; the names of the classes and the number of images, taken as known; "

@@ -167,6 +167,16 @@ class Audit:
 
     @property
     def leaks(self) -> bool:
+        """Whether the membership attacks tell training images, or an outsider's replay names them."""
+        return self.tells_members or self.outsider_names
+
+    @property
+    def outsider_names(self) -> bool:
+        """Whether an outsider who replays the set names more starting images than guessing does."""
+        return self.replay is not None and self.replay.p_outsider <= ALARM
+
+    @property
+    def tells_members(self) -> bool:
         """Whether the attacks find more than in sets of held-out images; the shadow attack, which has no such null,
         more than chance does.
         """
@@ -229,6 +239,7 @@ class Audit:
             f" Replay, of {found.images} images with {found.suspects} suspects each: an outsider names the sources of "
             f"{found.outsider} (p = {found.p_outsider:.3f}), an insider who has adapter and secret those of "
             f"{found.insider} (p = {found.p_insider:.3f}); guessing names {found.guessed:.1f}."
+            f"{' So the set leaks: whoever has the base can name sources.' if self.outsider_names else ''}"
         )
 
     def _told_of_members(self) -> str:
@@ -241,12 +252,14 @@ class Audit:
                 f"{best.auc.value:.3f} (0.5: guessing); there are too few held-out images for more."
             )
         too_few = too_little(len(self.images), self.train_count, best.held_out)
-        null, told, found = self.null, "It tells" if self.leaks else "It does not tell", best.judged
-        if null is None or (too_few and not self.leaks):
+        null, told, found = self.null, "It tells" if self.tells_members else "It does not tell", best.judged
+        if null is None or (too_few and not self.tells_members):
             reason = too_few or "no class has two held-out images"
             return f"Whether it tells who was a training image cannot be measured: {reason}."
         value, low, high = (count / null.images for count in null.exposed)
-        exposed = f" About {value:.0%} of the images ({low:.0%} to {high:.0%}) expose one." if self.leaks else ""
+        exposed = (
+            f" About {value:.0%} of the images ({low:.0%} to {high:.0%}) expose one." if self.tells_members else ""
+        )
         return (
             f"{told} which images were training images: at {best.rate:.0%} false positives the best of "
             f"{len(self.attacks)} attacks ({best.name}) finds {found.value:.1%} of them ({found.low:.1%} to "
