@@ -10,7 +10,7 @@ from torch import nn
 
 from geodistill import plan as planning
 from geodistill.cli import _print_plan
-from geodistill.config import Config
+from geodistill.config import Config, make_config
 from geodistill.errors import PriorError, SceneError
 from geodistill.methods.self_test import set_apart
 from geodistill.plan import make_plan
@@ -153,6 +153,24 @@ class TestPlan:
         private = _with(on_pipeline, privacy="dp", epsilon=8.0, delta=1e-5, refinement={"steps": 0})
         (what,) = make_plan(pair, private, tmp_path).not_estimated
         assert what.startswith("gradients of each image alone")
+
+    def test_under_differential_privacy_only_what_is_done_is_counted(
+        self, pair: Scenes, on_pipeline: Config, tmp_path: Path
+    ):
+        private = {"privacy": "dp", "epsilon": 8.0, "delta": 1e-5, "selection": {"by": "herding"}}
+        asked = {
+            "ipc": 1,
+            "base": on_pipeline.base,
+            "size": on_pipeline.size,
+            "refinement": {"steps": 2, "rounds": 1},
+            **private,
+        }
+        plan = make_plan(pair, make_config(asked), tmp_path)
+        assert [stage.name for stage in plan.stages] == ["candidates", "chosen", "refined"]
+        assert plan.not_estimated == ()
+        taught = make_config({**asked, "finetune": {"steps": 3, "consistency": 0.1}})
+        names = [stage.name for stage in make_plan(pair, taught, tmp_path).stages]
+        assert names == ["latents", "teacher", "adapter", "candidates", "chosen", "refined"]
 
     def test_hub_says_the_same_as_the_folder(
         self, pair: Scenes, on_pipeline: Config, hub: dict[str, int], tmp_path: Path

@@ -31,6 +31,7 @@ from geodistill.errors import PriorError
 from geodistill.evaluation.networks import PRETRAINED, build_network, embed
 from geodistill.evaluation.protocols import BATCH, recipe_steps
 from geodistill.methods.following import draws_per_prototype
+from geodistill.methods.private import encodes, has_teacher
 from geodistill.methods.refining import steps_of_rounds, views_of_scenes
 from geodistill.methods.screening import weaker
 from geodistill.methods.self_test import JUDGE, Apart, set_apart
@@ -288,11 +289,15 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         # One training on the set and one on real images.
         "self_test": (2 * recipe_steps(JUDGE, slots, None) * BATCH, "images", 3 * embedding),
     }
+    private = config.privacy == "dp"
     left_out = {
-        "following": not tested,
+        "latents": private and not encodes(config),
+        "teacher": private and not has_teacher(config),
+        "adapter": not config.finetune.steps,
+        "following": private or not tested,
         "screened": config.privacy != "screen",
         "chosen": config.selection.by != "herding",
-        "students": not refinement.steps,
+        "students": private or not refinement.steps,
         "refined": not refinement.steps,
         "self_test": apart.test is None,
     }
@@ -304,7 +309,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
 def _not_estimated(config: Config) -> Iterator[str]:
     if config.descriptions.describer not in ("measured", "template"):
         yield f"answers of {config.descriptions.describer}"
-    if config.privacy == "dp":
+    if config.privacy == "dp" and config.finetune.steps:
         yield "gradients of each image alone, which training under differential privacy takes"
 
 

@@ -83,13 +83,13 @@ def make_private(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     budget = budget_of(len(scenes), config)
     prior = make_base(scenes, config, run)
     # Only means of clusters and the adapter's training need them.
-    latents = encode(scenes, prior, config, run) if config.finetune.steps or _follows(config) else torch.empty(0)
+    latents = encode(scenes, prior, config, run) if encodes(config) else torch.empty(0)
     profiles = _profiles(scenes, budget, config, run)
     texts = _descriptions(scenes, profiles, prior)
     starts = _no_starts(prior, scenes, config)
     if _follows(config):
         starts = _starts(latents[:, 0], scenes, profiles, budget, config, run)
-    teacher = _teach(latents, scenes, budget, config, run) if _taught(config) else None
+    teacher = _teach(latents, scenes, budget, config, run) if has_teacher(config) else None
     _finetune(prior, latents, scenes, texts, teacher, budget, config, run)
     if not config.reproducible:
         config = drawn_in_secret(config, run.secret())
@@ -125,7 +125,7 @@ def budget_of(count: int, config: Config) -> Budget:
     if _follows(config):
         mechanisms.append(Mechanism("clusters", _RATIOS["clusters"], steps=ROUNDS))
         mechanisms.append(Mechanism("starts", _RATIOS["starts"]))
-    if _taught(config):
+    if has_teacher(config):
         mechanisms.append(Mechanism("teacher", _RATIOS["teacher"], teacher.rate, teacher.steps))
     if config.refinement.steps:
         mechanisms.append(Mechanism("moments", _RATIOS["moments"]))
@@ -136,13 +136,18 @@ def budget_of(count: int, config: Config) -> Budget:
     return spend(mechanisms, config.epsilon, config.delta)
 
 
+def encodes(config: Config) -> bool:
+    """Whether a private run of `config` needs the scenes' latents."""
+    return bool(config.finetune.steps) or _follows(config)
+
+
 def _follows(config: Config) -> bool:
     """Whether candidates start from noisy means."""
     return config.sampling.follow == "start"
 
 
-def _taught(config: Config) -> bool:
-    """Whether there is a teacher: it costs noise everywhere, and only the adapter's consistency loss needs one."""
+def has_teacher(config: Config) -> bool:
+    """Whether a private run has a teacher: the adapter's consistency loss alone needs one, and it costs noise."""
     return bool(config.finetune.steps and config.finetune.consistency)
 
 
