@@ -394,14 +394,23 @@ def test_run_that_has_just_begun(tmp_path: Path) -> None:
         assert note in shown.all("p")
 
 
-def test_private_runs_have_stages_of_their_own(tmp_path: Path) -> None:
-    config = {"privacy": "dp", "epsilon": 8.0, "delta": 1e-5, "finetune": {"steps": 0}, "ipc": 2}
+@pytest.mark.parametrize(
+    ("asked", "stages"),
+    [
+        ({"finetune": {"steps": 0}, "sampling": {"follow": "none"}}, []),
+        ({"finetune": {"steps": 0}, "sampling": {"follow": "start"}}, ["centres"]),
+        ({"finetune": {"steps": 9, "consistency": 0}, "sampling": {"follow": "none"}}, ["adapter"]),
+        ({"finetune": {"steps": 9, "consistency": 0.1}, "sampling": {"follow": "none"}}, ["teacher", "adapter"]),
+    ],
+)
+def test_private_runs_have_stages_of_their_own(asked: dict[str, Any], stages: list[str], tmp_path: Path) -> None:
+    config = {"privacy": "dp", "epsilon": 8.0, "delta": 1e-5, "ipc": 2, **asked}
     fakes.write_about(tmp_path / "run", {"method": "dpd", "config": config})
-    (tmp_path / "run" / "latents").mkdir()
     shown = Page(write_report(tmp_path / "run"))
     missing = [line.split()[1] for line in shown.all("li") if "not finished" in line]
-    stages = ["features", "profiles", "centres", "teacher", "candidates", "chosen", "moments", "refined", "distilled"]
-    assert missing == stages
+    encoded = ["latents"] if stages else []
+    expected = [*encoded, "features", "profiles", *stages, "candidates", "chosen", "moments", "refined", "distilled"]
+    assert missing == expected
     assert "differential: ε = 8.0, δ = 1e-05, one image blanked (zero-out)" in shown.all("dd")
 
 

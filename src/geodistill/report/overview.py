@@ -89,7 +89,15 @@ def _open_stages(found: Found) -> list[str]:
         # Runs that were begun before there was a self-test have no setting for it.
         "self_test": not config.get("self_test", {}).get("held_out"),
     }
-    stages: tuple[str, ...] = _PRIVATE if config.get("privacy") == "dp" else _STAGES
+    private = config.get("privacy") == "dp"
+    if private:
+        adapted, follows = not left_out["adapter"], config.get("sampling", {}).get("follow") == "start"
+        left_out |= {
+            "latents": not (adapted or follows),
+            "centres": not follows,
+            "teacher": not (adapted and config.get("finetune", {}).get("consistency")),
+        }
+    stages: tuple[str, ...] = _PRIVATE if private else _STAGES
     stages = stages if found.settings.get("method") == "dpd" else ("distilled",)
     expected = [stage for stage in stages if not left_out.get(stage)]
     return [stage for stage in expected if not (found.run / stage).is_dir()]
