@@ -184,7 +184,7 @@ against the training images and against the test images, from which no set was m
 - **Exposed**: share of the images that expose a training image, above what is found in sets of held-out images, with
   the 95 % interval of the latter.
 - **Found, null**: training images that the best attack finds at 1 % and 0.1 % false positives, and the mean of what it
-  finds in sets of held-out images.
+  finds in sets of held-out images. Empty at 0.1 % if fewer than 1,000 held-out images are asked about.
 - **Replay**: of 30 images, how many starting training images are named among 16 suspects each; guessing names 2. The
   outsider has the set, the base and the settings, the insider also the adapter and the secret. Empty where no image
   starts from a training image.

@@ -31,8 +31,9 @@ def error_as_written(features: Tensor, labels: Tensor, real: Tensor, real_labels
     return float(left / targets[real_labels].square().sum())
 
 
-def best_scaled_error(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> float:
-    """As above, the weights scaled so that the error is least."""
+def gain_at_best_scale(features: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor) -> float:
+    """How much of the squared error as above the weights take away, scaled so that it is least; negative where the
+    best scale is negative."""
     real, features = real.double(), features.double()
     targets = torch.eye(int(real_labels.max()) + 1, dtype=torch.float64)
     targets = targets - targets.mean()
@@ -40,8 +41,9 @@ def best_scaled_error(features: Tensor, labels: Tensor, real: Tensor, real_label
     ridge = RIDGE * torch.eye(points.shape[1], dtype=torch.float64)
     named = known @ torch.linalg.solve(points.T @ points + ridge, points.T @ targets[labels])
     wanted = targets[real_labels]
-    scale = max(0.0, float((named * wanted).sum() / named.square().sum()))
-    return float((scale * named - wanted).square().sum() / wanted.square().sum())
+    scale = float((named * wanted).sum() / named.square().sum())
+    gain = 1 - float((scale * named - wanted).square().sum() / wanted.square().sum())
+    return math.copysign(gain, scale)
 
 
 class TestLesson:
@@ -80,13 +82,13 @@ class TestMomentsLesson:
         silent = SecretNoise(lambda count: bytes(count))
         moments = noisy_moments(real, real_labels, classes, noise=0.0, by=silent)
         found = float(MomentsLesson(pretrained(), labels, moments)(features))
-        # The error is linear in that of the best scale: 1 of no knowledge, 0 of the best weights on these scenes.
+        # The best weights on these scenes have an error of 0, no knowledge has 1.
         known, targets = (real - real.mean(dim=0)).double(), torch.eye(classes, dtype=torch.float64)[real_labels]
         targets = targets - 1 / classes
         best = known @ torch.linalg.pinv(known) @ targets
         least = float((best - targets).square().sum() / targets.square().sum())
-        wanted = (best_scaled_error(features, labels, real, real_labels) - least) / (1 - least)
-        assert found == pytest.approx(wanted, abs=1e-3)
+        gain = gain_at_best_scale(features, labels, real, real_labels)
+        assert found == pytest.approx(1 - gain / (1 - least), abs=1e-3)
 
     def test_directions_that_noise_hides_are_not_free(self):
         # Features of two classes that differ along one axis; noise is large.

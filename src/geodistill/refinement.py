@@ -112,13 +112,13 @@ class MomentsLesson:
     def __call__(self, features: Tensor) -> Tensor:
         """Return the squared error after learning from `features` [m, D] of length 1, float [].
 
-        0 is the least error of any weights, 1 that of no knowledge.
+        0 is the least error of any weights, 1 that of no knowledge, and more that of weights that point the wrong way.
         """
         points = features - self._mean
         weights = points.T @ torch.linalg.solve(points @ points.T + RIDGE * torch.eye(len(points)), self._targets)
         gain, size = (weights * self._cross).sum(), (weights * (self._scatter @ weights)).sum()
-        # Weights that point the wrong way are best scaled to nothing.
-        error: Tensor = 1 - gain.clamp_min(0).square() / (size * self._whole)
+        # The sign tells weights that point the wrong way from those that point the right way.
+        error: Tensor = 1 - gain * gain.abs() / (size * self._whole)
         return error
 
 
