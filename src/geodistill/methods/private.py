@@ -372,7 +372,7 @@ def _refined(chosen: Chosen, prior: Prior, scenes: Scenes, budget: Budget, confi
 
     inputs: list[Any] = ["private", run.fingerprint_of("chosen"), run.fingerprint_of("moments")]
     inputs += [config.refinement.model_dump(), config.seed]
-    return Chosen.load(run.stage("refined", build, version=1, inputs=inputs))
+    return Chosen.load(run.stage("refined", build, version=2, inputs=inputs))
 
 
 def _moments(scenes: Scenes, budget: Budget, config: Config, run: Run) -> Moments:
