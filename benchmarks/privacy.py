@@ -157,8 +157,8 @@ def _plot(archive: str) -> str:
 
 
 def _drawn(archive: str, lines: list[dict[str, Any]]) -> Any:
-    points = {_name(line): (float(line["found"]), float(line["finetune_mean"])) for line in lines}
-    spreads = {_name(line): (float(line["found_low"]), float(line["found_high"])) for line in lines}
+    points = {_name(line): (float(line["exposed"]), float(line["finetune_mean"])) for line in lines}
+    spreads = {_name(line): (float(line["exposed_low"]), float(line["exposed_high"])) for line in lines}
     return utility_plot(f"privacy-{archive}", points, spreads)
 
 
@@ -212,8 +212,8 @@ def _section(archive: str, name: str, lines: list[dict[str, Any]]) -> str:
                 f"{line['outsider']}, {line['insider']}" if line.get("outsider") else "",
             ]
         )
-    title = f"## {name}, base `{BASES[archive]}`\n\n![Accuracy against training images found]({_plot(archive)})\n"
-    return f"{title}\n{_table(rows)}"
+    picture = f"![Accuracy against images that expose a training image]({_plot(archive)})"
+    return f"## {name}, base `{BASES[archive]}`\n\n{picture}\n\n{_table(rows)}"
 
 
 def _range(line: dict[str, Any], name: str, told: Any) -> str:

@@ -178,7 +178,7 @@ def test_roc_is_drawn_with_percentages_and_guessing() -> None:
 
 
 def test_utility_names_every_set_at_its_place() -> None:
-    assert {"a", "b", "guessing"} <= {*_texts(PLOTS["utility"])}
+    assert {"a", "b", "images that expose a training image, %"} <= {*_texts(PLOTS["utility"])}
     (_, ax, ay), (_, bx, by) = _marks(PLOTS["utility"])
     assert ax < bx
     assert ay > by  # SVG counts downwards

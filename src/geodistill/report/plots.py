@@ -318,17 +318,17 @@ def roc_plot(name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> 
 def utility_plot(
     name: str, points: Mapping[str, tuple[float, float]], spreads: Mapping[str, tuple[float, float]]
 ) -> Markup:
-    """Return accuracy, the second of `points`, against the share of training images that an attack finds, the first.
+    """Return accuracy, the second of `points`, against the share of images that expose a training image, the first.
 
-    `spreads` are intervals of that share; guessing finds 1 %.
+    `spreads` are intervals of that share.
     """
 
     def paint(axes: Axes) -> None:
-        right = max(high for _, high in spreads.values())
         values = [100 * y for _, y in points.values()]
-        axes.set_xlim(0, 130 * right)
+        # Names stand to the right of the intervals.
+        axes.set_xlim(-3, 130)
+        axes.set_xticks(range(0, 101, 20))
         axes.set_ylim(min(values) - 6, max(values) + 6)
-        axes.axvline(1, color=_INK, linestyle=":", linewidth=1, label="guessing")
         for label, (x, y) in points.items():
             low, high = spreads[label]
             axes.errorbar(
@@ -336,9 +336,8 @@ def utility_plot(
             )
         ends = {label: (100 * low, 100 * high) for label, (low, high) in spreads.items()}
         _label_points(axes, [(*ends[label], 100 * y, label) for label, (_, y) in points.items()])
-        axes.set_xlabel("training images found at 1 % false positives, %")
+        axes.set_xlabel("images that expose a training image, %")
         axes.set_ylabel("overall accuracy, %")
-        _legend_below(axes)
 
     return _draw(name, 3.4, paint)
 
