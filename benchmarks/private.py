@@ -17,13 +17,13 @@ from pathlib import Path
 from record import circumstances, merged, to_csv
 
 from geodistill.compare import compare
-from geodistill.config import load_config
+from geodistill.config import Config, load_config
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.rows import Row
 from geodistill.progress import stages
 from geodistill.scenes import open_scenes
 
-SHEET, KEY = "private.csv", ("epsilon", "ipc", "refined", "protocol", "network")
+SHEET, KEY = "private.csv", ("epsilon", "ipc", "recipe", "refined", "protocol", "network")
 DELTA, BASE = 1e-5, "aid"
 
 
@@ -35,12 +35,11 @@ def main() -> None:
     data = open_scenes(args.data)
     for epsilon in args.epsilons:
         config = load_config(sets=args.set, privacy="dp", epsilon=epsilon, delta=DELTA, base=BASE)
-        refined = str(config.refinement.steps)
         with stages() as advance:
             rows = compare(
                 data,
                 config,
-                out=args.out / f"eps-{epsilon:g}-{refined}",
+                out=args.out / f"eps-{epsilon:g}-{config.refinement.steps}",
                 methods=["dpd"],
                 ipcs=[args.ipc],
                 protocols=args.protocols,
@@ -49,11 +48,13 @@ def main() -> None:
                 progress=advance,
             )
         own = [row for row in rows if (row.method, row.ipc) == ("dpd", args.ipc)]
-        to_csv(merged([_line(epsilon, refined, row) for row in own], SHEET, KEY), SHEET)
+        to_csv(merged([_line(epsilon, config, row) for row in own], SHEET, KEY), SHEET)
 
 
-def _line(epsilon: float, refined: str, row: Row) -> dict[str, str]:
-    key = (f"{epsilon:g}", str(row.ipc), refined, row.protocol, row.network)
+def _line(epsilon: float, config: Config, row: Row) -> dict[str, str]:
+    starts = "noisy starts" if config.sampling.follow == "start" else "text alone"
+    recipe = f"{starts}, adapter" if config.finetune.steps else starts
+    key = (f"{epsilon:g}", str(row.ipc), recipe, str(config.refinement.steps), row.protocol, row.network)
     line = dict(zip(KEY, key, strict=True))
     line |= {"oa_mean": f"{row.oa_mean:.4f}", "oa_std": f"{row.oa_std:.4f}", "seeds": str(len(row.seeds))}
     print(line, flush=True)

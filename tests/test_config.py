@@ -123,7 +123,7 @@ def test_values_that_would_stop_a_later_stage(setting: str, message: str) -> Non
         ({"sampling": {"guidance": 1.0}}, 0.6, 1.0),
         ({"sampling": {"strength": 0.3}}, 0.3, 3.0),
         ({"privacy": "screen"}, 0.6, 3.0),
-        ({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5, "sampling": {"follow": "start"}}, 0.8, 3.0),
+        ({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}, 0.8, 3.0),
         ({"privacy": "screen", "sampling": {"guidance": 2.0}}, 0.6, 2.0),
     ],
 )
@@ -144,7 +144,7 @@ def test_under_screening_no_image_starts_as_a_training_image_unless_it_is_asked_
     for asked in ({"strength": 0.8}, {"follow": "start"}):
         assert make_config({"privacy": "screen", "sampling": asked}).sampling.follow == "start"
     assert make_config({}).sampling.follow == "start"
-    assert make_config({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}).sampling.follow == "none"
+    assert make_config({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}).sampling.follow == "start"
 
 
 def test_text_with_control_characters_comes_back(tmp_path: Path) -> None:

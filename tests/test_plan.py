@@ -162,6 +162,8 @@ class TestPlan:
             "ipc": 1,
             "base": on_pipeline.base,
             "size": on_pipeline.size,
+            "sampling": {"follow": "none"},
+            "finetune": {"steps": 0},
             "refinement": {"steps": 2, "rounds": 1},
             **private,
         }

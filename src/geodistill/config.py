@@ -243,7 +243,7 @@ class Config(_Settings):
     def _defaults_of_protection(cls, values: Any) -> Any:
         # Settings that the user gives go before these defaults. Where no image may give away a training image, none
         # starts as one: what is drawn from text alone is worth less, and is refined for longer. Under differential
-        # privacy refinement gains more by the whole budget than starts and adapter give it (docs/experiments.md).
+        # privacy what a teacher takes of the budget the adapter gains more by on AID (docs/experiments.md).
         if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
             return values
         given = dict(values)
@@ -253,9 +253,9 @@ class Config(_Settings):
         }
         if values["privacy"] == "dp":
             gives_way = {
-                "sampling": {"candidates": 4} | ({"strength": 0.8} if _starts(given) else {"follow": "none"}),
+                "sampling": {"strength": 0.8, "candidates": 20},
                 "refinement": {"steps": 240},
-                "finetune": {"weights": "lora", "steps": 0, "batch": 32, "lr": 5e-4, "consistency": 0},
+                "finetune": {"weights": "lora", "steps": 400, "batch": 32, "lr": 5e-4, "consistency": 0},
                 "self_test": {"held_out": 0},
             }
         for section, defaults in gives_way.items():
@@ -295,12 +295,6 @@ class Config(_Settings):
         if self.privacy == "screen" and self.selection.by != "herding":
             raise ValueError(f"privacy 'screen' needs selection.by 'herding', got {self.selection.by!r}")
         return self
-
-
-def _starts(given: Mapping[str, Any]) -> bool:
-    """Whether `given` asks for images that start from scenes, or from means of scenes."""
-    sampling = given.get("sampling", {})
-    return _sets_strength(given) or (isinstance(sampling, dict) and sampling.get("follow") == "start")
 
 
 def _sets_strength(given: Mapping[str, Any]) -> bool:

@@ -120,8 +120,13 @@ def test_without_an_adapter_there_is_no_teacher(planted: Scenes, settings: dict,
     assert distilled.records[0]["scores"] == {}
 
 
-def test_by_default_the_budget_is_for_profiles_and_moments(planted: Scenes, tmp_path: Path) -> None:
-    few = {"ipc": 2, "latents": {"views": 1}, "sampling": {"steps": 4, "candidates": 2}, "refinement": {"steps": 2}}
+def test_without_starts_and_adapter_the_budget_is_for_profiles_and_moments(planted: Scenes, tmp_path: Path) -> None:
+    few = {
+        "ipc": 2,
+        "sampling": {"steps": 4, "candidates": 2, "follow": "none"},
+        "finetune": {"steps": 0},
+        "refinement": {"steps": 2},
+    }
     config = private_settings(few)
     budget = budget_of(24, config)
     assert set(budget.noise) == {"profiles", "moments"}
@@ -131,13 +136,6 @@ def test_by_default_the_budget_is_for_profiles_and_moments(planted: Scenes, tmp_
     assert stages == {"features", "profiles", "candidates", "chosen", "moments", "refined", "distilled"}
     assert distilled.images.shape == (4, 3, 64, 64)
     assert distilled.about["config"]["sampling"]["follow"] == "none"
-
-
-@pytest.mark.parametrize("sampling", [{"strength": 0.7}, {"follow": "start"}])
-def test_starts_are_to_be_had(settings: dict, sampling: dict) -> None:
-    config = private_settings({**settings, "sampling": sampling})
-    assert config.sampling.follow == "start"
-    assert config.sampling.noise_strength == sampling.get("strength", 0.8)
 
 
 def test_noise_differs_from_run_to_run_with_the_same_seed(

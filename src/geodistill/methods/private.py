@@ -1,15 +1,14 @@
 """DPD under differential privacy: the same line, in which all that is learned from the scenes is a noisy sum.
 
-    scenes -> profiles -> descriptions -> candidates -> chosen; moments -> refined -> distilled set
+    scenes -> latents -> profiles -> descriptions -> centres, teacher, adapter, moments -> candidates -> distilled set
 
-Each arrow out of the scenes is a mechanism of the one budget; whatever follows from what it gives costs no more.
-Candidates are drawn from text: what is noisily measured in a class. Refinement needs no scene: its error follows from
-noisy second moments of the backbone's features.
+Each arrow out of the scenes is a mechanism of the one budget; whatever follows from what it gives costs no more. A
+candidate starts as the noisy mean of a cluster's latents, never as a member, from a level of diffusion noise that hides
+the noise of the mean: what protects the scenes is taken for a part of what the prior removes anyway. Refinement needs
+no scene: its error follows from noisy second moments of the backbone's features.
 
-Two more ways to learn may be asked for, which take a part of the budget. With `sampling.follow=start`, a candidate
-starts as the noisy mean of a cluster's latents, never as a member, from a level of diffusion noise that hides the noise
-of the mean. With `finetune.steps`, an adapter is trained by DP-SGD, and where `finetune.consistency` asks for it a
-teacher.
+Starts and adapter can be left out (`sampling.follow=none`, `finetune.steps=0`). Candidates are then drawn from text
+alone, what is noisily measured in a class, and all of the budget is for profiles and moments.
 """
 
 import math
