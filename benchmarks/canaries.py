@@ -10,12 +10,12 @@ same command resumes.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import circumstances, command, merged, to_csv
+from record import ARCHIVES, UNSEEN_BY, circumstances, command, folder_of, merged, to_csv
+from scipy.stats import rankdata
 from torch import Tensor
 
 from geodistill.config import Config, load_config, recorded, without_self_test
@@ -27,21 +27,19 @@ from geodistill.seeding import generator
 
 SHEET, KEY = "canaries.csv", ("archive", "privacy")
 SIZE, IPC, SHUFFLED = 64, 10, 999
-BASES = {"aid": "compact", "ucmerced": "aid", "eurosat": "aid"}
 
 
 def main() -> None:
     """Make a set of the archive with canaries for each case; write its row."""
     args = _arguments()
-    archive = open_scenes(args.data / args.archive).train
-    foreign = open_scenes(args.data / args.foreign).train
+    archive, foreign = (open_scenes(folder_of(name, args.data)).train for name in (args.archive, args.foreign))
     chosen = torch.randperm(len(foreign), generator=generator(0, "canaries"))[: 2 * args.canaries]
     canaries = foreign.pixels(chosen.sort().values, size=SIZE)
     labels = torch.arange(2 * args.canaries) % len(archive.classes)
     inside = torch.arange(2 * args.canaries) % 2 == 0
     planted = _joined(archive, canaries[inside], labels[inside])
     for privacy in args.cases:
-        config = without_self_test(load_config(sets=args.set, base=BASES[args.archive], ipc=IPC, privacy=privacy))
+        config = without_self_test(load_config(sets=args.set, base=UNSEEN_BY[args.archive], ipc=IPC, privacy=privacy))
         line: dict[str, Any] = {"archive": args.archive, "foreign": args.foreign, "privacy": privacy}
         line |= _found(planted, config, args.out / f"{args.archive}-{privacy}", (canaries, labels, inside))
         print(line, flush=True)
@@ -50,18 +48,14 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--archive", choices=list(BASES), default="ucmerced")
-    options.add_argument("--foreign", choices=list(BASES), default="eurosat")
+    options.add_argument("--archive", choices=list(ARCHIVES), default="ucmerced")
+    options.add_argument("--foreign", choices=list(ARCHIVES), default="eurosat")
     options.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the archives")
     options.add_argument("--out", type=Path, default=Path("runs/canaries"))
     options.add_argument("--canaries", type=int, default=42, help="foreign training images, and held-out ones")
     options.add_argument("--cases", nargs="+", choices=("none", "screen"), default=["none", "screen"])
     options.add_argument("--set", action="append", default=[], help="a setting, such as refinement.steps=0")
-    args = options.parse_args()
-    for name in (args.archive, args.foreign):
-        if not (args.data / name).is_dir():
-            sys.exit(f"benchmark skipped: {name} is not at {args.data / name}")
-    return args
+    return options.parse_args()
 
 
 def _joined(archive: Scenes, images: Tensor, labels: Tensor) -> Scenes:
@@ -95,7 +89,7 @@ def best_of(told: Tensor, inside: Tensor) -> tuple[int, float]:
 
     The p-value is that of the largest AUC among those after `inside` is shuffled (Phipson and Smyth 2010).
     """
-    ranks = told.argsort(dim=1).argsort(dim=1).double() + 1
+    ranks = torch.from_numpy(rankdata(told, axis=1))
     random = generator(0, "shuffled canaries")
     shuffled = torch.stack([inside[torch.randperm(len(inside), generator=random)] for _ in range(SHUFFLED)])
     own, chance = _aucs(ranks, inside[None])[:, 0], _aucs(ranks, shuffled)
@@ -103,7 +97,7 @@ def best_of(told: Tensor, inside: Tensor) -> tuple[int, float]:
 
 
 def _aucs(ranks: Tensor, inside: Tensor) -> Tensor:
-    """Return the AUC [attacks, k] of `ranks` [attacks, n] for each row of `inside` [k, n]; ties are not shared."""
+    """Return the AUC [attacks, k] of `ranks` [attacks, n] for each row of `inside` [k, n]."""
     members = inside.double().sum(dim=1)
     above = ranks @ inside.double().T - members * (members + 1) / 2
     aucs: Tensor = above / (members * (inside.shape[1] - members))

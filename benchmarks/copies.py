@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from record import circumstances, merged, to_csv
+from record import ARCHIVES, circumstances, merged, to_csv
 from torch import Tensor
 
 from geodistill.privacy.aligned import aligned_nearness
@@ -24,7 +24,6 @@ from geodistill.scenes import open_scenes
 from geodistill.seeding import generator
 
 SHEET, KEY, SIZE = "copies.csv", ("archive", "change"), 64
-NAMES = {"aid": "AID", "ucmerced": "UC Merced", "eurosat": "EuroSAT"}
 PLANTED, FRESH = 60, 200
 
 
@@ -90,13 +89,13 @@ def main() -> None:
     """Look for the changed images of one archive after the other; write a row for each change."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the archives")
-    options.add_argument("--archives", nargs="+", choices=list(NAMES), default=list(NAMES))
+    options.add_argument("--archives", nargs="+", choices=list(ARCHIVES), default=list(ARCHIVES))
     args = options.parse_args()
     for archive in args.archives:
         if not (args.data / archive).is_dir():
-            print(f"benchmark skipped: {NAMES[archive]} is not at {args.data / archive}")
+            print(f"benchmark skipped: {ARCHIVES[archive]} is not at {args.data / archive}")
             continue
-        to_csv(merged(_lines(NAMES[archive], args.data / archive), SHEET, KEY), SHEET)
+        to_csv(merged(_lines(ARCHIVES[archive], args.data / archive), SHEET, KEY), SHEET)
 
 
 def _lines(name: str, folder: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What sets give away, beside what they are worth: audits at 64 px, IPC 10, on an archive that the base has not seen.
+"""Accuracy and privacy audit of distilled sets at 64 px, IPC 10, on an archive that the base has not seen.
 
     python benchmarks/privacy.py --archive eurosat --data ../shared/data --out runs/privacy
     python benchmarks/privacy.py --archive aid --data ../shared/data --out runs/privacy
@@ -11,12 +11,13 @@ split.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from record import circumstances, command, merged, to_csv
+import copies
+import private
+from record import ARCHIVES, UNSEEN_BY, circumstances, command, folder_of, merged, to_csv
 
 from geodistill.config import Config, load_config, recorded, without_self_test
 from geodistill.distilled import DistilledSet
@@ -40,16 +41,13 @@ CASES = (
     ("dpd", "screen"),
     *(("dpd", f"dp-{epsilon}") for epsilon in (30, 10, 1)),
 )
-# Archives, and for each a base that has not seen it.
-BASES = {"aid": "compact", "ucmerced": "aid", "eurosat": "aid"}
-NAMES = {"aid": "AID", "ucmerced": "UC Merced", "eurosat": "EuroSAT"}
 PAGE = Path(__file__).parents[1] / "docs" / "privacy.md"
 
 
 def main() -> None:
     """Make, test and audit one set after the other; write a row after each."""
     args = _arguments()
-    data = open_scenes(args.data / args.archive)
+    data = open_scenes(folder_of(args.archive, args.data))
     for method, privacy in [case for case in CASES if "-".join(case) in args.cases]:
         folder = args.out / args.archive / f"{method}-{privacy}"
         distilled = _made(method, _settings(privacy, args), data, folder, args.out / args.archive / "shared")
@@ -65,15 +63,12 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     names = ["-".join(case) for case in CASES]
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--archive", choices=list(BASES), required=True)
+    options.add_argument("--archive", choices=list(ARCHIVES), required=True)
     options.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the archives")
     options.add_argument("--out", type=Path, default=Path("runs/privacy"))
     options.add_argument("--cases", nargs="+", choices=names, default=names, metavar="METHOD-PRIVACY")
     options.add_argument("--set", action="append", default=[], help="a setting, such as sampling.candidates=4")
-    args = options.parse_args()
-    if not (args.data / args.archive).is_dir():
-        sys.exit(f"benchmark skipped: {NAMES[args.archive]} is not at {args.data / args.archive}")
-    return args
+    return options.parse_args()
 
 
 def _settings(privacy: str, args: argparse.Namespace) -> Config:
@@ -81,7 +76,7 @@ def _settings(privacy: str, args: argparse.Namespace) -> Config:
     given: dict[str, Any] = {"privacy": privacy}
     if privacy.startswith("dp-"):
         given = {"privacy": "dp", "epsilon": float(privacy.removeprefix("dp-")), "delta": DELTA}
-    return without_self_test(load_config(sets=args.set, base=BASES[args.archive], ipc=IPC, **given))
+    return without_self_test(load_config(sets=args.set, base=UNSEEN_BY[args.archive], ipc=IPC, **given))
 
 
 def _made(method: str, config: Config, data: SceneData, folder: Path, shared: Path) -> DistilledSet:
@@ -131,7 +126,10 @@ def _given_away(found: Audit) -> dict[str, Any]:
 
 
 def _three(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    """Return `value` in three significant digits; an empty string for None."""
+    if value is None:
+        return ""
+    return f"{value:.3g}"
 
 
 def _interval(name: str, value: float, low: float, high: float) -> dict[str, str]:
@@ -144,7 +142,7 @@ def write_page() -> None:
     order = {case: rank for rank, case in enumerate(CASES)}
     lines.sort(key=lambda one: order[one["method"], one["privacy"]])
     parts = [_INTRODUCTION]
-    for archive, name in NAMES.items():
+    for archive, name in ARCHIVES.items():
         own = [line for line in lines if line["archive"] == archive]
         if own:
             write_atomic(PAGE.parent / _plot(archive), standalone(_drawn(archive, own)))
@@ -201,10 +199,10 @@ def _section(archive: str, name: str, lines: list[dict[str, Any]]) -> str:
         rows.append(
             [
                 _name(line),
-                f"{_percent(line['finetune_mean'], 1)} ± {_percent(line['finetune_std'], 1)}",
+                _with_deviation(line, "finetune"),
                 _percent(line["probe_mean"], 1),
                 f"{line['copies']} of {line['images']}",
-                _range(line, "nearness", lambda value: f"{float(value):.2f}"),
+                _range(line, "nearness", _two),
                 line["p"],
                 _range(line, "exposed", _percent),
                 _beside_null(line, "1.0%"),
@@ -213,11 +211,15 @@ def _section(archive: str, name: str, lines: list[dict[str, Any]]) -> str:
             ]
         )
     picture = f"![Accuracy against images that expose a training image]({_plot(archive)})"
-    return f"## {name}, base `{BASES[archive]}`\n\n{picture}\n\n{_table(rows)}"
+    return f"## {name}, base `{UNSEEN_BY[archive]}`\n\n{picture}\n\n{_table(rows)}"
 
 
 def _range(line: dict[str, Any], name: str, told: Any) -> str:
     return f"{told(line[name])} ({told(line[f'{name}_low'])} to {told(line[f'{name}_high'])})"
+
+
+def _two(value: str) -> str:
+    return f"{float(value):.2f}"
 
 
 def _beside_null(line: dict[str, Any], rate: str) -> str:
@@ -225,6 +227,10 @@ def _beside_null(line: dict[str, Any], rate: str) -> str:
     if not line.get(f"best_at_{rate}"):
         return ""
     return f"{_percent(line[f'best_at_{rate}'], 1)} / {_percent(line[f'null_at_{rate}'], 1)}"
+
+
+def _with_deviation(line: dict[str, Any], name: str) -> str:
+    return f"{_percent(line[f'{name}_mean'], 1)} ± {_percent(line[f'{name}_std'], 1)}"
 
 
 def _percent(value: str, digits: int = 0) -> str:
@@ -268,13 +274,13 @@ def _table(rows: list[list[str]]) -> str:
 
 def _eurosat() -> str:
     """Return the section on accuracy against ε on EuroSAT; an empty string if benchmarks/private.py has not run."""
-    lines = merged([], "private.csv", ("epsilon", "ipc", "recipe", "refined", "protocol", "network"))
+    lines = merged([], private.SHEET, private.KEY)
     if not lines:
         return ""
     heads = ["ε", "images a class", "candidates", "steps of refinement", "protocol, network", "OA %"]
     rows = [heads, ["---"] * len(heads)]
     for line in lines:
-        worth = f"{100 * float(line['oa_mean']):.1f} ± {100 * float(line['oa_std']):.1f}"
+        worth = _with_deviation(line, "oa")
         tested = f"{line['protocol']}, {line['network']}"
         rows.append([line["epsilon"], line["ipc"], line["recipe"], line["refined"], tested, worth])
     return _EUROSAT + _table(rows)
@@ -282,15 +288,13 @@ def _eurosat() -> str:
 
 def _copies() -> str:
     """Return the table of the copies that were found; an empty string if benchmarks/copies.py has not run."""
-    lines = merged([], "copies.csv", ("archive", "change"))
+    lines = merged([], copies.SHEET, copies.KEY)
     if not lines:
         return ""
     heads = ["archive", "change", "copies %", "right %", "nearness"]
     rows = [heads, ["---"] * len(heads)]
     for line in lines:
-        near = (
-            f"{float(line['nearness']):.2f} ({float(line['nearness_low']):.2f} to {float(line['nearness_high']):.2f})"
-        )
+        near = _range(line, "nearness", _two)
         right = f"{100 * float(line['right']):.0f}" if line["right"] else ""
         rows.append([line["archive"], line["change"], f"{100 * float(line['copies']):.1f}", right, near])
     return _COPIES + _table(rows)

@@ -16,6 +16,9 @@ import torch
 
 from geodistill.run import versions, write_atomic
 
+# Archives in the folder that --data names, as they are called in tables, and for each a base that has not seen it.
+ARCHIVES = {"aid": "AID", "ucmerced": "UC Merced", "eurosat": "EuroSAT"}
+UNSEEN_BY = {"aid": "compact", "ucmerced": "aid", "eurosat": "aid"}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -32,6 +35,14 @@ def parsed(known: argparse.ArgumentParser) -> argparse.Namespace:
     if not args.data.is_dir():
         sys.exit(f"benchmark skipped: AID is not at {args.data}")
     return args
+
+
+def folder_of(archive: str, data: Path) -> Path:
+    """Return the folder of one of ARCHIVES below `data`; end here, by name, where it is not."""
+    folder = data / archive
+    if not folder.is_dir():
+        sys.exit(f"benchmark skipped: {ARCHIVES[archive]} is not at {folder}")
+    return folder
 
 
 @cache  # one script, one answer for all its rows

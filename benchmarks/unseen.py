@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from record import circumstances, command, merged, to_csv
+from record import ARCHIVES, circumstances, command, folder_of, merged, to_csv
 from torch import Tensor
 
 from geodistill.compare import SUBJECT, compare, load_predictions
@@ -37,7 +37,7 @@ METHODS = ("random", "herding", "kmeans", "reconstruction", "template", "d4m", "
 KEY = ("archive", "size", "base", "protocol", "network", "method")
 PAGE = Path(__file__).parents[1] / "docs" / "unseen.md"
 PICTURES = PAGE.parent / "images"
-NAMES = {"aid": "AID", "ucmerced": "UC Merced", "eurosat": "EuroSAT", "builtin": "built-in scenes"}
+NAMES = {**ARCHIVES, "builtin": "built-in scenes"}
 Cell = tuple[str, str, str]
 
 
@@ -94,10 +94,7 @@ def _arguments() -> argparse.Namespace:
 def _scenes(args: argparse.Namespace) -> SceneData:
     if args.archive == "builtin":
         return builtin_scenes(size=args.size)
-    folder = args.data / args.archive
-    if not folder.is_dir():
-        sys.exit(f"benchmark skipped: {NAMES[args.archive]} is not at {folder}")
-    return open_scenes(folder)
+    return open_scenes(folder_of(args.archive, args.data))
 
 
 def _refuse_seen(data: SceneData, config: Config) -> None:

@@ -115,12 +115,11 @@ def _words(text: str) -> str:
 
 def _draw(prior: Prior, prompt: str, count: int, config: Config, seed: int) -> torch.Tensor:
     """Return uint8 images [count, 3, s, s]."""
-    side = config.size // prior.downscale
     settings = config.sampling.model_copy(update={"follow": "none"})
     requests = Requests(
         prompts=torch.ones(count, dtype=torch.int64),
         embeddings=prior.embed(["", prompt]),
-        prototypes=torch.zeros(1, prior.unet.config.in_channels, side, side),
+        prototypes=prior.blank(1, config.size),
         slots=torch.zeros(count, dtype=torch.int64),
         seeds=torch.arange(count),
     )

@@ -293,21 +293,22 @@ class TestOfRuns:
         }
 
     def test_shadow_sets_reuse_the_latents_of_the_run(
-        self, run: Path, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, run: Path, pair: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         source = read_source(run, pair)
         part = _half(pair, 0)
-        settings = {"method": "dpd", "config": recorded(source.config), "scenes": pair.subset(part).fingerprint()}
-        with Run(tmp_path / "anew", settings) as anew:
-            expected = make_distilled("dpd", pair.subset(part), source.config, anew)
+        prior = source.prior()
+        assert prior is not None
+        encoded = prior.encode(pair.subset(part).pixels(size=32))
         # No scene is encoded again.
         monkeypatch.delattr("geodistill.methods.stages.make_parts")
         [(found, which)] = shadow_sets(source, pair, 1, tmp_path)
         assert torch.equal(which, part)
-        assert found.images.shape == expected.images.shape
-        kept = [load_file(tmp_path / name / "latents" / "latents.safetensors") for name in ("anew", "shadow-0")]
+        assert found.images.shape == (4, 3, 32, 32)
+        kept = load_file(tmp_path / "shadow-0" / "latents" / "latents.safetensors")["latents"]
+        assert torch.equal(kept, load_file(run / "latents" / "latents.safetensors")["latents"][part])
         # Encoded beside other scenes, a scene's latents differ by rounding.
-        assert (kept[0]["latents"] - kept[1]["latents"]).abs().max() < 1e-2
+        assert (kept[:, 0].float() - encoded).abs().max() < 1e-2
 
     def test_errors(self, run: Path, pair: Scenes, data: SceneData, tmp_path: Path) -> None:
         with pytest.raises(RunError) as caught:

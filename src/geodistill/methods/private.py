@@ -85,9 +85,11 @@ def make_private(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
     latents = encode(scenes, prior, config, run) if encodes(config) else torch.empty(0)
     profiles = _profiles(scenes, budget, config, run)
     texts = _descriptions(scenes, profiles, prior)
-    starts = _no_starts(prior, scenes, config)
     if _follows(config):
         starts = _starts(latents[:, 0], scenes, profiles, budget, config, run)
+    else:
+        count = len(scenes.classes) * config.ipc
+        starts = _Starts(prior.blank(count, config.size), torch.zeros(count))
     teacher = _teach(latents, scenes, budget, config, run) if has_teacher(config) else None
     _finetune(prior, latents, scenes, texts, teacher, budget, config, run)
     if not config.reproducible:
@@ -202,13 +204,6 @@ class _Starts:
 
     latents: Tensor
     noisy: Tensor
-
-
-def _no_starts(prior: Prior, scenes: Scenes, config: Config) -> _Starts:
-    """Return zeros in the place of starts, for candidates that are drawn from text alone."""
-    blank = prior.encode(torch.zeros(1, 3, config.size, config.size, dtype=torch.uint8))
-    count = len(scenes.classes) * config.ipc
-    return _Starts(torch.zeros(count, *blank.shape[1:]), torch.zeros(count))
 
 
 def _starts(latents: Tensor, scenes: Scenes, profiles: _Profiles, budget: Budget, config: Config, run: Run) -> _Starts:
@@ -330,7 +325,8 @@ def _draw(prior: Prior, starts: _Starts, texts: list[str], config: Config, run: 
             parts.rmdir()
         return {"images": len(drawn), "strengths": {f"{k:.3f}": strengths.count(k) for k in sorted(set(strengths))}}
 
-    after = [run.fingerprint_of(name) for name in (("centres", "profiles") if _follows(config) else ("profiles",))]
+    after = [run.fingerprint_of("centres")] if _follows(config) else []
+    after += [run.fingerprint_of("profiles")]
     after += [run.fingerprint_of("adapter")] if config.finetune.steps else []
     inputs = [*after, config.sampling.model_dump(), config.seed, config.precision]
     stage = run.stage("candidates", build, version=1, inputs=["private", *inputs])

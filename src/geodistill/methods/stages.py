@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,20 +236,20 @@ def reuse_encoded(folder: Path, scenes: Scenes, part: Tensor, config: Config, ru
     `folder` holds a run of all scenes with the same settings; `part` int64 [k] are those of `run`. Stages that are not
     in `folder` are left to be made. A base that is built from the scenes depends on them, and so do its latents.
     """
-    own, inputs = scenes.subset(part), {"features": (_FEATURES, _inputs_of_features)}
-    # Not every method has latents, and so a base that draws this size.
+    own = scenes.subset(part)
+
+    def reuse(name: str, version: int, of_all: list[Any], of_part: list[Any]) -> None:
+        given, file = stage_of(folder, name, version=version, inputs=of_all), f"{name}.safetensors"
+        if given is None:
+            return
+        whole: Tensor = load_file(given / file)[name]
+        run.stage(name, lambda out: save_tensors({name: whole[part]}, out / file), version=version, inputs=of_part)
+
+    reuse("features", _FEATURES, _inputs_of_features(scenes, config), _inputs_of_features(own, config))
+    # Some methods have no latents. Their base may not exist, or may not draw this size.
     if config.base != SCRATCH and (folder / "latents").is_dir():
         base = source_of(config.base, config.size)
-        inputs["latents"] = (_LATENTS, partial(_inputs_of_latents, base=base))
-    for name, (version, of) in inputs.items():
-        given = stage_of(folder, name, version=version, inputs=of(scenes, config))
-        if given is not None:
-            run.stage(name, partial(_save_rows, name, given, part), version=version, inputs=of(own, config))
-
-
-def _save_rows(name: str, given: Path, part: Tensor, folder: Path) -> None:
-    file = f"{name}.safetensors"
-    save_tensors({name: load_file(given / file)[name][part]}, folder / file)
+        reuse("latents", _LATENTS, *(_inputs_of_latents(some, config, base) for some in (scenes, own)))
 
 
 class _Ahead:
@@ -540,8 +539,10 @@ def seed_of_noise(what: str, config: Config, run: Run, index: int = 0) -> int | 
 
 
 def noise_seed(what: str, index: int, seed: int, secret: bytes | None) -> int | bytes:
-    """Return the seed of noise `index` of stage `what`: it follows from the run's `secret`, without one from `seed`."""
-    return derive_seed(seed, what, index) if secret is None else derive_secret(secret, f"{what} {index}")
+    """Return the seed of noise `index` of stage `what`, derived from the run's `secret`, or from `seed` without one."""
+    if secret is None:
+        return derive_seed(seed, what, index)
+    return derive_secret(secret, f"{what} {index}")
 
 
 def unless_default(precision: str) -> list[str]:

@@ -119,6 +119,14 @@ class Prior:
         """Pixels per latent element along one side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    def blank(self, count: int, size: int) -> Tensor:
+        """Return latents of zeros, float32 [count, C, h, w], of the shape that images of side `size` have.
+
+        They stand for prototypes where images are drawn from text alone.
+        """
+        side = size // self.downscale
+        return torch.zeros(count, self.unet.config.in_channels, side, side)
+
     @property
     def _scale(self) -> float:
         return float(self.vae.config.scaling_factor)

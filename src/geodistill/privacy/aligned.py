@@ -66,7 +66,9 @@ def aligned_nearness(
     def distances(group: Tensor) -> Tensor:
         return search(group).distance
 
-    own, fresh = known[0], distances(held_out) if known[1] is None else known[1]
+    own, fresh = known
+    if fresh is None:
+        fresh = distances(held_out)
     if float(fresh.median()) <= _SAME:
         raise ConfigError("half of the held-out images are copies of training images: remove the copies")
     own_sharpness, fresh_sharpness = sharpness(images), sharpness(held_out)
@@ -74,7 +76,9 @@ def aligned_nearness(
         own = distances(blurred_to(images, fresh_sharpness))
     elif own_sharpness < fresh_sharpness / (1 + _EQUAL):
         fresh = distances(blurred_to(held_out, own_sharpness))
-    own, random = distances(images) if own is None else own, generator(seed, "aligned nearness")
+    if own is None:
+        own = distances(images)
+    random = generator(seed, "aligned nearness")
     drawn = [_ratio(*(resampled(values, random) for values in (own, fresh))) for _ in range(_RESAMPLES)]
     found = interval(_ratio(own, fresh), drawn)
     return AlignedNearness(found.value, found.low, found.high, own_sharpness / max(fresh_sharpness, _SAME))

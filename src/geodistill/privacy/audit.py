@@ -54,6 +54,7 @@ REPLAYABLE = (
     "does not mend it: run the `geodistill distill` command that made it again, without --reproducible. It uses all "
     "stages up to the adapter again and draws the images anew, from a secret."
 )
+_UNMEASURED = "Whether it tells who was a training image cannot be measured"
 # A set and a part of the training images that it was distilled from, by their places in it: see membership.
 Shadow = tuple[DistilledSet, Tensor]
 
@@ -245,7 +246,7 @@ class Audit:
     def _told_of_members(self) -> str:
         best = self.best_attack
         if best is None:
-            return "Whether it tells who was a training image cannot be measured without held-out images."
+            return f"{_UNMEASURED} without held-out images."
         if best.judged is None:
             return (
                 f"The best of {len(self.attacks)} attacks tells training from held-out images with an AUC of "
@@ -253,9 +254,11 @@ class Audit:
             )
         too_few = too_little(len(self.images), self.train_count, best.held_out)
         null, told, found = self.null, "It tells" if self.tells_members else "It does not tell", best.judged
-        if null is None or (too_few and not self.tells_members):
-            reason = too_few or "no class has two held-out images"
-            return f"Whether it tells who was a training image cannot be measured: {reason}."
+        if null is None:
+            return f"{_UNMEASURED}: {too_few or 'no class has two held-out images'}."
+        # Too few images can hide a leak. They cannot make one.
+        if too_few and not self.tells_members:
+            return f"{_UNMEASURED}: {too_few}."
         value, low, high = (count / null.images for count in null.exposed)
         exposed = (
             f" About {value:.0%} of the images ({low:.0%} to {high:.0%}) expose one." if self.tells_members else ""

@@ -230,10 +230,11 @@ def attack(name: str, members: Tensor, others: Tensor, *, seed: int = 0) -> Atta
         raise ConfigError("no images to tell apart: a membership attack needs training and held-out images")
     random, rate = generator(seed, "membership"), rate_of(len(others))
     drawn = [_measures(resampled(members, random), resampled(others, random), rate) for _ in range(_RESAMPLES)]
-    auc, judged, *found = (
-        None if value is None else interval(value, [one[rank] for one in drawn])
-        for rank, value in enumerate(_measures(members, others, rate))
-    )
+    intervals: list[Interval | None] = []
+    for value, *again in zip(_measures(members, others, rate), *drawn, strict=True):
+        # A measure that needs more held-out images than there are has no value.
+        intervals.append(None if value is None else interval(value, again))
+    auc, judged, *found = intervals
     assert auc is not None
     return Attack(name, auc, tuple(found), rate, len(others), judged, _curve(members, others))
 
