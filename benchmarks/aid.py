@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from record import circumstances, command, hardware, merged, parsed, parser, to_csv
 
+from geodistill.commands.distill import distill
 from geodistill.config import Config, load_config
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training, open_store
 from geodistill.evaluation.measures import Measures, mean_std
-from geodistill.methods.dpd import distill
 from geodistill.privacy.nearness import Nearness
 from geodistill.progress import stages
 from geodistill.report.grid import draw_grid

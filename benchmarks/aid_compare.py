@@ -22,12 +22,13 @@ from record import RESULTS, circumstances, command, merged, parsed, parser, to_c
 from safetensors.torch import load_file
 from torch import Tensor
 
-from geodistill.compare import SUBJECT, compare, load_predictions
+from geodistill.commands.compare import compare
 from geodistill.config import load_config
 from geodistill.evaluation.measures import hlr, ior, share
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.rows import COPYING, FULL, Row
+from geodistill.evaluation.table import SUBJECT, load_predictions
 from geodistill.methods import METHODS
 from geodistill.progress import stages
 from geodistill.report.plots import accuracy_plot, nearness_plot, standalone

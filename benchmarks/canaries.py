@@ -24,6 +24,7 @@ from geodistill.privacy.membership import attack, scores, seen
 from geodistill.run import Run
 from geodistill.scenes import Scenes, open_scenes
 from geodistill.seeding import generator
+from geodistill.stages.context import Context
 
 SHEET, KEY = "canaries.csv", ("archive", "privacy")
 SIZE, IPC, SHUFFLED = 64, 10, 999
@@ -68,7 +69,7 @@ def _found(planted: Scenes, config: Config, folder: Path, canaries: tuple[Tensor
     """Return how well the best attack tells the canaries inside from those held out, with its p-value."""
     settings = {"method": "dpd", "config": recorded(config), "scenes": planted.fingerprint()}
     with Run(folder, settings, command()) as run:
-        distilled = make_distilled("dpd", planted, config, run)
+        distilled = make_distilled("dpd", Context(planted, config, run)).value
     images, labels, inside = canaries
     told = scores(distilled, planted.classes, seen(images, labels))
     best, p_value = best_of(torch.stack(list(told.values())), inside)

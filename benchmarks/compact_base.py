@@ -12,12 +12,12 @@ import copy
 import shutil
 from pathlib import Path
 
+from geodistill.commands.pretrain import pretrain
 from geodistill.config import load_config
 from geodistill.devices import keep_freed_memory
-from geodistill.methods.stages import Source
-from geodistill.pretrain import pretrain
 from geodistill.scenes import open_scenes, open_unlabelled
 from geodistill.scenes.scenes import Scenes
+from geodistill.stages.base import Source
 
 PRESET = Path(__file__).parents[1] / "src" / "geodistill" / "presets" / "pretrain.toml"
 SHIPPED = Path(__file__).parents[1] / "src" / "geodistill" / "bases" / "compact"

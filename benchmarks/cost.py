@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from record import circumstances, merged, parsed, parser, to_csv
 
+from geodistill.commands.distill import distill
 from geodistill.config import load_config
-from geodistill.methods.dpd import distill
 from geodistill.run import records
 from geodistill.scenes import Scenes, open_scenes
 

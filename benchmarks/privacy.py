@@ -19,17 +19,19 @@ import copies
 import private
 from record import ARCHIVES, UNSEEN_BY, circumstances, command, folder_of, merged, to_csv
 
+from geodistill.commands.audit import audit_folder
 from geodistill.config import Config, load_config, recorded, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training, open_store
 from geodistill.evaluation.measures import mean_std
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.methods import make_distilled
-from geodistill.privacy.audit import Audit, audit_folder
+from geodistill.privacy.audit import Audit
 from geodistill.progress import stages
 from geodistill.report.plots import standalone, utility_plot
 from geodistill.run import Run, write_atomic
 from geodistill.scenes import SceneData, open_scenes
+from geodistill.stages.context import Context
 
 SHEET, KEY, IPC, SEEDS, DELTA = "privacy.csv", ("archive", "method", "privacy"), 10, (0, 1, 2), 1e-5
 PROTOCOLS = ("probe", "finetune")
@@ -85,7 +87,7 @@ def _made(method: str, config: Config, data: SceneData, folder: Path, shared: Pa
     # Latents, features and teacher do not depend on the protection.
     common = {"kind": "shared stages", "scenes": data.train.fingerprint(), "base": config.base}
     with Run(shared, common, command()) as lender, Run(folder, {"method": method} | settings, lender=lender) as run:
-        return make_distilled(method, data.train, config, run)
+        return make_distilled(method, Context(data.train, config, run)).value
 
 
 def _worth(distilled: DistilledSet, data: SceneData, folder: Path) -> dict[str, str]:

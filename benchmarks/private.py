@@ -16,7 +16,7 @@ from pathlib import Path
 
 from record import circumstances, merged, to_csv
 
-from geodistill.compare import compare
+from geodistill.commands.compare import compare
 from geodistill.config import Config, load_config
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.rows import Row

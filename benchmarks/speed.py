@@ -41,6 +41,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from geodistill.commands.plan import LORA_STEP, denoising_operations, encoding_operations, passes
 from geodistill.config import load_config
 from geodistill.descriptions import class_prompt
 from geodistill.devices import keep_freed_memory, working_type
@@ -48,18 +49,20 @@ from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training
 from geodistill.evaluation.measures import mean_std
 from geodistill.evaluation.networks import backbone_features
-from geodistill.methods.stages import encode
-from geodistill.plan import LORA_STEP, denoising_operations, encoding_operations, passes
-from geodistill.prior.base import Prior, load_prior, source_of
+from geodistill.pipeline import LATENTS
+from geodistill.prior.base import Prior, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.catalogue import SHIPPED
 from geodistill.prior.compact import make_tokenizer
 from geodistill.prior.finetune import add_adapter
 from geodistill.prior.sample import Requests, sample_batch
 from geodistill.prior.training import TrainingData, TrainingPlan, batches, train_denoiser
 from geodistill.prototypes import find_prototypes
+from geodistill.provenance import Made
 from geodistill.run import Run, peak_memory_mib
 from geodistill.scenes import SceneData, Scenes, open_scenes
 from geodistill.scenes.views import dihedral
+from geodistill.stages.context import Context
+from geodistill.stages.latents import encode
 
 WORKING = working_type("auto", torch.device("cpu"))
 SIZE, BATCH = 256, 8
@@ -368,8 +371,8 @@ def _our_encoding(data: Path, count: int) -> tuple[float, int]:
     scenes, config = _some(data, count), load_config()
     prior = load_prior(source_of(SHIPPED, config.size))
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}) as run:
-        encode(scenes, prior, config, run)
-        record = run.record_of("latents")
+        encode(Context(scenes, config, run), Made.source(prior, fingerprint_of_base(prior.source)))
+        record = run.record_of(LATENTS)
     return count / record["wall_seconds"], record["peak_memory_mib"]
 
 

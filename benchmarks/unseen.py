@@ -18,12 +18,13 @@ import torch
 from record import ARCHIVES, circumstances, command, folder_of, merged, to_csv
 from torch import Tensor
 
-from geodistill.compare import SUBJECT, compare, load_predictions
+from geodistill.commands.compare import compare
 from geodistill.config import Config, load_config
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_shares
 from geodistill.evaluation.rows import FULL, Row
+from geodistill.evaluation.table import SUBJECT, load_predictions
 from geodistill.prior.base import source_of
 from geodistill.privacy.overlap import known_archives
 from geodistill.progress import stages

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from geodistill.cli import _one_by_one, _print_nearness, _print_screening, _print_self_test, app
 from geodistill.config import Config, make_config
-from geodistill.methods.self_test import SelfTest, Worth
+from geodistill.evaluation.worth import SelfTest, Worth
 from geodistill.scenes import write_scenes
 
 

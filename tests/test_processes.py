@@ -14,9 +14,9 @@ import typer
 from safetensors.torch import load_file
 
 from geodistill.cli import _told
+from geodistill.commands.distill import distill
 from geodistill.config import load_config
 from geodistill.distilled import DistilledSet
-from geodistill.methods.dpd import distill
 from geodistill.prior.finetune import WEIGHTS
 from geodistill.processes import Processes, processes
 from geodistill.scenes import open_scenes, write_scenes

@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from geodistill.errors import RunError
+from geodistill.provenance import Stage, fingerprint
 from geodistill.run import (
     Run,
-    fingerprint,
     forget_parts,
     join_parts,
     kept_parts,
@@ -54,11 +55,16 @@ def _counting(calls: list[int]) -> Any:
     return build
 
 
+def _stage(run: Run, build: Any, name: str, version: int = 1, given: Sequence[Any] = ()) -> Path:
+    stage = Stage(name, version, lent=name in ("base", "latents"))
+    return run.make(stage, build, lambda folder: folder, given=given).value
+
+
 def test_a_whole_stage_is_not_built_again(tmp_path: Path) -> None:
     calls: list[int] = []
     for _ in range(2):
         with Run(tmp_path / "run", {"a": 1}) as run:
-            folder = run.stage("latents", _counting(calls), version=1, inputs=["x"])
+            folder = _stage(run, _counting(calls), "latents", given=["x"])
     assert len(calls) == 1
     assert (folder / "result.txt").read_text() == "whole"
     record = records(tmp_path / "run")[0]
@@ -67,12 +73,12 @@ def test_a_whole_stage_is_not_built_again(tmp_path: Path) -> None:
     assert record["peak_memory_mib"] > 0
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"inputs": ["y"]}])
+@pytest.mark.parametrize("change", [{"version": 2}, {"given": ["y"]}])
 def test_another_version_or_input_builds_anew(tmp_path: Path, change: dict[str, Any]) -> None:
     calls: list[int] = []
     with Run(tmp_path / "run", {}) as run:
-        run.stage("latents", _counting(calls), version=1, inputs=["x"])
-        run.stage("latents", _counting(calls), **{"version": 1, "inputs": ["x"], **change})
+        _stage(run, _counting(calls), "latents", given=["x"])
+        _stage(run, _counting(calls), "latents", **{"given": ["x"], **change})
     assert len(calls) == 2
 
 
@@ -85,10 +91,10 @@ def test_an_interrupted_stage_goes_on_in_its_folder(tmp_path: Path) -> None:
         (folder / "result.txt").write_text(done.read_text() + " whole")
 
     with pytest.raises(KeyboardInterrupt), Run(tmp_path / "run", {}) as run:
-        run.stage("adapter", build, version=1)
+        _stage(run, build, "adapter")
     assert not (tmp_path / "run" / "adapter").exists()
     with Run(tmp_path / "run", {}) as run:
-        folder = run.stage("adapter", build, version=1)
+        folder = _stage(run, build, "adapter")
     assert (folder / "result.txt").read_text() == "half whole"
 
 
@@ -100,12 +106,12 @@ def test_what_an_interrupted_stage_left_is_dropped_when_its_input_changed(tmp_pa
 
     for version in (1, 2):
         with pytest.raises(KeyboardInterrupt), Run(tmp_path / "run", {}) as run:
-            run.stage("adapter", build, version=version)
+            _stage(run, build, "adapter", version=version)
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     with Run(tmp_path / "run", {"config": {"sampling": {"steps": 50}}, "seed": 0}) as run:
-        run.stage("latents", _counting([]), version=1)
+        _stage(run, _counting([]), "latents")
     with pytest.raises(RunError) as caught:
         Run(tmp_path / "run", {"config": {"sampling": {"steps": 25}}, "seed": 0})
     assert str(caught.value) == (
@@ -158,9 +164,9 @@ def test_disk_troubles_are_told_and_lose_nothing(tmp_path: Path, code: int, mess
         raise OSError(code, "trouble")
 
     with Run(tmp_path / "run", {}) as run:
-        run.stage("latents", _counting([]), version=1)
+        _stage(run, _counting([]), "latents")
         with pytest.raises(RunError) as caught:
-            run.stage("adapter", build, version=1)
+            _stage(run, build, "adapter")
     assert str(caught.value) == message.format(tmp_path / "run")
     assert (tmp_path / "run" / "latents" / "result.txt").exists()
     assert (tmp_path / "run" / ".adapter.partial" / "half.txt").exists()
@@ -185,7 +191,7 @@ def test_disk_that_safetensors_finds_full(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("geodistill.run.save_file", full)
     with Run(tmp_path / "run", {}) as run, pytest.raises(RunError, match="is full: free some space"):
-        run.stage("latents", lambda folder: save_tensors({}, folder / "latents.safetensors"), version=1)
+        _stage(run, lambda folder: save_tensors({}, folder / "latents.safetensors"), "latents")
 
 
 def test_a_refused_run_lets_go_of_its_lock_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -194,7 +200,7 @@ def test_a_refused_run_lets_go_of_its_lock_and_leaves_nothing_behind(tmp_path: P
         Run(tmp_path, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with Run(tmp_path / "run", {"seed": 0}) as run:
-        run.stage("latents", _counting([]), version=1)
+        _stage(run, _counting([]), "latents")
     with pytest.raises(RunError, match="seed: 0 -> 1") as caught:
         Run(tmp_path / "run", {"seed": 1})
     with Run(tmp_path / "run", {"seed": 0}):
@@ -228,9 +234,9 @@ def test_files_that_safetensors_was_writing_are_cleared(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, {}) as run:
-        run.stage("base", build, version=1)
+        _stage(run, build, "base")
     with Run(tmp_path, {}) as run:
-        run.stage("base", build, version=1)
+        _stage(run, build, "base")
 
 
 def test_a_lender_makes_and_keeps_the_stages_that_runs_share(tmp_path: Path) -> None:
@@ -238,10 +244,10 @@ def test_a_lender_makes_and_keeps_the_stages_that_runs_share(tmp_path: Path) -> 
     with Run(tmp_path / "all", {}) as lender:
         for name in ("one", "two"):
             with Run(tmp_path / name, {}, lender=lender) as run:
-                assert run.stage("latents", _counting(calls), version=1) == tmp_path / "all" / "latents"
-                assert run.fingerprint_of("latents") == lender.fingerprint_of("latents")
-                run.stage("candidates", _counting(calls), version=1)
-                assert run.used == ["latents", "candidates"]
+                assert _stage(run, _counting(calls), "latents") == tmp_path / "all" / "latents"
+                assert run.record_of(Stage("latents", 1, lent=True))["facts"] == {"calls": 1}
+                _stage(run, _counting(calls), "candidates")
+                assert [stage.name for stage in run.used] == ["latents", "candidates"]
     assert len(calls) == 3
     assert not (tmp_path / "one" / "latents").exists()
     assert (tmp_path / "two" / "candidates").is_dir()
@@ -277,7 +283,7 @@ def test_cost_is_written_down_while_a_stage_goes_on(tmp_path: Path, monkeypatch:
         assert json.loads(record.read_text())["facts"] is None
 
     with Run(tmp_path / "run", {}) as run:
-        run.stage("base", build, version=1)
+        _stage(run, build, "base")
     assert json.loads(record.read_text())["facts"] == {}
 
 
@@ -317,7 +323,7 @@ class TestSecret:
         drawn = set()
         for _ in range(2):
             with Run(tmp_path / "run", {}) as run:
-                run.stage("latents", _counting([]), version=1)
+                _stage(run, _counting([]), "latents")
                 drawn |= {run.secret(), run.secret(), read_secret(run.folder)}
         assert [len(secret) for secret in drawn] == [32]
         assert (tmp_path / "run" / "secret").stat().st_mode & 0o777 == 0o600
@@ -339,7 +345,7 @@ class TestSecret:
     )
     def test_a_run_without_its_secret_says_so(self, tmp_path: Path, content: str | None, what: str) -> None:
         with Run(tmp_path / "run", {}) as run:
-            run.stage("latents", _counting([]), version=1)
+            _stage(run, _counting([]), "latents")
             run.secret()
         path = tmp_path / "run" / "secret"
         path.unlink()

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geodistill.commands.distill import distill
     from geodistill.config import Config, load_config
     from geodistill.distilled import DistilledSet
     from geodistill.errors import GeodistillError
     from geodistill.evaluation.evaluate import Evaluation, evaluate
-    from geodistill.methods.dpd import distill
     from geodistill.scenes import SceneData, Scenes, builtin_scenes, open_scenes
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "commands.distill": ("distill",),
     "config": ("Config", "load_config"),
     "distilled": ("DistilledSet",),
     "errors": ("GeodistillError",),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
-    "methods.dpd": ("distill",),
     "scenes": ("SceneData", "Scenes", "builtin_scenes", "open_scenes"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

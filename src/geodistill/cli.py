@@ -19,6 +19,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from geodistill.errors import GeodistillError
+from geodistill.pipeline import DISTILLED, SCREENED
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -188,12 +189,12 @@ def distill(
     whether the set is better than random real images; `--set self_test.held_out=0` leaves that out.
     """
     with _told():
+        from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
-        from geodistill.methods import dpd
-        from geodistill.methods.stages import check_base
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
+        from geodistill.stages.checks import check_base
 
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
@@ -202,7 +203,7 @@ def distill(
         # Reading the images takes long: a wrong base is told before.
         check_base(settings)
         scenes = open_scenes(data).train
-        result = dpd.distill(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
+        result = run_distillation(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
         if not processes().main:
             return
         draw_grid(result, out / "grid.png")
@@ -211,7 +212,7 @@ def distill(
         _print_nearness(settings)
         _print_replayable(result)
         _print_self_test(out, settings)
-        _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / 'distilled'}", soft_wrap=True)
+        _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}", soft_wrap=True)
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
 
 
@@ -235,10 +236,10 @@ def plan(
     screening.
     """
     with _told():
+        from geodistill.commands.plan import make_plan
         from geodistill.config import load_config
-        from geodistill.methods.stages import check_base
-        from geodistill.plan import make_plan
         from geodistill.scenes import open_scenes
+        from geodistill.stages.checks import check_base
 
         sets = _with_describer(set_, describe)
         settings = load_config(_config_file(config), sets, ipc=ipc, base=base, size=size)
@@ -290,9 +291,9 @@ def pretrain(
     the U-Net of one that is there already learns DATA besides what it knows; its autoencoder and its text encoder stay.
     """
     with _told():
+        from geodistill.commands.pretrain import open_sources
+        from geodistill.commands.pretrain import pretrain as run_pretraining
         from geodistill.config import load_config
-        from geodistill.pretrain import open_sources
-        from geodistill.pretrain import pretrain as run_pretraining
 
         settings = load_config(_config_file(config), set_ or [], size=size, seed=seed)
         command = shlex.join(["geodistill", *sys.argv[1:]])
@@ -368,7 +369,7 @@ def evaluate(
         from geodistill.progress import stages
         from geodistill.scenes import open_scenes
 
-        folder, store = (what / "distilled", out or what) if (what / "run.json").is_file() else (what, out)
+        folder, store = (what / DISTILLED.name, out or what) if (what / "run.json").is_file() else (what, out)
         scenes, results = open_scenes(data), []
         for name in network or ["efficientnet-lite0"]:
             with stages() as advance:
@@ -425,8 +426,8 @@ def compare(
     points by showing the training images; `geodistill report OUT` draws it all.
     """
     with _told():
-        from geodistill.compare import compare as run_comparison
-        from geodistill.compare import comparison_tables
+        from geodistill.commands.compare import compare as run_comparison
+        from geodistill.commands.compare import comparison_tables
         from geodistill.config import load_config
         from geodistill.methods import METHODS
         from geodistill.progress import stages
@@ -469,7 +470,7 @@ def sample(
     They follow no prototype and are not part of the distilled set.
     """
     with _told():
-        from geodistill.targeted import draw_targeted
+        from geodistill.commands.sample import draw_targeted
 
         folder = draw_targeted(run, prompt, count=n, class_name=class_, seed=seed, out=out)
         _console.print(f"{n} images: {folder}", soft_wrap=True)
@@ -559,12 +560,13 @@ def audit(
     All of it is read beside held-out real images. A line says what was found, and where the thresholds are.
     """
     with _told():
-        from geodistill.privacy.audit import MEASURES, audit_folder
+        from geodistill.commands.audit import audit_folder
+        from geodistill.privacy.audit import MEASURES
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
 
         scenes = open_scenes(data)
-        target = out or (what / "audit" if (what / "distilled").is_dir() else Path("audit"))
+        target = out or (what / "audit" if (what / DISTILLED.name).is_dir() else Path("audit"))
         result, distilled, train = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
         write_audit_page(result, distilled, train, target / "audit.html")
         table = Table("image", "most like", *(f"ratio, {name}" for name in MEASURES), "copy", title="most suspicious")
@@ -671,7 +673,7 @@ def _print_screening(run: Path) -> None:
     """Print how many candidates were too like a training image, where that was looked for."""
     from geodistill.run import records
 
-    for record in (one for one in records(run) if one["stage"] == "screened"):
+    for record in (one for one in records(run) if one["stage"] == SCREENED.name):
         first, *again = record["facts"]["rejected"]
         drawn = f", {len(again)} times drawn again, following less: {', '.join(map(str, again))}" if again else ""
         _console.print(f"screening: {first} candidates too like a training image{drawn} rejected", soft_wrap=True)
@@ -701,7 +703,8 @@ def _print_replayable(distilled: Any) -> None:
 
 def _print_self_test(run: Path, settings: Any) -> None:
     """Print what the set is worth beside random real images, where that was tested, and what to try if it is less."""
-    from geodistill.methods.self_test import advice, read_self_test
+    from geodistill.evaluation.worth import advice
+    from geodistill.stages.self_test import read_self_test
 
     found = read_self_test(run)
     if found is None:

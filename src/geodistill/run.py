@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,9 +32,11 @@ from torch import Tensor
 from geodistill.errors import RunError
 from geodistill.processes import processes
 from geodistill.progress import progress
+from geodistill.provenance import Made, Stage, building, fingerprint, inputs_of
 from geodistill.seeding import SECRET_BYTES
 
 log = logging.getLogger("geodistill")
+T = TypeVar("T")
 
 _FORMAT = 1
 _SECRET = "secret"
@@ -43,14 +45,6 @@ _WITHOUT_SECRET = (
 )
 _MARK = ".fingerprint"
 _HEARTBEAT_SECONDS = 30.0
-# Stages that depend on neither method nor IPC: a run that compares several makes them once and lends them.
-_LENT = frozenset({"base", "latents", "features", "teacher", "labeller"})
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return the SHA-256 (hex) of `parts`, which must be representable in JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -181,7 +175,7 @@ class Run:
         lender: an open run that makes and keeps the stages that all methods share in this one's stead.
 
     Attributes:
-        used: names of the stages asked for so far, in that order, whether they were there or had to be built.
+        used: the stages asked for so far, in that order, whether they were there or had to be built.
         new: whether nothing of the run was there before; False in all processes but the main one.
 
     Raises:
@@ -192,7 +186,7 @@ class Run:
         self, folder: Path, settings: dict[str, Any], command: str = "", *, lender: "Run | None" = None
     ) -> None:
         self.folder = folder
-        self.used: list[str] = []
+        self.used: list[Stage] = []
         self.new = False
         self._secret: bytes | None = None
         self._lender = lender
@@ -283,49 +277,55 @@ class Run:
         ours = {".lock", ".run.json.tmp", ".config.toml.tmp", f".{_SECRET}.tmp", "report.html"}
         return {path.name for path in self.folder.iterdir()} - ours
 
-    def stage(
+    def make(
         self,
-        name: str,
+        stage: Stage,
         build: Callable[[Path], dict[str, Any] | None],
+        load: Callable[[Path], T],
         *,
-        version: int,
-        inputs: Sequence[Any] = (),
-        shared: bool = False,
-    ) -> Path:
-        """Return the folder of stage `name`, building it first unless it is there and whole.
+        given: Sequence[Any],
+    ) -> Made[T]:
+        """Return what `load` reads from the folder of `stage`, which is built first unless it is there and whole.
 
         Args:
-            name: folder name of the stage.
+            stage: what to make.
             build: fills the folder it is given and may return facts to record. Called again after an interruption
-                with the same folder, it must go on from what it finds there.
-            version: of the stage's code; raise it when the same inputs give another result.
-            inputs: fingerprints and settings that the result depends on, representable in JSON.
-            shared: where several processes work on the run, each calls `build`, which leaves writing to the main one;
-                else that one alone does, and the others wait for it.
+                with the same folder, it must go on from what it finds there. Where the stage is shared, every process
+                calls it and leaves writing to the main one.
+            load: reads what is returned from the finished folder.
+            given: all that the stage depends on: results of other stages, and values that JSON can represent.
 
         Raises:
             RunError: the folder cannot be written or the disk is full.
+            RuntimeError: `build` reads the result of a stage that is not in `given`.
         """
-        self.used.append(name)
-        if self._lender and name in _LENT:
-            return self._lender.stage(name, build, version=version, inputs=inputs, shared=shared)
+        self.used.append(stage)
+        if self._lender and stage.lent:
+            return self._lender.make(stage, build, load, given=given)
+        folder = self._folder_of(stage, build, given)
+        loaded = load(folder)
+        return Made(lambda: loaded, (_fingerprint_of(stage, given),), given)
+
+    def _folder_of(self, stage: Stage, build: Callable[[Path], dict[str, Any] | None], given: Sequence[Any]) -> Path:
+        """Return the folder of `stage`, built first unless it is there and whole."""
+        name, mark = stage.name, _fingerprint_of(stage, given)
         target, partial = self.folder / name, self.folder / f".{name}.partial"
-        mark = fingerprint(name, version, list(inputs))
         if _mark_of(target) == mark:
             return target
         # None may look for what another is about to make.
         self._crew.wait()
         if not self._crew.main:
             self._crew.wait()
-            if shared:
-                build(partial)
+            if stage.shared:
+                with building(stage, given):
+                    build(partial)
             self._crew.wait()
             return target
         with explain_os_errors(self.folder):
             shutil.rmtree(target, ignore_errors=True)
             _prepare_partial(partial, mark)
             self._crew.wait()
-            with _Clock(self._record_path(name), name, mark) as clock:
+            with _Clock(self._record_path(stage), name, mark) as clock, building(stage, given):
                 facts = build(partial)
             clock.record(facts or {})
             _flush_folder(partial)
@@ -334,29 +334,29 @@ class Run:
         self._crew.wait()
         return target
 
-    def fingerprint_of(self, name: str) -> str:
-        """Return the fingerprint of a finished stage."""
-        return str(self.record_of(name)["fingerprint"])
-
-    def record_of(self, name: str) -> dict[str, Any]:
-        """Return what stage `name` recorded: fingerprint, facts, wall_seconds, cpu_seconds, peak_memory_mib."""
-        if self._lender and name in _LENT:
-            return self._lender.record_of(name)
-        record: dict[str, Any] = json.loads(self._record_path(name).read_text())
+    def record_of(self, stage: Stage) -> dict[str, Any]:
+        """Return what `stage` recorded: fingerprint, facts, wall_seconds, cpu_seconds, peak_memory_mib."""
+        if self._lender and stage.lent:
+            return self._lender.record_of(stage)
+        record: dict[str, Any] = json.loads(self._record_path(stage).read_text())
         return record
 
-    def _record_path(self, name: str) -> Path:
+    def _record_path(self, stage: Stage) -> Path:
         # Beside the stage rather than in it: times differ between runs, a stage's bytes do not.
-        return self.folder / "stages" / f"{name}.json"
+        return self.folder / "stages" / f"{stage.name}.json"
 
 
-def stage_of(folder: Path, name: str, *, version: int, inputs: Sequence[Any] = ()) -> Path | None:
-    """Return the folder of stage `name` of the run in `folder`; None unless it is whole and of these `inputs`.
+def stage_of(folder: Path, stage: Stage, *, given: Sequence[Any]) -> Path | None:
+    """Return the folder of `stage` of the run in `folder`; None unless it is whole and was `given` the same.
 
     The run is only read, and may be in use.
     """
-    target = folder / name
-    return target if _mark_of(target) == fingerprint(name, version, list(inputs)) else None
+    target = folder / stage.name
+    return target if _mark_of(target) == _fingerprint_of(stage, given) else None
+
+
+def _fingerprint_of(stage: Stage, given: Sequence[Any]) -> str:
+    return fingerprint(stage.name, stage.version, inputs_of(given))
 
 
 class _Clock:

@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from geodistill.config import Config
-from geodistill.methods import d4m
+from geodistill.methods import METHODS, d4m
 from geodistill.prior import sample
 from geodistill.run import Run
 from geodistill.scenes import Scenes
 from geodistill.seeding import derive_seed, generator
+from geodistill.stages.context import Context
 
 
 def test_centroids_noised_to_seven_tenths_are_denoised_in_35_steps(
@@ -25,7 +26,7 @@ def test_centroids_noised_to_seven_tenths_are_denoised_in_35_steps(
 
     monkeypatch.setattr(sample, "_denoise", nothing)
     with Run(tmp_path, {}) as run:
-        made = d4m.make(pair, config, run)
+        made = d4m.make(Context(pair, config, run, METHODS["d4m"])).value
     assert made.labels.tolist() == [0, 1]
     # Of 50 steps at times 981, 961, ..., 1 the first 15 are left out.
     assert [time for _, time, _, _ in seen] == list(range(681, 0, -20))
@@ -52,7 +53,7 @@ def test_a_denoiser_that_sees_the_centroid_gives_it_back(
 
     monkeypatch.setattr(sample, "_denoise", oracle)
     with Run(tmp_path, {}) as run:
-        d4m.make(pair, config, run)
+        d4m.make(Context(pair, config, run, METHODS["d4m"]))
     drawn = load_file(tmp_path / "candidates" / "candidates.safetensors")["latents"]
     clean = load_file(tmp_path / "prototypes" / "centroids.safetensors")["centroids"]
     assert (drawn - clean).abs().max() < 0.15  # the noise of the last level, of deviation 0.03

@@ -7,10 +7,11 @@ from torch.nn import functional as F
 
 from geodistill.config import Config
 from geodistill.evaluation.networks import normalise
-from geodistill.methods import dm
+from geodistill.methods import METHODS, dm
 from geodistill.run import Run
 from geodistill.scenes import Scenes
 from geodistill.seeding import derive_seed, generator
+from geodistill.stages.context import Context
 
 
 def _convnet3(image: torch.Tensor, weights: dict[str, torch.Tensor]) -> np.ndarray:
@@ -88,7 +89,7 @@ def test_killed_after_a_class_ends_with_the_same_bytes(
 
         monkeypatch.setattr(dm, "condense", dying)
         with Run(tmp_path / folder, {}) as run:
-            return dm.make(pair, on_pipeline, run).images
+            return dm.make(Context(pair, on_pipeline, run, METHODS["dm"])).value.images
 
     whole = made("whole", -1)
     done.clear()

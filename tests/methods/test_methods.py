@@ -12,11 +12,12 @@ from geodistill.errors import ConfigError, SceneError
 from geodistill.methods import METHODS, dm, make_distilled
 from geodistill.run import Run
 from geodistill.scenes import Scenes
+from geodistill.stages.context import Context
 
 
 def _made(name: str, scenes: Scenes, config: Config, out: Path) -> DistilledSet:
     with Run(out, {"method": name}) as run:
-        return make_distilled(name, scenes, config, run)
+        return make_distilled(name, Context(scenes, config, run)).value
 
 
 def _are_real(images: torch.Tensor, scenes: Scenes) -> list[bool]:

@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from geodistill.config import Config
-from geodistill.methods import mgd3
+from geodistill.methods import METHODS, mgd3
 from geodistill.prior import sample
 from geodistill.run import Run
 from geodistill.scenes import Scenes
 from geodistill.seeding import derive_seed, generator
+from geodistill.stages.context import Context
 
 
 def test_sampling_against_a_plain_loop(
@@ -26,7 +27,7 @@ def test_sampling_against_a_plain_loop(
 
     monkeypatch.setattr(sample, "_denoise", denoise)
     with Run(tmp_path, {}) as run:
-        mgd3.make(pair, config, run)
+        mgd3.make(Context(pair, config, run, METHODS["mgd3"]))
     assert guidances == {4.0}
     drawn = load_file(tmp_path / "candidates" / "candidates.safetensors")["latents"]
     latents = load_file(tmp_path / "latents" / "latents.safetensors")["latents"][:, 0].double()
@@ -51,7 +52,7 @@ def test_sampling_against_a_plain_loop(
 
 def test_the_prior_is_left_as_it_is(pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
     with Run(tmp_path, {}) as run:
-        mgd3.make(pair, on_pipeline, run)
+        mgd3.make(Context(pair, on_pipeline, run, METHODS["mgd3"]))
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
         "latents",
         "prototypes",

@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 from geodistill.config import Config
-from geodistill.methods import minimax, template
+from geodistill.methods import METHODS, minimax, template
 from geodistill.methods.minimax import MinimaxLoss
 from geodistill.prior import training
 from geodistill.prior.base import load_prior
 from geodistill.prior.training import TrainingData, TrainingPlan, train_denoiser
 from geodistill.run import Run
 from geodistill.scenes import Scenes
+from geodistill.stages.context import Context
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -109,7 +110,7 @@ def test_the_terms_are_what_sets_it_apart_from_template(
 ) -> None:
     def made(method: Any, folder: str) -> torch.Tensor:
         with Run(tmp_path / folder, {}) as run:
-            method.make(pair, on_pipeline, run)
+            method.make(Context(pair, on_pipeline, run, METHODS[method.__name__.rsplit(".", 1)[1]]))
         weights: torch.Tensor = load_file(tmp_path / folder / "candidates" / "candidates.safetensors")["latents"]
         return weights
 

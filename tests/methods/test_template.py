@@ -3,17 +3,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from geodistill.commands.distill import distill
 from geodistill.config import Config
 from geodistill.distilled import DistilledSet
-from geodistill.methods import template
-from geodistill.methods.dpd import distill
+from geodistill.methods import METHODS, template
 from geodistill.run import Run
 from geodistill.scenes import Scenes
+from geodistill.stages.context import Context
 
 
 def _made(scenes: Scenes, config: Config, out: Path) -> tuple[DistilledSet, torch.Tensor]:
     with Run(out, {}) as run:
-        made = template.make(scenes, config, run)
+        made = template.make(Context(scenes, config, run, METHODS["template"])).value
     return made, load_file(out / "candidates" / "candidates.safetensors")["latents"]
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from geodistill.commands.audit import audit_folder
+from geodistill.commands.distill import distill
+from geodistill.commands.source import read_source
 from geodistill.config import Config, make_config
 from geodistill.distilled import DistilledSet
-from geodistill.methods.dpd import distill
-from geodistill.privacy.audit import audit_folder
 from geodistill.privacy.replay import Draws, replay
-from geodistill.privacy.source import read_source
 from geodistill.scenes import SceneData, Scenes
 
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 from test_sets import pixels_of
 
+from geodistill.commands.distill import distill
 from geodistill.config import Config
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
 from geodistill.evaluation.evaluate import evaluate
-from geodistill.methods.dpd import distill
-from geodistill.methods.self_test import SelfTest, Worth
+from geodistill.evaluation.worth import SelfTest, Worth
 from geodistill.prototypes import Prototypes
 from geodistill.report import write_report
 from geodistill.report.classes import most_confused

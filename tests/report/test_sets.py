@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import Chosen
 from geodistill.prototypes import Prototypes
 from geodistill.report.figures import Row
 from geodistill.report.sets import SetFolder, compared_sets, gallery, main_set, png_uri, thumbnails
+from geodistill.stages.chosen import Chosen
 
 
 def pixels_of(uri: str) -> torch.Tensor:

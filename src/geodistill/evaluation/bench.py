@@ -31,7 +31,8 @@ from geodistill.evaluation.networks import backbone_features, pooled_features
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, takes_soft_labels, train_and_predict
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
-from geodistill.run import explain_os_errors, fingerprint, write_atomic
+from geodistill.provenance import fingerprint
+from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 
 # Raise it when the same inputs give another likeness or other figures.

@@ -1,32 +1,16 @@
 """Ways to turn scenes into a distilled set: DPD and its rivals, one file each, all with the same `make`."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from geodistill.errors import ConfigError
+from geodistill.provenance import Made, Method
 
 if TYPE_CHECKING:
-    from geodistill.config import Config
     from geodistill.distilled import DistilledSet
-    from geodistill.run import Run
-    from geodistill.scenes.scenes import Scenes
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to make a distilled set.
-
-    `name` is what users call it. `summary` says in one line what it does. `real_pixels`: its images are training
-    images as they are, so that it protects nothing. `home`: its module in this package.
-    """
-
-    name: str
-    summary: str
-    real_pixels: bool
-    home: str
-
+    from geodistill.stages.context import Context
 
 _ALL = (
     Method("random", "real images drawn at random", True, "random"),
@@ -54,17 +38,18 @@ def check_method(name: str) -> None:
         raise ConfigError(f"unknown method {name!r}: {hint}known: {', '.join(METHODS)}")
 
 
-def make_distilled(name: str, scenes: "Scenes", config: "Config", run: "Run") -> "DistilledSet":
-    """Return the set of `config.ipc` images per class that method `name` makes of `scenes` in `run`.
+def make_distilled(name: str, context: "Context") -> "Made[DistilledSet]":
+    """Return the set that method `name` makes of the context's scenes, in its run.
 
     Raises:
         ConfigError: there is no such method.
         GeodistillError: what the method itself finds wrong, such as a class with fewer than `config.ipc` images.
     """
     check_method(name)
-    from geodistill.methods.stages import check_counts
+    from geodistill.stages.checks import check_counts
 
-    check_counts(scenes, config.ipc, config.privacy)
+    check_counts(context.scenes, context.config.ipc, context.config.privacy)
+    method = METHODS[name]
     # Its module is loaded only now: naming the methods takes no torch.
-    distilled: DistilledSet = import_module(f"{__name__}.{METHODS[name].home}").make(scenes, config, run)
-    return distilled
+    made: Made[DistilledSet] = import_module(f"{__name__}.{method.home}").make(replace(context, method=method))
+    return made

@@ -8,22 +8,27 @@ labels belong to a protocol.
 
 from geodistill.config import Config, SamplingSettings
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import centroids, class_prompts, draw, encode, keep_candidates, make_base, slot_labels
-from geodistill.run import Run
-from geodistill.scenes.scenes import Scenes
+from geodistill.provenance import Made, derived
+from geodistill.stages.base import load_base
+from geodistill.stages.candidates import Slots, draw, slot_labels
+from geodistill.stages.context import Context
+from geodistill.stages.descriptions import class_prompts
+from geodistill.stages.distilled import keep_candidates
+from geodistill.stages.latents import encode
+from geodistill.stages.prototypes import centroids
 
 STRENGTH, GUIDANCE, STEPS = 0.7, 8.0, 50
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, each drawn from one of its centroids."""
-    config = paper(config)
-    prior = make_base(scenes, config, run)
-    latents = encode(scenes, prior, config, run)
-    prototypes = centroids(latents, scenes, config, run)
-    texts = class_prompts(scenes, slot_labels(scenes, config))
-    candidates = draw(prior, prototypes, texts, config, run, after=["latents", "prototypes"])
-    return keep_candidates("d4m", candidates, texts, prior, scenes, config, run)
+    context = context.having(paper(context.config))
+    prior = load_base(context)
+    latents = encode(context, prior)
+    prototypes = centroids(context, latents)
+    texts = class_prompts(context.scenes, slot_labels(context.scenes, context.config))
+    slots = derived(lambda: Slots(texts, prototypes.value), latents, prototypes)
+    return keep_candidates(context, prior, draw(context, prior, slots), texts)
 
 
 def paper(config: Config) -> Config:

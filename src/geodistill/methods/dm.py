@@ -22,24 +22,25 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from geodistill.config import Config
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.networks import build_network, compiled, imagenet_statistics, normalise
 from geodistill.evaluation.protocols import augment
-from geodistill.methods.stages import write_set
 from geodistill.prior.training import batches
-from geodistill.run import Run, kept_parts
-from geodistill.scenes.scenes import Scenes
+from geodistill.provenance import Made
+from geodistill.run import kept_parts
 from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed, generator
+from geodistill.stages.context import Context
+from geodistill.stages.distilled import write_set
 
 STEPS, LEARNING_RATE, MOMENTUM, REAL_BATCH = 100, 1.0, 0.5, 32
 # Steps of all classes together. Compiling takes about as long as it saves in half of them.
 _WORTH_COMPILING = 500
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` optimised images of each class."""
+    scenes, config = context.scenes, context.config
 
     def of_class(which: slice) -> Tensor:
         real = scenes.pixels((scenes.labels == which.start).nonzero()[:, 0], size=config.size)
@@ -50,8 +51,8 @@ def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
         return kept_parts("classes", batches(len(scenes.classes), 1), of_class, folder)
 
     constants = [STEPS, LEARNING_RATE, MOMENTUM, REAL_BATCH]
-    inputs = [scenes.fingerprint(), config.ipc, config.size, config.seed, *constants]
-    return write_set("dm", images, scenes, config, run, inputs=inputs)
+    given = [scenes.fingerprint(), config.ipc, config.size, config.seed, *constants]
+    return write_set(context, images, given=given)
 
 
 def condense(real: Tensor, count: int, *, seed: int, steps: int, fast: bool = False) -> Tensor:

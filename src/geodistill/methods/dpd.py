@@ -3,129 +3,99 @@
     scenes -> base -> latents -> teacher, prototypes -> descriptions -> adapter -> following -> candidates
     -> chosen, refined -> distilled set
 
-`make` is that line. Each stage is a folder of the run that holds all that the next ones need. `distill` holds some
-scenes out before it and tests the set on them after it.
+`make` is that line. Each stage is a folder of the run that holds all that the next ones need.
+
+Under differential privacy the line is the same, but all that is learned from the scenes is a noisy sum:
+
+    scenes -> latents -> profiles -> descriptions -> centres, teacher, adapter, moments -> candidates -> distilled set
+
+A candidate starts as the noisy mean of a cluster's latents, never as a member, from a level of diffusion noise that
+hides the noise of the mean: what protects the scenes is taken for a part of what the prior removes anyway. Refinement
+needs no scene: its error follows from noisy second moments of the backbone's features. Starts and adapter can be left
+out (`sampling.follow=none`, `finetune.steps=0`). Candidates are then drawn from text alone, what is noisily measured in
+a class, and all of the budget is for profiles and moments.
 """
 
-import tempfile
-from pathlib import Path
+import torch
 
-from geodistill.config import Config, recorded, to_toml
+from geodistill.config import Config
 from geodistill.descriptions import make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import check_side
-from geodistill.methods.following import followed
-from geodistill.methods.private import check_private, make_private
-from geodistill.methods.refining import refined
-from geodistill.methods.screening import screen
-from geodistill.methods.self_test import run_self_test, set_apart
-from geodistill.methods.stages import (
-    MOST_CANDIDATES,
-    check_base,
-    check_counts,
-    choose,
-    cluster,
-    describe,
-    draw,
-    drawn_in_secret,
-    encode,
-    finetune,
-    hand_out,
-    make_base,
-    teach,
-    tell_of_base,
-    texts_of_each,
-)
-from geodistill.processes import processes
-from geodistill.run import Run, write_atomic
+from geodistill.provenance import Made, derived
 from geodistill.scenes.scenes import Scenes
+from geodistill.stages.adapter import finetune
+from geodistill.stages.base import load_base
+from geodistill.stages.candidates import MOST_CANDIDATES, draw, slots_of
+from geodistill.stages.checks import check_base, check_counts
+from geodistill.stages.chosen import choose
+from geodistill.stages.context import Context
+from geodistill.stages.descriptions import describe, texts_of_each
+from geodistill.stages.distilled import write_chosen
+from geodistill.stages.following import followed
+from geodistill.stages.latents import encode
+from geodistill.stages.noise import in_secret
+from geodistill.stages.private import PrivateContext, budget_of, check_private, encodes, follows
+from geodistill.stages.private_drawing import (
+    choose_privately,
+    draw_privately,
+    noisy_slots,
+    refine_privately,
+    write_privately,
+)
+from geodistill.stages.private_means import make_profiles, make_starts, noisy_descriptions
+from geodistill.stages.private_training import finetune_privately, teach_privately
+from geodistill.stages.prototypes import cluster
+from geodistill.stages.refinement import refined
+from geodistill.stages.screen import screened
+from geodistill.stages.teacher import teach
 
 
-def distill(
-    scenes: Scenes, config: Config | None = None, *, out: Path | str | None = None, command: str = ""
-) -> DistilledSet:
-    """Condense `scenes` into `config.ipc` synthetic images per class, and test these (see `methods.self_test`).
-
-    What the test found is in the run's stage `self_test`, in the data card of its set, and in the log of
-    `geodistill.self_test`: a warning where the set is below random real images.
-
-    Args:
-        scenes: the training scenes; nothing else is looked at. Those held out for the test are not learned from.
-        config: settings; the defaults when None.
-        out: the run folder, kept; a run there that stopped goes on. A temporary folder when None.
-        command: the command line, for the record.
-
-    Raises:
-        GeodistillError: one of its kinds, before hours are spent where that can be known before.
-    """
-    config = config or Config()
-    if out is None and processes().count > 1:
-        raise ConfigError("several processes need one run folder: give out")
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="geodistill-") as folder:
-            return distill(scenes, config, out=folder, command=command)
-    # Before the run folder is made, so that settings that cannot work leave none behind.
-    _check(scenes, config)
-    apart = set_apart(scenes, config)
-    settings = {"method": "dpd", "config": recorded(config), "scenes": scenes.fingerprint()}
-    with Run(Path(out), settings, command) as run:
-        if processes().main:
-            write_atomic(run.folder / "config.toml", to_toml(config))
-        tell_of_base(scenes, config, run)
-        distilled = make(apart.train, config, run)
-        if config.self_test.held_out:
-            run_self_test(distilled, apart, config, run)
-        return distilled
+def make(context: Context) -> Made[DistilledSet]:
+    """Return the distilled set of the context's scenes, made in its run."""
+    check(context.scenes, context.config)
+    if context.config.privacy == "dp":
+        return _make_private(context)
+    prior = load_base(context)
+    latents = encode(context, prior)
+    teacher = teach(context, latents)
+    prototypes = cluster(context, latents)
+    texts = describe(context, prior, prototypes)
+    each = derived(lambda: texts_of_each(prototypes.value, texts.value, context.scenes), texts)
+    judge = teacher if context.config.finetune.consistency else None
+    prior = finetune(context, prior, latents, each, judge)
+    context = followed(in_secret(context), prior, latents, texts, prototypes)
+    slots = slots_of(context, latents, texts, prototypes)
+    candidates = draw(context, prior, slots)
+    if context.config.privacy == "screen":
+        candidates = screened(context, prior, candidates, slots)
+    chosen = choose(context, prior, candidates, latents, teacher)
+    chosen = refined(context, prior, chosen, teacher)
+    return write_chosen(context, prior, chosen, texts)
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
-    """Return the distilled set of `scenes`, made in `run`."""
-    _check(scenes, config)
-    if config.privacy == "dp":
-        return make_private(scenes, config, run)
-    judged, adapted = config.finetune.consistency > 0, config.finetune.steps > 0
-    prior = make_base(scenes, config, run)
-    latents = encode(scenes, prior, config, run)
-    teacher = teach(latents, scenes, config, run)
-    prototypes = cluster(latents, scenes, config, run)
-    texts = describe(prior, prototypes, scenes, config, run)
-    finetune(
-        prior,
-        latents,
-        scenes,
-        texts_of_each(prototypes, texts, scenes),
-        config,
-        run,
-        after=("latents", "descriptions", "teacher" if judged else None),
-        teacher=teacher,
-    )
-    if not config.reproducible:
-        config = drawn_in_secret(config, run.secret())
-    before = ("latents", "prototypes", "descriptions", "adapter" if adapted else None)
-    config = followed(prior, latents, texts, prototypes, scenes, config, run, after=before)
-    candidates = draw(
-        prior,
-        latents[:, 0],
-        texts,
-        config,
-        run,
-        after=before,
-        starts=prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts),
-    )
-    passing = None
-    if config.privacy == "screen":
-        kept = screen(candidates, latents[:, 0], prior, scenes, prototypes, texts, config, run)
-        candidates, passing = kept.latents, kept.passing
-    chosen = choose(candidates, latents, prior, teacher, scenes, prototypes, config, run, passing=passing)
-    last = "chosen"
-    if config.refinement.steps:
-        chosen, last = refined(chosen, prior, teacher, scenes, config, run), "refined"
-    return hand_out(chosen, prior, scenes, texts, config, run, after=last)
+def _make_private(whole: Context) -> Made[DistilledSet]:
+    """Return the set of a differentially private run; what is guaranteed: `stages.private.guarantee`."""
+    scenes, config = whole.scenes, whole.config
+    context = PrivateContext(scenes, config, whole.run, whole.method, budget_of(len(scenes), config))
+    prior = load_base(context)
+    latents = encode(context, prior) if encodes(config) else Made.source(torch.empty(0), "no latents")
+    profiles = make_profiles(context)
+    texts = noisy_descriptions(scenes, profiles, prior)
+    starts = make_starts(context, latents, profiles) if follows(config) else None
+    teacher = teach_privately(context, latents)
+    prior = finetune_privately(context, prior, latents, texts, teacher)
+    context = in_secret(context)
+    slots = noisy_slots(context, prior, texts, starts)
+    candidates = draw_privately(context, prior, slots)
+    chosen = choose_privately(context, prior, candidates, profiles, teacher)
+    chosen = refine_privately(context, prior, chosen)
+    return write_privately(context, prior, chosen, texts)
 
 
-def _check(scenes: Scenes, config: Config) -> None:
-    """Find before the first stage what would stop a later one."""
+def check(scenes: Scenes, config: Config) -> None:
+    """Find before the first stage what would stop a later one; raises a GeodistillError that says what to do."""
     make_describer(config.descriptions.describer, config.precision)
     if config.sampling.candidates > MOST_CANDIDATES:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {MOST_CANDIDATES}")

@@ -7,19 +7,19 @@ that is the scene which brings the mean of those taken nearest to μ.
 
 from torch import Tensor
 
-from geodistill.config import Config
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import each_class, keep_scenes, scene_features
-from geodistill.run import Run
-from geodistill.scenes.scenes import Scenes
+from geodistill.provenance import Made
 from geodistill.selection import herd
+from geodistill.stages.context import Context
+from geodistill.stages.distilled import each_class, keep_scenes
+from geodistill.stages.latents import scene_features
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return the first `config.ipc` real scenes of each class that herding takes."""
-    features = scene_features(scenes, config, run)
+    features = scene_features(context)
 
     def select() -> Tensor:
-        return each_class(scenes, lambda own: own[herd(features[own], config.ipc)])
+        return each_class(context.scenes, lambda own: own[herd(features.value[own], context.config.ipc)])
 
-    return keep_scenes("herding", select, scenes, config, run)
+    return keep_scenes(context, select)

@@ -9,21 +9,21 @@ nearest the mean of the class.
 import torch
 from torch import Tensor
 
-from geodistill.config import Config
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import each_class, keep_scenes, scene_features
-from geodistill.run import Run
-from geodistill.scenes.scenes import Scenes
+from geodistill.provenance import Made
+from geodistill.stages.context import Context
+from geodistill.stages.distilled import each_class, keep_scenes
+from geodistill.stages.latents import scene_features
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` real scenes of each class, its greedy centres."""
-    features = scene_features(scenes, config, run)
+    features = scene_features(context)
 
     def select() -> Tensor:
-        return each_class(scenes, lambda own: own[centres(features[own], config.ipc)])
+        return each_class(context.scenes, lambda own: own[centres(features.value[own], context.config.ipc)])
 
-    return keep_scenes("kcenter", select, scenes, config, run)
+    return keep_scenes(context, select)
 
 
 def centres(features: Tensor, count: int) -> Tensor:

@@ -9,16 +9,18 @@ from torch import Tensor
 
 from geodistill.config import Config
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import keep_scenes, scene_features
 from geodistill.prototypes import find_prototypes
-from geodistill.run import Run
+from geodistill.provenance import Made
 from geodistill.scenes.scenes import Scenes
+from geodistill.stages.context import Context
+from geodistill.stages.distilled import keep_scenes
+from geodistill.stages.latents import scene_features
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` real scenes of each class, those of the largest cluster first."""
-    features = scene_features(scenes, config, run)
-    return keep_scenes("kmeans", lambda: select(features, scenes, config), scenes, config, run)
+    features = scene_features(context)
+    return keep_scenes(context, lambda: select(features.value, context.scenes, context.config))
 
 
 def select(features: Tensor, scenes: Scenes, config: Config) -> Tensor:

@@ -10,24 +10,29 @@ place of class embeddings.
 
 from geodistill.config import Config, SamplingSettings
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import centroids, class_prompts, draw, encode, keep_candidates, make_base, slot_labels
 from geodistill.prior.guidance import ModeGuidance
-from geodistill.run import Run
-from geodistill.scenes.scenes import Scenes
+from geodistill.provenance import Made, derived
+from geodistill.stages.base import load_base
+from geodistill.stages.candidates import Slots, draw, slot_labels
+from geodistill.stages.context import Context
+from geodistill.stages.descriptions import class_prompts
+from geodistill.stages.distilled import keep_candidates
+from geodistill.stages.latents import encode
+from geodistill.stages.prototypes import centroids
 
 GUIDANCE, STEPS = 4.0, 50
 MODES = ModeGuidance(scale=0.1, steps=25)
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, each guided towards one of its modes."""
-    config = paper(config)
-    prior = make_base(scenes, config, run)
-    latents = encode(scenes, prior, config, run)
-    modes = centroids(latents, scenes, config, run)
-    texts = class_prompts(scenes, slot_labels(scenes, config))
-    candidates = draw(prior, modes, texts, config, run, after=["latents", "prototypes"], modes=MODES)
-    return keep_candidates("mgd3", candidates, texts, prior, scenes, config, run)
+    context = context.having(paper(context.config))
+    prior = load_base(context)
+    latents = encode(context, prior)
+    modes = centroids(context, latents)
+    texts = class_prompts(context.scenes, slot_labels(context.scenes, context.config))
+    slots = derived(lambda: Slots(texts, modes.value), latents, modes)
+    return keep_candidates(context, prior, draw(context, prior, slots, MODES), texts)
 
 
 def paper(config: Config) -> Config:

@@ -15,29 +15,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geodistill.config import Config
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import class_prompts, draw, encode, finetune, keep_candidates, make_base, slot_labels
 from geodistill.methods.template import plain
-from geodistill.run import Run
-from geodistill.scenes.scenes import Scenes
+from geodistill.provenance import Made, derived
+from geodistill.stages.adapter import finetune
+from geodistill.stages.base import load_base
+from geodistill.stages.candidates import Slots, draw, slot_labels
+from geodistill.stages.context import Context
+from geodistill.stages.descriptions import class_prompts
+from geodistill.stages.distilled import keep_candidates
+from geodistill.stages.latents import encode
 
 PULL, PUSH, MEMORY = 0.002, 0.008, 64
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, drawn under its class prompt."""
-    config = plain(config)
-    prior = make_base(scenes, config, run)
-    latents = encode(scenes, prior, config, run)
-    prompts = [[text] for text in class_prompts(scenes, scenes.labels)]
-    loss = MinimaxLoss(len(scenes.classes), latents[0, 0].numel())
-    finetune(prior, latents, scenes, prompts, config, run, after=["latents"], auxiliary=loss)
-    texts = class_prompts(scenes, slot_labels(scenes, config))
-    nowhere = torch.zeros(len(texts), *latents.shape[2:])  # nothing is followed
-    after = ["latents", "adapter" if config.finetune.steps else None]
-    candidates = draw(prior, nowhere, texts, config, run, after=after)
-    return keep_candidates("minimax", candidates, texts, prior, scenes, config, run)
+    context = context.having(plain(context.config))
+    scenes = context.scenes
+    prior = load_base(context)
+    latents = encode(context, prior)
+    prompts = derived(lambda: [[text] for text in class_prompts(scenes, scenes.labels)], latents)
+    loss = MinimaxLoss(len(scenes.classes), latents.value[0, 0].numel())
+    prior = finetune(context, prior, latents, prompts, loss)
+    texts = class_prompts(scenes, slot_labels(scenes, context.config))
+    # Nothing is followed.
+    slots = derived(lambda: Slots(texts, torch.zeros(len(texts), *latents.value.shape[2:])), latents)
+    return keep_candidates(context, prior, draw(context, prior, slots), texts)
 
 
 class MinimaxLoss(nn.Module):

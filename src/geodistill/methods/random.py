@@ -3,17 +3,18 @@
 import torch
 from torch import Tensor
 
-from geodistill.config import Config
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import each_class, keep_scenes
-from geodistill.run import Run
+from geodistill.provenance import Made
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import generator
+from geodistill.stages.context import Context
+from geodistill.stages.distilled import each_class, keep_scenes
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` real scenes of each class, drawn without replacement."""
-    return keep_scenes("random", lambda: select(scenes, config.ipc, config.seed), scenes, config, run)
+    config = context.config
+    return keep_scenes(context, lambda: select(context.scenes, config.ipc, config.seed))
 
 
 def select(scenes: Scenes, count: int, seed: int) -> Tensor:

@@ -8,24 +8,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from geodistill.config import Config
 from geodistill.distilled import DistilledSet
 from geodistill.methods import kmeans
-from geodistill.methods.stages import decode, make_base, scene_features, write_set
-from geodistill.prior.base import fingerprint_of_base
-from geodistill.run import Run
-from geodistill.scenes.scenes import Scenes
+from geodistill.provenance import Made
+from geodistill.stages.base import load_base
+from geodistill.stages.candidates import decode
+from geodistill.stages.context import Context
+from geodistill.stages.distilled import write_set
+from geodistill.stages.latents import scene_features
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return the images that `kmeans` takes, encoded and decoded."""
-    prior = make_base(scenes, config, run)
-    features = scene_features(scenes, config, run)
+    scenes, config = context.scenes, context.config
+    prior, features = load_base(context), scene_features(context)
 
     def images(_: Path) -> Tensor:
-        pixels = scenes.pixels(kmeans.select(features, scenes, config), size=config.size)
-        latents = torch.cat([prior.encode(part) for part in pixels.split(config.sampling.batch)])
-        return decode(prior, latents, config)
+        pixels = scenes.pixels(kmeans.select(features.value, scenes, config), size=config.size)
+        latents = torch.cat([prior.value.encode(part) for part in pixels.split(config.sampling.batch)])
+        return decode(prior.value, latents, config)
 
-    inputs = [scenes.fingerprint(), fingerprint_of_base(prior.source), config.ipc, config.size, config.seed]
-    return write_set("reconstruction", images, scenes, config, run, inputs=inputs)
+    return write_set(context, images, given=[scenes.fingerprint(), prior, config.ipc, config.size, config.seed])

@@ -8,23 +8,28 @@ import torch
 
 from geodistill.config import Config, DescriptionsSettings, SelectionSettings
 from geodistill.distilled import DistilledSet
-from geodistill.methods.stages import class_prompts, draw, encode, finetune, keep_candidates, make_base, slot_labels
-from geodistill.run import Run
-from geodistill.scenes.scenes import Scenes
+from geodistill.provenance import Made, derived
+from geodistill.stages.adapter import finetune
+from geodistill.stages.base import load_base
+from geodistill.stages.candidates import Slots, draw, slot_labels
+from geodistill.stages.context import Context
+from geodistill.stages.descriptions import class_prompts
+from geodistill.stages.distilled import keep_candidates
+from geodistill.stages.latents import encode
 
 
-def make(scenes: Scenes, config: Config, run: Run) -> DistilledSet:
+def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, drawn under its class prompt."""
-    config = plain(config)
-    prior = make_base(scenes, config, run)
-    latents = encode(scenes, prior, config, run)
-    prompts = [[text] for text in class_prompts(scenes, scenes.labels)]
-    finetune(prior, latents, scenes, prompts, config, run, after=["latents"])
-    texts = class_prompts(scenes, slot_labels(scenes, config))
-    nowhere = torch.zeros(len(texts), *latents.shape[2:])  # nothing is followed
-    after = ["latents", "adapter" if config.finetune.steps else None]
-    candidates = draw(prior, nowhere, texts, config, run, after=after)
-    return keep_candidates("template", candidates, texts, prior, scenes, config, run)
+    context = context.having(plain(context.config))
+    scenes = context.scenes
+    prior = load_base(context)
+    latents = encode(context, prior)
+    prompts = derived(lambda: [[text] for text in class_prompts(scenes, scenes.labels)], latents)
+    prior = finetune(context, prior, latents, prompts)
+    texts = class_prompts(scenes, slot_labels(scenes, context.config))
+    # Nothing is followed.
+    slots = derived(lambda: Slots(texts, torch.zeros(len(texts), *latents.value.shape[2:])), latents)
+    return keep_candidates(context, prior, draw(context, prior, slots), texts)
 
 
 def plain(config: Config) -> Config:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from geodistill.devices import Precision, accelerator, mixed, working_type
 from geodistill.errors import PriorError
+from geodistill.pipeline import BASE
 from geodistill.prior.catalogue import FACTS, SCRATCH, check_drawn, folder_of, missing_part, unknown_base
-from geodistill.run import fingerprint, write_atomic
+from geodistill.provenance import fingerprint
+from geodistill.run import write_atomic
 
 # 128 images of 64 px, 8 of 256: with Stable Diffusion's autoencoder, about 2 GB.
 _PIXELS_TOGETHER = 2**19
@@ -275,7 +277,7 @@ def _check_folder(source: str) -> None:
     missing = missing_part(folder) if folder.is_dir() else ""
     if missing:
         # `pretrain --out RUN` leaves its base in RUN/base.
-        inside = folder / "base"
+        inside = folder / BASE.name
         hint = "Point --base to a folder saved by diffusers' save_pretrained"
         if not missing_part(inside):
             hint = f"Did you mean {inside}?"

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from geodistill.distilled import DistilledSet, owner_files, tell_of_audit
+from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.networks import backbone_features
 from geodistill.prior.base import Prior
@@ -34,9 +34,8 @@ from geodistill.privacy.nearness import MAX_HELD_OUT
 from geodistill.privacy.neighbours import Neighbours, by_embedding, by_structure
 from geodistill.privacy.null import ALARM, Null, null_of
 from geodistill.privacy.replay import Draws, Replay, replay
-from geodistill.privacy.source import Source, read_source, shadow_sets
 from geodistill.progress import progress
-from geodistill.run import versions, write_atomic
+from geodistill.run import write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator
 
@@ -278,78 +277,6 @@ class Audit:
         return (
             f" Its AUC is {best.auc.value:.2f}, and {worst.value:.2f} ({worst.low:.2f} to {worst.high:.2f}) among the "
             f"{ISOLATED:.0%} of the images that are least like any other (0.5: guessing)."
-        )
-
-
-def audit_folder(
-    what: Path, data: SceneData, *, shadows: int = 0, fail_on: Sequence[str] = (), out: Path | None = None
-) -> tuple[Audit, DistilledSet, Scenes]:
-    """Audit the set in `what`, a run or a folder <class>/<image>; return what was found, the set, the training images.
-
-    Training images are those that a run learned from: none that it held out for its self-test.
-
-    Of a run it is also known how the set was made: where its images began, and how to make `shadows` sets of random
-    halves of the training scenes, which go to `out`. The verdict goes into the set's data card.
-
-    Raises:
-        ConfigError: an unknown name in `fail_on`, membership there where no attack could show it, what `audit` raises,
-            or shadows of a set without a run.
-        RunError: the run was made from other scenes.
-        DistilledSetError: there is no set.
-    """
-    is_run = (what / "distilled").is_dir()
-    folder = what / "distilled" if is_run else what
-    if out is not None and out.absolute().is_relative_to(folder.absolute()):
-        raise ConfigError(f"--out {out} is in the folder of the set, which is shared: the page shows training images")
-    for name in fail_on:
-        if name not in FAILURES:
-            raise ConfigError(f"--fail-on {name!r} is unknown: known: {', '.join(FAILURES)}")
-    if "membership" in fail_on and data.test is None:
-        raise ConfigError("--fail-on membership needs held-out images: give data with a test part")
-    if shadows and not is_run:
-        raise ConfigError(
-            f"{what} is no run: how its images were made is not known, so there are no shadow sets: leave --shadows out"
-        )
-    source = read_source(what, data.train) if is_run else None
-    distilled = DistilledSet.load(folder)
-    data = replace(data, train=source.learned_from(data.train)) if source else data
-    if "membership" in fail_on:
-        _check_power(distilled, data)
-    known = Known(replayable=distilled.replayable)
-    if source:
-        made = shadow_sets(source, data.train, shadows, out or what / "audit") if shadows else []
-        known = _known(source, distilled, data.train, made)
-    known = replace(known, beside=tuple(owner_files(folder)))
-    result = audit(distilled, data, known, out=out)
-    tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
-    return result, distilled, data.train
-
-
-def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequence[Shadow]) -> Known:
-    prior = source.prior()
-    return Known(
-        starts=source.starts(distilled),
-        shadows=shadows,
-        overlap=source.overlap(train),
-        replayable=source.replayable(distilled),
-        prior=prior,
-        draws=source.draws(distilled, prior) if prior else None,
-    )
-
-
-def _shared(result: Audit, distilled: DistilledSet) -> str:
-    """Return what the data card says of the audit; exact figures about the training images are no private release."""
-    if distilled.about.get("guarantee"):
-        return "What it found is in the owner's hands: figures about the real images are outside the guarantee."
-    return result.verdict
-
-
-def _check_power(distilled: DistilledSet, data: SceneData) -> None:
-    """Raise ConfigError where no attack could show a leak, so that finding none would say nothing."""
-    reason = too_little(len(distilled), len(data.train), len(data.test or ()))
-    if reason:
-        raise ConfigError(
-            f"--fail-on membership cannot be answered: {reason}: add held-out images, or ask for copy alone"
         )
 
 

@@ -18,6 +18,7 @@ from math import ceil, prod, sqrt
 from pathlib import Path
 
 from geodistill.errors import PriorError
+from geodistill.pipeline import BASE
 
 # Beside the pipeline's own files; not one of those that tell a base from another.
 FOOTPRINT = "trained_on.jsonl"
@@ -47,7 +48,7 @@ def sign(folder: Path, archives: Sequence[tuple[str, Sequence[str]]], earlier: P
 
 def footprint_of(folder: Path) -> Path | None:
     """Return the file of the footprints of the base in `folder`: in it, or beside it where a run made it."""
-    beside = [folder.parent / FOOTPRINT] if folder.name == "base" else []
+    beside = [folder.parent / FOOTPRINT] if folder.name == BASE.name else []
     return next((path for path in (folder / FOOTPRINT, *beside) if path.is_file()), None)
 
 

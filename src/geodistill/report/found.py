@@ -8,10 +8,10 @@ from typing import Any
 
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
-from geodistill.methods.self_test import learned_from
 from geodistill.report.figures import Figures, read_comparison, read_evaluations, without_training_images
 from geodistill.report.sets import SetFolder, compared_sets, main_set
 from geodistill.scenes.scenes import Scenes
+from geodistill.stages.held_out import learned_from
 
 
 @dataclass(frozen=True)

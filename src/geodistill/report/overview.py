@@ -1,47 +1,22 @@
 """The head of the page: what the run is, what it lacks, and what each section means."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from geodistill.config import read_recorded
+from geodistill.errors import ConfigError
 from geodistill.evaluation.rows import COPYING
-from geodistill.methods.self_test import read_self_test
-from geodistill.prior.catalogue import SCRATCH
+from geodistill.pipeline import DISTILLED
+from geodistill.provenance import Stage
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Table, bench_name, percent, points, rho
 from geodistill.report.record import training_curves
 from geodistill.report.sets import Picture
 from geodistill.run import records
-
-# The stages of a `dpd` run, in order; under differential privacy they are others.
-_STAGES = (
-    "base",
-    "latents",
-    "teacher",
-    "features",
-    "prototypes",
-    "descriptions",
-    "adapter",
-    "candidates",
-    "screened",
-    "chosen",
-    "refined",
-    "labeller",
-    "distilled",
-    "self_test",
-)
-_PRIVATE = (
-    "latents",
-    "features",
-    "profiles",
-    "centres",
-    "teacher",
-    "adapter",
-    "candidates",
-    "chosen",
-    "moments",
-    "refined",
-    "distilled",
-)
+from geodistill.stages.held_out import OWN
+from geodistill.stages.line import line
+from geodistill.stages.self_test import read_self_test
 
 
 def lead(found: Found) -> str:
@@ -75,32 +50,12 @@ _GO_ON = "the run's command goes on with it"
 
 def _open_stages(found: Found) -> list[str]:
     """Return the stages that are still to be done; of other methods than `dpd` only the last is known."""
-    config = found.settings.get("config", {})
-    left_out = {
-        "base": config.get("base") != SCRATCH,
-        "features": config.get("prototypes", {}).get("features") == "latent"
-        and config.get("selection", {}).get("by") != "herding"
-        and config.get("refinement", {}).get("steps") == 0,
-        "adapter": config.get("finetune", {}).get("steps") == 0,
-        "refined": config.get("refinement", {}).get("steps") == 0,
-        "moments": config.get("refinement", {}).get("steps") == 0,
-        "screened": config.get("privacy") != "screen",
-        "labeller": not config.get("soft_labels"),
-        # Runs that were begun before there was a self-test have no setting for it.
-        "self_test": not config.get("self_test", {}).get("held_out"),
-    }
-    private = config.get("privacy") == "dp"
-    if private:
-        adapted, follows = not left_out["adapter"], config.get("sampling", {}).get("follow") == "start"
-        left_out |= {
-            "latents": not (adapted or follows),
-            "centres": not follows,
-            "teacher": not (adapted and config.get("finetune", {}).get("consistency")),
-        }
-    stages: tuple[str, ...] = _PRIVATE if private else _STAGES
-    stages = stages if found.settings.get("method") == "dpd" else ("distilled",)
-    expected = [stage for stage in stages if not left_out.get(stage)]
-    return [stage for stage in expected if not (found.run / stage).is_dir()]
+    expected: tuple[Stage, ...] = (DISTILLED,)
+    if found.settings.get("method") == OWN:
+        # Settings of another release may not be readable.
+        with suppress(ConfigError):
+            expected = line(read_recorded(found.settings.get("config", {})))
+    return [stage.name for stage in expected if not (found.run / stage.name).is_dir()]
 
 
 def facts(found: Found) -> list[tuple[str, str]]:

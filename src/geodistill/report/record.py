@@ -4,16 +4,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from geodistill.pipeline import ADAPTER, BASE, REFINED
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Plot, Table, number
 from geodistill.report.plots import curves_plot, thin
 from geodistill.run import records
 
-_TRAINED = {
-    "base": "Training of the base",
-    "adapter": "Training of the adapter",
-    "refined": "Refinement of the chosen images",
-}
+_TRAINED = {stage.name: stage.title for stage in (BASE, ADAPTER, REFINED)}
 
 
 def training_curves(folders: Mapping[str, Path]) -> dict[str, dict[str, list[float]]]:

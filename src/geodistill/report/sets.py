@@ -20,9 +20,10 @@ from torch import Tensor
 from geodistill.distilled import DistilledSet
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
-from geodistill.methods.stages import Chosen
+from geodistill.pipeline import CHOSEN, DISTILLED, PROTOTYPES
 from geodistill.prototypes import Prototypes
 from geodistill.scenes.scenes import Scenes
+from geodistill.stages.chosen import Chosen
 
 # Real images that went through the autoencoder are still those images.
 _RECONSTRUCTION = "reconstruction"
@@ -47,12 +48,12 @@ class SetFolder:
     @property
     def finished(self) -> bool:
         """Whether its images are there."""
-        return (self.run / "distilled").is_dir()
+        return (self.run / DISTILLED.name).is_dir()
 
     @cached_property
     def images(self) -> DistilledSet:
         """The images; read once."""
-        return DistilledSet.load(self.run / "distilled")
+        return DistilledSet.load(self.run / DISTILLED.name)
 
     @property
     def scenes(self) -> str | None:
@@ -135,9 +136,9 @@ class _Sources:
     def __init__(self, one: SetFolder, scenes: Scenes, size: int) -> None:
         self._scenes, self._size = scenes, size
         self._members: list[Tensor] = []
-        if (one.run / "prototypes").is_dir() and (one.run / "chosen").is_dir():
-            prototypes = Prototypes.load(one.run / "prototypes")
-            slots = Chosen.load(one.run / "chosen").rows // one.images.about["config"]["sampling"]["candidates"]
+        if (one.run / PROTOTYPES.name).is_dir() and (one.run / CHOSEN.name).is_dir():
+            prototypes = Prototypes.load(one.run / PROTOTYPES.name)
+            slots = Chosen.load(one.run / CHOSEN.name).rows // one.images.about["config"]["sampling"]["candidates"]
             self._members = [prototypes.members[slot] for slot in slots.tolist()]
 
     def of(self, index: int) -> tuple[Picture, ...]:

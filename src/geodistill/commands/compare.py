@@ -1,0 +1,284 @@
+"""The comparison: every method on the same scenes, prior and protocols, in one table.
+
+The run holds one folder for each set (`sets/<method>-ipc<k>`), the predictions (`evaluation/`) and the table
+(`compare.json`, `compare.csv`), written anew after each row. Sets and predictions that are there are used again, so
+that adding a method or an IPC costs only what is new.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from geodistill.config import Config, recorded, to_toml, without_self_test
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError
+from geodistill.evaluation.bench import Bench, Progress, Task, Training, open_store
+from geodistill.evaluation.measures import measure
+from geodistill.evaluation.networks import PRETRAINED
+from geodistill.evaluation.protocols import check_protocol
+from geodistill.evaluation.rows import FULL, Row, summarise
+from geodistill.evaluation.table import SUBJECT, Ledger, load_pairs, load_rows, pair_key
+from geodistill.methods import METHODS, check_method, make_distilled
+from geodistill.pipeline import BASE
+from geodistill.run import Run, write_atomic
+from geodistill.scenes.scenes import SceneData, Scenes
+from geodistill.stages.base import load_base, tell_of_base
+from geodistill.stages.checks import check_base, check_counts
+from geodistill.stages.context import Context
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one call asks for; `cells` are pairs of protocol and network."""
+
+    methods: tuple[str, ...]
+    ipcs: tuple[int, ...]
+    cells: tuple[tuple[str, str], ...]
+    seeds: int
+    full: bool
+
+
+def compare(
+    data: SceneData,
+    config: Config | None = None,
+    *,
+    out: Path | str,
+    methods: Sequence[str] = tuple(METHODS),
+    ipcs: Sequence[int] = (10,),
+    protocols: Sequence[str] = ("finetune",),
+    networks: Sequence[str] = (PRETRAINED,),
+    seeds: int = 3,
+    full: bool = True,
+    command: str = "",
+    progress: Progress | None = None,
+) -> tuple[Row, ...]:
+    """Make the sets of `methods` at each of `ipcs`, test them under each protocol and network, return the table.
+
+    A set of real images is selected anew for each seed; a generated one is made once, with the config's seed, and the
+    seeds vary the training of the classifier. Nothing of the test scenes reaches any method.
+
+    Args:
+        data: train and test scenes.
+        config: settings of all methods; its `ipc` is not used.
+        out: the run folder; rows, sets and predictions there are kept.
+        methods: names in METHODS.
+        ipcs: images per class.
+        protocols: probe, finetune, scratch; the probe is done with the pretrained network alone.
+        networks: names of classifiers.
+        seeds: how many repetitions.
+        full: also train on all real images; without it there is no share of full-data OA and no HLR.
+        command: the command line, for the record.
+        progress: called as progress(what, done, steps) while classifiers train.
+
+    Raises:
+        ConfigError: an unknown name, an IPC or a number of seeds below 1.
+        PriorError: there is no such base, or it does not draw images of the config's size.
+        RunError: `out` holds a comparison with other settings or another kind of run.
+        SceneError: a class with fewer images than an IPC needs, or no test images.
+    """
+    # All methods get the same scenes, and are tested on real test images anyway. Its sets are for a table that others
+    # can make again, not to be shared.
+    config = without_self_test(config or Config()).model_copy(update={"reproducible": True})
+    ordered = tuple(name for name in METHODS if name in methods)
+    plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
+    _check(data.train, methods, plan, config.privacy)
+    check_base(config)
+    bench = Bench(data, config.size, progress=progress)
+    settings = {
+        "kind": "compare",
+        "config": {name: value for name, value in recorded(config).items() if name != "ipc"},
+        "scenes": data.train.fingerprint(),
+        "test": bench.test.fingerprint(),
+    }
+    with Run(Path(out), settings, command) as run:
+        write_atomic(run.folder / "config.toml", to_toml(config))
+        tell_of_base(data.train, config, run)
+        bench.store = open_store(run.folder)
+        ledger = Ledger(run.folder, data.train.classes, bench.test.labels, tuple(METHODS))
+        for row, predicted in _rows(plan, config, run, bench):
+            ledger.enter(row, predicted)
+        return ledger.rows
+
+
+def _cells(protocols: Sequence[str], networks: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return the (protocol, network) pairs; the probe has features of the pretrained network alone."""
+    cells = [("probe", PRETRAINED)] if "probe" in protocols else []
+    cells += [(p, n) for p, n in product(protocols, networks) if p != "probe"]
+    for protocol, network in cells:
+        check_protocol(protocol, network)
+    return tuple(cells)
+
+
+def _check(train: Scenes, methods: Sequence[str], plan: _Plan, privacy: str) -> None:
+    for name in methods:
+        check_method(name)
+    if not (plan.methods and plan.ipcs and plan.cells):
+        raise ConfigError("nothing to compare: give at least one method, IPC, protocol and network")
+    if min(plan.ipcs) < 1 or plan.seeds < 1:
+        raise ConfigError(f"IPC is {min(plan.ipcs)} and seeds is {plan.seeds}: both have to be at least 1")
+    check_counts(train, max(plan.ipcs), privacy)
+    others = [name for name in plan.methods if name != SUBJECT]
+    if privacy != "none" and others:
+        raise ConfigError(f"privacy {privacy!r} is {SUBJECT}'s alone: leave out {', '.join(others)}")
+
+
+def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple[Row, torch.Tensor]]:
+    """Yield each row with its predictions, int64 [seeds, n_test]."""
+    # Before the first method, whose cost it is not. The base keeps its name: a run may move, and so may the package.
+    load_base(Context(bench.train, config, run))
+    for ipc, method in product(plan.ipcs, plan.methods):
+        sets, cost = _make(method, bench.train, config.model_copy(update={"ipc": ipc}), run, plan.seeds)
+        facts = {**cost, **_of_set(sets[0], bench)}
+        trainings = [Training.on_set(f"{method}-ipc{ipc}", distilled) for distilled in sets]
+        for tasks in _trained(trainings, plan, bench):
+            yield _row(method, ipc, tasks, bench, real_pixels=METHODS[method].real_pixels, **facts)
+    # Training on everything takes longest and comes last; until then the columns that need it are empty.
+    everything = [Training.on_scenes(FULL, bench.train, bench.size)] * plan.seeds
+    for tasks in _trained(everything, plan, bench) if plan.full else ():
+        yield _row(FULL, 0, tasks, bench, real_pixels=True)
+
+
+def _trained(trainings: Sequence[Training], plan: _Plan, bench: Bench) -> list[list[Task]]:
+    """Return the tasks of each cell, one for each seed, after all of them have been trained."""
+    cells = [[Task(one, *cell, seed) for seed, one in enumerate(trainings)] for cell in plan.cells]
+    bench.train_all(chain.from_iterable(cells))
+    return cells
+
+
+def _make(
+    method: str, train: Scenes, config: Config, run: Run, seeds: int
+) -> tuple[list[DistilledSet], dict[str, float]]:
+    """Return a set for each seed, the same one again where it is generated, and what making the first one cost."""
+    folder = run.folder / "sets" / f"{method}-ipc{config.ipc}"
+    first, cost = _make_one(method, train, config, run, folder)
+    if not METHODS[method].real_pixels:
+        return [first] * seeds, cost
+    sets = [first]
+    for seed in range(1, seeds):
+        other = config.model_copy(update={"seed": config.seed + seed})
+        sets.append(_make_one(method, train, other, run, folder.with_name(f"{folder.name}-seed{seed}"))[0])
+    return sets, cost
+
+
+def _make_one(
+    method: str, train: Scenes, config: Config, lender: Run, folder: Path
+) -> tuple[DistilledSet, dict[str, float]]:
+    """Return the set and what its making cost."""
+    settings = {"method": method, "config": recorded(config), "scenes": train.fingerprint()}
+    with Run(folder, settings, lender=lender) as run:
+        write_atomic(folder / "config.toml", to_toml(config))
+        distilled = make_distilled(method, Context(train, config, run)).value
+        used = [run.record_of(stage) for stage in dict.fromkeys(run.used) if stage is not BASE]
+    wall = sum(record["wall_seconds"] for record in used)
+    return distilled, {
+        "wall_seconds": round(wall, 2),
+        "images_per_second": round(len(distilled) / max(wall, 0.01), 3),
+        "peak_memory_mib": max(record["peak_memory_mib"] for record in used),
+    }
+
+
+def _of_set(distilled: DistilledSet, bench: Bench) -> dict[str, float | None]:
+    """Return how a set lies to the real images, as fields of its rows."""
+    found = bench.likeness(distilled)
+    near = {"rho": found.nearness.ratio, "rho_pixel": found.nearness.pixel, "rho_feature": found.nearness.feature}
+    return {**near, "coverage": found.coverage, "fid": found.fid.value, "kid": found.kid.value}
+
+
+def _row(
+    method: str,
+    ipc: int,
+    tasks: Sequence[Task],
+    bench: Bench,
+    *,
+    real_pixels: bool,
+    **facts: Any,
+) -> tuple[Row, torch.Tensor]:
+    """Return the row of a cell's tasks, one for each seed, and what each predicted."""
+    predicted = torch.stack([bench.logits(task).argmax(1) for task in tasks])
+    measures = [measure(each, bench.test.labels, len(bench.test.classes)) for each in predicted]
+    cell, seeds = (tasks[0].protocol, tasks[0].network), [task.seed for task in tasks]
+    return summarise(method, ipc, *cell, seeds, measures, real_pixels=real_pixels, **facts), predicted
+
+
+def comparison_tables(folder: Path) -> list[Table]:
+    """Return the comparison in `folder` as rich tables, figures in per cent; see `compare` for the columns.
+
+    One for each protocol and network, and one of what the sets cost: each fits 80 columns.
+    """
+    rows = load_rows(folder)
+    verdicts = {pair_key(pair): pair for pair in load_pairs(folder)}
+    cells = dict.fromkeys((row.protocol, row.network) for row in rows)
+    tables = [
+        _accuracy_table(cell, [row for row in rows if (row.protocol, row.network) == cell], verdicts) for cell in cells
+    ]
+    tables[-1].caption = _CAPTION
+    return [*tables, _cost_table(rows)]
+
+
+def _accuracy_table(cell: tuple[str, str], rows: Sequence[Row], verdicts: Mapping[Any, dict[str, Any]]) -> Table:
+    table = _table(", ".join(cell), "OA %", "share", "HLR", "IOR", "ρ")
+    table.add_column(f"{SUBJECT} against it", justify="right")
+    for row in rows:
+        table.add_row(
+            *_named(row),
+            f"{100 * row.oa_mean:.1f} ± {100 * row.oa_std:.1f}",
+            _shown(row.share_of_full, "{:.0%}"),
+            _points(row.hlr, "{:.1f}"),
+            _points(row.ior, "{:+.1f}"),
+            _shown(row.rho, "{:.2f}") + ("*" if row.copying else ""),
+            _verdict(verdicts.get(row.key)),
+        )
+    return table
+
+
+def _cost_table(rows: Sequence[Row]) -> Table:
+    table = _table("making the sets", "images/s", "time", "memory")
+    made = {(row.method, row.ipc): row for row in rows if row.images_per_second is not None}
+    for row in made.values():
+        table.add_row(
+            *_named(row),
+            _shown(row.images_per_second, "{:.3g}"),
+            _shown(row.wall_seconds, "{:.0f} s"),
+            _shown(row.peak_memory_mib, "{} MiB"),
+        )
+    return table
+
+
+def _table(title: str, *figures: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in ("IPC", *figures):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _named(row: Row) -> tuple[str, str]:
+    return row.method, str(row.ipc) if row.ipc else "all"
+
+
+_CAPTION = (
+    "share, HLR: of and below the full data's OA; IOR: above random real images, in points; ρ: 1 no nearer to training "
+    "images than fresh real ones, 0 copies (* below 0.5); against it: points of OA, with the 95 % interval over test "
+    "images and seeds"
+)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _points(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(100 * value)
+
+
+def _verdict(pair: dict[str, Any] | None) -> str:
+    if pair is None:
+        return ""
+    points = "{:+.1f}\n({:+.1f} to {:+.1f})".format(*(100 * pair[name] for name in ("difference", "low", "high")))
+    return f"{pair['verdict']}, {points}"

@@ -1,0 +1,442 @@
+"""What a run will cost: downloads and their licences, disk, memory, work and time, before any of it is spent.
+
+Models are built from their configs alone, on torch's meta device, where nothing is computed: their floating-point
+operations and the activations that training keeps are counted, not guessed. Time is operations by the rate of a layer
+like those the models consist of, measured here, and so no better than the share of that rate which a stage reaches.
+"""
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from huggingface_hub import HfApi, HfFileSystem, try_to_load_from_cache
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from geodistill.config import Config, SamplingSettings
+from geodistill.descriptions.models import SERVER
+from geodistill.devices import accelerator, working_type
+from geodistill.errors import PriorError
+from geodistill.evaluation.networks import PRETRAINED, build_network, embed
+from geodistill.evaluation.protocols import BATCH, recipe_steps
+from geodistill.pipeline import (
+    ADAPTER,
+    CANDIDATES,
+    CHOSEN,
+    FOLLOWING,
+    LATENTS,
+    REFINED,
+    SCREENED,
+    SELF_TEST,
+    TEACHER,
+)
+from geodistill.prior.base import (
+    check_channels,
+    check_family,
+    images_together,
+    load_prior,
+    refuse_odd_size,
+    source_of,
+)
+from geodistill.prior.catalogue import SCRATCH, tell_terms
+from geodistill.prior.finetune import trains_all
+from geodistill.privacy.overlap import told_overlap
+from geodistill.refinement import RandomNetwork
+from geodistill.run import peak_memory_mib
+from geodistill.scenes.scenes import Scenes
+from geodistill.stages.checks import check_counts
+from geodistill.stages.following import draws_per_prototype
+from geodistill.stages.held_out import Apart, set_apart
+from geodistill.stages.line import line
+from geodistill.stages.refinement import steps_of_rounds, views_of_scenes
+from geodistill.stages.screen import weaker
+from geodistill.stages.self_test import JUDGE
+from geodistill.teacher import Teacher
+
+# A part of stage `refined`, which trains classifiers.
+_STUDENTS = "students"
+# Share of the rate of a residual block (`block_rate`) that each stage reached on EuroSAT, with a compact base and one
+# core with matrix units (benchmarks/plan.py). Larger bases reach more, and finish earlier than the plan says.
+SHARES = {
+    LATENTS.name: 2.76,
+    TEACHER.name: 0.89,
+    ADAPTER.name: 0.76,
+    CANDIDATES.name: 1.01,
+    CHOSEN.name: 0.42,
+    _STUDENTS: 0.15,
+    REFINED.name: 1.46,
+}
+# Nearly all of screening is drawing.
+SHARES[SCREENED.name] = SHARES[CANDIDATES.name]
+# Almost all of it draws images, as for the candidates.
+SHARES[FOLLOWING.name] = SHARES[CANDIDATES.name]
+# The same training as that of students, two side by side.
+SHARES[SELF_TEST.name] = SHARES[_STUDENTS]
+_PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
+# Passes that a training step takes of LoRA, forward and the gradient of activations, and of all weights.
+LORA_STEP, WHOLE_STEP = 2, 3
+
+
+@dataclass(frozen=True)
+class Download:
+    """A model that is fetched from the hub: its name, licence as its page tells it, bytes still to come."""
+
+    name: str
+    licence: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of one stage: what it goes through, in floating-point operations and in seconds on this machine."""
+
+    name: str
+    work: str
+    operations: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cost of a run, nothing of which has been spent. Memory and disk are in bytes.
+
+    not_estimated: what takes time that cannot be estimated. held_out: how many of the training scenes, `scenes`, are
+    held out for the self-test. no_test: why there is no self-test, where one was asked for. overlap: how many of the
+    images the base was trained on, a sentence without its stop; "" where none are known.
+    """
+
+    downloads: tuple[Download, ...]
+    stages: tuple[Work, ...]
+    not_estimated: tuple[str, ...]
+    memory: int
+    disk: int
+    free_disk: int
+    device: str
+    scenes: int = 0
+    held_out: int = 0
+    no_test: str = ""
+    overlap: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """All stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Models of a base on the meta device, and what the pipeline says of them."""
+
+    vae: Any
+    unet: Any
+    text_encoder_bytes: int
+    tokens: int
+
+    @property
+    def downscale(self) -> int:
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
+    """Return what `distill(scenes, config, out=out)` will cost; nothing is downloaded but configs of a few KB.
+
+    Raises:
+        PriorError: the base is none, does not draw images of the config's size, or is not described by the hub.
+        SceneError: a class has too few images.
+    """
+    check_counts(scenes, config.ipc, config.privacy)
+    device = accelerator().type
+    downloads = []
+    if config.base == SCRATCH:
+        raise PriorError(
+            "the cost of --base scratch is known: half an hour on two cores for the base, and then that of "
+            "--base compact. Plan with --base compact, a folder or a hub name"
+        )
+    source = source_of(config.base, config.size)
+    tell_terms(source)
+    if Path(source).is_dir():
+        parts = _of_folder(source)
+    else:
+        parts, base = _of_hub(source)
+        downloads.append(base)
+    refuse_odd_size(
+        config.size, parts.downscale * 2 ** (len(parts.unet.config.down_block_types) - 1), f"the base {source!r}"
+    )
+    describer = config.descriptions.describer
+    if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
+        downloads.append(_hub_model(describer))
+    working = working_type(config.precision, accelerator())
+    apart, count, overlap = set_apart(scenes, config), len(scenes), told_overlap(scenes.keys, Path(source))
+    scenes = apart.train
+    stages = tuple(_stages(parts, apart, config, block_rate(device, working)))
+    files = _disk(parts, scenes, config)
+    memory = _memory(parts, config, working, len(scenes.classes) * config.ipc)
+    if device == "cpu":
+        # What is loaded by now, libraries most of all, and the data share the memory with the models.
+        memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
+    disk = files + sum(one.size for one in downloads)
+    return Plan(
+        downloads=tuple(downloads),
+        stages=stages,
+        not_estimated=tuple(_not_estimated(config)),
+        memory=memory,
+        disk=disk,
+        free_disk=_free(out),
+        device=device,
+        scenes=count,
+        held_out=count - len(scenes),
+        no_test=apart.reason,
+        overlap=overlap,
+    )
+
+
+def _of_folder(source: str) -> _Parts:
+    prior = load_prior(source)
+    size = _bytes(prior.text_encoder)
+    return _Parts(prior.vae.to("meta"), prior.unet.to("meta"), size, prior.token_limit)
+
+
+def _of_hub(name: str) -> tuple[_Parts, Download]:
+    download = _hub_model(name, within=_PARTS)
+    check_family(name, _config(name, "model_index.json"))
+    text, unet_config, vae_config = (_config(name, f"{part}/config.json") for part in ("text_encoder", "unet", "vae"))
+    check_channels(name, unet_config, vae_config)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(unet_config)
+        vae = AutoencoderKL.from_config(vae_config)
+        encoder = CLIPTextModel(CLIPTextConfig.from_dict(text))
+    return _Parts(vae, unet.requires_grad_(False), _bytes(encoder), encoder.config.max_position_embeddings), download
+
+
+def _hub_model(name: str, within: tuple[str, ...] = ()) -> Download:
+    with _hub(name):
+        info = _listing(name)
+    files = [(one.rfilename, one.size or 0) for one in info.siblings or []]
+    wanted = [(path, size) for path, size in files if _is_fetched(path, within) and not _is_here(name, path)]
+    card = info.card_data
+    licence = str(card.get("license") or "not told") if card else "not told"
+    return Download(name, licence, sum(size for _, size in wanted))
+
+
+def _is_fetched(path: str, within: tuple[str, ...]) -> bool:
+    """Whether loading fetches the file `path`: configs, and weights as safetensors in full precision."""
+    folder, _, file = path.rpartition("/")
+    if within and folder not in within and path != "model_index.json":
+        return False
+    if not within and folder:
+        return False
+    if path.endswith(".safetensors"):
+        return not any(mark in file for mark in (".fp16.", ".bf16.", "non_ema"))
+    return path.endswith((".json", ".txt", ".jinja", ".model"))
+
+
+def _is_here(name: str, path: str) -> bool:
+    return isinstance(try_to_load_from_cache(name, path), str)
+
+
+def _listing(name: str) -> Any:
+    return HfApi().model_info(name, files_metadata=True)
+
+
+def _config(name: str, path: str) -> dict[str, Any]:
+    with _hub(name):
+        return _fetched(name, path)
+
+
+def _fetched(name: str, path: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(HfFileSystem().cat_file(f"{name}/{path}"))
+    return values
+
+
+@contextmanager
+def _hub(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whichever HTTP library the hub's client is built on; nothing else runs in here
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise PriorError(
+            f"the hub did not tell of {name!r} ({reason}): point to a folder, or plan where the hub can be reached"
+        ) from error
+
+
+def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterator[Work]:
+    """Yield the stages that take long; `rate` in operations a second."""
+    scenes = apart.train
+    side, channels = config.size // parts.downscale, int(parts.unet.config.in_channels)
+    sampling, refinement = config.sampling, config.refinement
+    slots = len(scenes.classes) * config.ipc
+    drawn = slots * sampling.candidates
+    tested = slots * draws_per_prototype(len(scenes.classes), config)
+    image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
+    teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
+    taught_latents = config.teacher.steps * config.teacher.batch
+    step = _operations(lambda: _denoised(parts, latent))
+    decoding = _decoding(parts, latent)
+    passes_of_training = WHOLE_STEP if trains_all(parts.unet, config.finetune) else LORA_STEP
+    embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
+    students, rounds = refinement.students, len(steps_of_rounds(refinement.steps, refinement.rounds))
+    shown = len(scenes) * views_of_scenes(len(scenes))
+    taught = max(students, default=0) * BATCH + len(students) * shown // 3
+    works = {
+        LATENTS.name: (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
+        TEACHER.name: (taught_latents, "latents", 3 * _operations(lambda: teacher(latent))),
+        ADAPTER.name: (config.finetune.steps * config.finetune.batch, "latents", passes_of_training * step),
+        FOLLOWING.name: (tested, "images", passes(sampling) * step + 2 * decoding),
+        CANDIDATES.name: (drawn, "images", passes(sampling) * step),
+        # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
+        SCREENED.name: (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
+        CHOSEN.name: (drawn, "images decoded", decoding),
+        # Of the whole set: a classifier is trained on it in each round; each of its students looks at all views once.
+        _STUDENTS: (rounds * taught, "images", 3 * embedding),
+        # A gradient takes two passes more. Where memory is short, most images are drawn once more.
+        REFINED.name: (refinement.steps * slots, "images", 3 * (decoding + embedding)),
+        # One training on the set and one on real images.
+        SELF_TEST.name: (2 * recipe_steps(JUDGE, slots, None) * BATCH, "images", 3 * embedding),
+    }
+    asked = {stage.name for stage in line(config)}
+    private = config.privacy == "dp"
+    asked |= {FOLLOWING.name} if tested and not private else set()
+    asked |= {_STUDENTS} if refinement.steps and not private else set()
+    asked -= set() if config.selection.by == "herding" else {CHOSEN.name}
+    asked -= set() if apart.test is not None else {SELF_TEST.name}
+    for name in (name for name in works if name in asked):
+        count, what, each = works[name]
+        yield Work(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))
+
+
+def _not_estimated(config: Config) -> Iterator[str]:
+    if config.descriptions.describer not in ("measured", "template"):
+        yield f"answers of {config.descriptions.describer}"
+    if config.privacy == "dp" and config.finetune.steps:
+        yield "gradients of each image alone, which training under differential privacy takes"
+
+
+def denoising_operations(source: str, size: int) -> float:
+    """Return the operations of one pass of a latent of images of side `size` through the U-Net in a base's folder."""
+    parts = _of_folder(source)
+    return _operations(lambda: _denoised(parts, _meta(1, int(parts.unet.config.in_channels), size // parts.downscale)))
+
+
+def encoding_operations(source: str, size: int) -> float:
+    """Return the operations of encoding one view of side `size` with the autoencoder in a base's folder."""
+    parts = _of_folder(source)
+    return _operations(lambda: parts.vae.encode(_meta(1, 3, size)))
+
+
+def passes(sampling: SamplingSettings) -> float:
+    """Return how often a candidate goes through the U-Net."""
+    steps = sampling.steps * (sampling.noise_strength if sampling.follow == "start" else 1)
+    return steps * (1 + (sampling.guidance_scale != 1))
+
+
+def _decoding(parts: _Parts, latent: Tensor) -> float:
+    return _operations(lambda: parts.vae.decode(latent))
+
+
+def _denoised(parts: _Parts, latents: Tensor) -> Any:
+    unet = parts.unet
+    width = unet.config.cross_attention_dim
+    text = torch.empty(len(latents), parts.tokens, width, device="meta", dtype=latents.dtype)
+    times = torch.zeros(len(latents), dtype=torch.long, device="meta")
+    return unet(latents, times, text, class_labels=times if unet.config.num_class_embeds else None).sample
+
+
+def _meta(count: int, channels: int, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(count, channels, side, side, device="meta", dtype=dtype)
+
+
+def _operations(call: Callable[[], Any]) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def _memory(parts: _Parts, config: Config, working: torch.dtype, images: int) -> int:
+    """Return the bytes of the weights in f32 and of what the largest backward pass keeps, to make so many `images`."""
+    unet, channels = parts.unet, int(parts.unet.config.in_channels)
+    # The U-Net is there twice while its adapter is trained.
+    weights = _bytes(unet) * (2 if config.finetune.steps else 1) + _bytes(parts.vae) + parts.text_encoder_bytes
+    side = config.size // parts.downscale
+    latents = _meta(config.finetune.batch, channels, side, working).requires_grad_()
+    unet.to(working)
+    kept = _kept(lambda: _denoised(_Parts(parts.vae, unet, 0, parts.tokens), latents))
+    unet.to(torch.float32)
+    if config.refinement.steps:
+        kept = max(kept, min(images, images_together(config.size)) * _kept_by_refining(parts, config.size))
+    return weights + kept
+
+
+def _kept_by_refining(parts: _Parts, size: int) -> int:
+    """Return the bytes that one image of `size` pixels keeps, in the network that keeps most."""
+    latent = _meta(1, int(parts.unet.config.in_channels), size // parts.downscale).requires_grad_()
+    networks = build_network(PRETRAINED, 2, 0).eval(), RandomNetwork(0)
+    return max(_kept(partial(_seen, parts.vae, network.to("meta"), latent)) for network in networks)
+
+
+def _seen(vae: Any, network: nn.Module, latent: Tensor) -> Tensor:
+    return embed(network, vae.decode(latent).sample)
+
+
+def _kept(call: Callable[[], Any]) -> int:
+    """Return the bytes that `call` keeps for its backward pass, parameters left out, and the largest gradients take."""
+    kept = [0]
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(0 if isinstance(tensor, nn.Parameter) else tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        call()
+    # The gradients of a layer's output and of its input, while both are there.
+    return sum(kept) + 2 * max(kept)
+
+
+def _bytes(module: Any) -> int:
+    return 4 * sum(int(p.numel()) for p in module.parameters())
+
+
+def _disk(parts: _Parts, scenes: Scenes, config: Config) -> int:
+    """Return the bytes that the run's latents and candidates take."""
+    latent = int(parts.unet.config.in_channels) * (config.size // parts.downscale) ** 2
+    drawn = len(scenes.classes) * config.ipc * config.sampling.candidates
+    return len(scenes) * config.latents.views * latent * 2 + drawn * latent * 4
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    free: int = shutil.disk_usage(folder).free
+    return free
+
+
+def block_rate(device: str, working: torch.dtype) -> float:
+    """Return the floating-point operations a second of a residual block in `working`, the median of twenty passes.
+
+    A product of large matrices is no yardstick: a processor with units for it is six times as fast there as another,
+    and less than twice as fast at what a small U-Net consists of.
+    """
+    channels, side, count = (320, 64, 16) if device == "cuda" else (128, 8, 64)
+    block = ResnetBlock2D(in_channels=channels, temb_channels=None).eval()
+    images = torch.zeros(count, channels, side, side, device=device, dtype=working)
+    images = images.to(memory_format=torch.channels_last)
+    operations = _operations(lambda: block.to("meta")(_meta(count, channels, side), None))
+    block = block.to_empty(device=device).to(working, memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(25):
+            start = time.perf_counter()
+            float(block(images, None)[0, 0, 0, 0])
+            seconds.append(time.perf_counter() - start)
+    # The first ones prepare what the others find.
+    return operations / statistics.median(seconds[5:])

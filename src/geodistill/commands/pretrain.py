@@ -1,0 +1,194 @@
+"""Pretraining: a base from a user's own archive, once, for any number of later runs."""
+
+import math
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from geodistill.config import CompactSettings, Config
+from geodistill.errors import ConfigError, PriorError
+from geodistill.pipeline import BASE
+from geodistill.prior.base import source_of
+from geodistill.prior.catalogue import (
+    FACTS,
+    SCRATCH,
+    BaseFacts,
+    check_drawn,
+    facts_text,
+    folder_of,
+    read_facts,
+    tell_terms,
+)
+from geodistill.prior.compact import check_compact_size
+from geodistill.privacy.overlap import footprint_of
+from geodistill.run import Run, versions, write_atomic
+from geodistill.scenes import open_scenes, open_unlabelled
+from geodistill.scenes.folder import SPLITS
+from geodistill.stages.base import Source, train_base
+
+_OTHER_SIZE = "train it further at --size {sizes}, or leave --base out to train a new one"
+
+
+def open_sources(labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> list[Source]:
+    """Return the archives that "PATH" or "PATH=WEIGHT" of each name, named by their folders.
+
+    Raises ConfigError for a weight that is not a positive number and for a folder given twice, SceneError for a folder
+    that cannot be read.
+    """
+    given = [(*_weighed(text), True) for text in labelled] + [(*_weighed(text), False) for text in unlabelled]
+    paths = [path.resolve() for path, *_ in given]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError(f"{path} is given twice: give each archive once, with a weight such as {path.name}=2")
+    sources = []
+    for path, weight, known in given:
+        scenes = open_scenes(path).train if known else open_unlabelled(path)
+        sources.append(Source(scenes, weight, labelled=known, name=_archive_name(path)))
+    return sources
+
+
+def _archive_name(path: Path) -> str:
+    """Return the name of the archive in folder `path`: its own name, or its parent's where it is a split's."""
+    folder = path.resolve()
+    return folder.parent.name if folder.name.lower() in SPLITS else folder.name
+
+
+def _weighed(text: str) -> tuple[Path, float]:
+    if text and (Path(text).exists() or "=" not in text):
+        return Path(text), 1.0
+    path, _, given = text.rpartition("=")
+    if not path:
+        raise ConfigError(f"{text!r} names no folder: give PATH or PATH=WEIGHT")
+    try:
+        weight = float(given)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < math.inf:
+        raise ConfigError(f"the weight of {path} is {given!r}: give a positive number, such as {path}=2")
+    return Path(path), weight
+
+
+def pretrain(
+    sources: Sequence[Source],
+    config: Config,
+    *,
+    out: Path,
+    start: str | None = None,
+    data_note: str = "",
+    footprint: bool = False,
+    command: str = "",
+) -> Path:
+    """Train a base on `sources` and return its folder, a pipeline for `--base` with a model card.
+
+    Args:
+        sources: the archives, training scenes alone; nothing else is looked at.
+        config: its `compact`, `size` and `seed` count.
+        out: the run folder; a run there that stopped goes on.
+        start: a base whose U-Net is trained further: 'compact', a pipeline folder, a hub name; without one all is new.
+        data_note: what the card says about the data and their licence.
+        footprint: put into the base what tells whether it was trained on a given file, for data that are public.
+        command: the command line, for the record.
+
+    Raises:
+        PriorError: the size does not fit, or there is no such base.
+        TrainingError: a loss is not finite.
+    """
+    check_compact_size(config.size)
+    if start == SCRATCH:
+        raise PriorError("there is nothing to go on from in base 'scratch': leave --base out to start anew")
+    about: dict[str, Any] = {"compact": config.compact.model_dump(mode="json"), "size": config.size}
+    about |= {"seed": config.seed, "start": start}
+    if start:
+        check_drawn(start, folder_of(start) or start, config.size, _OTHER_SIZE)
+    scenes = [[source.scenes.fingerprint(), source.weight, source.labelled] for source in sources]
+    earlier = source_of(start, config.size) if start else None
+    with Run(out, {"method": "pretrain", "config": about, "scenes": scenes}, command) as run:
+        if run.new and earlier:
+            tell_terms(earlier)
+        folder = train_base(sources, config, run, start).value
+        card = model_card(run.record_of(BASE), sources, config, data_note, start)
+        write_atomic(folder / "README.md", card + _earlier_card(earlier))
+        if footprint and (path := footprint_of(folder)) and path.parent != folder:
+            shutil.copy(path, folder)
+        write_atomic(folder / FACTS, facts_text(_facts(out.resolve().name, sources, config, earlier)))
+    return folder
+
+
+def _facts(name: str, sources: Sequence[Source], config: Config, earlier: str | None) -> BaseFacts:
+    """Return what base.json says: the terms of the base in folder `earlier` bind what is trained further from it."""
+    before = read_facts(earlier) if earlier else None
+    archives = [source.name for source in sources if source.name]
+    archives += before.archives if before else ()
+    return BaseFacts(name, _sizes(config), before.terms if before else "", tuple(dict.fromkeys(archives)))
+
+
+def _sizes(config: Config) -> tuple[int, ...]:
+    """Return the image sizes in pixels that the base is trained on."""
+    return (config.size, 2 * config.size) if config.compact.doubled else (config.size,)
+
+
+def _earlier_card(earlier: str | None) -> str:
+    """Return the model card of the base that was gone on from, one heading lower; nothing where it has none here."""
+    card = Path(earlier) / "README.md" if earlier else None
+    if card is None or not card.is_file():
+        return ""
+    lines = card.read_text(encoding="utf-8").splitlines()
+    lowered = "\n".join(f"#{line}" if line.startswith("#") else line for line in lines)
+    return f"\n# The base it goes on from\n\n{lowered}\n"
+
+
+def model_card(
+    record: dict[str, Any], sources: Sequence[Source], config: Config, data_note: str, start: str | None = None
+) -> str:
+    """Return the model card, Markdown; `record` is what the stage `base` recorded, `start` what it went on from."""
+    facts, settings = record["facts"], config.compact
+    made, sizes = versions(), " and ".join(str(size) for size in _sizes(config))
+    lines = [
+        "# Model card",
+        "",
+        f"A text-conditional latent diffusion model of overhead scenes at {sizes} px, a diffusers pipeline made",
+        "by `geodistill pretrain`. Prompts: `A satellite image of <class>`, then what geodistill's describer measured.",
+        "",
+        *(_trained_on(source, sum(one.weight for one in sources)) for source in sources),
+        f"- Data and licence: {data_note or 'not told (--data-note)'}",
+        f"- Autoencoder: {_autoencoder(facts, settings, start)}; "
+        f"{facts['autoencoder_psnr_db']} dB PSNR on the training scenes.",
+        f"- U-Net: {facts['unet_parameters']:,} parameters, {facts['steps']} steps of {settings.batch} latents; loss "
+        f"{facts['first_loss']:.3f} in the first tenth, {facts['last_loss']:.3f} in the last.",
+        f"- Text encoder: {f'that of {start}' if start else f'as drawn at random, seed {config.seed}'}.",
+        f"- Cost: {record['wall_seconds'] / 3600:.1f} hours on {platform.machine()}; torch {made['torch']}, "
+        f"diffusers {made['diffusers']}.",
+        "",
+        "## Limits",
+        "",
+        "- It knows the classes above, seen from the same height; others need `geodistill distill`'s adapter and come",
+        "  out less well.",
+        f"- It draws {sizes} px. Small objects (cars, single aircraft) and regular layouts (rows of tanks) come",
+        "  out worst.",
+        "- The autoencoder was trained to look right to an ImageNet backbone (EfficientNet-Lite0): judge images with",
+        "  another network as well.",
+        "- A model of a few thousand images can repeat some of them: `geodistill evaluate` prints the nearness ratio.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _trained_on(source: Source, weights: float) -> str:
+    scenes = source.scenes
+    name = f"{source.name}, " if source.name else ""
+    share = "" if source.weight == weights else f"; {source.weight / weights:.0%} of every batch"
+    what = f"{len(scenes.classes)} classes ({', '.join(scenes.classes)})" if source.labelled else "no classes"
+    terms = f" Terms: {source.terms}." if source.terms else ""
+    return f"- Trained on: {name}{len(scenes)} images of {what}{share}.{terms}"
+
+
+def _autoencoder(facts: dict[str, Any], settings: CompactSettings, start: str | None) -> str:
+    if start:
+        return f"that of {start}"
+    kind = "principal components of 8x8-pixel patches"
+    if settings.autoencoder == "convolutional":
+        kind = f"convolutional, {facts['autoencoder_steps']} steps of {settings.autoencoder_batch} images"
+    if settings.sharpening_steps and settings.autoencoder == "convolutional":
+        kind += f", its decoder {settings.sharpening_steps} more under adversarial critics"
+    return f"{kind}; {settings.channels} channels at 1/8 of the resolution"

@@ -1,0 +1,141 @@
+"""Targeted images: more of what a finished run has learned, under a prompt of one's own, with the class label kept."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from geodistill.config import Config, make_config
+from geodistill.descriptions import readable
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError, RunError
+from geodistill.pipeline import ADAPTER, BASE, DISTILLED
+from geodistill.prior.base import Prior, load_prior, source_of
+from geodistill.prior.catalogue import SCRATCH, tell_terms
+from geodistill.prior.finetune import merge_adapter
+from geodistill.prior.sample import Requests, sample_fitting
+from geodistill.prior.training import batches
+from geodistill.progress import progress
+from geodistill.provenance import fingerprint
+from geodistill.run import versions, write_atomic
+from geodistill.seeding import derive_seed
+
+
+def draw_targeted(
+    run: Path, prompt: str, *, count: int = 8, class_name: str | None = None, seed: int = 0, out: Path | None = None
+) -> Path:
+    """Draw `count` images under `prompt` from the base and the adapter of a finished `distill` run.
+
+    No prototype is followed: what is drawn depends on the prompt and the seed alone, image k on neither `count` nor the
+    others. Written to `out`, by default RUN/samples/<prompt>, as `<class>/<prompt>_<seed>_<k>.png`, which is an image
+    folder, with all settings in <prompt>_<seed>.json.
+
+    Args:
+        run: the run folder.
+        prompt: such as "A satellite image of storage tanks, snow".
+        count: of images.
+        class_name: the class they are labelled with; the one that the prompt names when None.
+        seed: other seeds draw other images.
+        out: where to.
+
+    Returns:
+        the folder.
+
+    Raises:
+        RunError: the run is not there, or not finished.
+        ConfigError: the prompt names no class or several, there is no such class, or the prompt is too long.
+        PriorError: the run's base is gone, or memory runs out with one image at a time.
+    """
+    config, classes = _finished(run)
+    label = _known(class_name, classes) if class_name else _named(prompt, classes)
+    prior = _adapted(run, config)
+    if not prior.fits(prompt):
+        raise ConfigError(
+            f"the prompt has {prior.tokens(prompt)} tokens, the base's text encoder takes {prior.token_limit}: "
+            "shorten it"
+        )
+    images = _draw(prior, prompt, count, config, seed)
+    slug = _slug(prompt)
+    folder = out or run / "samples" / slug
+    (folder / label).mkdir(parents=True, exist_ok=True)
+    for rank, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / label / f"{slug}_{seed}_{rank:03d}.png")
+    about = {"prompt": prompt, "class": label, "count": count, "seed": seed, "base": Path(config.base).name}
+    write_atomic(
+        folder / f"{slug}_{seed}.json",
+        json.dumps(about | {"versions": versions()}, indent=2, ensure_ascii=False) + "\n",
+    )
+    return folder
+
+
+def _finished(run: Path) -> tuple[Config, tuple[str, ...]]:
+    """Return the settings and the classes of the `distill` run in folder `run`."""
+    if not (run / "config.toml").is_file() or not (run / "run.json").is_file():
+        raise RunError(f"{run} is no run of `geodistill distill`: it has no config.toml and run.json")
+    if not (run / DISTILLED.name).is_dir():
+        raise RunError(f"the run in {run} is not finished: the command that began it goes on where it stopped")
+    values: dict[str, Any] = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+    return make_config(values), DistilledSet.load(run / DISTILLED.name).classes
+
+
+def _adapted(run: Path, config: Config) -> Prior:
+    source = str(run / BASE.name) if config.base == SCRATCH else source_of(config.base, config.size)
+    tell_terms(source)
+    prior = load_prior(source, config.precision)
+    if config.finetune.steps:
+        merge_adapter(prior, run / ADAPTER.name)
+    return prior
+
+
+def _known(name: str, classes: tuple[str, ...]) -> str:
+    for own in classes:
+        if name in (own, readable(own)):
+            return own
+    raise ConfigError(f"there is no class {name!r} in this run: its classes are {', '.join(classes)}")
+
+
+def _named(prompt: str, classes: tuple[str, ...]) -> str:
+    """Return the class whose readable name is in `prompt`; of two that lie in one another, the longer."""
+    found = [own for own in classes if _words(readable(own)) in _words(prompt)]
+    longest = [own for own in found if not any(readable(own) in readable(other) for other in found if other != own)]
+    if len(longest) != 1:
+        what = "no class of this run" if not longest else f"several classes ({', '.join(longest)})"
+        raise ConfigError(
+            f"the prompt {prompt!r} names {what}: say with --class which label the images get, of {', '.join(classes)}"
+        )
+    return longest[0]
+
+
+def _words(text: str) -> str:
+    """Return the words of `text` in small letters, with one blank around each."""
+    return " ".join(["", *re.findall(r"[^\W_]+", text.casefold()), ""])
+
+
+def _draw(prior: Prior, prompt: str, count: int, config: Config, seed: int) -> torch.Tensor:
+    """Return uint8 images [count, 3, s, s]."""
+    settings = config.sampling.model_copy(update={"follow": "none"})
+    requests = Requests(
+        prompts=torch.ones(count, dtype=torch.int64),
+        embeddings=prior.embed(["", prompt]),
+        prototypes=prior.blank(1, config.size),
+        slots=torch.zeros(count, dtype=torch.int64),
+        seeds=torch.arange(count),
+    )
+    own = derive_seed(seed, f"targeted {prompt}")
+    parts = []
+    with progress("images", count) as advance:
+        for which in batches(count, settings.batch):
+            latents = sample_fitting(prior, requests.part(which), settings, seed=own)
+            parts.append(prior.decode(latents))
+            advance(which.stop)
+    return torch.cat(parts)
+
+
+def _slug(prompt: str) -> str:
+    """Return a file name for `prompt`, another one for each."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "image"
+    return f"{words}-{fingerprint(prompt)[:6]}"

@@ -1,0 +1,162 @@
+"""What the folder of a run tells an audit: the scene that each image began as, and sets made in the same way."""
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from geodistill.config import Config, read_recorded, recorded
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError, PriorError, RunError
+from geodistill.methods import METHODS, make_distilled
+from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, PROTOTYPES
+from geodistill.prior.base import Prior, load_prior, source_of
+from geodistill.prior.catalogue import SCRATCH, folder_of
+from geodistill.prior.finetune import merge_adapter
+from geodistill.privacy.overlap import told_overlap
+from geodistill.privacy.replay import Draws
+from geodistill.prototypes import Prototypes
+from geodistill.run import Run, read_secret
+from geodistill.scenes.scenes import Scenes
+from geodistill.seeding import generator
+from geodistill.stages.candidates import MOST_CANDIDATES
+from geodistill.stages.chosen import Chosen
+from geodistill.stages.context import Context
+from geodistill.stages.following import chosen_sampling
+from geodistill.stages.held_out import OWN, set_apart
+from geodistill.stages.latents import reuse_encoded
+from geodistill.stages.noise import drawn_in_secret, noise_seed
+from geodistill.stages.screen import ways_of_drawing
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a set was made: the run's folder, its method and its settings, whether the run has a secret."""
+
+    folder: Path
+    method: str
+    config: Config
+    secret: bool
+
+    def replayable(self, distilled: DistilledSet) -> bool:
+        """Whether the images of `distilled`, its set, follow from a seed: one that it tells, or one to be guessed."""
+        generated = not METHODS[self.method].real_pixels and self.config.privacy != "dp"
+        return distilled.replayable or (generated and not self.secret)
+
+    def learned_from(self, train: Scenes) -> Scenes:
+        """Return the part of the training scenes `train` that the set was made from: none that a self-test held out."""
+        return set_apart(train, self.config).train if self.method == OWN else train
+
+    def starts(self, distilled: DistilledSet) -> Tensor | None:
+        """Return int64 [n], which of the scenes that it was made from each image began as; None where none is one.
+
+        Raises RunError where the run's secret is gone, without which nobody knows.
+        """
+        if self.method != OWN or self.config.privacy == "dp" or self.config.sampling.follow == "none":
+            return None
+        config = self.config
+        if not self.replayable(distilled):
+            config = drawn_in_secret(config, read_secret(self.folder))
+        prototypes = Prototypes.load(self.folder / PROTOTYPES.name)
+        starts = prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts)
+        return starts[Chosen.load(self.folder / CHOSEN.name).rows]
+
+    def prior(self) -> Prior | None:
+        """Return the base that the set was drawn by, without its adapter; None where it is not to be had, or none."""
+        if METHODS[self.method].real_pixels:
+            return None
+        try:
+            base = str(self.folder / BASE.name) if self.config.base == SCRATCH else self.config.base
+            return load_prior(source_of(base, self.config.size), self.config.precision)
+        except PriorError:
+            # An audit reads the set: the base may have gone since it was made.
+            return None
+
+    def draws(self, distilled: DistilledSet, prior: Prior) -> Draws | None:
+        """Return how the images of `distilled`, its set, were drawn by `prior`; None where none began as a scene."""
+        starts = self.starts(distilled)
+        if starts is None:
+            return None
+        adapted = replace(prior, unet=deepcopy(prior.unet))
+        if self.config.finetune.steps:
+            merge_adapter(adapted, self.folder / ADAPTER.name)
+        rows = Chosen.load(self.folder / CHOSEN.name).rows
+        slots, ranks = rows // self.config.sampling.candidates, rows % self.config.sampling.candidates
+        settings, names = ways_of_drawing(self.config, chosen_sampling(self.config, self.folder))
+        seed, secret = self.config.seed, None if self.replayable(distilled) else read_secret(self.folder)
+        return Draws(
+            prior=prior,
+            adapted=adapted,
+            texts=tuple(str(record["description"]) for record in distilled.records),
+            starts=starts,
+            indices=slots * MOST_CANDIDATES + ranks,
+            guessed=noise_seed(CANDIDATES.name, 0, seed, None),
+            settings=settings,
+            seeds=tuple(noise_seed(what, index, seed, secret) for what, index in names),
+        )
+
+    def overlap(self, train: Scenes) -> str:
+        """Return how many of `train` the base was trained on, a sentence without its stop; "" where none are known."""
+        if self.config.base == SCRATCH:
+            return ""
+        try:
+            # Whether it can draw does not matter: what it was trained on is a file beside the weights.
+            folder = Path(folder_of(self.config.base) or self.config.base)
+        except PriorError:
+            # An audit reads the set: the base may have gone since it was made.
+            return ""
+        return told_overlap(train.keys, folder)
+
+
+def read_source(folder: Path, train: Scenes) -> Source:
+    """Return how the set in run folder `folder` was made.
+
+    Raises RunError where there is no such run, or it was made from other scenes than `train`.
+    """
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        settings = about["settings"]
+        source = Source(folder, settings["method"], read_recorded(settings["config"]), "secret_sha256" in about)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{folder} is no run of one set: give the folder that `geodistill distill` wrote") from None
+    if settings.get("scenes") != train.fingerprint():
+        raise RunError(f"{folder} was made from other scenes than these: give the data that it was made from")
+    return source
+
+
+def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tuple[DistilledSet, Tensor]]:
+    """Return `count` sets made as `source` was, each of a random half of every class, and which scenes these are.
+
+    Each is a run in `out`, where it goes on if it was stopped. Latents and features, which do not depend on the half,
+    are those of the run; the rest costs what it cost there.
+    Raises ConfigError where a class is too small to be halved.
+    """
+    least = int(torch.bincount(train.labels, minlength=len(train.classes)).min())
+    if least // 2 < source.config.ipc:
+        raise ConfigError(
+            f"the smallest class has {least} training images: half of them are fewer than {source.config.ipc} a class, "
+            "so there is no shadow attack on this set"
+        )
+    made = []
+    for rank in range(count):
+        part = _half(train, rank)
+        scenes = train.subset(part)
+        asked = {"method": source.method, "config": recorded(source.config)}
+        settings = asked | {"scenes": scenes.fingerprint()}
+        with Run(out / f"shadow-{rank}", settings, "geodistill audit") as run:
+            reuse_encoded(source.folder, train, part, source.config, run)
+            made.append((make_distilled(source.method, Context(scenes, source.config, run)).value, part))
+    return made
+
+
+def _half(train: Scenes, rank: int) -> Tensor:
+    """Return int64 [k], sorted: half of the scenes of each class, drawn by `rank`."""
+    random = generator(0, "shadow half", rank)
+    parts = []
+    for label in range(len(train.classes)):
+        own = (train.labels == label).nonzero()[:, 0]
+        parts.append(own[torch.randperm(len(own), generator=random)[: len(own) // 2]])
+    return torch.cat(parts).sort().values

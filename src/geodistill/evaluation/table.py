@@ -1,0 +1,146 @@
+"""The table of a comparison on disk: its rows, what follows from them together, and their predictions."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from geodistill.errors import RunError
+from geodistill.evaluation.bench import cell_name
+from geodistill.evaluation.measures import hlr, ior, share
+from geodistill.evaluation.pairs import compare_pair
+from geodistill.evaluation.rows import FULL, Row, row_from_json
+from geodistill.run import save_tensors, write_atomic
+
+# What every other method is compared with: the project's own.
+SUBJECT = "dpd"
+_TABLE, _SHEET = "compare.json", "compare.csv"
+
+
+def load_rows(folder: Path) -> list[Row]:
+    """Return the rows of the comparison in `folder`, an empty list where none is done yet.
+
+    Raises:
+        RunError: the table is not one that this version of `compare` wrote.
+    """
+    try:
+        return [row_from_json(entry) for entry in _read_table(folder)["rows"]]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{folder / _TABLE} is no table of this version of geodistill: delete it, predictions are kept"
+        ) from None
+
+
+def load_pairs(folder: Path) -> list[dict[str, Any]]:
+    """Return the paired comparisons in `folder`: cell, methods a and b, difference with interval, verdict."""
+    pairs: list[dict[str, Any]] = _read_table(folder)["pairs"]
+    return pairs
+
+
+def load_predictions(folder: Path, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the classes predicted for the test images, int64 [seeds, n], in `row` of the comparison in `folder`.
+
+    The second value is their true labels, int64 [n].
+    """
+    kept = load_file(_predictions(folder, row))
+    return kept["predicted"], kept["labels"]
+
+
+def _predictions(folder: Path, row: Row) -> Path:
+    return folder / "evaluation" / cell_name(row.protocol, row.network) / f"row-{row.method}-ipc{row.ipc}.safetensors"
+
+
+def _read_table(folder: Path) -> dict[str, Any]:
+    path = folder / _TABLE
+    table: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": [], "pairs": []}
+    )
+    return table
+
+
+def pair_key(pair: dict[str, Any]) -> tuple[str, int, str, str]:
+    """Return the key of the row that the project's own method is compared with."""
+    return pair["b"], pair["ipc"], pair["protocol"], pair["network"]
+
+
+class Ledger:
+    """The table on disk: rows of this call and of earlier ones; methods in the order of `order`."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], labels: torch.Tensor, order: Sequence[str]) -> None:
+        self._folder, self._classes, self._labels = folder, classes, labels
+        self._order = {name: rank for rank, name in enumerate([FULL, *order])}
+        self._rows = {row.key: row for row in load_rows(folder)}
+        self._pairs = {pair_key(pair): pair for pair in load_pairs(folder)}
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows, the figures that depend on other rows filled in; full data first, then by IPC and method."""
+        return tuple(self._related(row) for row in sorted(self._rows.values(), key=self._place))
+
+    def _place(self, row: Row) -> tuple[str, str, int, int]:
+        return row.protocol, row.network, row.ipc, self._order.get(row.method, len(self._order))
+
+    def enter(self, row: Row, predicted: torch.Tensor) -> None:
+        """Take a row in and write the table anew."""
+        path = _predictions(self._folder, row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors({"predicted": predicted, "labels": self._labels}, path)
+        self._rows[row.key] = row
+        self._pair_up(row)
+        about = {
+            "classes": self._classes,
+            "rows": [asdict(one) for one in self.rows],
+            "pairs": [self._pairs[one.key] for one in self.rows if one.key in self._pairs],
+        }
+        write_atomic(self._folder / _TABLE, json.dumps(about, indent=1, ensure_ascii=False))
+        write_atomic(self._folder / _SHEET, _sheet(self.rows))
+
+    def _related(self, row: Row) -> Row:
+        full = self._rows.get((FULL, 0, row.protocol, row.network))
+        random = self._rows.get(("random", row.ipc, row.protocol, row.network))
+        return replace(
+            row,
+            share_of_full=share(full.oa_mean, row.oa_mean) if full else None,
+            hlr=hlr(full.oa_mean, row.oa_mean) if full else None,
+            ior=ior(row.oa_mean, random.oa_mean) if random else None,
+        )
+
+    def _pair_up(self, row: Row) -> None:
+        """Compare the project's own method with `row`, or with every row of the cell where it is itself the row."""
+        subject = self._rows.get((SUBJECT, row.ipc, row.protocol, row.network))
+        if subject is None:
+            return
+        for other in self._rows.values() if row is subject else [row]:
+            if other.key[1:] == subject.key[1:] and other is not subject:
+                self._pairs[other.key] = self._pair(subject, other)
+
+    def _pair(self, subject: Row, other: Row) -> dict[str, Any]:
+        ours, theirs = (load_predictions(self._folder, row)[0] for row in (subject, other))
+        found = compare_pair(ours, theirs, self._labels, seed=0)
+        cell = {"protocol": other.protocol, "network": other.network, "ipc": other.ipc}
+        return {**cell, "a": subject.method, "b": other.method, **asdict(found)}
+
+
+def _sheet(rows: Sequence[Row]) -> str:
+    """Return the table as CSV: all but the fields that hold more than one value for each class."""
+    text = io.StringIO()
+    names = [field.name for field in fields(Row) if field.name not in ("per_class", "confusion")]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_cell(getattr(row, name)) for name in names])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(_cell(each) for each in value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,32 @@
+"""All stages of a run. Their names stand here and nowhere else."""
+
+from dataclasses import replace
+
+from geodistill.provenance import Stage
+
+BASE = Stage("base", 3, title="Training of the base", lent=True)
+LATENTS = Stage("latents", 2, shared=True, lent=True)
+FEATURES = Stage("features", 1, lent=True)
+TEACHER = Stage("teacher", 1, lent=True)
+LABELLER = Stage("labeller", 1, lent=True)
+PROTOTYPES = Stage("prototypes", 1)
+DESCRIPTIONS = Stage("descriptions", 1)
+ADAPTER = Stage("adapter", 3, title="Training of the adapter", shared=True)
+FOLLOWING = Stage("following", 1, shared=True)
+CANDIDATES = Stage("candidates", 1, shared=True)
+SCREENED = Stage("screened", 1, shared=True)
+CHOSEN = Stage("chosen", 1)
+REFINED = Stage("refined", 5, title="Refinement of the chosen images")
+DISTILLED = Stage("distilled", 5)
+SELF_TEST = Stage("self_test", 1)
+
+# Sets of rivals.
+KEPT = replace(DISTILLED, version=4)
+
+# Under differential privacy. Some replace the stage of the same name.
+PROFILES = Stage("profiles", 1)
+CENTRES = Stage("centres", 1)
+MOMENTS = Stage("moments", 1)
+PRIVATE_ADAPTER = replace(ADAPTER, version=1, shared=False)
+PRIVATE_CANDIDATES = replace(CANDIDATES, shared=False)
+PRIVATE_REFINED = replace(REFINED, version=2)

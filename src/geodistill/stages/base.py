@@ -1,0 +1,129 @@
+"""Stage `base`: a base built from the scenes. Any other base is loaded from its folder, or from the hub."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from geodistill.config import Config
+from geodistill.descriptions import MeasuredDescriber, TemplateDescriber, class_prompt
+from geodistill.errors import ConfigError
+from geodistill.pipeline import BASE
+from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior, source_of
+from geodistill.prior.catalogue import SCRATCH, tell_terms
+from geodistill.prior.compact import Archive, build_compact
+from geodistill.privacy.overlap import sign
+from geodistill.provenance import Made
+from geodistill.run import Run
+from geodistill.scenes.scenes import Scenes
+from geodistill.stages.checks import overlap_with_base
+from geodistill.stages.context import Context
+
+log = logging.getLogger("geodistill")
+
+
+def tell_of_base(scenes: Scenes, config: Config, run: Run) -> None:
+    """Log, where `run` is new, the terms of its base and how many of `scenes` the base was trained on."""
+    if not run.new or config.base == SCRATCH:
+        return
+    tell_terms(Path(source_of(config.base, config.size)))
+    overlap = overlap_with_base(scenes, config)
+    if overlap:
+        log.warning("%s: its figures flatter", overlap)
+
+
+def load_base(context: Context) -> Made[Prior]:
+    """Return the prior: the package's own, one built from the scenes in stage `base`, or any other.
+
+    Raises ConfigError where a class's name alone makes a prompt over its token limit.
+    """
+    scenes, config = context.scenes, context.config
+    source = config.base
+    if source == SCRATCH:
+        source = str(train_base([Source(scenes)], config, context.run).value)
+    prior = _load(source, config)
+    for name in scenes.classes:
+        if not prior.fits(class_prompt(name)):
+            raise ConfigError(
+                f"the prompt of class {name!r} has {prior.tokens(class_prompt(name))} tokens, the base's text encoder "
+                f"takes {prior.token_limit}: give the class's folder a shorter name"
+            )
+    return Made.source(prior, fingerprint_of_base(prior.source))
+
+
+def _load(source: str, config: Config) -> Prior:
+    prior = load_prior(source_of(source, config.size), config.precision)
+    check_size(prior, config.size)
+    return prior
+
+
+@dataclass(frozen=True)
+class Source:
+    """An archive that a base is trained on.
+
+    weight: its share of every batch, relative to those of other sources. labelled: whether its class names mean
+    something; without, a scene is described by what can be measured in it alone. name, terms: for the model card.
+    """
+
+    scenes: Scenes
+    weight: float = 1.0
+    labelled: bool = True
+    name: str = ""
+    terms: str = ""
+
+
+def train_base(sources: Sequence[Source], config: Config, run: Run, start: str | None = None) -> Made[Path]:
+    """Return the folder of a base built from the sources alone in stage `base`, or there trained on from base `start`.
+
+    Raises:
+        PriorError: `start` is not to be had or does not draw images of the config's size.
+    """
+    earlier = None if start is None else _load(start, config)
+
+    def build(folder: Path) -> dict[str, Any]:
+        facts = build_compact(
+            [_archive(source, config) for source in sources],
+            config.compact,
+            seed=config.seed,
+            folder=folder,
+            start=earlier,
+        )
+        archives = [(source.name, source.scenes.keys) for source in sources]
+        # Beside the base, which may be handed out.
+        sign(folder.parent, archives, None if earlier is None else Path(earlier.source))
+        return facts
+
+    given: list[Any] = [source.scenes.fingerprint() for source in sources]
+    given += [config.compact.model_dump(), config.size, config.seed]
+    if len(sources) > 1 or not sources[0].labelled:
+        given.append([[source.weight, source.labelled] for source in sources])
+    if earlier is not None:
+        given.append(fingerprint_of_base(earlier.source))
+    return run.make(BASE, build, lambda folder: folder, given=given)
+
+
+def _archive(source: Source, config: Config) -> Archive:
+    """Return what a base learns from: pixels, and texts of each scene, by its class and by what is measured in it."""
+    scenes = source.scenes
+    pixels = scenes.pixels(size=config.size)
+    names = [scenes.classes[label] for label in scenes.labels]
+    if source.labelled:
+        texts = [TemplateDescriber().each(pixels, names), MeasuredDescriber().each(pixels, names)]
+    else:
+        texts = [MeasuredDescriber().unnamed(pixels)]
+    prompts = [list(row) for row in zip(*texts, strict=True)]
+    # Each scene has as many texts as one with a class.
+    prompts = [row * (2 // len(row)) for row in prompts]
+    return Archive(pixels, scenes.labels, prompts, _larger(scenes, config), source.weight)
+
+
+def _larger(scenes: Scenes, config: Config) -> Tensor | None:
+    """Return the scenes with up to `compact.zoom` times as many pixels along a side, for a long training alone."""
+    zoom = max(config.compact.zoom, 2.0 if config.compact.doubled else 1.0)
+    side = min(scenes.typical_side(), round(zoom * config.size))
+    if config.compact.autoencoder == "linear" or side <= config.size:
+        return None
+    return scenes.pixels(size=side)

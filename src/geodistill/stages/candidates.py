@@ -1,0 +1,115 @@
+"""Stage `candidates`: several latents drawn for each image of the set to be."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from geodistill.config import Config
+from geodistill.pipeline import CANDIDATES
+from geodistill.prior.base import Prior
+from geodistill.prior.guidance import ModeGuidance
+from geodistill.prior.sample import Requests, sample
+from geodistill.prior.training import prompt_table
+from geodistill.processes import processes
+from geodistill.prototypes import Prototypes
+from geodistill.provenance import Made, derived
+from geodistill.run import forget_parts, save_tensors
+from geodistill.scenes.scenes import Scenes
+from geodistill.stages.context import Context, unless_default
+from geodistill.stages.noise import seed_of_noise
+
+# Noise of a candidate depends on its prototype and its rank alone, so that drawing more changes none drawn before.
+MOST_CANDIDATES = 10_000
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The P = classes * IPC images of the set to be, and what the R candidates of each follow.
+
+    texts: [P]. latents: float [P, C, h, w], or with `starts` any number of rows. starts: int64 [P * R], the row of
+    `latents` that each candidate follows. noisy: float [P], of noise in `latents` already (see `Requests`).
+    """
+
+    texts: list[str]
+    latents: Tensor
+    starts: Tensor | None = None
+    noisy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Latents float32 [P * R, C, h, w], the R of a slot side by side.
+
+    passing: bool [P * R], which of them have passed the screening; None without screening.
+    """
+
+    latents: Tensor
+    passing: Tensor | None = None
+
+
+def slot_labels(scenes: Scenes, config: Config) -> Tensor:
+    """Return int64 [classes * IPC]: the class of each image of the set to be, IPC of a class side by side."""
+    return torch.arange(len(scenes.classes)).repeat_interleave(config.ipc)
+
+
+def slots_of(
+    context: Context, latents: Made[Tensor], texts: Made[list[str]], prototypes: Made[Prototypes]
+) -> Made[Slots]:
+    """Return the slots of DPD: each candidate starts from a scene of its prototype's cluster."""
+    config = context.config
+
+    def compute() -> Slots:
+        starts = prototypes.value.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts)
+        return Slots(texts.value, latents.value[:, 0], starts)
+
+    return derived(compute, latents, prototypes, texts)
+
+
+def draw(
+    context: Context, prior: Made[Prior], slots: Made[Slots], modes: ModeGuidance | None = None
+) -> Made[Candidates]:
+    """Return the candidates from stage `candidates`. With `modes` they follow their prototypes as MGD3 does."""
+    config = context.config
+
+    def build(folder: Path) -> dict[str, Any]:
+        requests = requests_for(prior.value, slots.value, config.sampling.candidates)
+        seed = seed_of_noise(context, CANDIDATES)
+        drawn = sample(prior.value, requests, config.sampling, seed=seed, folder=folder, modes=modes)
+        if processes().main:
+            save_tensors({"latents": drawn}, folder / "candidates.safetensors")
+            forget_parts(folder)
+        return {"images": len(drawn)}
+
+    given = [slots, prior, config.sampling.model_dump(), config.seed]
+    given += [] if modes is None else [asdict(modes)]
+    given += unless_default(config.precision)
+    return context.run.make(CANDIDATES, build, load_candidates, given=given)
+
+
+def load_candidates(folder: Path) -> Candidates:
+    """Return the candidates that stage `candidates` left in `folder`."""
+    return Candidates(load_file(folder / "candidates.safetensors")["latents"])
+
+
+def requests_for(prior: Prior, slots: Slots, candidates: int) -> Requests:
+    """Return a request for each of `candidates` images of each slot, those of a slot side by side."""
+    table, rows = prompt_table([[text] for text in slots.texts])
+    own = torch.arange(len(slots.texts)).repeat_interleave(candidates)
+    ranks = torch.arange(candidates).repeat(len(slots.texts))
+    return Requests(
+        prompts=rows[own, 0],
+        embeddings=prior.embed(table),
+        prototypes=slots.latents,
+        slots=own if slots.starts is None else slots.starts,
+        seeds=own * MOST_CANDIDATES + ranks,
+        noisy=slots.noisy,
+    )
+
+
+def decode(prior: Prior, latents: Tensor, config: Config, *, draft: bool = False) -> Tensor:
+    """Return uint8 images of `latents`, as many together as are sampled together; drafts where nobody will see them."""
+    return torch.cat([prior.decode(part, draft=draft) for part in latents.split(config.sampling.batch)])

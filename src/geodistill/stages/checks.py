@@ -1,0 +1,42 @@
+"""What stops a run before anything is computed."""
+
+from pathlib import Path
+
+import torch
+
+from geodistill.config import Config
+from geodistill.errors import SceneError
+from geodistill.prior.base import source_of
+from geodistill.prior.catalogue import SCRATCH
+from geodistill.prior.compact import check_compact_size
+from geodistill.privacy.overlap import told_overlap
+from geodistill.scenes.scenes import Scenes
+
+
+def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
+    """Raise SceneError, before anything is computed, for a class with fewer than `ipc` images.
+
+    Not under differential privacy, where that would tell how many there are: noisy means are there of any number.
+    """
+    if privacy == "dp":
+        return
+    counts = torch.bincount(scenes.labels, minlength=len(scenes.classes))
+    for name, count in zip(scenes.classes, counts.tolist(), strict=True):
+        if count < ipc:
+            raise SceneError(
+                f"class '{name}' has {count} images, IPC {ipc} needs at least {ipc}: lower --ipc or add images"
+            )
+
+
+def check_base(config: Config) -> None:
+    """Raise PriorError, before anything is computed, where the base is not there or does not draw the config's size."""
+    if config.base == SCRATCH:
+        check_compact_size(config.size)
+    else:
+        source_of(config.base, config.size)
+
+
+def overlap_with_base(scenes: Scenes, config: Config) -> str:
+    """Return how many of `scenes` the base was trained on, a sentence without its stop; "" where none are known."""
+    # A base built in the run is trained on the scenes, and on nothing else.
+    return "" if config.base == SCRATCH else told_overlap(scenes.keys, Path(source_of(config.base, config.size)))

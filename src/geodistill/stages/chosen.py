@@ -1,0 +1,132 @@
+"""Stage `chosen`: IPC candidates of each class."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from geodistill.config import Config
+from geodistill.errors import PrivacyError
+from geodistill.evaluation.networks import backbone_features
+from geodistill.pipeline import CHOSEN
+from geodistill.prior.base import Prior
+from geodistill.privacy.copies import are_copies, find_copies
+from geodistill.provenance import Made
+from geodistill.run import save_tensors
+from geodistill.scenes.scenes import Scenes
+from geodistill.seeding import generator
+from geodistill.selection import by_coverage, by_margin, herd
+from geodistill.stages.candidates import Candidates, decode
+from geodistill.stages.context import Context
+from geodistill.stages.latents import scene_features
+from geodistill.teacher import Teacher, judge
+
+_CHOSEN = "chosen.safetensors"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What DPD hands out before it is decoded: IPC candidates of each class, side by side.
+
+    rows: int64 [n], which of all candidates. latents: float32 [n, C, h, w]. logits: float32 [n, classes], the
+    teacher's.
+    """
+
+    rows: Tensor
+    latents: Tensor
+    logits: Tensor
+
+    @classmethod
+    def load(cls, folder: Path) -> "Chosen":
+        """Return what `save` wrote into `folder`."""
+        return cls(**load_file(folder / _CHOSEN))
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`."""
+        save_tensors({"rows": self.rows, "latents": self.latents, "logits": self.logits}, folder / _CHOSEN)
+
+
+def choose(
+    context: Context,
+    prior: Made[Prior],
+    candidates: Made[Candidates],
+    latents: Made[Tensor],
+    teacher: Made[Teacher],
+) -> Made[Chosen]:
+    """Return IPC of the candidates of each class, from stage `chosen`.
+
+    After screening only candidates that have passed are chosen, and copies are left out too.
+    """
+    scenes, config = context.scenes, context.config
+    known = scene_features(context) if config.selection.by == "herding" else None
+
+    def build(folder: Path) -> None:
+        drawn = candidates.value
+        logits, features = judge(teacher.value, drawn.latents)
+        real = judge(teacher.value, latents.value[:, 0])[1]
+        if known is not None:
+            # Two judges that were trained on other things are harder to please for a wrong reason.
+            seen = backbone_features(decode(prior.value, drawn.latents, config, draft=True))
+            features = torch.cat([features, seen], dim=1)
+            real = torch.cat([real, known.value], dim=1)
+        among = _Among(logits, features, real, scenes, config)
+        free = torch.ones(len(logits), dtype=torch.bool) if drawn.passing is None else drawn.passing
+        rows = among.chosen(free)
+        if drawn.passing is not None:
+            train = scenes.pixels(size=config.size)
+            while (copied := are_copies(find_copies(decode(prior.value, drawn.latents[rows], config), train))).any():
+                free = free.index_fill(0, rows[copied], False)
+                rows = among.chosen(free)
+        if not config.reproducible:
+            rows = _shuffled(rows, config)
+        Chosen(rows, drawn.latents[rows], logits[rows]).save(folder)
+
+    given = [candidates, teacher, config.selection.model_dump()]
+    return context.run.make(CHOSEN, build, Chosen.load, given=given)
+
+
+def _shuffled(rows: Tensor, config: Config) -> Tensor:
+    """Return `rows` with those of each class in a random order: their places tell nothing of prototypes and choice."""
+    own = rows.view(-1, config.ipc)
+    orders = [torch.randperm(config.ipc, generator=generator(config.seed, "order", label)) for label in range(len(own))]
+    return own.gather(1, torch.stack(orders)).flatten()
+
+
+@dataclass(frozen=True)
+class _Among:
+    """What the choice among n candidates looks at.
+
+    logits: [n, classes]. features: [n, D] of the candidates. real: [N, D] of the scenes.
+    """
+
+    logits: Tensor
+    features: Tensor
+    real: Tensor
+    scenes: Scenes
+    config: Config
+
+    def chosen(self, free: Tensor) -> Tensor:
+        """Return which of the `free` candidates, bool [n], stand for each class, as rows of all candidates."""
+        return torch.cat([self._of_class(label, free) for label in range(len(self.scenes.classes))])
+
+    def _of_class(self, label: int, free: Tensor) -> Tensor:
+        """Return those of class `label`; raises PrivacyError where there are too few."""
+        config, count = self.config, self.config.sampling.candidates
+        slots = torch.arange(len(free)) // count
+        own = ((slots // config.ipc == label) & free).nonzero()[:, 0]
+        if len(own) < config.ipc:
+            raise PrivacyError(
+                f"class {self.scenes.classes[label]!r}: {len(own)} candidates keep away from the training images, "
+                f"{config.ipc} are needed: draw more (sampling.candidates) or follow prototypes less "
+                "(sampling.strength)"
+            )
+        real = self.real[self.scenes.labels == label]
+        if config.selection.by == "margin":
+            return own[by_margin(self.logits[own], label, slots[own])]
+        if config.selection.by == "herding":
+            return own[herd(self.features[own], config.ipc, real.mean(dim=0))]
+        if config.selection.by == "coverage":
+            return own[by_coverage(self.features[own], real, slots[own])]
+        return own[::count]

@@ -1,0 +1,65 @@
+"""Stage `descriptions`: the text that goes with each prototype."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from geodistill.descriptions import Conversations, class_prompt, make_describer, shortened
+from geodistill.pipeline import DESCRIPTIONS
+from geodistill.prior.base import Prior
+from geodistill.progress import progress
+from geodistill.prototypes import Prototypes
+from geodistill.provenance import Made
+from geodistill.run import write_atomic
+from geodistill.scenes.scenes import Scenes
+from geodistill.stages.context import Context
+
+# Members nearest the prototype that a description is made from.
+_DESCRIBED = 16
+_TEXTS = "descriptions.json"
+
+
+def describe(context: Context, prior: Made[Prior], prototypes: Made[Prototypes]) -> Made[list[str]]:
+    """Return one description for each prototype from stage `descriptions`, none over the prior's token limit.
+
+    Where a model writes them, all that was asked and answered is kept in the stage's folder.
+    """
+    scenes, config = context.scenes, context.config
+
+    def build(folder: Path) -> dict[str, Any]:
+        describer = make_describer(config.descriptions.describer, config.precision)
+        found, fits, log = prototypes.value, prior.value.fits, Conversations(folder)
+        with progress("descriptions", len(found)) as advance:
+            for rank, (label, members) in enumerate(zip(found.labels, found.members, strict=True)):
+                name = scenes.classes[label]
+                if rank == len(log.kept):
+                    text = describer(scenes.pixels(members[:_DESCRIBED], size=config.size), name)
+                    log.add(shortened(text, fits, name))
+                advance(rank + 1)
+        texts = [one.text for one in log.kept]
+        write_atomic(folder / _TEXTS, json.dumps(texts, indent=1, ensure_ascii=False))
+        return log.outcomes()
+
+    def load(folder: Path) -> list[str]:
+        texts: list[str] = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
+        return texts
+
+    given = [prototypes, config.descriptions.model_dump(), config.size]
+    return context.run.make(DESCRIPTIONS, build, load, given=given)
+
+
+def texts_of_each(prototypes: Prototypes, texts: list[str], scenes: Scenes) -> list[list[str]]:
+    """Return for each training scene what the U-Net is told of it: its cluster's description, and its class."""
+    own = [""] * len(scenes)
+    for text, members in zip(texts, prototypes.members, strict=True):
+        for member in members.tolist():
+            own[member] = text
+    return [[text, prompt] for text, prompt in zip(own, class_prompts(scenes, scenes.labels), strict=True)]
+
+
+def class_prompts(scenes: Scenes, labels: Tensor) -> list[str]:
+    """Return the class prompt of each of `labels`, int64 [n]."""
+    prompts = [class_prompt(name) for name in scenes.classes]
+    return [prompts[label] for label in labels.tolist()]

@@ -1,0 +1,137 @@
+"""Stage `distilled`: the set on disk, of DPD or of a rival."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geodistill.distilled import DistilledSet
+from geodistill.evaluation.labeller import soft_labels
+from geodistill.pipeline import DISTILLED, KEPT
+from geodistill.prior.base import Prior, source_of
+from geodistill.prior.catalogue import SCRATCH, read_facts
+from geodistill.provenance import Made
+from geodistill.run import forget_parts, versions
+from geodistill.scenes.scenes import Scenes
+from geodistill.stages.candidates import MOST_CANDIDATES, Candidates, decode, slot_labels
+from geodistill.stages.chosen import Chosen
+from geodistill.stages.context import Context
+from geodistill.stages.teacher import label
+
+Records = tuple[dict[str, Any], ...]
+
+
+def write_chosen(
+    context: Context, prior: Made[Prior], chosen: Made[Chosen], texts: Made[list[str]]
+) -> Made[DistilledSet]:
+    """Return the distilled set of DPD; `texts` are the descriptions of the slots."""
+    scenes, config = context.scenes, context.config
+    labeller = label(context)
+
+    def build(folder: Path) -> None:
+        images, labels = decode(prior.value, chosen.value.latents, config), slot_labels(scenes, config)
+        records = describe_images(context, chosen.value, labels, texts.value)
+        if labeller is not None:
+            soft = soft_labels(labeller.value, images).double().round(decimals=4).tolist()
+            records = tuple({**record, "soft_label": own} for record, own in zip(records, soft, strict=True))
+        facts = about(context) | ({"screened": True} if config.privacy == "screen" else {})
+        DistilledSet(images, labels, scenes.classes, records, facts).write(folder)
+
+    given = [chosen, *([] if labeller is None else [labeller])]
+    return context.run.make(DISTILLED, build, DistilledSet.load, given=given)
+
+
+def describe_images(context: Context, chosen: Chosen, labels: Tensor, texts: list[str]) -> Records:
+    """Return what is told of each chosen image of classes `labels` int64 [n]; nothing that names a source scene.
+
+    Where each was drawn from is told of a reproducible set alone. `texts` are the descriptions of the slots. Without a
+    teacher its logits have no columns, and nothing is told of them.
+    """
+    config = context.config
+    sure: Sequence[float | None] = [None] * len(labels)
+    if chosen.logits.shape[1]:
+        sure = chosen.logits.softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
+    slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
+
+    def origin(index: int) -> dict[str, int]:
+        slot, candidate = int(slots[index]), index % config.sampling.candidates
+        seed = slot * MOST_CANDIDATES + candidate
+        return {"prototype": slot % config.ipc, "candidate": candidate, "seed": seed} if config.reproducible else {}
+
+    return tuple(
+        {
+            **origin(index),
+            "description": texts[slots[index]],
+            "scores": {} if probability is None else {"teacher_probability": round(probability, 4)},
+        }
+        for index, probability in zip(chosen.rows.tolist(), sure, strict=True)
+    )
+
+
+def write_set(
+    context: Context, make_images: Callable[[Path], Tensor], *, given: Sequence[Any], records: Records = ()
+) -> Made[DistilledSet]:
+    """Return the distilled set of a rival.
+
+    `make_images` gets the stage's folder, where it may keep parts, and returns uint8 images [classes * IPC, 3, s, s],
+    those of a class side by side. `given` is what they depend on besides the method.
+    """
+    scenes = context.scenes
+
+    def build(folder: Path) -> None:
+        images = make_images(folder)
+        forget_parts(folder)
+        labels = slot_labels(scenes, context.config)
+        DistilledSet(images, labels, scenes.classes, records, about(context)).write(folder)
+
+    method = about(context)["method"]
+    return context.run.make(KEPT, build, DistilledSet.load, given=[method, *given])
+
+
+def keep_scenes(context: Context, select: Callable[[], Tensor]) -> Made[DistilledSet]:
+    """Return the set of real scenes whose indices, int64 [classes * IPC], `select` gives."""
+    scenes, config = context.scenes, context.config
+
+    def images(_: Path) -> Tensor:
+        return scenes.pixels(select(), size=config.size)
+
+    return write_set(context, images, given=[scenes.fingerprint(), config.ipc, config.size, config.seed])
+
+
+def each_class(scenes: Scenes, select: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return int64 indices into `scenes`, class after class: what `select` returns of the indices of each."""
+    own = [(scenes.labels == label).nonzero()[:, 0] for label in range(len(scenes.classes))]
+    return torch.cat([select(indices) for indices in own])
+
+
+def keep_candidates(
+    context: Context, prior: Made[Prior], candidates: Made[Candidates], texts: list[str]
+) -> Made[DistilledSet]:
+    """Return the set of all `candidates`, one for each of `texts`, under which they were drawn."""
+    seeds = [{"seed": slot * MOST_CANDIDATES} if context.config.reproducible else {} for slot in range(len(texts))]
+    records = tuple({**seed, "description": text} for seed, text in zip(seeds, texts, strict=True))
+
+    def images(_: Path) -> Tensor:
+        return decode(prior.value, candidates.value.latents, context.config)
+
+    return write_set(context, images, given=[candidates], records=records)
+
+
+def about(context: Context) -> dict[str, Any]:
+    """Return what the manifest says of the whole set: how it was made, by which settings and versions."""
+    config, method = context.config, context.method
+    if method is None:
+        raise ValueError("a distilled set is written by a method: give the context one")
+    settings = config.model_dump(mode="json", exclude=None if config.reproducible else {"seed", "reproducible"})
+    # The set is handed around: where folders and servers are is nobody's business.
+    if Path(config.base).is_dir():
+        settings["base"] = Path(config.base).name
+    describer = config.descriptions.describer
+    if describer.startswith("openai:") or Path(describer).is_dir():
+        settings["descriptions"]["describer"] = Path(describer).name if Path(describer).is_dir() else "openai"
+    real = method.real_pixels
+    facts = None if real or config.base == SCRATCH else read_facts(source_of(config.base, config.size))
+    base = {"base": {"name": facts.name, "archives": facts.archives, "terms": facts.terms}} if facts else {}
+    return {"method": method.name, "real_pixels": real, "config": settings, "versions": versions(), **base}

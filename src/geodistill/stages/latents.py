@@ -1,0 +1,117 @@
+"""Stages `latents` and `features`: the scenes as the autoencoder and as the pretrained backbone see them."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from geodistill.config import Config
+from geodistill.evaluation.networks import backbone_features
+from geodistill.pipeline import FEATURES, LATENTS
+from geodistill.prior.base import Prior, fingerprint_of_base, source_of
+from geodistill.prior.catalogue import SCRATCH
+from geodistill.prior.training import batches
+from geodistill.processes import processes
+from geodistill.progress import progress
+from geodistill.provenance import Made, Stage
+from geodistill.run import Run, forget_parts, join_parts, make_parts, save_tensors, stage_of
+from geodistill.scenes.scenes import Scenes
+from geodistill.scenes.views import dihedral
+from geodistill.stages.context import Context, unless_default
+
+# Scenes whose views are encoded together.
+_ENCODED_TOGETHER = 100
+# Scenes decoded together where their features are asked for.
+_READ_TOGETHER = 1024
+
+
+def encode(context: Context, prior: Made[Prior]) -> Made[Tensor]:
+    """Return the scenes' latents, float16 [N, V, C, h, w] with V views of each scene, from stage `latents`."""
+    scenes, config = context.scenes, context.config
+
+    def build(folder: Path) -> None:
+        ahead = _Ahead(scenes, config.size)
+
+        def views(which: slice) -> Tensor:
+            pixels, count = ahead(which), config.latents.views
+            return torch.stack([prior.value.encode(dihedral(pixels, view)).half() for view in range(count)], dim=1)
+
+        paths = make_parts("latents", batches(len(scenes), _ENCODED_TOGETHER), views, folder)
+        if processes().main:
+            join_parts(paths, LATENTS.name, folder / _file(LATENTS))
+            forget_parts(folder)
+
+    return context.run.make(LATENTS, build, lambda folder: _read(folder, LATENTS), given=_given(scenes, config, prior))
+
+
+def _given(scenes: Scenes, config: Config, base: Made[Prior] | str) -> list[Any]:
+    return [scenes.fingerprint(), base, config.size, config.latents.views, *unless_default(config.precision)]
+
+
+def scene_features(context: Context) -> Made[Tensor]:
+    """Return float32 [N, 1280]: the pretrained backbone's features of all scenes, of unit length, from `features`."""
+    scenes, size = context.scenes, context.config.size
+
+    def build(folder: Path) -> None:
+        parts = []
+        with progress("features", len(scenes)) as advance:
+            for which in batches(len(scenes), _READ_TOGETHER):
+                parts.append(backbone_features(scenes.pixels(range(which.start, which.stop), size=size)))
+                advance(which.stop)
+        save_tensors({FEATURES.name: torch.cat(parts)}, folder / _file(FEATURES))
+
+    given = [scenes.fingerprint(), size]
+    return context.run.make(FEATURES, build, lambda folder: _read(folder, FEATURES), given=given)
+
+
+def reuse_encoded(folder: Path, scenes: Scenes, part: Tensor, config: Config, run: Run) -> None:
+    """Make stages `latents` and `features` of `run`, a run of some of `scenes`, from those of the run in `folder`.
+
+    `folder` holds a run of all scenes with the same settings; `part` int64 [k] are those of `run`. Stages that are not
+    in `folder` are left to be made. A base that is built from the scenes depends on them, and so do its latents.
+    """
+    own = scenes.subset(part)
+
+    def reuse(stage: Stage, of_all: list[Any], of_part: list[Any]) -> None:
+        whole = stage_of(folder, stage, given=of_all)
+        if whole is not None:
+            some = {stage.name: _read(whole, stage)[part]}
+            run.make(stage, lambda out: save_tensors(some, out / _file(stage)), lambda out: out, given=of_part)
+
+    reuse(FEATURES, *([some.fingerprint(), config.size] for some in (scenes, own)))
+    # Some methods have no latents. Their base may not exist, or may not draw this size.
+    if config.base != SCRATCH and (folder / LATENTS.name).is_dir():
+        base = fingerprint_of_base(source_of(config.base, config.size))
+        reuse(LATENTS, *(_given(some, config, base) for some in (scenes, own)))
+
+
+def _file(stage: Stage) -> str:
+    return f"{stage.name}.safetensors"
+
+
+def _read(folder: Path, stage: Stage) -> Tensor:
+    found: Tensor = load_file(folder / _file(stage))[stage.name]
+    return found
+
+
+class _Ahead:
+    """Decodes the images that come next while those before are encoded."""
+
+    def __init__(self, scenes: Scenes, size: int) -> None:
+        self._scenes, self._size, self._thread = scenes, size, ThreadPoolExecutor(1)
+        self._begun: dict[int, Future[Tensor]] = {}
+
+    def __call__(self, which: slice) -> Tensor:
+        """Return uint8 [n, 3, s, s], the scenes at `which`."""
+        own = self._begun.pop(which.start, None) or self._begin(which.start)
+        following = which.start + _ENCODED_TOGETHER * processes().count
+        if following < len(self._scenes):
+            self._begun[following] = self._begin(following)
+        return own.result()
+
+    def _begin(self, start: int) -> "Future[Tensor]":
+        chosen = range(start, min(start + _ENCODED_TOGETHER, len(self._scenes)))
+        return self._thread.submit(self._scenes.pixels, chosen, size=self._size)

@@ -1,0 +1,40 @@
+"""Where the noise of images comes from: a secret of the run, or its public seed if the run is reproducible."""
+
+from typing import TypeVar
+
+from geodistill.config import Config
+from geodistill.provenance import Stage
+from geodistill.seeding import derive_secret, derive_seed
+from geodistill.stages.context import Context
+
+
+def drawn_in_secret(config: Config, secret: bytes) -> Config:
+    """Return `config` with a seed that follows from the run's secret.
+
+    What is drawn after the adapter takes it: which scenes candidates start from, their order, the refinement. Whoever
+    knows the base and tries all public seeds cannot repeat it.
+    """
+    return config.model_copy(update={"seed": derive_seed(int.from_bytes(secret), "draws")})
+
+
+AnyContext = TypeVar("AnyContext", bound=Context)
+
+
+def in_secret(context: AnyContext) -> AnyContext:
+    """Return `context` with a seed that follows from the run's secret; unchanged if the run is reproducible."""
+    if context.config.reproducible:
+        return context
+    return context.having(drawn_in_secret(context.config, context.run.secret()))
+
+
+def seed_of_noise(context: Context, stage: Stage, index: int = 0) -> int | bytes:
+    """Return the seed of the noise that images are drawn from in `stage`: a secret unless reproducible."""
+    secret = None if context.config.reproducible else context.run.secret()
+    return noise_seed(stage.name, index, context.config.seed, secret)
+
+
+def noise_seed(what: str, index: int, seed: int, secret: bytes | None) -> int | bytes:
+    """Return the seed of noise `index` of stage `what`, derived from the run's `secret`, or from `seed` without one."""
+    if secret is None:
+        return derive_seed(seed, what, index)
+    return derive_secret(secret, f"{what} {index}")

@@ -1,0 +1,137 @@
+"""Stages of differential privacy, and the budget that they share.
+
+All that leaves the scenes is a noisy sum, and each is a mechanism of one budget: `profiles` (means of classes),
+`centres` (means of clusters), `teacher` and `adapter` (trained by DP-SGD), `moments` (of features). What follows from
+these costs no more.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from geodistill.config import Config
+from geodistill.errors import PrivacyError
+from geodistill.prior.base import source_of
+from geodistill.privacy.accounting import Budget, Mechanism, spend
+from geodistill.privacy.dpsgd import PrivateTraining
+from geodistill.privacy.noisy import ROUNDS
+from geodistill.privacy.overlap import told_overlap
+from geodistill.processes import processes
+from geodistill.scenes.scenes import Scenes
+from geodistill.stages.context import Context
+
+# Noise multipliers over that of the starts. Profiles are means over a whole class and stand far more; clusters are no
+# more than a guess at which scenes to average.
+_RATIOS = {"profiles": 4.0, "clusters": 4.0, "starts": 1.0, "teacher": 1.0, "adapter": 1.0, "moments": 1.0}
+
+
+@dataclass(frozen=True)
+class PrivateContext(Context):
+    """A context with the budget of its run."""
+
+    budget: Budget | None = None
+
+    def noise(self, mechanism: str) -> float:
+        """Return the noise multiplier of `mechanism`; raises PrivacyError for one that is not in the budget."""
+        if self.budget is None or mechanism not in self.budget.noise:
+            raise PrivacyError(f"{mechanism!r} is not in the budget of this run")
+        return self.budget.noise[mechanism]
+
+
+def check_private(scenes: Scenes, config: Config) -> None:
+    """Raise PrivacyError where the guarantee would be none.
+
+    That is so where δ is not below one in as many as there are images, or the base was trained on them.
+    """
+    if processes().count > 1:
+        raise PrivacyError("differential privacy is worked out for one process: start this without accelerate")
+    count, delta = len(scenes), config.delta or 0.0
+    if delta >= 1 / count:
+        raise PrivacyError(
+            f"delta is {delta:g}, with {count} images it has to be below {1 / count:.2g}, or giving one image "
+            "away whole would pass for private: lower --delta"
+        )
+    folder = Path(source_of(config.base, config.size))
+    overlap = told_overlap(scenes.keys, folder, images="images", base=f"the base {config.base!r}")
+    if overlap:
+        raise PrivacyError(
+            f"{overlap}, and what it remembers of them no noise hides: give a --base that was trained on other data"
+        )
+
+
+def budget_of(count: int, config: Config) -> Budget:
+    """Return the noise of every mechanism of a run on `count` images."""
+    teacher, adapter = teacher_training(count, config), adapter_training(count, config)
+    mechanisms = [Mechanism("profiles", _RATIOS["profiles"])]
+    if follows(config):
+        mechanisms.append(Mechanism("clusters", _RATIOS["clusters"], steps=ROUNDS))
+        mechanisms.append(Mechanism("starts", _RATIOS["starts"]))
+    if has_teacher(config):
+        mechanisms.append(Mechanism("teacher", _RATIOS["teacher"], teacher.rate, teacher.steps))
+    if config.refinement.steps:
+        mechanisms.append(Mechanism("moments", _RATIOS["moments"]))
+    if config.finetune.steps:
+        mechanisms.append(Mechanism("adapter", _RATIOS["adapter"], adapter.rate, adapter.steps))
+    if config.epsilon is None or config.delta is None:
+        raise PrivacyError("differential privacy needs epsilon and delta")
+    return spend(mechanisms, config.epsilon, config.delta)
+
+
+def encodes(config: Config) -> bool:
+    """Whether a private run of `config` needs the scenes' latents: means of clusters and the adapter's training do."""
+    return bool(config.finetune.steps) or follows(config)
+
+
+def follows(config: Config) -> bool:
+    """Whether candidates start from noisy means."""
+    return config.sampling.follow == "start"
+
+
+def has_teacher(config: Config) -> bool:
+    """Whether a private run has a teacher: the adapter's consistency loss alone needs one, and it costs noise."""
+    return bool(config.finetune.steps and config.finetune.consistency)
+
+
+def teacher_training(count: int, config: Config) -> PrivateTraining:
+    """Return the DP-SGD that stands in for the teacher's training on `count` images."""
+    own = config.teacher
+    return PrivateTraining.instead_of(count, own.steps, own.batch, own.lr)
+
+
+def adapter_training(count: int, config: Config) -> PrivateTraining:
+    """Return the DP-SGD that stands in for the adapter's training on `count` images."""
+    own = config.finetune
+    return PrivateTraining.instead_of(count, max(1, own.steps), own.batch, own.lr)
+
+
+def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
+    """Return what the data card says of the budget: what is covered, and what is not.
+
+    `fewest`: how many of the `count` images the base must have seen to be noticed, None if it cannot be checked.
+    """
+    checked = "which cannot be checked, as it does not list its training images"
+    if fewest is not None:
+        checked = (
+            f"which was checked file by file: a base that was trained on fewer than about {fewest} of the {count} "
+            "files, or on the same images in other files, is not noticed"
+        )
+    return (
+        f"Differentially private: ε = {_rounded_up(budget.epsilon)}, δ = {budget.delta:.3g}. Two archives are "
+        f"neighbours if one of their {count} images counts in the one and is blank in the other (zero-out; the number "
+        "of images is public). If one image is replaced by another, ε = "
+        f"{_rounded_up(budget.replacing)} at the same δ. "
+        "Covered is all that was learned from the images: means of classes and clusters (if any), second moments of "
+        "features, teacher and adapter (if any), descriptions, choice and refinement follow from sums with Gaussian "
+        "noise. "
+        "The account is numerical (privacy loss distributions, rounded up). Another set made from the same images "
+        "spends as much again. Not covered: what the "
+        f"base was trained on, {checked}; the names of the classes and the number of images, taken as known; "
+        "several images of one place, each of which counts for itself; whoever reads the run folder or the memory of "
+        "the machine that made the set."
+    )
+
+
+def _rounded_up(epsilon: float) -> str:
+    """Return ε in three digits, never less than it is."""
+    step = 10.0 ** (math.floor(math.log10(epsilon)) - 2)
+    return f"{math.ceil(epsilon / step - 1e-6) * step:.3g}"

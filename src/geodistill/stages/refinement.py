@@ -1,0 +1,162 @@
+"""Stage `refined`: the chosen latents are optimised, so that classifiers trained on the images generalise better."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from geodistill.config import Config
+from geodistill.evaluation.networks import backbone_features, fold_norms, pretrained
+from geodistill.evaluation.protocols import augment
+from geodistill.pipeline import REFINED
+from geodistill.prior.base import Prior
+from geodistill.provenance import Made
+from geodistill.refinement import Lesson, random_lesson, refine
+from geodistill.run import save_tensors
+from geodistill.scenes.views import dihedral
+from geodistill.seeding import derive_seed, generator
+from geodistill.stages.candidates import decode, slot_labels
+from geodistill.stages.chosen import Chosen
+from geodistill.stages.context import Context
+from geodistill.stages.latents import scene_features
+from geodistill.stages.screen import keeps_away
+from geodistill.stages.students import Shown, students
+from geodistill.teacher import Teacher, judge
+
+# Refinement overfits 945 scenes and does not overfit 6,000 (docs/experiments.md). An archive of fewer than `_ENOUGH`
+# scenes is therefore shown in several views, at most one for each of the eight symmetries of the square.
+_ENOUGH, _MOST_VIEWS = 8000, 8
+# How many scenes are turned together.
+_TOGETHER = 500
+# A random network takes one turn in so many: chosen on a quarter of AID's training scenes (docs/experiments.md).
+_RANDOM_EVERY = 4
+
+
+def views_of_scenes(count: int) -> int:
+    """Return in how many views each of `count` scenes is shown.
+
+    >>> views_of_scenes(1260)
+    6
+    """
+    return max(1, min(_MOST_VIEWS, _ENOUGH // count))
+
+
+def _real_views(pixels: Tensor, seed: int) -> list[Tensor]:
+    """Return the views of scenes `pixels`, uint8 [N, 3, s, s]: as they are, then under a symmetry and a random crop."""
+    return [pixels, *(_real_view(pixels, view, seed) for view in range(1, views_of_scenes(len(pixels))))]
+
+
+def _real_view(pixels: Tensor, view: int, seed: int) -> Tensor:
+    random = generator(seed, "real view", view)
+    parts = [augment(part.float(), random) for part in dihedral(pixels, view).split(_TOGETHER)]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8).contiguous() for part in parts])
+
+
+def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher: Made[Teacher]) -> Made[Chosen]:
+    """Return `chosen` with its latents moved as `refinement.refine` moves them, from stage `refined`.
+
+    The steps are done in rounds. Each round begins with the training of a classifier: it is finetuned on the set as it
+    is then, as the set's users will train theirs. The classifier as it is after some numbers of steps are the students.
+    What they still get wrong on the real scenes is what is lowered. They have seen no real scene, so that a small
+    archive cannot be overfitted to.
+    Under `privacy = "screen"` an image that came too near to a training image stays as it was chosen.
+    """
+    scenes, config, settings = context.scenes, context.config, context.config.refinement
+    if not settings.steps:
+        return chosen
+    known = scene_features(context)
+
+    def build(folder: Path) -> dict[str, Any]:
+        before = chosen.value
+        latents, facts = _Rounds(prior.value, _shown(context, known.value, folder), config).move(before.latents)
+        if config.privacy == "screen":
+            labels = slot_labels(scenes, config)
+            away = keeps_away(decode(prior.value, latents, config), labels, scenes, config)
+            latents = torch.where(away[:, None, None, None], latents, before.latents)
+            facts["put_back"] = int((~away).sum())
+        replace(before, latents=latents, logits=judge(teacher.value, latents)[0]).save(folder)
+        for part_file in (*folder.glob("round-*.safetensors"), *folder.glob("student-*.safetensors")):
+            part_file.unlink()
+        return facts
+
+    given = [chosen, scenes.fingerprint(), config.size, settings.model_dump(), config.seed]
+    return context.run.make(REFINED, build, Chosen.load, given=given)
+
+
+def _shown(context: Context, known: Tensor, folder: Path) -> Shown:
+    """Return the scenes in all views; `known` [N, 1280] are the backbone's features of the first."""
+    scenes, config = context.scenes, context.config
+    views = _real_views(scenes.pixels(size=config.size), config.seed)
+    return Shown(
+        pixels=torch.cat(views),
+        seen=torch.cat([known, *map(backbone_features, views[1:])]),
+        real_labels=scenes.labels.repeat(len(views)),
+        classes=len(scenes.classes),
+        labels=slot_labels(scenes, config),
+        folder=folder,
+    )
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """Refinement in rounds, each of which goes on from what the one before left."""
+
+    prior: Prior
+    shown: Shown
+    config: Config
+
+    def move(self, latents: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return `latents` [m, C, h, w] moved, and facts on how it went."""
+        facts, spent = dict[str, Any](), 0.0
+        for rank, steps in enumerate(steps_of_rounds(self.config.refinement.steps, self.config.refinement.rounds)):
+            done = self.shown.folder / f"round-{rank}.safetensors"
+            if not done.exists():
+                start = time.perf_counter()
+                lessons = self._lessons(latents, rank)
+                spent += time.perf_counter() - start
+                part = self.config.refinement.model_copy(update={"steps": steps})
+                seed, in_turn = self._seed("refinement", rank), self._in_turn(lessons, rank)
+                latents, facts = refine(self.prior, latents, in_turn, part, seed=seed, folder=self.shown.folder)
+                save_tensors({"latents": latents}, done)
+            latents = load_file(done)["latents"]
+        return latents, facts | {"students_seconds": round(spent, 1)}
+
+    def _lessons(self, latents: Tensor, rank: int) -> list[Lesson]:
+        """Return the lessons of round `rank`: the pretrained backbone's and those of the round's students."""
+        images = decode(self.prior, latents, self.config, draft=True)
+        taught = students(self.shown, images, rank, self.config)
+        labels, real = self.shown.labels, self.shown.real_labels
+        judges = [(pretrained(), self.shown.seen), *taught]
+        return [Lesson(fold_norms(network), labels, seen, real) for network, seen in judges]
+
+    def _in_turn(self, lessons: Sequence[Lesson], rank: int) -> Callable[[int], Lesson]:
+        """Return which lesson a step takes: one of `lessons`, and from time to time that of a random network."""
+        if not self.config.refinement.random:
+            return lambda step: lessons[step % len(lessons)]
+        seed, shown = self._seed("random network", rank), self.shown
+
+        def lesson_at(step: int) -> Lesson:
+            if step % _RANDOM_EVERY == _RANDOM_EVERY - 1:
+                own = derive_seed(seed, "step", step)
+                return random_lesson(shown.pixels, shown.real_labels, shown.labels, seed=own)
+            return lessons[(step - step // _RANDOM_EVERY) % len(lessons)]
+
+        return lesson_at
+
+    def _seed(self, what: str, rank: int) -> int:
+        return derive_seed(self.config.seed, what, rank)
+
+
+def steps_of_rounds(steps: int, rounds: int) -> list[int]:
+    """Return how many of `steps` each round does, none of them 0.
+
+    >>> steps_of_rounds(7, 3)
+    [3, 2, 2]
+    """
+    rounds = min(steps, rounds)
+    return [steps // rounds + (rank < steps % rounds) for rank in range(rounds)]

@@ -1,0 +1,109 @@
+"""Stage `screened`: candidates too like a training image are drawn again, following their prototype less."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from geodistill.config import Config, SamplingSettings
+from geodistill.pipeline import CANDIDATES, SCREENED
+from geodistill.prior.base import Prior
+from geodistill.prior.sample import sample
+from geodistill.privacy.copies import are_copies, find_copies
+from geodistill.privacy.screen import Screen, make_screen
+from geodistill.processes import processes
+from geodistill.provenance import Made
+from geodistill.run import forget_parts, save_tensors
+from geodistill.scenes.scenes import Scenes
+from geodistill.stages.candidates import Candidates, Slots, decode, requests_for, slot_labels
+from geodistill.stages.context import Context
+from geodistill.stages.noise import seed_of_noise
+
+# How often candidates are drawn again, each time following their prototype less.
+_ROUNDS = 3
+# A prototype of whose candidates this share passes needs no more.
+_ENOUGH = 0.25
+_FILE = "screened.safetensors"
+
+
+def screened(
+    context: Context, prior: Made[Prior], candidates: Made[Candidates], slots: Made[Slots]
+) -> Made[Candidates]:
+    """Return `candidates`, those that fail drawn again, and which of them pass, from stage `screened`.
+
+    Of a prototype of whose candidates enough pass the others are left as they are: they are not chosen.
+    Raises PrivacyError where a class is too small for it.
+    """
+    scenes, config = context.scenes, context.config
+
+    def build(folder: Path) -> dict[str, Any]:
+        own = make_screen(scenes.pixels(size=config.size), scenes.labels, seed=config.seed)
+        requests = requests_for(prior.value, slots.value, config.sampling.candidates)
+        place = torch.arange(len(slots.value.texts)).repeat_interleave(config.sampling.candidates)
+        labels = slot_labels(scenes, config)[place]
+        drawn = candidates.value.latents.clone()
+        passing = _passing(own, drawn, labels, prior.value, config)
+        rejected, settings = [int((~passing).sum())], config.sampling
+        for number in range(_ROUNDS):
+            again = (~passing & _short(passing, place)[place]).nonzero()[:, 0]
+            if not len(again):
+                break
+            settings = weaker(settings)
+            seed = seed_of_noise(context, SCREENED, number)
+            parts = folder / f"round-{number}"
+            parts.mkdir(exist_ok=True)
+            drawn[again] = sample(prior.value, requests.part(again), settings, seed=seed, folder=parts)
+            passing[again] = _passing(own, drawn[again], labels[again], prior.value, config)
+            rejected.append(int((~passing[again]).sum()))
+        if processes().main:
+            save_tensors({"latents": drawn, "passing": passing}, folder / _FILE)
+            for parts in folder.glob("round-*"):
+                forget_parts(parts)
+                parts.rmdir()
+        return {"distance": own.distance, "ratio": own.ratio, "rejected": rejected, "passing": int(passing.sum())}
+
+    def load(folder: Path) -> Candidates:
+        return Candidates(**load_file(folder / _FILE))
+
+    return context.run.make(SCREENED, build, load, given=[candidates, scenes.fingerprint()])
+
+
+def keeps_away(images: Tensor, labels: Tensor, scenes: Scenes, config: Config) -> Tensor:
+    """Return bool [n]: which of uint8 images [n, 3, s, s] of classes int64 [n] pass the screen and are no copies."""
+    train = scenes.pixels(size=config.size)
+    own = make_screen(train, scenes.labels, seed=config.seed)
+    return own.passes(images, labels) & ~are_copies(find_copies(images, train))
+
+
+def ways_of_drawing(
+    config: Config, sampling: SamplingSettings
+) -> tuple[tuple[SamplingSettings, ...], tuple[tuple[str, int], ...]]:
+    """Return under which settings a candidate of `config` may have been drawn, `sampling` the first, and by which seed.
+
+    A seed is told by what `seed_of_noise` is asked for: a stage's name and an index. Under privacy 'screen' a candidate
+    may have been drawn again.
+    """
+    settings, names = [sampling], [(CANDIDATES.name, 0)]
+    for number in range(_ROUNDS if config.privacy == "screen" else 0):
+        settings.append(weaker(settings[-1]))
+        names.append((SCREENED.name, number))
+    return tuple(settings), tuple(names)
+
+
+def weaker(settings: SamplingSettings) -> SamplingSettings:
+    """Return `settings` under which a prototype is followed less: noised a tenth more, or pulled half as much."""
+    if settings.follow == "start":
+        return settings.model_copy(update={"strength": min(1.0, round(settings.noise_strength + 0.1, 4))})
+    return settings.model_copy(update={"scale": settings.scale / 2})
+
+
+def _passing(own: Screen, latents: Tensor, labels: Tensor, prior: Prior, config: Config) -> Tensor:
+    return own.passes(decode(prior, latents, config, draft=True), labels)
+
+
+def _short(passing: Tensor, slots: Tensor) -> Tensor:
+    """Return bool [P]: the slots of whose candidates too few pass."""
+    passed = torch.bincount(slots, weights=passing.double())
+    return passed < _ENOUGH * torch.bincount(slots)

@@ -1,0 +1,117 @@
+"""Stage `self_test`, which ends `distill`: the set against random real images, on training scenes that were held out.
+
+What is held out has no part in any stage before. A classifier is finetuned once on the set and once on as many random
+real images, and both predict the held-out scenes; a probe does the same. The interval of the difference is over these
+scenes alone: what another training or other random images would change is not in it.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from geodistill.config import Config
+from geodistill.distilled import DistilledSet, tell_of_self_test
+from geodistill.errors import RunError
+from geodistill.evaluation.bench import PREDICTIONS, Bench, Task, Training
+from geodistill.evaluation.evaluate import random_real
+from geodistill.evaluation.measures import measure
+from geodistill.evaluation.networks import PRETRAINED
+from geodistill.evaluation.pairs import compare_pair
+from geodistill.evaluation.worth import SelfTest, Worth, advice
+from geodistill.pipeline import DISTILLED, SELF_TEST
+from geodistill.prior.base import source_of
+from geodistill.prior.catalogue import SCRATCH
+from geodistill.privacy.overlap import known
+from geodistill.processes import processes
+from geodistill.progress import stages
+from geodistill.provenance import Made
+from geodistill.run import write_atomic
+from geodistill.scenes.scenes import SceneData, Scenes
+from geodistill.stages.context import Context
+from geodistill.stages.held_out import Apart
+
+log = logging.getLogger("geodistill.self_test")
+
+_RESULT = "self_test.json"
+# Protocol that the verdict follows from, and the one beside it.
+JUDGE, _PROBE = "finetune", "probe"
+
+
+def run_self_test(context: Context, distilled: Made[DistilledSet], apart: Apart) -> SelfTest:
+    """Return what `distilled` is worth beside random real images, from stage `self_test`.
+
+    The result goes into the set's data card and to the log: as a warning where the set is below random.
+    """
+    config, run = context.config, context.run
+
+    def build(folder: Path) -> None:
+        found = SelfTest(skipped=apart.reason)
+        if apart.test is not None:
+            found = _measured(distilled.value, SceneData(apart.train, apart.test), config, folder)
+        write_atomic(folder / _RESULT, json.dumps(asdict(found), indent=2) + "\n")
+
+    given = [distilled, apart.train.fingerprint(), config.size, config.seed, apart.reason]
+    given += [apart.test.fingerprint() if apart.test else None, PREDICTIONS[JUDGE], PREDICTIONS[_PROBE]]
+    run.make(SELF_TEST, build, lambda folder: folder, given=given)
+    found = read_self_test(run.folder)
+    if found is None:
+        raise RunError(f"{run.folder / SELF_TEST.name} holds no result: delete it, and the same command makes it anew")
+    if processes().main:
+        tell_of_self_test(run.folder / DISTILLED.name, found.summary)
+        below = found.verdict == "below random"
+        log.log(
+            logging.WARNING if below else logging.INFO, "%s%s", found.summary, f" {advice(config)}" if below else ""
+        )
+    return found
+
+
+def read_self_test(run: Path) -> SelfTest | None:
+    """Return what the self-test of the run in folder `run` found; None where there was none, or not yet.
+
+    Raises RunError where the file is damaged.
+    """
+    path = run / SELF_TEST.name / _RESULT
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        worths = {name: values[name] and Worth(**values[name]) for name in (JUDGE, _PROBE)}
+        return SelfTest(**{**values, **worths})
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{path} is not the result of a self-test: delete {path.parent}, and the run's command makes it anew"
+        ) from None
+
+
+def _measured(distilled: DistilledSet, data: SceneData, config: Config, folder: Path) -> SelfTest:
+    """Return the outcome; predictions are kept in `folder`, and read from there where they are known."""
+    trainings = {
+        "distilled": Training.on_set("distilled", distilled),
+        "random": Training.on_scenes("random", random_real(data.train, distilled, config.seed), config.size),
+    }
+    tasks = {
+        protocol: {name: Task(one, protocol, PRETRAINED, config.seed) for name, one in trainings.items()}
+        for protocol in (JUDGE, _PROBE)
+    }
+    with stages() as advance:
+        bench = Bench(data, config.size, store=folder, progress=advance)
+        bench.train_all(task for pair in tasks.values() for task in pair.values())
+    worths = {protocol: _worth(bench, pair) for protocol, pair in tasks.items()}
+    return SelfTest(len(bench.test), _seen(bench.test, config), worths[JUDGE], worths[_PROBE])
+
+
+def _worth(bench: Bench, tasks: Mapping[str, Task]) -> Worth:
+    labels, classes = bench.test.labels, len(bench.test.classes)
+    predicted = {name: bench.logits(task).argmax(1) for name, task in tasks.items()}
+    oa = {name: measure(one, labels, classes).oa for name, one in predicted.items()}
+    pair = compare_pair(predicted["distilled"][None], predicted["random"][None], labels, seed=0)
+    return Worth(oa["distilled"], oa["random"], pair.low, pair.high)
+
+
+def _seen(test: Scenes, config: Config) -> int:
+    """Return about how many of the scenes the base was trained on, where it tells; one from scratch on none."""
+    if config.base == SCRATCH:
+        return 0
+    return min(len(test), known(test.keys, Path(source_of(config.base, config.size))))

@@ -1,0 +1,223 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from geodistill.commands.audit import audit_folder
+from geodistill.commands.distill import distill
+from geodistill.commands.source import _half, read_source, shadow_sets
+from geodistill.config import Config, make_config, recorded
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError, RunError
+from geodistill.methods import make_distilled
+from geodistill.privacy.audit import REPLAYABLE
+from geodistill.privacy.overlap import footprint
+from geodistill.prototypes import Prototypes
+from geodistill.run import Run, versions
+from geodistill.scenes import SceneData, Scenes, builtin_scenes
+from geodistill.scenes.views import dihedral
+from geodistill.stages.chosen import Chosen
+from geodistill.stages.context import Context
+from geodistill.stages.held_out import set_apart
+
+SIZES = {"train_per_class": 4, "test_per_class": 1, "size": 64}
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geodistill.privacy.audit._LEAKED", 5)
+    monkeypatch.setattr("geodistill.privacy.copyprint._STEPS", 5)
+    monkeypatch.setattr("geodistill.privacy.membership._RESAMPLES", 20)
+    monkeypatch.setattr("geodistill.privacy.null._SETS", 99)
+
+
+@pytest.fixture(scope="module")
+def data() -> SceneData:
+    return builtin_scenes(**SIZES)
+
+
+@pytest.fixture(scope="module")
+def mixed_set(data: SceneData) -> DistilledSet:
+    """Two fresh images a class, but that of the third class's two one is a training image turned."""
+    fresh = builtin_scenes(train_per_class=2, test_per_class=1, size=64, seed=99).train
+    images, labels = fresh.pixels(size=64), fresh.labels
+    own = int((data.train.labels == 2).nonzero()[0])
+    images[(labels == 2).nonzero()[0]] = dihedral(data.train.pixels([own], size=64), 3)
+    return DistilledSet(images, labels, fresh.classes)
+
+
+def test_figures_about_real_images_stay_out_of_a_private_set_s_card(
+    data: SceneData, mixed_set: DistilledSet, tmp_path: Path
+) -> None:
+    private = replace(mixed_set, about={"guarantee": "Differentially private: ε = 4."})
+    private.save(tmp_path / "set")
+    audit_folder(tmp_path / "set", data)
+    card = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert "Differentially private: ε = 4." in card
+    assert "What it found is in the owner's hands: figures about the real images are outside the guarantee." in card
+    assert "copies" not in card
+
+
+class TestOfRuns:
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory: pytest.TempPathFactory, pair: Scenes, on_pipeline: Config) -> Path:
+        folder = tmp_path_factory.mktemp("audited") / "run"
+        distill(pair, on_pipeline, out=folder)
+        return folder
+
+    def test_what_the_base_was_trained_on(self, run: Path, pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+        source = read_source(run, pair)
+        assert source.overlap(pair) == ""
+        (tmp_path / "trained_on.jsonl").write_text(footprint(pair.keys, "harbours"))
+        told = "about 60 of the 60 training images are among those that the base was trained on (harbours)"
+        for base, expected in ((tmp_path, told), (tmp_path / "gone", ""), ("scratch", "")):
+            config = make_config({**on_pipeline.model_dump(), "base": str(base)})
+            assert replace(source, config=config).overlap(pair) == expected
+
+    def test_where_images_began(self, run: Path, pair: Scenes) -> None:
+        found, distilled, _ = audit_folder(run, SceneData(pair, None))
+        starts = read_source(run, pair).starts(distilled)
+        assert starts is not None
+        assert torch.equal(pair.labels[starts], distilled.labels)
+        members = Prototypes.load(run / "prototypes").members
+        slots = [2 * record["label"] + record["prototype"] for record in manifest(run)]
+        assert all(int(start) in members[slot].tolist() for start, slot in zip(starts, slots, strict=True))
+        assert found.attribution is not None
+        assert found.attribution.chance == pytest.approx(2 / len(pair))
+        assert "which training image they began as (guessing: " in found.verdict
+        card = (run / "distilled" / "README.md").read_text()
+        assert card.count("## Privacy") == 1
+        assert (
+            f"## Privacy\n\nAudited by `geodistill audit` {versions()['geodistill']}. {found.verdict}\n\n## L" in card
+        )
+        assert not [name for name in pair.names if name in card]
+
+    def test_a_set_that_tells_its_seeds_fails(self, run: Path, pair: Scenes) -> None:
+        found, distilled, _ = audit_folder(run, SceneData(pair, None))
+        assert distilled.replayable
+        assert found.fails(())
+        assert found.verdict.startswith(f"{REPLAYABLE} ")
+        assert "**Do not share this set.**" in (run / "distilled" / "README.md").read_text()
+
+    def test_removing_the_seeds_does_not_mend_it(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        path = tmp_path / "run" / "distilled" / "manifest.json"
+        told = json.loads(path.read_text())
+        for key in ("seed", "reproducible"):
+            del told["about"]["config"][key]
+        for entry in told["images"]:
+            for key in ("seed", "prototype", "candidate"):
+                del entry[key]
+        path.write_text(json.dumps(told))
+        found, distilled, _ = audit_folder(tmp_path / "run", SceneData(pair, None))
+        assert not distilled.replayable
+        assert found.replayable
+        assert found.attribution is not None
+
+    def test_a_set_drawn_in_secret_does_not_and_its_owner_knows_the_starts(
+        self, run: Path, pair: Scenes, on_pipeline: Config, tmp_path: Path
+    ) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        distill(pair, make_config({**on_pipeline.model_dump(), "reproducible": False}), out=tmp_path / "run")
+        found, distilled, _ = audit_folder(tmp_path / "run", SceneData(pair, None))
+        assert not distilled.replayable
+        assert not found.fails(())
+        assert "FAILED" not in found.verdict
+        starts = read_source(tmp_path / "run", pair).starts(distilled)
+        assert starts is not None
+        assert torch.equal(pair.labels[starts], distilled.labels)
+        members = Prototypes.load(tmp_path / "run" / "prototypes").members
+        slots = Chosen.load(tmp_path / "run" / "chosen").rows // on_pipeline.sampling.candidates
+        assert all(int(start) in members[slot].tolist() for start, slot in zip(starts, slots, strict=True))
+        (tmp_path / "run" / "secret").unlink()
+        with pytest.raises(RunError, match="secret is gone"):
+            audit_folder(tmp_path / "run", SceneData(pair, None))
+
+    def test_training_images_are_those_that_no_self_test_held_out(
+        self, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Enough are left for the teacher.
+        monkeypatch.setattr("geodistill.stages.held_out.FEWEST", 4)
+        asked = make_config({**on_pipeline.model_dump(), "self_test": {"held_out": 0.1}})
+        apart = set_apart(pair, asked)
+        folder = tmp_path / "run"
+        with Run(folder, {"method": "dpd", "config": recorded(asked), "scenes": pair.fingerprint()}) as made:
+            made_of = make_distilled("dpd", Context(apart.train, asked, made)).value
+        found, distilled, train = audit_folder(folder, SceneData(pair, None))
+        assert train.keys == apart.train.keys
+        assert torch.equal(distilled.images, made_of.images)
+        assert found.train_count == len(apart.train)
+        assert all(train.names[image.nearest_index] == image.nearest for image in found.images)
+        starts = read_source(folder, pair).starts(distilled)
+        assert starts is not None
+        assert torch.equal(train.labels[starts], distilled.labels)
+
+    def test_shadow_attack_on_sets_of_halves_of_every_class(self, data: SceneData, tmp_path: Path) -> None:
+        config = make_config({"ipc": 1, "size": 32})
+        settings = {"config": config.model_dump(mode="json"), "scenes": data.train.fingerprint(), "method": "random"}
+        with Run(tmp_path / "run", settings, "test") as run:
+            make_distilled("random", Context(data.train, config, run))
+        found, *_ = audit_folder(tmp_path / "run", data, shadows=2)
+        assert [one.name for one in found.attacks][-1] == "shadow"
+        assert found.attribution is None
+        source = read_source(tmp_path / "run", data.train)
+        (first, part), (_, other) = shadow_sets(source, data.train, 2, tmp_path / "run" / "audit")
+        assert torch.bincount(data.train.labels[part]).tolist() == [2] * 10
+        assert part.tolist() != other.tolist()
+        assert {image.tobytes() for image in first.images.numpy()} <= {
+            image.tobytes() for image in data.train.pixels(part, size=32).numpy()
+        }
+
+    def test_shadow_sets_reuse_the_latents_of_the_run(
+        self, run: Path, pair: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = read_source(run, pair)
+        part = _half(pair, 0)
+        prior = source.prior()
+        assert prior is not None
+        encoded = prior.encode(pair.subset(part).pixels(size=32))
+        # No scene is encoded again.
+        monkeypatch.delattr("geodistill.stages.latents.make_parts")
+        [(found, which)] = shadow_sets(source, pair, 1, tmp_path)
+        assert torch.equal(which, part)
+        assert found.images.shape == (4, 3, 32, 32)
+        kept = load_file(tmp_path / "shadow-0" / "latents" / "latents.safetensors")["latents"]
+        assert torch.equal(kept, load_file(run / "latents" / "latents.safetensors")["latents"][part])
+        # Encoded beside other scenes, a scene's latents differ by rounding.
+        assert (kept[:, 0].float() - encoded).abs().max() < 1e-2
+
+    def test_errors(self, run: Path, pair: Scenes, data: SceneData, tmp_path: Path) -> None:
+        with pytest.raises(RunError) as caught:
+            audit_folder(run, data)
+        assert str(caught.value) == (
+            f"{run} was made from other scenes than these: give the data that it was made from"
+        )
+        with pytest.raises(RunError) as caught:
+            read_source(tmp_path, pair)
+        assert str(caught.value) == f"{tmp_path} is no run of one set: give the folder that `geodistill distill` wrote"
+        with pytest.raises(ConfigError) as refused:
+            audit_folder(run / "distilled", SceneData(pair, None), shadows=1)
+        assert str(refused.value) == (
+            f"{run / 'distilled'} is no run: how its images were made is not known, so there are no shadow sets: "
+            "leave --shadows out"
+        )
+        with pytest.raises(ConfigError) as refused:
+            audit_folder(run, SceneData(pair, None), fail_on=["membership"])
+        assert str(refused.value) == "--fail-on membership needs held-out images: give data with a test part"
+        few = pair.subset([int((pair.labels == label).nonzero()[0]) for label in (0, 1)])
+        with pytest.raises(ConfigError) as refused:
+            shadow_sets(read_source(run, pair), few, 1, tmp_path)
+        assert str(refused.value) == (
+            "the smallest class has 1 training images: half of them are fewer than 2 a class, so there is no shadow "
+            "attack on this set"
+        )
+
+
+def manifest(run: Path) -> list[dict[str, Any]]:
+    images: list[dict[str, Any]] = json.loads((run / "distilled" / "manifest.json").read_text())["images"]
+    return images

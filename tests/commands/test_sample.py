@@ -1,0 +1,128 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from geodistill.commands.distill import distill
+from geodistill.commands.sample import _adapted, _named, draw_targeted
+from geodistill.config import Config, make_config
+from geodistill.errors import ConfigError, RunError
+from geodistill.prior.catalogue import BaseFacts, facts_text
+from geodistill.scenes import SceneData
+
+CLASSES = ("Bridge", "DenseResidential", "Residential", "RiverBridge", "Storage_Tanks")
+
+
+class TestClassOfAPrompt:
+    @pytest.mark.parametrize(
+        ("prompt", "name"),
+        [
+            ("A satellite image of storage tanks, snow", "Storage_Tanks"),
+            ("STORAGE-TANKS", "Storage_Tanks"),
+            ("dense residential at dusk", "DenseResidential"),
+            ("a residential street", "Residential"),
+        ],
+    )
+    def test_named(self, prompt: str, name: str):
+        assert _named(prompt, CLASSES) == name
+
+    @pytest.mark.parametrize(
+        ("prompt", "what"),
+        [
+            ("a harbour", "no class of this run"),
+            ("bridges", "no class of this run"),
+            ("a bridge and storage tanks", "several classes (Bridge, Storage_Tanks)"),
+        ],
+    )
+    def test_not_one(self, prompt: str, what: str):
+        with pytest.raises(ConfigError) as caught:
+            _named(prompt, CLASSES)
+        assert str(caught.value) == (
+            f"the prompt {prompt!r} names {what}: say with --class which label the images get, of {', '.join(CLASSES)}"
+        )
+
+
+@pytest.fixture(scope="module")
+def run(data: SceneData, tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("targeted") / "run"
+    distill(data.train, tiny, out=out)
+    return out
+
+
+def test_terms_of_the_base_are_told(
+    on_pipeline: Config, sd_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = Path(shutil.copytree(sd_folder, tmp_path / "base"))
+    (base / "base.json").write_text(facts_text(BaseFacts("quay", (32,), "not for sale")))
+    plain = {"base": str(base), "finetune": {**on_pipeline.finetune.model_dump(), "steps": 0}}
+    _adapted(tmp_path, make_config({**on_pipeline.model_dump(), **plain}))
+    assert caplog.messages == ["base 'quay': not for sale"]
+
+
+class TestDrawTargeted:
+    def test_images_depend_on_prompt_and_seed_alone(self, run: Path, data: SceneData, tmp_path: Path):
+        name = data.train.classes[0]
+        drawn = {
+            key: draw_targeted(run, f"A satellite image of {prompt}", count=count, seed=seed, out=tmp_path / key)
+            for key, prompt, count, seed in (
+                ("one", f"{name}, snow", 9, 0),
+                ("fewer", f"{name}, snow", 2, 0),
+                ("seed", f"{name}, snow", 2, 1),
+                ("prompt", f"{name}, dusk", 2, 0),
+            )
+        }
+        images = {
+            key: torch.stack(
+                [torch.from_numpy(np.array(Image.open(path))) for path in sorted((folder / name).iterdir())][:2]
+            )
+            for key, folder in drawn.items()
+        }
+        assert images["one"].shape == (2, 32, 32, 3)
+        assert len(list((drawn["one"] / name).iterdir())) == 9
+        # Batches of another size round differently.
+        assert (images["one"].int() - images["fewer"].int()).abs().max() <= 2
+        assert not torch.equal(images["fewer"], images["seed"])
+        assert not torch.equal(images["fewer"], images["prompt"])
+        about = json.loads(next(drawn["seed"].glob("*-snow-*_1.json")).read_text())
+        assert (about["class"], about["seed"], about["count"]) == (name, 1, 2)
+
+    def test_in_the_run_by_default(self, run: Path, data: SceneData):
+        folder = draw_targeted(run, "Snow, at dusk!", count=1, class_name="dense residential")
+        assert folder.parent == run / "samples"
+        assert folder.name.startswith("snow-at-dusk-")
+        assert Image.open(folder / data.train.classes[1] / f"{folder.name}_0_000.png").size == (32, 32)
+        same_words = draw_targeted(run, "Snow - at dusk", count=1, class_name="dense residential")
+        assert same_words != folder
+
+    def test_unknown_class(self, run: Path, data: SceneData):
+        with pytest.raises(ConfigError) as caught:
+            draw_targeted(run, "snow", class_name="Volcano")
+        assert str(caught.value) == (
+            f"there is no class 'Volcano' in this run: its classes are {', '.join(data.train.classes)}"
+        )
+
+    def test_prompt_over_the_limit(self, run: Path, data: SceneData):
+        with pytest.raises(
+            ConfigError, match=r"^the prompt has \d+ tokens, the base's text encoder takes \d+: shorten"
+        ):
+            draw_targeted(run, f"{data.train.classes[0]} " + "snow " * 100)
+
+    def test_no_run(self, tmp_path: Path):
+        with pytest.raises(RunError) as caught:
+            draw_targeted(tmp_path, "snow")
+        assert str(caught.value) == (
+            f"{tmp_path} is no run of `geodistill distill`: it has no config.toml and run.json"
+        )
+
+    def test_run_that_is_not_finished(self, run: Path, tmp_path: Path):
+        for name in ("config.toml", "run.json"):
+            (tmp_path / name).write_bytes((run / name).read_bytes())
+        with pytest.raises(RunError) as caught:
+            draw_targeted(tmp_path, "snow")
+        assert str(caught.value) == (
+            f"the run in {tmp_path} is not finished: the command that began it goes on where it stopped"
+        )
