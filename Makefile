@@ -22,6 +22,7 @@ test: lint types unit
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(BIN)/.installed
 	$(BIN)/mypy

@@ -25,11 +25,12 @@ from torch import Tensor
 from geodistill.commands.compare import compare
 from geodistill.config import load_config
 from geodistill.evaluation.measures import hlr, ior, share
-from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.rows import COPYING, FULL, Row
-from geodistill.evaluation.table import SUBJECT, load_predictions
+from geodistill.evaluation.table import load_predictions
 from geodistill.methods import METHODS
+from geodistill.networks import PRETRAINED
+from geodistill.pipeline import OWN
 from geodistill.progress import stages
 from geodistill.report.plots import accuracy_plot, nearness_plot, standalone
 from geodistill.run import save_tensors, write_atomic
@@ -115,10 +116,9 @@ def _line(row: Row) -> dict[str, str]:
 
 def _ahead(pair: dict[str, Any]) -> dict[str, str]:
     points = {
-        f"{SUBJECT}_ahead{end}": pair.get(name)
-        for name, end in (("difference", ""), ("low", "_low"), ("high", "_high"))
+        f"{OWN}_ahead{end}": pair.get(name) for name, end in (("difference", ""), ("low", "_low"), ("high", "_high"))
     }
-    return {name: _short(value) for name, value in points.items()} | {f"{SUBJECT}_is": pair.get("verdict", "")}
+    return {name: _short(value) for name, value in points.items()} | {f"{OWN}_is": pair.get("verdict", "")}
 
 
 def _key(line: dict[str, str]) -> str:
@@ -137,7 +137,7 @@ def _keep_predictions(run: Path, rows: dict[str, Row]) -> dict[str, Tensor]:
 
 def _pair(line: dict[str, str], kept: dict[str, Tensor]) -> dict[str, Any]:
     """Return how far the project's own method is ahead of `line`; nothing where predictions were not kept."""
-    own, subject = _key(line), _key(line | {"method": SUBJECT})
+    own, subject = _key(line), _key(line | {"method": OWN})
     if own == subject or not {own, subject} <= kept.keys():
         return {}
     ours, theirs, labels = (kept[key].long() for key in (subject, own, "labels"))
@@ -164,7 +164,7 @@ def _merge(lines: list[dict[str, str]], kept: dict[str, Tensor]) -> list[dict[st
     rows = merged(lines, SHEET, KEY)
     for line in rows:
         # Where the own method's are not kept, its row is as old as the verdict.
-        if _key(line | {"method": SUBJECT}) in kept:
+        if _key(line | {"method": OWN}) in kept:
             line |= _ahead(_pair(line, kept))
         line |= _beside(line, {_key(other): float(other["oa_mean"]) for other in rows})
     rows.sort(key=lambda x: (x["protocol"], x["network"], int(x["ipc"]), order[x["method"]]))

@@ -21,8 +21,8 @@ from geodistill.config import SamplingSettings
 from geodistill.descriptions import class_prompt
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.fidelity import kid
-from geodistill.evaluation.networks import pooled_features
 from geodistill.evaluation.protocols import train_and_predict
+from geodistill.networks import pooled_features
 from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.catalogue import SHIPPED
 from geodistill.prior.losses import add_noise, target

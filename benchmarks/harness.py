@@ -25,9 +25,9 @@ from record import circumstances, parsed, parser, to_csv
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from geodistill.evaluation.networks import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED, build_network
 from geodistill.evaluation.protocols import BATCH
 from geodistill.evaluation.workers import Job, train_side_by_side
+from geodistill.networks import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED, build_network
 from geodistill.scenes import open_scenes
 
 SIZE, IMAGES = 64, 1920

@@ -24,8 +24,8 @@ from geodistill.config import Config, load_config, recorded, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training, open_store
 from geodistill.evaluation.measures import mean_std
-from geodistill.evaluation.networks import PRETRAINED
 from geodistill.methods import make_distilled
+from geodistill.networks import PRETRAINED
 from geodistill.privacy.audit import Audit
 from geodistill.progress import stages
 from geodistill.report.plots import standalone, utility_plot

@@ -18,8 +18,8 @@ from record import circumstances, merged, to_csv
 
 from geodistill.commands.compare import compare
 from geodistill.config import Config, load_config
-from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.rows import Row
+from geodistill.networks import PRETRAINED
 from geodistill.progress import stages
 from geodistill.scenes import open_scenes
 

@@ -19,10 +19,10 @@ from record import circumstances, merged, parsed, parser, to_csv
 
 from geodistill.evaluation import protocols
 from geodistill.evaluation.measures import mean_std
-from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.protocols import RECIPES, Recipe, train_and_predict
 from geodistill.evaluation.workers import kept_memory
 from geodistill.methods.random import select
+from geodistill.networks import PRETRAINED
 from geodistill.scenes import Scenes, open_scenes
 from geodistill.scenes.splits import hold_out
 

@@ -48,7 +48,7 @@ from geodistill.devices import keep_freed_memory, working_type
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training
 from geodistill.evaluation.measures import mean_std
-from geodistill.evaluation.networks import backbone_features
+from geodistill.networks import backbone_features
 from geodistill.pipeline import LATENTS
 from geodistill.prior.base import Prior, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.catalogue import SHIPPED

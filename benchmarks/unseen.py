@@ -21,10 +21,11 @@ from torch import Tensor
 from geodistill.commands.compare import compare
 from geodistill.config import Config, load_config
 from geodistill.distilled import DistilledSet
-from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_shares
 from geodistill.evaluation.rows import FULL, Row
-from geodistill.evaluation.table import SUBJECT, load_predictions
+from geodistill.evaluation.table import load_predictions
+from geodistill.networks import PRETRAINED
+from geodistill.pipeline import OWN
 from geodistill.prior.base import source_of
 from geodistill.privacy.overlap import known_archives
 from geodistill.progress import stages
@@ -65,8 +66,8 @@ def main() -> None:
                 command=command(),
                 progress=advance,
             )
-        if seed == 0 and SUBJECT in args.methods:
-            distilled = DistilledSet.load(out / "sets" / f"{SUBJECT}-ipc{IPC}" / "distilled")
+        if seed == 0 and OWN in args.methods:
+            distilled = DistilledSet.load(out / "sets" / f"{OWN}-ipc{IPC}" / "distilled")
             draw_grid(distilled, _picture(NAMES[args.archive], str(args.size)), per_class=8)
         for row in rows:
             predicted, labels = load_predictions(out, row)
@@ -118,8 +119,8 @@ def _line(args: argparse.Namespace, cell: Cell, found: dict[Cell, list[tuple[Row
         "rho": f"{sum(near) / len(near):.3f}" if near else "",
     }
     ahead = dict.fromkeys(("ahead", "ahead_low", "ahead_high"), "")
-    subject = found.get((protocol, network, SUBJECT))
-    if subject and method not in (SUBJECT, FULL):
+    subject = found.get((protocol, network, OWN))
+    if subject and method not in (OWN, FULL):
         pair = compare_shares(torch.stack([own for _, own in subject]), right, seed=0)
         values = (pair.difference, pair.low, pair.high)
         ahead = {name: f"{value:.4f}" for name, value in zip(ahead, values, strict=True)}

@@ -1,6 +1,8 @@
 import ast
 import doctest
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,10 +10,15 @@ from hypothesis import strategies as st
 
 from geodistill import pipeline as declared
 from geodistill import provenance
-from geodistill.provenance import Made, Stage, building, derived, inputs_of
+from geodistill.provenance import Made, Stage, building, derived, fingerprint, inputs_of
 from geodistill.run import Run
 
 STAGE = Stage("later", 1)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
 
 
 def _kept(run: Run, name: str, value: int, inputs: list[object]) -> Made[int]:
@@ -19,6 +26,18 @@ def _kept(run: Run, name: str, value: int, inputs: list[object]) -> Made[int]:
         (folder / "value").write_text(str(value))
 
     return run.make(Stage(name, 1), build, lambda folder: int((folder / "value").read_text()), given=inputs)
+
+
+@given(JSON, JSON)
+def test_fingerprints_are_equal_where_the_content_is(one: Any, other: Any) -> None:
+    assert (fingerprint(one) == fingerprint(other)) == (
+        json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    )
+
+
+@given(st.dictionaries(st.text(), st.integers(), min_size=2))
+def test_fingerprint_ignores_the_order_of_keys(values: dict[str, int]) -> None:
+    assert fingerprint(values) == fingerprint(dict(reversed(values.items())))
 
 
 def test_doctests() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from geodistill import refinement
 from geodistill.config import RefinementSettings
 from geodistill.errors import TrainingError
-from geodistill.evaluation.networks import backbone_features, embed, pretrained
+from geodistill.networks import backbone_features, embed, pretrained
 from geodistill.prior.base import Prior, load_prior
 from geodistill.privacy.noisy import SecretNoise, noisy_moments
 from geodistill.refinement import RIDGE, Lesson, MeansLesson, MomentsLesson, random_lesson, refine

@@ -19,7 +19,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from geodistill.errors import GeodistillError
-from geodistill.pipeline import DISTILLED, SCREENED
+from geodistill.pipeline import DISTILLED, OWN, SCREENED
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -124,6 +124,7 @@ def _quiet_libraries() -> None:
 def distill(
     data: _Data,
     out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
+    method: Annotated[str, typer.Option(help="How the set is made; `geodistill methods` lists them.")] = OWN,
     ipc: Annotated[int | None, typer.Option(help="Images per class [default: 10].")] = None,
     base: Annotated[
         str | None,
@@ -191,6 +192,7 @@ def distill(
     with _told():
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
+        from geodistill.methods import METHODS, check_method
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
@@ -200,10 +202,14 @@ def distill(
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
         flags["reproducible"] = reproducible or None
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
-        # Reading the images takes long: a wrong base is told before.
-        check_base(settings)
+        # Reading the images takes long: what is wrong with the settings is told before.
+        check_method(method, settings.privacy)
+        if not METHODS[method].real_pixels:
+            check_base(settings)
         scenes = open_scenes(data).train
-        result = run_distillation(scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
+        result = run_distillation(
+            scenes, settings, method=method, out=out, command=shlex.join(["geodistill", *sys.argv[1:]])
+        )
         if not processes().main:
             return
         draw_grid(result, out / "grid.png")

@@ -110,10 +110,10 @@ class DistilledSet:
             entries.append({"file": path, "class": self.classes[label], "label": label, **record})
         manifest = {"format": _FORMAT, "classes": self.classes, "size": self.size, "about": self.about}
         text = json.dumps({**manifest, "images": entries}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (folder / MANIFEST).write_text(text, encoding="utf-8")
-        (folder / "README.md").write_text(_data_card(self), encoding="utf-8")
+        (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+        (folder / "README.md").write_text(_data_card(self), encoding="utf-8", newline="\n")
         croissant = json.dumps(_croissant(self, text), indent=2, ensure_ascii=False) + "\n"
-        (folder / "croissant.json").write_text(croissant, encoding="utf-8")
+        (folder / "croissant.json").write_text(croissant, encoding="utf-8", newline="\n")
         _warn_of_split_words(self.classes)
 
     def _paths(self) -> list[tuple[str, int]]:

@@ -4,6 +4,9 @@ from dataclasses import replace
 
 from geodistill.provenance import Stage
 
+# The method whose stages these are; rivals have some of them.
+OWN = "dpd"
+
 BASE = Stage("base", 3, title="Training of the base", lent=True)
 LATENTS = Stage("latents", 2, shared=True, lent=True)
 FEATURES = Stage("features", 1, lent=True)

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 
 from geodistill.config import RefinementSettings
 from geodistill.devices import accelerator, free_memory
-from geodistill.evaluation.networks import embed
 from geodistill.evaluation.protocols import crop, draw_crops
 from geodistill.evaluation.workers import kept_memory
+from geodistill.networks import embed
 from geodistill.prior.base import Prior, images_together
 from geodistill.prior.training import Optimisation, batches, forget_checkpoint, train
 from geodistill.privacy.noisy import Moments

@@ -22,7 +22,7 @@ from geodistill.descriptions import Description, Exchange
 from geodistill.errors import ConfigError, DescriberError, PriorError, RunError, SceneError
 from geodistill.evaluation import protocols
 from geodistill.evaluation.labeller import load_labeller, soft_labels, train_labeller
-from geodistill.evaluation.networks import backbone_features
+from geodistill.networks import backbone_features
 from geodistill.prior.base import load_prior
 from geodistill.prior.catalogue import BaseFacts, facts_text
 from geodistill.privacy.overlap import footprint

@@ -9,7 +9,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.evaluation import bench as module
 from geodistill.evaluation import labeller
 from geodistill.evaluation.bench import Bench, Task, Training
-from geodistill.evaluation.networks import normalise
+from geodistill.networks import normalise
 from geodistill.scenes import SceneData, Scenes
 
 CLASSES = ("field", "lake")

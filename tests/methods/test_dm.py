@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from geodistill.config import Config
-from geodistill.evaluation.networks import normalise
 from geodistill.methods import METHODS, dm
+from geodistill.networks import normalise
 from geodistill.run import Run
 from geodistill.scenes import Scenes
 from geodistill.seeding import derive_seed, generator

@@ -1,15 +1,20 @@
 import subprocess
 import sys
-from importlib import import_module
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+from geodistill import methods
+from geodistill.commands.distill import distill
 from geodistill.config import Config
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
 from geodistill.methods import METHODS, dm, make_distilled
+from geodistill.provenance import Method
 from geodistill.run import Run
 from geodistill.scenes import Scenes
 from geodistill.stages.context import Context
@@ -66,7 +71,7 @@ def _labelled(made: DistilledSet) -> tuple[list[int], torch.Tensor]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_module_says_where_it_is_from(name: str) -> None:
-    module = import_module(f"geodistill.methods.{METHODS[name].home}")
+    module = import_module(METHODS[name].home)
     assert len(module.__doc__ or "") > 80
     assert "\n" not in METHODS[name].summary
 
@@ -92,3 +97,64 @@ def test_class_with_too_few_images(name: str, pair: Scenes, on_pipeline: Config,
 def test_naming_the_methods_takes_no_torch() -> None:
     code = "import geodistill.methods, sys; assert geodistill.methods.METHODS; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestOfOtherPackages:
+    @pytest.fixture
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], dict[str, Method]]:
+        def installed(name: str, value: str) -> dict[str, Method]:
+            points = metadata.EntryPoints([metadata.EntryPoint(name, value, methods.GROUP)])
+            monkeypatch.setattr(methods.metadata, "entry_points", lambda group: points.select(group=group))
+            return methods._registered()
+
+        return installed
+
+    def test_one_makes_a_set(
+        self,
+        install: Callable[[str, str], dict[str, Method]],
+        pair: Scenes,
+        on_pipeline: Config,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for name, method in install("first", "toy:METHOD").items():
+            monkeypatch.setitem(METHODS, name, method)
+        made = distill(pair, on_pipeline, method="first", out=tmp_path / "run")
+        assert made.about["method"] == "first"
+        assert torch.equal(made.images, pair.pixels([0, 1, 30, 31], size=32))
+        again = distill(pair, on_pipeline, method="first", out=tmp_path / "run")
+        assert torch.equal(again.images, made.images)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "why"),
+        [
+            ("gone", "no_such_package:METHOD", "ModuleNotFoundError: No module named 'no_such_package'"),
+            ("text", "os:sep", "it is of type str, not a geodistill.provenance.Method"),
+            ("other", "toy:METHOD", "it calls itself 'first'"),
+        ],
+    )
+    def test_one_that_cannot_be_used_is_left_out(
+        self,
+        install: Callable[[str, str], dict[str, Method]],
+        caplog: pytest.LogCaptureFixture,
+        name: str,
+        value: str,
+        why: str,
+    ) -> None:
+        assert install(name, value) == {}
+        package = value.split(":")[0]
+        assert caplog.messages == [f"method {name!r} of package {package!r} is left out: {why}"]
+
+    def test_names_of_this_package_stay_its_own(
+        self, install: Callable[[str, str], dict[str, Method]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("toy.METHOD", replace(METHODS["kmeans"], home="toy"))
+        assert install("kmeans", "toy:METHOD") == {}
+
+
+def test_protection_is_dpd_s_alone(pair: Scenes, on_pipeline: Config, tmp_path: Path) -> None:
+    private = Config.model_validate({**on_pipeline.model_dump(), "privacy": "screen"})
+    with pytest.raises(ConfigError) as caught:
+        distill(pair, private, method="d4m", out=tmp_path / "run")
+    assert str(caught.value) == "privacy 'screen' is dpd's alone: leave out d4m"
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from sklearn.decomposition import PCA
 from torch import nn
 
-from geodistill.evaluation.networks import backbone_maps
+from geodistill.networks import backbone_maps
 from geodistill.prior import autoencoder
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, Critics, PatchAutoencoder, SharpeningLoss
 from geodistill.scenes import SceneData

@@ -6,7 +6,7 @@ import torch
 
 from geodistill.commands.distill import distill
 from geodistill.config import Config
-from geodistill.evaluation.networks import PRETRAINED, backbone_features, normalise, pretrained
+from geodistill.networks import PRETRAINED, backbone_features, normalise, pretrained
 from geodistill.refinement import Lesson, MeansLesson
 from geodistill.run import records
 from geodistill.scenes import Scenes

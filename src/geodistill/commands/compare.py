@@ -20,12 +20,12 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.bench import Bench, Progress, Task, Training, open_store
 from geodistill.evaluation.measures import measure
-from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.protocols import check_protocol
 from geodistill.evaluation.rows import FULL, Row, summarise
-from geodistill.evaluation.table import SUBJECT, Ledger, load_pairs, load_rows, pair_key
+from geodistill.evaluation.table import Ledger, load_pairs, load_rows, pair_key
 from geodistill.methods import METHODS, check_method, make_distilled
-from geodistill.pipeline import BASE
+from geodistill.networks import PRETRAINED
+from geodistill.pipeline import BASE, OWN
 from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.stages.base import load_base, tell_of_base
@@ -123,9 +123,9 @@ def _check(train: Scenes, methods: Sequence[str], plan: _Plan, privacy: str) -> 
     if min(plan.ipcs) < 1 or plan.seeds < 1:
         raise ConfigError(f"IPC is {min(plan.ipcs)} and seeds is {plan.seeds}: both have to be at least 1")
     check_counts(train, max(plan.ipcs), privacy)
-    others = [name for name in plan.methods if name != SUBJECT]
+    others = [name for name in plan.methods if name != OWN]
     if privacy != "none" and others:
-        raise ConfigError(f"privacy {privacy!r} is {SUBJECT}'s alone: leave out {', '.join(others)}")
+        raise ConfigError(f"privacy {privacy!r} is {OWN}'s alone: leave out {', '.join(others)}")
 
 
 def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple[Row, torch.Tensor]]:
@@ -223,7 +223,7 @@ def comparison_tables(folder: Path) -> list[Table]:
 
 def _accuracy_table(cell: tuple[str, str], rows: Sequence[Row], verdicts: Mapping[Any, dict[str, Any]]) -> Table:
     table = _table(", ".join(cell), "OA %", "share", "HLR", "IOR", "ρ")
-    table.add_column(f"{SUBJECT} against it", justify="right")
+    table.add_column(f"{OWN} against it", justify="right")
     for row in rows:
         table.add_row(
             *_named(row),

@@ -28,8 +28,8 @@ from geodistill.config import Config, SamplingSettings
 from geodistill.descriptions.models import SERVER
 from geodistill.devices import accelerator, working_type
 from geodistill.errors import PriorError
-from geodistill.evaluation.networks import PRETRAINED, build_network, embed
 from geodistill.evaluation.protocols import BATCH, recipe_steps
+from geodistill.networks import PRETRAINED, build_network, embed
 from geodistill.pipeline import (
     ADAPTER,
     CANDIDATES,

@@ -12,7 +12,7 @@ from geodistill.config import Config, read_recorded, recorded
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
-from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, PROTOTYPES
+from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, OWN, PROTOTYPES
 from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, folder_of
 from geodistill.prior.finetune import merge_adapter
@@ -26,7 +26,7 @@ from geodistill.stages.candidates import MOST_CANDIDATES
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
 from geodistill.stages.following import chosen_sampling
-from geodistill.stages.held_out import OWN, set_apart
+from geodistill.stages.held_out import set_apart
 from geodistill.stages.latents import reuse_encoded
 from geodistill.stages.noise import drawn_in_secret, noise_seed
 from geodistill.stages.screen import ways_of_drawing
@@ -48,7 +48,7 @@ class Source:
 
     def learned_from(self, train: Scenes) -> Scenes:
         """Return the part of the training scenes `train` that the set was made from: none that a self-test held out."""
-        return set_apart(train, self.config).train if self.method == OWN else train
+        return set_apart(train, self.config).train
 
     def starts(self, distilled: DistilledSet) -> Tensor | None:
         """Return int64 [n], which of the scenes that it was made from each image began as; None where none is one.

@@ -4,8 +4,8 @@
 """
 
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, measure, share
-from geodistill.evaluation.networks import NETWORKS, backbone_features, build_network
 from geodistill.evaluation.protocols import PROTOCOLS, train_and_predict
+from geodistill.networks import NETWORKS, backbone_features, build_network
 
 __all__ = [
     "NETWORKS",

@@ -27,9 +27,9 @@ from geodistill.evaluation.fidelity import Score, fid, kid
 from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
 from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
 from geodistill.evaluation.measures import Measures, measure
-from geodistill.evaluation.networks import backbone_features, pooled_features
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, takes_soft_labels, train_and_predict
 from geodistill.evaluation.workers import Job, train_side_by_side
+from geodistill.networks import backbone_features, pooled_features
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
 from geodistill.provenance import fingerprint
 from geodistill.run import explain_os_errors, write_atomic

@@ -25,8 +25,8 @@ from geodistill.evaluation.bench import (
 )
 from geodistill.evaluation.fidelity import Score, clip_score
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
-from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.protocols import check_protocol
+from geodistill.networks import PRETRAINED
 from geodistill.provenance import fingerprint
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator

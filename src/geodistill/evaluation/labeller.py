@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from geodistill.devices import accelerator
-from geodistill.evaluation.networks import PRETRAINED, build_network
 from geodistill.evaluation.protocols import Progress, predict, train_classifier
 from geodistill.evaluation.workers import kept_memory
+from geodistill.networks import PRETRAINED, build_network
 from geodistill.run import save_tensors
 from geodistill.scenes.scenes import Scenes
 

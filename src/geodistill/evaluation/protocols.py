@@ -15,7 +15,7 @@ from torch import nn
 
 from geodistill.devices import accelerator, mixed, working_type
 from geodistill.errors import ConfigError, TrainingError
-from geodistill.evaluation.networks import (
+from geodistill.networks import (
     PRETRAINED,
     backbone_features,
     build_network,

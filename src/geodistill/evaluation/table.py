@@ -16,10 +16,9 @@ from geodistill.evaluation.bench import cell_name
 from geodistill.evaluation.measures import hlr, ior, share
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.rows import FULL, Row, row_from_json
+from geodistill.pipeline import OWN
 from geodistill.run import save_tensors, write_atomic
 
-# What every other method is compared with: the project's own.
-SUBJECT = "dpd"
 _TABLE, _SHEET = "compare.json", "compare.csv"
 
 
@@ -113,7 +112,7 @@ class Ledger:
 
     def _pair_up(self, row: Row) -> None:
         """Compare the project's own method with `row`, or with every row of the cell where it is itself the row."""
-        subject = self._rows.get((SUBJECT, row.ipc, row.protocol, row.network))
+        subject = self._rows.get((OWN, row.ipc, row.protocol, row.network))
         if subject is None:
             return
         for other in self._rows.values() if row is subject else [row]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from geodistill.config import Config
-from geodistill.evaluation.networks import PRETRAINED
+from geodistill.networks import PRETRAINED
 
 Verdict = Literal["better than random", "not distinguishable from random", "below random"]
 

@@ -1,41 +1,91 @@
 """Ways to turn scenes into a distilled set: DPD and its rivals, one file each, all with the same `make`."""
 
 import difflib
+import logging
 from dataclasses import replace
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 from geodistill.errors import ConfigError
+from geodistill.pipeline import OWN
 from geodistill.provenance import Made, Method
 
 if TYPE_CHECKING:
     from geodistill.distilled import DistilledSet
     from geodistill.stages.context import Context
 
+log = logging.getLogger("geodistill")
+
+GROUP = "geodistill.methods"
 _ALL = (
-    Method("random", "real images drawn at random", True, "random"),
-    Method("herding", "real images whose mean features follow the class's mean", True, "herding"),
-    Method("kcenter", "real images that leave none of the class far from them", True, "kcenter"),
-    Method("kmeans", "the real image nearest each k-means centre of the class", True, "kmeans"),
-    Method("reconstruction", "the k-means images through the prior's autoencoder and back", False, "reconstruction"),
-    Method("template", "the prior under class prompts, fine-tuned with the diffusion loss alone", False, "template"),
-    Method("d4m", "k-means centroids in latent space, noised and denoised by the prior as it is", False, "d4m"),
-    Method("minimax", "the prior fine-tuned for representativeness and diversity", False, "minimax"),
-    Method("mgd3", "the prior as it is, guided towards k-means modes in latent space", False, "mgd3"),
-    Method("dm", "pixels optimised until their mean features match the class's", False, "dm"),
+    Method("random", "real images drawn at random", True, f"{__name__}.random"),
+    Method("herding", "real images whose mean features follow the class's mean", True, f"{__name__}.herding"),
+    Method("kcenter", "real images that leave none of the class far from them", True, f"{__name__}.kcenter"),
+    Method("kmeans", "the real image nearest each k-means centre of the class", True, f"{__name__}.kmeans"),
     Method(
-        "dpd", "prototypes, descriptions, consistency loss, selection, refinement: this project's recipe", False, "dpd"
+        "reconstruction",
+        "the k-means images through the prior's autoencoder and back",
+        False,
+        f"{__name__}.reconstruction",
+    ),
+    Method(
+        "template",
+        "the prior under class prompts, fine-tuned with the diffusion loss alone",
+        False,
+        f"{__name__}.template",
+    ),
+    Method(
+        "d4m", "k-means centroids in latent space, noised and denoised by the prior as it is", False, f"{__name__}.d4m"
+    ),
+    Method("minimax", "the prior fine-tuned for representativeness and diversity", False, f"{__name__}.minimax"),
+    Method("mgd3", "the prior as it is, guided towards k-means modes in latent space", False, f"{__name__}.mgd3"),
+    Method("dm", "pixels optimised until their mean features match the class's", False, f"{__name__}.dm"),
+    Method(
+        "dpd",
+        "prototypes, descriptions, consistency loss, selection, refinement: this project's recipe",
+        False,
+        f"{__name__}.dpd",
     ),
 )
-METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
 
-def check_method(name: str) -> None:
-    """Raise ConfigError, with the nearest known name, unless `name` is a method."""
+def _registered() -> dict[str, Method]:
+    """Return the methods that other packages register, by name; one that cannot be used is warned of and left out.
+
+    An entry point of the group `geodistill.methods` names a `Method`, whose name is that of the entry point.
+    """
+    found: dict[str, Method] = {}
+    for point in metadata.entry_points(group=GROUP):
+        package = point.dist.name if point.dist else point.module
+        try:
+            method, why = point.load(), ""
+        except (Exception, SystemExit) as error:  # another package's code, which may raise anything
+            method, why = None, f"{type(error).__name__}: {error}"
+        if not why and not isinstance(method, Method):
+            why = f"it is of type {type(method).__name__}, not a geodistill.provenance.Method"
+        elif isinstance(method, Method) and method.name != point.name:
+            why = f"it calls itself {method.name!r}"
+        elif point.name in {own.name for own in _ALL} | found.keys():
+            why = "the name is taken"
+        if why:
+            log.warning("method %r of package %r is left out: %s", point.name, package, why)
+        elif isinstance(method, Method):
+            found[point.name] = method
+    return found
+
+
+# Methods by name: this package's own, then those of other packages.
+METHODS: dict[str, Method] = {method.name: method for method in _ALL} | _registered()
+
+
+def check_method(name: str, privacy: str = "none") -> None:
+    """Raise ConfigError, with the nearest known name, unless `name` is a method, and one that has this `privacy`."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"unknown method {name!r}: {hint}known: {', '.join(METHODS)}")
+    if privacy != "none" and name != OWN:
+        raise ConfigError(f"privacy {privacy!r} is {OWN}'s alone: leave out {name}")
 
 
 def make_distilled(name: str, context: "Context") -> "Made[DistilledSet]":
@@ -45,11 +95,11 @@ def make_distilled(name: str, context: "Context") -> "Made[DistilledSet]":
         ConfigError: there is no such method.
         GeodistillError: what the method itself finds wrong, such as a class with fewer than `config.ipc` images.
     """
-    check_method(name)
+    check_method(name, context.config.privacy)
     from geodistill.stages.checks import check_counts
 
     check_counts(context.scenes, context.config.ipc, context.config.privacy)
     method = METHODS[name]
     # Its module is loaded only now: naming the methods takes no torch.
-    made: Made[DistilledSet] = import_module(f"{__name__}.{method.home}").make(replace(context, method=method))
+    made: Made[DistilledSet] = import_module(method.home).make(replace(context, method=method))
     return made

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from geodistill.distilled import DistilledSet
-from geodistill.evaluation.networks import build_network, compiled, imagenet_statistics, normalise
 from geodistill.evaluation.protocols import augment
+from geodistill.networks import build_network, compiled, imagenet_statistics, normalise
 from geodistill.prior.training import batches
 from geodistill.provenance import Made
 from geodistill.run import kept_parts

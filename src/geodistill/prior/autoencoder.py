@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from geodistill.devices import mixed, working_type
-from geodistill.evaluation.networks import backbone_maps
+from geodistill.networks import backbone_maps
 
 # Of the backbone's maps that are compared, at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
 _MAP_CHANNELS = (16, 24, 40, 112)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
-from geodistill.evaluation.networks import backbone_features
+from geodistill.networks import backbone_features
 from geodistill.prior.base import Prior
 from geodistill.privacy.aligned import AlignedNearness, aligned_nearness
 from geodistill.privacy.attribution import Attribution, attribute

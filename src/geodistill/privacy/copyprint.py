@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from geodistill.devices import accelerator
-from geodistill.evaluation.networks import WITNESS, backbone_maps
+from geodistill.networks import WITNESS, backbone_maps
 from geodistill.seeding import derive_seed, generator
 
 _SIZE, _TEMPERATURE, _STEPS, _BATCH, _RATE = 128, 0.05, 300, 256, 2e-3

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
-from geodistill.evaluation.networks import backbone_features
+from geodistill.networks import backbone_features
 from geodistill.privacy.nearness import pixel_vectors, symmetries
 from geodistill.privacy.neighbours import grey, ssim
 from geodistill.seeding import generator

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from geodistill.errors import ConfigError
-from geodistill.evaluation.networks import backbone_features
+from geodistill.networks import backbone_features
 from geodistill.scenes.views import dihedral
 from geodistill.seeding import generator
 

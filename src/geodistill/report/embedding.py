@@ -10,7 +10,7 @@ from sklearn.manifold import TSNE
 
 from geodistill.distilled import DistilledSet
 from geodistill.errors import RunError
-from geodistill.evaluation.networks import backbone_features
+from geodistill.networks import backbone_features
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import derive_seed, generator
 

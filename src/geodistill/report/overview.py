@@ -7,14 +7,13 @@ from typing import Any
 from geodistill.config import read_recorded
 from geodistill.errors import ConfigError
 from geodistill.evaluation.rows import COPYING
-from geodistill.pipeline import DISTILLED
+from geodistill.pipeline import DISTILLED, OWN
 from geodistill.provenance import Stage
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Table, bench_name, percent, points, rho
 from geodistill.report.record import training_curves
 from geodistill.report.sets import Picture
 from geodistill.run import records
-from geodistill.stages.held_out import OWN
 from geodistill.stages.line import line
 from geodistill.stages.self_test import read_self_test
 

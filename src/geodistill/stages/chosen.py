@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geodistill.config import Config
 from geodistill.errors import PrivacyError
-from geodistill.evaluation.networks import backbone_features
+from geodistill.networks import backbone_features
 from geodistill.pipeline import CHOSEN
 from geodistill.prior.base import Prior
 from geodistill.privacy.copies import are_copies, find_copies

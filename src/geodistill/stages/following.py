@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from geodistill.config import Config, SamplingSettings
-from geodistill.evaluation.networks import backbone_features
 from geodistill.evaluation.protocols import predict_from_features
+from geodistill.networks import backbone_features
 from geodistill.pipeline import FOLLOWING
 from geodistill.prior.base import Prior
 from geodistill.prior.sample import sample

@@ -13,8 +13,6 @@ from geodistill.scenes.splits import spare
 
 # More tell little more and take longer to predict; fewer tell nothing.
 MOST, FEWEST = 2000, 20
-# The method whose runs are tested.
-OWN = "dpd"
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,4 @@ def set_apart(scenes: Scenes, config: Config) -> Apart:
 
 def learned_from(scenes: Scenes, settings: Mapping[str, Any]) -> Scenes:
     """Return the part of training scenes `scenes` that a run learned from, whose run.json has `settings`."""
-    if settings.get("method") != OWN:
-        return scenes
     return set_apart(scenes, read_recorded(settings.get("config", {}))).train

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import Config
-from geodistill.evaluation.networks import backbone_features
+from geodistill.networks import backbone_features
 from geodistill.pipeline import FEATURES, LATENTS
 from geodistill.prior.base import Prior, fingerprint_of_base, source_of
 from geodistill.prior.catalogue import SCRATCH

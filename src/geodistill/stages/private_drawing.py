@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geodistill.distilled import DistilledSet
-from geodistill.evaluation.networks import backbone_features, fold_norms, pretrained
+from geodistill.networks import backbone_features, fold_norms, pretrained
 from geodistill.pipeline import CANDIDATES, CHOSEN, DISTILLED, PRIVATE_CANDIDATES, PRIVATE_REFINED
 from geodistill.prior.base import Prior, source_of
 from geodistill.prior.sample import covering_strengths, sample

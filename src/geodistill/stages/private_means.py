@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geodistill.descriptions.measured import DIRECTION, measure, sentence
 from geodistill.descriptions.prompts import class_prompt
-from geodistill.evaluation.networks import FEATURES as WIDTH
+from geodistill.networks import FEATURES as WIDTH
 from geodistill.pipeline import CENTRES, MOMENTS, PROFILES
 from geodistill.prior.base import Prior
 from geodistill.prior.guidance import coarse

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import Config
-from geodistill.evaluation.networks import backbone_features, fold_norms, pretrained
 from geodistill.evaluation.protocols import augment
+from geodistill.networks import backbone_features, fold_norms, pretrained
 from geodistill.pipeline import REFINED
 from geodistill.prior.base import Prior
 from geodistill.provenance import Made

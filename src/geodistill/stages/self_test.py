@@ -17,9 +17,9 @@ from geodistill.errors import RunError
 from geodistill.evaluation.bench import PREDICTIONS, Bench, Task, Training
 from geodistill.evaluation.evaluate import random_real
 from geodistill.evaluation.measures import measure
-from geodistill.evaluation.networks import PRETRAINED
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.worth import SelfTest, Worth, advice
+from geodistill.networks import PRETRAINED
 from geodistill.pipeline import DISTILLED, SELF_TEST
 from geodistill.prior.base import source_of
 from geodistill.prior.catalogue import SCRATCH

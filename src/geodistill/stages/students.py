@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from geodistill.config import Config
 from geodistill.devices import accelerator
-from geodistill.evaluation.networks import PRETRAINED, backbone_features, build_network
 from geodistill.evaluation.protocols import train_classifier
 from geodistill.evaluation.workers import kept_memory
+from geodistill.networks import PRETRAINED, backbone_features, build_network
 from geodistill.progress import progress
 from geodistill.run import save_tensors
 from geodistill.seeding import derive_seed

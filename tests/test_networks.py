@@ -15,7 +15,7 @@ from pytorchcv.models.inceptionv3 import inceptionv3
 from pytorchcv.models.vgg import vgg16
 
 from geodistill.errors import ConfigError
-from geodistill.evaluation.networks import (
+from geodistill.networks import (
     NETWORKS,
     PRETRAINED,
     WITNESS,

@@ -1,0 +1,28 @@
+"""The run folder: stages, fingerprints, atomic writes, resume.
+
+A run is a folder. Each stage is a sub-folder that appears only when it is whole: the stage is written aside in
+`.<stage>.partial`, its files are flushed to disk, and the folder is renamed. Long stages keep their own checkpoints
+in the partial folder, so that a run killed at any moment goes on where it stopped.
+"""
+
+from geodistill.run.cost import peak_memory_mib, records, versions
+from geodistill.run.files import explain_os_errors, save_tensors, write_atomic
+from geodistill.run.folder import Run, stage_of
+from geodistill.run.parts import forget_parts, join_parts, kept_parts, make_parts
+from geodistill.run.secret import read_secret
+
+__all__ = [
+    "Run",
+    "explain_os_errors",
+    "forget_parts",
+    "join_parts",
+    "kept_parts",
+    "make_parts",
+    "peak_memory_mib",
+    "read_secret",
+    "records",
+    "save_tensors",
+    "stage_of",
+    "versions",
+    "write_atomic",
+]

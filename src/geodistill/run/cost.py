@@ -1,0 +1,104 @@
+"""What a stage cost: wall time, processor time, peak memory; and the versions of what is installed."""
+
+import contextlib
+import json
+import platform
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from geodistill.run.files import write_atomic
+
+_HEARTBEAT_SECONDS = 30.0
+
+
+class Clock:
+    """Wall time, processor time and peak memory of a stage, over all the times it was gone on with.
+
+    Time spent before an interruption counts. It is written down every half minute: a killed process writes nothing.
+    """
+
+    def __init__(self, path: Path, stage: str, mark: str) -> None:
+        self._path, self._stage, self._mark = path, stage, mark
+        self._before = _read_record(path, mark)
+        # Linux resets the high-water mark on this write; elsewhere the peak is the process's own so far.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._over = threading.Event()
+        self._beat = threading.Thread(target=self._keep_recording, daemon=True)
+
+    def __enter__(self) -> "Clock":
+        self._beat.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._beat.join()
+        self.record()
+
+    def _keep_recording(self) -> None:
+        while not self._over.wait(_HEARTBEAT_SECONDS):
+            # A full disk stops the stage itself, with a message of its own.
+            with contextlib.suppress(OSError):
+                self.record()
+
+    def record(self, facts: dict[str, Any] | None = None) -> None:
+        """Write the cost so far; with `facts` the stage counts as finished."""
+        record = {
+            "stage": self._stage,
+            "fingerprint": self._mark,
+            "facts": facts,
+            "wall_seconds": round(self._before.get("wall_seconds", 0) + time.monotonic() - self._wall, 2),
+            "cpu_seconds": round(self._before.get("cpu_seconds", 0) + time.process_time() - self._cpu, 2),
+            "peak_memory_mib": max(self._before.get("peak_memory_mib", 0), peak_memory_mib()),
+        }
+        self._path.parent.mkdir(exist_ok=True)
+        write_atomic(self._path, json.dumps(record, indent=2, sort_keys=True))
+
+
+def _read_record(path: Path, mark: str) -> dict[str, Any]:
+    """Return the record at `path` if it is of an unfinished stage of fingerprint `mark`."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if record.get("fingerprint") == mark and record.get("facts") is None else {}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return what the finished stages of the run in `folder` recorded, in the order in which they were done."""
+    paths = sorted((folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = [json.loads(path.read_text()) for path in paths]
+    return [record for record in found if record["facts"] is not None]
+
+
+def peak_memory_mib() -> int:
+    """Return this process's peak resident memory in MiB, since the last reset where the system can reset it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) // 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset) // 2**20
+    import resource  # which Windows does not have
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a figure depends on, of what is installed: geodistill may run from its source."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    libraries = ("torch", "diffusers", "transformers", "peft", "scikit-learn", "scipy", "numpy", "pillow", "pytorchcv")
+    names = ("geodistill", *libraries)
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,242 @@
+"""The run: a folder, locked while it is open, in which stages are made once."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from geodistill.errors import RunError
+from geodistill.processes import processes
+from geodistill.provenance import Made, Stage, building, fingerprint, inputs_of
+from geodistill.run.cost import Clock, versions
+from geodistill.run.files import explain_os_errors, flush_folder, write_atomic
+from geodistill.run.secret import SECRET, make_secret, read_about, read_secret
+
+T = TypeVar("T")
+_FORMAT = 1
+_MARK = ".fingerprint"
+
+
+class Run:
+    """One run folder, locked while open; use as a context manager.
+
+    Args:
+        folder: where everything goes; created when absent.
+        settings: what the result depends on (resolved config and data fingerprint), representable in JSON.
+        command: the command line that made the run, kept for the reader.
+        lender: an open run that makes and keeps the stages that all methods share in this one's stead.
+
+    Attributes:
+        used: the stages asked for so far, in that order, whether they were there or had to be built.
+        new: whether nothing of the run was there before; False in all processes but the main one.
+
+    Raises:
+        RunError: the folder holds another run's results, is in use by another process, or cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], command: str = "", *, lender: "Run | None" = None
+    ) -> None:
+        self.folder = folder
+        self.used: list[Stage] = []
+        self.new = False
+        self._secret: bytes | None = None
+        self._lender = lender
+        self._lock = FileLock(folder / ".lock")
+        self._crew = processes()
+        if self._crew.main:
+            self._open(settings, command)
+        self._crew.wait()
+
+    def _open(self, settings: dict[str, Any], command: str) -> None:
+        folder = self.folder
+        with explain_os_errors(folder):
+            if folder.exists() and not folder.is_dir():
+                raise RunError(f"{folder} is a file, not a folder: choose another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign_folder()
+            try:
+                self._take_lock()
+                self._check_settings(json.loads(json.dumps(settings, default=str)), command)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._crew.main:
+            self._lock.release()
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"another geodistill process is working in {self.folder}: wait for it or choose another --out"
+            ) from None
+
+    def _check_settings(self, settings: dict[str, Any], command: str) -> None:
+        path = self.folder / "run.json"
+        self.new = not path.exists() or not self._begun()
+        if self.new:
+            about = {"format": _FORMAT, "settings": settings, "command": command, "versions": versions()}
+            write_atomic(path, json.dumps(about, indent=2, sort_keys=True))
+            return
+        before = read_about(path)
+        if before.get("format") != _FORMAT:
+            raise RunError(f"{self.folder} was made by another version of geodistill: choose another --out")
+        changed = _differences(before["settings"], settings)
+        if changed:
+            raise RunError(
+                f"{self.folder} was made with other settings ({'; '.join(changed[:5])}): "
+                "choose another --out, or repeat the settings it was made with"
+            )
+
+    def secret(self) -> bytes:
+        """Return the run's secret, 32 bytes that the operating system drew when they were first asked for.
+
+        They are kept in `RUN/secret`, which its owner alone may read, so that a run that stopped ends with the same
+        bytes. All processes get the same.
+
+        Raises RunError: the secret is gone, or is not the one that the run was begun with.
+        """
+        if self._secret is None:
+            if self._crew.main:
+                with explain_os_errors(self.folder):
+                    make_secret(self.folder)
+            self._crew.wait()
+            self._secret = read_secret(self.folder)
+        return self._secret
+
+    def _refuse_foreign_folder(self) -> None:
+        # Stages copied from another run are welcome: their fingerprints tell whether they fit.
+        if (self.folder / "stages").is_dir():
+            return
+        others = self._content()
+        if others and not (self.folder / "run.json").exists():
+            raise RunError(
+                f"{self.folder} is not empty and is not a geodistill run (it holds {sorted(others)[0]!r}): "
+                "choose another --out"
+            )
+
+    def _begun(self) -> bool:
+        """Whether a stage was ever begun; before that, settings that turned out wrong may still be changed."""
+        return bool(self._content() - {"run.json", "config.toml", SECRET})
+
+    def _content(self) -> set[str]:
+        ours = {".lock", ".run.json.tmp", ".config.toml.tmp", f".{SECRET}.tmp", "report.html"}
+        return {path.name for path in self.folder.iterdir()} - ours
+
+    def make(
+        self,
+        stage: Stage,
+        build: Callable[[Path], dict[str, Any] | None],
+        load: Callable[[Path], T],
+        *,
+        given: Sequence[Any],
+    ) -> Made[T]:
+        """Return what `load` reads from the folder of `stage`, which is built first unless it is there and whole.
+
+        Args:
+            stage: what to make.
+            build: fills the folder it is given and may return facts to record. Called again after an interruption
+                with the same folder, it must go on from what it finds there. Where the stage is shared, every process
+                calls it and leaves writing to the main one.
+            load: reads what is returned from the finished folder.
+            given: all that the stage depends on: results of other stages, and values that JSON can represent.
+
+        Raises:
+            RunError: the folder cannot be written or the disk is full.
+            RuntimeError: `build` reads the result of a stage that is not in `given`.
+        """
+        self.used.append(stage)
+        if self._lender and stage.lent:
+            return self._lender.make(stage, build, load, given=given)
+        folder = self._folder_of(stage, build, given)
+        loaded = load(folder)
+        return Made(lambda: loaded, (_fingerprint_of(stage, given),), given)
+
+    def _folder_of(self, stage: Stage, build: Callable[[Path], dict[str, Any] | None], given: Sequence[Any]) -> Path:
+        """Return the folder of `stage`, built first unless it is there and whole."""
+        name, mark = stage.name, _fingerprint_of(stage, given)
+        target, partial = self.folder / name, self.folder / f".{name}.partial"
+        if _mark_of(target) == mark:
+            return target
+        # None may look for what another is about to make.
+        self._crew.wait()
+        if not self._crew.main:
+            self._crew.wait()
+            if stage.shared:
+                with building(stage, given):
+                    build(partial)
+            self._crew.wait()
+            return target
+        with explain_os_errors(self.folder):
+            shutil.rmtree(target, ignore_errors=True)
+            _prepare_partial(partial, mark)
+            self._crew.wait()
+            with Clock(self._record_path(stage), name, mark) as clock, building(stage, given):
+                facts = build(partial)
+            clock.record(facts or {})
+            flush_folder(partial)
+            partial.replace(target)
+            flush_folder(self.folder, recursive=False)
+        self._crew.wait()
+        return target
+
+    def record_of(self, stage: Stage) -> dict[str, Any]:
+        """Return what `stage` recorded: fingerprint, facts, wall_seconds, cpu_seconds, peak_memory_mib."""
+        if self._lender and stage.lent:
+            return self._lender.record_of(stage)
+        record: dict[str, Any] = json.loads(self._record_path(stage).read_text())
+        return record
+
+    def _record_path(self, stage: Stage) -> Path:
+        # Beside the stage rather than in it: times differ between runs, a stage's bytes do not.
+        return self.folder / "stages" / f"{stage.name}.json"
+
+
+def stage_of(folder: Path, stage: Stage, *, given: Sequence[Any]) -> Path | None:
+    """Return the folder of `stage` of the run in `folder`; None unless it is whole and was `given` the same.
+
+    The run is only read, and may be in use.
+    """
+    target = folder / stage.name
+    return target if _mark_of(target) == _fingerprint_of(stage, given) else None
+
+
+def _fingerprint_of(stage: Stage, given: Sequence[Any]) -> str:
+    return fingerprint(stage.name, stage.version, inputs_of(given))
+
+
+def _mark_of(folder: Path) -> str | None:
+    try:
+        return (folder / _MARK).read_text()
+    except OSError:
+        return None
+
+
+def _prepare_partial(partial: Path, mark: str) -> None:
+    """Keep what an interrupted stage left if it was the same stage, but for files that were being written."""
+    if _mark_of(partial) == mark:
+        for path in partial.rglob(".tmp*"):  # what safetensors writes before it gives a file its name
+            path.unlink()
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_atomic(partial / _MARK, mark)
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Return one line for each setting that differs, such as 'sampling.steps: 50 -> 25'."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        lines = []
+        for key in sorted(before.keys() | now.keys()):
+            lines += _differences(before.get(key), now.get(key), f"{where}.{key}" if where else key)
+        return lines
+    return [] if before == now else [f"{where}: {before} -> {now}"]
