@@ -61,7 +61,7 @@ FIGURES = (
     "rho",
     "rho_pixel",
     "rho_feature",
-    "coverage",
+    "nearest_similarity",
     "fid",
     "kid",
     "images_per_second",
@@ -258,13 +258,13 @@ def _oa(line: dict[str, str]) -> str:
 def _section(cell: str, lines: Sequence[dict[str, str]]) -> str:
     drawn = {"by method": "accuracy", "against nearness": "nearness"}
     plots = " ".join(f"![Accuracy {words}]({_picture(cell, what)})" for words, what in drawn.items())
-    head = "| IPC | method | OA % | share of full | IOR | ρ | coverage | KID | images/s |\n|" + "---|" * 9
+    head = "| IPC | method | OA % | share of full | IOR | ρ | nearest similarity | KID | images/s |\n|" + "---|" * 9
     rows = []
     for line in lines:
         points = f"{100 * float(line['ior']):+.1f}" if line["ior"] else ""
         share = f"{100 * float(line['share_of_full']):.0f} %" if line["share_of_full"] else ""
         speed = f"{float(line['images_per_second']):.3g}" if line["images_per_second"] else ""
-        rest = [*(_two(line[name]) for name in ("rho", "coverage", "kid")), speed]
+        rest = [*(_two(line[name]) for name in ("rho", "nearest_similarity", "kid")), speed]
         ipc, method = ("all", "all real images") if line["method"] == FULL else (line["ipc"], line["method"])
         rows.append("| " + " | ".join([ipc, method, _oa(line), share, points, *rest]) + " |")
     return "\n".join([f"## {cell}", "", plots, "", head, *rows, ""])

@@ -179,11 +179,15 @@ def test_parts_that_do_not_fit(change, message):
 
 @pytest.mark.parametrize(
     ("about", "told"),
-    [({"method": "dpd"}, "none of them is a photograph"), ({"real_pixels": True}, "each of them is one of those")],
+    [
+        ({"method": "dpd"}, "none of them is a photograph"),
+        ({"real_pixels": True}, "each of them is one of those."),
+        ({"derived": True}, "each of them is one of those, changed by a computation."),
+    ],
 )
 def test_card_says_whether_the_images_are_real(tmp_path, about, told):
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     folder = DistilledSet(images, torch.tensor([0, 1]), ("a", "b"), about=about).save(tmp_path / "set")
     card = " ".join((folder / "README.md").read_text().split())
     assert told in card
-    assert ("synthetic overhead images" in card) == ("real_pixels" not in about)
+    assert ("synthetic overhead images" in card) == (about == {"method": "dpd"})

@@ -204,7 +204,7 @@ def distill(
         settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
         # Reading the images takes long: what is wrong with the settings is told before.
         check_method(method, settings.privacy)
-        if not METHODS[method].real_pixels:
+        if METHODS[method].kind != "real":
             check_base(settings)
         scenes = open_scenes(data).train
         result = run_distillation(
@@ -367,7 +367,8 @@ def evaluate(
     Prints overall accuracy (OA), average accuracy over classes (AA) and Cohen's kappa for the distilled set, for as
     many random real images and for all real images; the share of full-data OA, the improvement over random (IOR), what
     hard labels lose (HLR), the accuracy of each class, the nearness ratio (1: no nearer to training images than fresh
-    real images are; towards 0: copies), coverage of the training images, and KID and FID against the test images.
+    real images are; towards 0: copies), how similar the set has an image to each training image, and KID and FID
+    against the test images.
     """
     with _told():
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
@@ -487,9 +488,9 @@ def methods() -> None:
     """List the methods that `compare` knows, and whether what they make holds real pixels."""
     from geodistill.methods import METHODS
 
-    table = Table("method", "what it makes", "real pixels")
+    table = Table("method", "what it makes", "images")
     for method in METHODS.values():
-        table.add_row(method.name, method.summary, "yes" if method.real_pixels else "no")
+        table.add_row(method.name, method.summary, method.kind)
     _console.print(table)
 
 

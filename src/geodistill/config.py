@@ -367,6 +367,15 @@ def read_recorded(values: Mapping[str, Any]) -> Config:
     return make_config({"self_test": {"held_out": 0}, **values})
 
 
+def defaults_like(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the default of every setting as `recorded` writes it, for a run with the protection that `values` has.
+
+    Of the self-test it is that there is none: this is what a record without it says.
+    """
+    protection = {name: values[name] for name in ("privacy", "epsilon", "delta") if values.get(name) is not None}
+    return recorded(make_config(protection)) | {"self_test": {"held_out": 0}}
+
+
 def to_toml(config: Config) -> str:
     """Return the resolved settings as TOML, which `load_config` reads back to the same config."""
     values = config.model_dump()

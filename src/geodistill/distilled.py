@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from geodistill.errors import DistilledSetError, SceneError
+from geodistill.provenance import Kind
 from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.images import SUFFIXES, read_image
 from geodistill.scenes.scenes import check_class_name
@@ -43,9 +44,9 @@ class DistilledSet:
     """Images that stand for a data set.
 
     `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
-    keys from RECORD_KEYS. `about`: method, real_pixels (whether the images are real ones as they are), config,
-    versions, base (name, archives and terms, where known), guarantee (of privacy, if any), screened (true if it was);
-    representable in JSON.
+    keys from RECORD_KEYS. `about`: method, real_pixels (true if the images are real ones as they are), derived (true if
+    they are real ones changed), config, versions, base (name, archives and terms, where known), guarantee (of privacy,
+    if any), screened (true if it was); representable in JSON.
     Raises DistilledSetError when these do not fit together.
     """
 
@@ -77,12 +78,19 @@ class DistilledSet:
         return int(torch.bincount(self.labels, minlength=len(self.classes)).min())
 
     @property
+    def kind(self) -> Kind:
+        """What the images are: real ones, ones derived from them, or synthetic ones."""
+        if self.about.get("real_pixels"):
+            return "real"
+        return "derived" if self.about.get("derived") else "synthetic"
+
+    @property
     def replayable(self) -> bool:
         """Whether the set tells the seeds that its images were drawn from, so that an outsider can name their sources.
 
         Of a differentially private set that does no harm: no image has a source.
         """
-        if self.about.get("real_pixels") or self.about.get("guarantee"):
+        if self.kind == "real" or self.about.get("guarantee"):
             return False
         return "seed" in self.about.get("config", {}) or any(_ORIGIN & record.keys() for record in self.records)
 
@@ -394,10 +402,16 @@ def _title(distilled: DistilledSet) -> str:
     return f"Distilled overhead scenes, {len(distilled.classes)} classes"
 
 
+_NATURE: dict[Kind, str] = {
+    "real": "each of them is one of those",
+    "derived": "each of them is one of those, changed by a computation",
+    "synthetic": "none of them is a photograph",
+}
+
+
 def _data_card(distilled: DistilledSet) -> str:
     buckets = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
     counts = torch.bincount(distilled.labels, minlength=len(distilled.classes)).tolist()
-    real = distilled.about.get("real_pixels", False)
     return _CARD.format(
         title=_title(distilled),
         bucket=next((name for limit, name in buckets if len(distilled) < limit), "100K<n<1M"),
@@ -405,9 +419,9 @@ def _data_card(distilled: DistilledSet) -> str:
         size=distilled.size,
         classes=len(distilled.classes),
         method=distilled.about.get("method", "unknown"),
-        kind="real" if real else "synthetic",
+        kind=distilled.kind,
         warning=f"{_REPLAYABLE}\n\n" if distilled.replayable else "",
-        nature="each of them is one of those" if real else "none of them is a photograph",
+        nature=_NATURE[distilled.kind],
         privacy=_privacy(distilled.about, _NO_AUDIT),
         base=_base(distilled.about.get("base")),
         listing="\n".join(f"- {name}: {count}" for name, count in zip(distilled.classes, counts, strict=True)),

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
+# Images of a set: training images as they are, training images changed, or drawn by a model.
+Kind = Literal["real", "derived", "synthetic"]
 
 # Name of the stage that is being built, and the inputs that it may read.
 _building: ContextVar[tuple[str, frozenset[str]] | None] = ContextVar("building", default=None)
@@ -40,13 +42,13 @@ class Stage:
 class Method:
     """One way to make a distilled set.
 
-    name: what users call it. summary: in one line, what it does. real_pixels: its images are training images as they
-    are, so that it protects nothing. home: the module with its `make(context)`, which is imported when it is needed.
+    name: what users call it. summary: in one line, what it does. kind: what its images are. home: the module with its
+    `make(context)`, which is imported when it is needed.
     """
 
     name: str
     summary: str
-    real_pixels: bool
+    kind: Kind
     home: str
 
 

@@ -197,6 +197,15 @@ class TestOfRuns:
         assert str(caught.value) == (
             f"{run} was made from other scenes than these: give the data that it was made from"
         )
+        about = json.loads((run / "run.json").read_text())
+        about["settings"]["method"] = "quay"
+        (tmp_path / "quay").mkdir()
+        (tmp_path / "quay" / "run.json").write_text(json.dumps(about))
+        with pytest.raises(RunError) as caught:
+            read_source(tmp_path / "quay", pair)
+        assert str(caught.value) == (
+            f"{tmp_path / 'quay'} was made by method 'quay', which is not installed: install the package that has it"
+        )
         with pytest.raises(RunError) as caught:
             read_source(tmp_path, pair)
         assert str(caught.value) == f"{tmp_path} is no run of one set: give the folder that `geodistill distill` wrote"

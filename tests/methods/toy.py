@@ -7,7 +7,7 @@ from geodistill.provenance import Made, Method
 from geodistill.stages.context import Context
 from geodistill.stages.distilled import each_class, keep_scenes
 
-METHOD = Method("first", "the first images of each class", True, "toy")
+METHOD = Method("first", "the first images of each class", "real", "toy")
 
 
 def make(context: Context) -> Made[DistilledSet]:

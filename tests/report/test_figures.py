@@ -54,8 +54,8 @@ def test_evaluations_become_rows_of_their_means(tmp_path: Path) -> None:
     assert own.oa_std == pytest.approx(0.1 * 2**0.5)  # two values 0.1 from their mean
     assert (own.share_of_full, own.hlr, own.ior) == pytest.approx((0.5, 0.4, 0.15))
     assert own.confusion == ((4, 2), (0, 0))
-    assert own.coverage == 0.6
-    assert (random.method, random.ipc, random.real_pixels, random.rho) == ("random real", 2, True, None)
+    assert own.nearest_similarity == 0.6
+    assert (random.method, random.ipc, random.kind, random.rho) == ("random real", 2, "real", None)
     assert (full.name, full.ipc, full.hlr) == ("all real images", 0, 0.0)
 
 

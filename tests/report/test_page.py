@@ -421,7 +421,7 @@ def test_a_private_run_keeps_figures_about_its_training_images_for_the_owner(com
     about["settings"].setdefault("config", {}).update({"privacy": "dp", "epsilon": 8, "delta": 1e-5})
     (folder / "run.json").write_text(json.dumps(about))
     text = " ".join(Page(write_report(folder)).texts)
-    assert "Kept back, as the page may be shared: nearness, coverage" in text
+    assert "Kept back, as the page may be shared: nearness, similarity" in text
     columns = found_figures(folder, owner=False)
     assert columns == {None}
     assert 0.64 in found_figures(folder, owner=True)

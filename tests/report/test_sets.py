@@ -48,7 +48,10 @@ def test_an_image_is_embedded_as_it_is() -> None:
         ("dpd", False, False),
         ("random", None, True),
         ("random", True, True),
-        ("d4m", None, True),
+        ("d4m", None, False),
+        ("quay", None, True),
+        ("quay", False, False),
+        ("dm", False, True),
         ("d4m", False, False),
         ("reconstruction", False, True),
     ],
@@ -56,8 +59,8 @@ def test_an_image_is_embedded_as_it_is() -> None:
 def test_what_is_not_known_to_be_generated_counts_as_real(
     tmp_path: Path, method: str, told: bool | None, real: bool
 ) -> None:
-    rows = [] if told is None else [Row(method, 2, "probe", "n", 0.5, 0.0, real_pixels=told)]
-    other = Row("other", 2, "probe", "n", 0.5, 0.0, real_pixels=not real)
+    rows = [] if told is None else [Row(method, 2, "probe", "n", 0.5, 0.0, kind="real" if told else "synthetic")]
+    other = Row("other", 2, "probe", "n", 0.5, 0.0, kind="synthetic" if real else "real")
     assert _save(tmp_path, method).holds_real([other, *rows]) is real
 
 

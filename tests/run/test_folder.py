@@ -79,6 +79,44 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     )
 
 
+OLD = {"sampling": {"steps": 30, "gone": 3}, "ipc": 10, "old": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("now", "differs"),
+    [
+        ({"sampling": {"steps": 30, "solver": "dpmsolver++"}, "ipc": 10}, ""),
+        ({"sampling": {"steps": 30, "solver": "ddim"}, "ipc": 10}, "config.sampling.solver: None -> ddim"),
+        ({"sampling": {"steps": 25}, "ipc": 10}, "config.sampling.steps: 30 -> 25"),
+        # A record without a self-test is of a run without one.
+        ({"sampling": {"steps": 30}, "ipc": 10, "self_test": {"held_out": 0}}, ""),
+        (
+            {"sampling": {"steps": 30}, "ipc": 10, "self_test": {"held_out": 0.1}},
+            "config.self_test.held_out: None -> 0.1",
+        ),
+        # What is the default under this protection was not asked for without it.
+        ({"sampling": {"steps": 30}, "ipc": 10, "privacy": "screen"}, "config.privacy: None -> screen"),
+        ({"sampling": {"steps": 30}, "ipc": 10, "refinement": {"steps": 480}}, "config.refinement.steps: None -> 480"),
+    ],
+)
+def test_a_run_of_an_earlier_release_has_today_s_defaults(tmp_path: Path, now: dict[str, Any], differs: str) -> None:
+    with Run(tmp_path / "run", {"config": OLD, "scenes": "abc"}) as run:
+        make_stage(run, counting([]), "latents")
+    if not differs:
+        Run(tmp_path / "run", {"config": now, "scenes": "abc"}).__exit__()
+        return
+    with pytest.raises(RunError, match="was made with other settings") as caught:
+        Run(tmp_path / "run", {"config": now, "scenes": "abc"})
+    assert differs in str(caught.value)
+
+
+def test_a_self_test_that_is_left_out_is_a_difference(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", {"config": {"ipc": 10, "self_test": {"held_out": 0.1}}}) as run:
+        make_stage(run, counting([]), "latents")
+    with pytest.raises(RunError, match=r"config.self_test: \{'held_out': 0.1\} -> None"):
+        Run(tmp_path / "run", {"config": {"ipc": 10}})
+
+
 def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError) as caught:

@@ -19,6 +19,7 @@ from geodistill.config import Config, recorded, to_toml, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.bench import Bench, Progress, Task, Training, open_store
+from geodistill.evaluation.columns import BY_FIELD, Column
 from geodistill.evaluation.measures import measure
 from geodistill.evaluation.protocols import check_protocol
 from geodistill.evaluation.rows import FULL, Row, summarise
@@ -26,6 +27,7 @@ from geodistill.evaluation.table import Ledger, load_pairs, load_rows, pair_key
 from geodistill.methods import METHODS, check_method, make_distilled
 from geodistill.networks import PRETRAINED
 from geodistill.pipeline import BASE, OWN
+from geodistill.provenance import Kind
 from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.stages.base import load_base, tell_of_base
@@ -137,11 +139,11 @@ def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple
         facts = {**cost, **_of_set(sets[0], bench)}
         trainings = [Training.on_set(f"{method}-ipc{ipc}", distilled) for distilled in sets]
         for tasks in _trained(trainings, plan, bench):
-            yield _row(method, ipc, tasks, bench, real_pixels=METHODS[method].real_pixels, **facts)
+            yield _row(method, ipc, tasks, bench, kind=METHODS[method].kind, **facts)
     # Training on everything takes longest and comes last; until then the columns that need it are empty.
     everything = [Training.on_scenes(FULL, bench.train, bench.size)] * plan.seeds
     for tasks in _trained(everything, plan, bench) if plan.full else ():
-        yield _row(FULL, 0, tasks, bench, real_pixels=True)
+        yield _row(FULL, 0, tasks, bench, kind="real")
 
 
 def _trained(trainings: Sequence[Training], plan: _Plan, bench: Bench) -> list[list[Task]]:
@@ -157,7 +159,7 @@ def _make(
     """Return a set for each seed, the same one again where it is generated, and what making the first one cost."""
     folder = run.folder / "sets" / f"{method}-ipc{config.ipc}"
     first, cost = _make_one(method, train, config, run, folder)
-    if not METHODS[method].real_pixels:
+    if METHODS[method].kind != "real":
         return [first] * seeds, cost
     sets = [first]
     for seed in range(1, seeds):
@@ -187,7 +189,7 @@ def _of_set(distilled: DistilledSet, bench: Bench) -> dict[str, float | None]:
     """Return how a set lies to the real images, as fields of its rows."""
     found = bench.likeness(distilled)
     near = {"rho": found.nearness.ratio, "rho_pixel": found.nearness.pixel, "rho_feature": found.nearness.feature}
-    return {**near, "coverage": found.coverage, "fid": found.fid.value, "kid": found.kid.value}
+    return {**near, "nearest_similarity": found.nearest_similarity, "fid": found.fid.value, "kid": found.kid.value}
 
 
 def _row(
@@ -196,14 +198,14 @@ def _row(
     tasks: Sequence[Task],
     bench: Bench,
     *,
-    real_pixels: bool,
+    kind: Kind,
     **facts: Any,
 ) -> tuple[Row, torch.Tensor]:
     """Return the row of a cell's tasks, one for each seed, and what each predicted."""
     predicted = torch.stack([bench.logits(task).argmax(1) for task in tasks])
     measures = [measure(each, bench.test.labels, len(bench.test.classes)) for each in predicted]
     cell, seeds = (tasks[0].protocol, tasks[0].network), [task.seed for task in tasks]
-    return summarise(method, ipc, *cell, seeds, measures, real_pixels=real_pixels, **facts), predicted
+    return summarise(method, ipc, *cell, seeds, measures, kind=kind, **facts), predicted
 
 
 def comparison_tables(folder: Path) -> list[Table]:
@@ -222,38 +224,28 @@ def comparison_tables(folder: Path) -> list[Table]:
 
 
 def _accuracy_table(cell: tuple[str, str], rows: Sequence[Row], verdicts: Mapping[Any, dict[str, Any]]) -> Table:
-    table = _table(", ".join(cell), "OA %", "share", "HLR", "IOR", "ρ")
+    columns = [BY_FIELD[name] for name in ("oa_mean", "share_of_full", "hlr", "ior", "rho")]
+    table = _table(", ".join(cell), columns)
     table.add_column(f"{OWN} against it", justify="right")
     for row in rows:
-        table.add_row(
-            *_named(row),
-            f"{100 * row.oa_mean:.1f} ± {100 * row.oa_std:.1f}",
-            _shown(row.share_of_full, "{:.0%}"),
-            _points(row.hlr, "{:.1f}"),
-            _points(row.ior, "{:+.1f}"),
-            _shown(row.rho, "{:.2f}") + ("*" if row.copying else ""),
-            _verdict(verdicts.get(row.key)),
-        )
+        figures = [column.text(row) + ("*" if column.field == "rho" and row.copying else "") for column in columns]
+        table.add_row(*_named(row), *figures, _verdict(verdicts.get(row.key)))
     return table
 
 
 def _cost_table(rows: Sequence[Row]) -> Table:
-    table = _table("making the sets", "images/s", "time", "memory")
+    columns = [BY_FIELD[name] for name in ("images_per_second", "wall_seconds", "peak_memory_mib")]
+    table = _table("making the sets", columns)
     made = {(row.method, row.ipc): row for row in rows if row.images_per_second is not None}
     for row in made.values():
-        table.add_row(
-            *_named(row),
-            _shown(row.images_per_second, "{:.3g}"),
-            _shown(row.wall_seconds, "{:.0f} s"),
-            _shown(row.peak_memory_mib, "{} MiB"),
-        )
+        table.add_row(*_named(row), *(column.text(row) for column in columns))
     return table
 
 
-def _table(title: str, *figures: str) -> Table:
+def _table(title: str, columns: Sequence[Column]) -> Table:
     table = Table(title=title, box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for name in ("IPC", *figures):
+    for name in ("IPC", *(column.narrow for column in columns)):
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
@@ -267,14 +259,6 @@ _CAPTION = (
     "images than fresh real ones, 0 copies (* below 0.5); against it: points of OA, with the 95 % interval over test "
     "images and seeds"
 )
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def _points(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(100 * value)
 
 
 def _verdict(pair: dict[str, Any] | None) -> str:

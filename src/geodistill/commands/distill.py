@@ -59,7 +59,7 @@ def distill(
         context = Context(apart.train, config, run, METHODS[method])
         if processes().main:
             write_atomic(run.folder / "config.toml", to_toml(config))
-        if not METHODS[method].real_pixels:
+        if METHODS[method].kind != "real":
             tell_of_base(scenes, config, run)
         distilled = make_distilled(method, context)
         if config.self_test.held_out:

@@ -43,7 +43,7 @@ class Source:
 
     def replayable(self, distilled: DistilledSet) -> bool:
         """Whether the images of `distilled`, its set, follow from a seed: one that it tells, or one to be guessed."""
-        generated = not METHODS[self.method].real_pixels and self.config.privacy != "dp"
+        generated = METHODS[self.method].kind != "real" and self.config.privacy != "dp"
         return distilled.replayable or (generated and not self.secret)
 
     def learned_from(self, train: Scenes) -> Scenes:
@@ -66,7 +66,7 @@ class Source:
 
     def prior(self) -> Prior | None:
         """Return the base that the set was drawn by, without its adapter; None where it is not to be had, or none."""
-        if METHODS[self.method].real_pixels:
+        if METHODS[self.method].kind == "real":
             return None
         try:
             base = str(self.folder / BASE.name) if self.config.base == SCRATCH else self.config.base
@@ -122,6 +122,10 @@ def read_source(folder: Path, train: Scenes) -> Source:
         source = Source(folder, settings["method"], read_recorded(settings["config"]), "secret_sha256" in about)
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{folder} is no run of one set: give the folder that `geodistill distill` wrote") from None
+    if source.method not in METHODS:
+        raise RunError(
+            f"{folder} was made by method {source.method!r}, which is not installed: install the package that has it"
+        )
     if settings.get("scenes") != train.fingerprint():
         raise RunError(f"{folder} was made from other scenes than these: give the data that it was made from")
     return source

@@ -22,12 +22,12 @@ from torch import nn
 
 from geodistill.distilled import MANIFEST, DistilledSet
 from geodistill.errors import ConfigError, SceneError
-from geodistill.evaluation.coverage import coverage
 from geodistill.evaluation.fidelity import Score, fid, kid
 from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
 from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
 from geodistill.evaluation.measures import Measures, measure
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, takes_soft_labels, train_and_predict
+from geodistill.evaluation.similarity import nearest_similarity
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.networks import backbone_features, pooled_features
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
@@ -80,11 +80,11 @@ class Task(NamedTuple):
 class Likeness:
     """How a set lies to the real images: near to single training images, covering them, like the test images as a set.
 
-    The fields are those of privacy.nearness, evaluation.coverage and evaluation.fidelity.
+    The fields are those of privacy.nearness, evaluation.similarity and evaluation.fidelity.
     """
 
     nearness: Nearness
-    coverage: float
+    nearest_similarity: float
     fid: Score
     kid: Score
 
@@ -93,7 +93,7 @@ class Bench:
     """Real scenes that sets are tested on and compared with, at one image size.
 
     Args:
-        data: `test` gives the predictions; `train` is what nearness and coverage are measured to.
+        data: `test` gives the predictions; `train` is what nearness and similarity are measured to.
         size: side in pixels at which everything is read.
         store: folder for predictions and likeness; nothing is kept when None.
         steps: replaces the protocols' numbers of training steps.
@@ -168,7 +168,7 @@ class Bench:
         pooled = pooled_features(distilled.images)
         found = Likeness(
             nearness_ratio(distilled.images, self._real),
-            coverage(F.normalize(pooled, dim=1), distilled.labels, self._real.features, self.train.labels),
+            nearest_similarity(F.normalize(pooled, dim=1), distilled.labels, self._real.features, self.train.labels),
             fid(pooled, self._test_pooled),
             kid(pooled, self._test_pooled),
         )
@@ -316,7 +316,9 @@ def _complete_test(data: SceneData) -> Scenes:
 
 def _likeness_of(stored: dict[str, Any]) -> Likeness:
     scores = {name: Score(**stored[name]) for name in ("fid", "kid")}
-    return Likeness(Nearness(**stored["nearness"]), stored["coverage"], **scores)
+    # Called coverage before; the field uses that name for another measure (Naeem et al., ICML 2020).
+    similarity = stored["nearest_similarity" if "nearest_similarity" in stored else "coverage"]
+    return Likeness(Nearness(**stored["nearness"]), similarity, **scores)
 
 
 def _read_logits(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:

@@ -254,7 +254,7 @@ def _caption(result: Evaluation) -> str:
     parts.append(
         f"nearness ρ {near.ratio:.2f} (pixel {near.pixel:.2f}, feature {near.feature:.2f}; 1: fresh, 0: copies)"
     )
-    parts.append(f"coverage {result.likeness.coverage:.3f}")
+    parts.append(f"nearest similarity {result.likeness.nearest_similarity:.3f}")
     parts += [_told("KID", result.likeness.kid), _told("FID", result.likeness.fid)]
     if result.clip is not None:
         parts.append(f"CLIP score {result.clip:.1f}")

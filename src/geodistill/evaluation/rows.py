@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from geodistill.evaluation.measures import Measures, mean_std
+from geodistill.provenance import Kind
 
 FULL = "full"
 # Nearer to the training images than half of what fresh real images are: accuracy that comes from copying.
@@ -20,7 +21,7 @@ class Row:
 
     Training on all real images is the method "full" with IPC 0. `wall_seconds` and `peak_memory_mib` are of the stages
     the method used, without the base, which all share; `images_per_second` is images over that time. `rho` is the
-    nearness ratio. Fields are None where they do not apply or are not known yet.
+    nearness ratio, `kind` what the images are. Fields are None where they do not apply or are not known yet.
     """
 
     method: str
@@ -41,10 +42,10 @@ class Row:
     rho: float | None = None
     rho_pixel: float | None = None
     rho_feature: float | None = None
-    coverage: float | None = None
+    nearest_similarity: float | None = None
     fid: float | None = None
     kid: float | None = None
-    real_pixels: bool = False
+    kind: Kind = "synthetic"
     images_per_second: float | None = None
     wall_seconds: float | None = None
     peak_memory_mib: int | None = None
@@ -80,7 +81,7 @@ def summarise(
     seeds: Sequence[int],
     measures: Sequence[Measures],
     *,
-    real_pixels: bool,
+    kind: Kind,
     **facts: Any,
 ) -> Row:
     """Return the row of `measures`, one for each of `seeds`; `facts` are fields of Row that measures do not give."""
@@ -100,7 +101,7 @@ def summarise(
         aa_std=aa_std,
         kappa_mean=kappa_mean,
         kappa_std=kappa_std,
-        real_pixels=real_pixels,
+        kind=kind,
         per_class=tuple(mean_std(values)[0] for values in zip(*(m.per_class for m in measures), strict=True)),
         confusion=tuple(map(tuple, torch.tensor([m.confusion for m in measures]).sum(0).tolist())),
         **facts,
@@ -109,10 +110,20 @@ def summarise(
 
 def row_from_json(entry: dict[str, Any]) -> Row:
     """Return the row that `entry` holds as JSON has it; KeyError or TypeError where it is none of this version."""
-    values = {name: _finite(value) for name, value in entry.items()}
+    values = {name: _finite(value) for name, value in _renamed(entry).items()}
     values |= {field.name: entry[field.name] for field in fields(Row) if field.default is MISSING}
     values |= {name: tuple(entry[name]) for name in ("seeds", "oa", "per_class") if name in entry}
     return Row(**{**values, "confusion": tuple(map(tuple, entry.get("confusion", ())))})
+
+
+def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return `entry` under today's names: tables of earlier releases have `coverage` and `real_pixels`."""
+    entry = dict(entry)
+    if "coverage" in entry:
+        entry["nearest_similarity"] = entry.pop("coverage")
+    if "real_pixels" in entry:
+        entry["kind"] = "real" if entry.pop("real_pixels") else "synthetic"
+    return entry
 
 
 def _finite(value: Any) -> Any:

@@ -18,32 +18,35 @@ log = logging.getLogger("geodistill")
 
 GROUP = "geodistill.methods"
 _ALL = (
-    Method("random", "real images drawn at random", True, f"{__name__}.random"),
-    Method("herding", "real images whose mean features follow the class's mean", True, f"{__name__}.herding"),
-    Method("kcenter", "real images that leave none of the class far from them", True, f"{__name__}.kcenter"),
-    Method("kmeans", "the real image nearest each k-means centre of the class", True, f"{__name__}.kmeans"),
+    Method("random", "real images drawn at random", "real", f"{__name__}.random"),
+    Method("herding", "real images whose mean features follow the class's mean", "real", f"{__name__}.herding"),
+    Method("kcenter", "real images that leave none of the class far from them", "real", f"{__name__}.kcenter"),
+    Method("kmeans", "the real image nearest each k-means centre of the class", "real", f"{__name__}.kmeans"),
     Method(
         "reconstruction",
         "the k-means images through the prior's autoencoder and back",
-        False,
+        "derived",
         f"{__name__}.reconstruction",
     ),
     Method(
         "template",
         "the prior under class prompts, fine-tuned with the diffusion loss alone",
-        False,
+        "synthetic",
         f"{__name__}.template",
     ),
     Method(
-        "d4m", "k-means centroids in latent space, noised and denoised by the prior as it is", False, f"{__name__}.d4m"
+        "d4m",
+        "k-means centroids in latent space, noised and denoised by the prior as it is",
+        "synthetic",
+        f"{__name__}.d4m",
     ),
-    Method("minimax", "the prior fine-tuned for representativeness and diversity", False, f"{__name__}.minimax"),
-    Method("mgd3", "the prior as it is, guided towards k-means modes in latent space", False, f"{__name__}.mgd3"),
-    Method("dm", "pixels optimised until their mean features match the class's", False, f"{__name__}.dm"),
+    Method("minimax", "the prior fine-tuned for representativeness and diversity", "synthetic", f"{__name__}.minimax"),
+    Method("mgd3", "the prior as it is, guided towards k-means modes in latent space", "synthetic", f"{__name__}.mgd3"),
+    Method("dm", "pixels optimised until their mean features match the class's", "derived", f"{__name__}.dm"),
     Method(
         "dpd",
         "prototypes, descriptions, consistency loss, selection, refinement: this project's recipe",
-        False,
+        "synthetic",
         f"{__name__}.dpd",
     ),
 )

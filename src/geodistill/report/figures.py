@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geodistill.errors import RunError
+from geodistill.evaluation.columns import COLUMNS
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
 from geodistill.evaluation.rows import FULL, Row, row_from_json, summarise
 
@@ -69,13 +70,10 @@ def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row
         raise RunError(f"{path} is no record of an evaluation ({error!r}): delete it and evaluate again") from None
 
 
-def without_training_images(figures: Figures) -> Figures:
-    """Return `figures` without those that compare a set with the training images: nearness, coverage, FID and KID."""
-
-    def without(row: Row) -> Row:
-        return replace(row, rho=None, rho_pixel=None, rho_feature=None, coverage=None, fid=None, kid=None)
-
-    return replace(figures, rows=tuple(map(without, figures.rows)))
+def without_real_images(figures: Figures) -> Figures:
+    """Return `figures` without those that compare a set with training or test images, such as nearness and KID."""
+    withheld: dict[str, Any] = {column.field: None for column in COLUMNS if column.needs}
+    return replace(figures, rows=tuple(replace(row, **withheld) for row in figures.rows))
 
 
 def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:
@@ -87,7 +85,8 @@ def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:
     if kind == "distilled":
         near = found["likeness"]["nearness"]
         facts |= {"rho": near["ratio"], "rho_pixel": near["pixel"], "rho_feature": near["feature"]}
-        facts["coverage"] = found["likeness"]["coverage"]
+        near = found["likeness"]
+        facts["nearest_similarity"] = near.get("nearest_similarity", near.get("coverage"))
     return summarise(
         name,
         0 if kind == FULL else found["ipc"],
@@ -95,7 +94,7 @@ def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:
         found["network"],
         found["seeds"],
         measures[kind],
-        real_pixels=kind != "distilled",
+        kind="synthetic" if kind == "distilled" else "real",
         **facts,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
-from geodistill.report.figures import Figures, read_comparison, read_evaluations, without_training_images
+from geodistill.report.figures import Figures, read_comparison, read_evaluations, without_real_images
 from geodistill.report.sets import SetFolder, compared_sets, main_set
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.held_out import learned_from
@@ -84,7 +84,7 @@ def find(run: Path, train: Scenes | None, owner: bool) -> Found:
     found = Found(run, about, sets, shown, figures, train, owner)
     if found.withheld:
         # Exact figures about the training images lie outside ε.
-        found = replace(found, figures=without_training_images(figures))
+        found = replace(found, figures=without_real_images(figures))
     if found.main is not None and train is not None:
         found.main.check_scenes(train)
         return replace(found, train=None if found.withheld else learned_from(train, settings))

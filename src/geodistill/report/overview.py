@@ -6,6 +6,7 @@ from typing import Any
 
 from geodistill.config import read_recorded
 from geodistill.errors import ConfigError
+from geodistill.evaluation.columns import COLUMNS
 from geodistill.evaluation.rows import COPYING
 from geodistill.pipeline import DISTILLED, OWN
 from geodistill.provenance import Stage
@@ -138,17 +139,17 @@ def notes(found: Found, gallery: Mapping[str, Sequence[Picture]]) -> dict[str, l
 
 _OA = "OA: overall accuracy of a classifier that was trained on the images and tested on real ones."
 _WITHHELD = (
-    "Kept back, as the page may be shared: nearness, coverage, FID, KID and the map compare the set with the training "
+    "Kept back, as the page may be shared: nearness, similarity, FID, KID and the map compare the set with the real "
     "images without noise, so ε does not cover them. `report --owner` shows them."
 )
 _RHO = (
     "Nearness ratio ρ: how far the images are from their nearest training images, as a share of what fresh real images "
     f"are. 1: no nearer than those; towards 0: copies. Below {COPYING} accuracy comes from copying."
 )
-_MEASURES = (
-    "AA: mean of the classes' accuracies. Over random: difference to as many random real images (IOR). Lost: "
-    "difference to all real images (HLR). Coverage: mean similarity of a training image to the nearest image of its "
-    "class."
+_MEASURES = " ".join(
+    f"{column.title}{f' ({column.short})' if column.short in ('IOR', 'HLR') else ''}: {column.means}"
+    for column in COLUMNS
+    if column.field not in ("oa_mean", "kappa_mean")
 )
 
 

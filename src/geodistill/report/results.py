@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from geodistill.evaluation.columns import COLUMNS, Column
 from geodistill.evaluation.rows import COPYING, Row
 from geodistill.report.figures import ablation, by_bench
-from geodistill.report.parts import ABSENT, Cell, Plot, Table, bench_name, number, percent, points, rho, seeds
+from geodistill.report.parts import ABSENT, Cell, Plot, Table, bench_name, percent, points, rho, seeds
 from geodistill.report.plots import accuracy_plot, nearness_plot
 
 
@@ -84,30 +85,24 @@ def rows_table(rows: Sequence[Row]) -> Table | None:
     )
 
 
+def _measured(column: Column) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        value = column.value(row)
+        return rho(row) if column.field == "rho" else ABSENT if value is None else Cell(column.text(row), value)
+
+    return cell
+
+
 _COLUMNS: tuple[tuple[str, Callable[[Row], Cell]], ...] = (
     ("Method", lambda row: Cell("all real images" if row.full else row.method)),
+    ("images", lambda row: Cell(row.kind)),
     ("IPC", lambda row: Cell("all", "") if row.full else Cell(str(row.ipc), row.ipc)),
     ("protocol", lambda row: Cell(row.protocol)),
     ("network", lambda row: Cell(row.network)),
     ("seeds", lambda row: Cell(str(len(row.seeds)), len(row.seeds))),
-    ("OA, %", lambda row: percent(row.oa_mean, row.oa_std)),
-    ("AA, %", lambda row: percent(row.aa_mean, row.aa_std)),
-    ("kappa", lambda row: number(row.kappa_mean, 3)),
-    ("share of full, %", lambda row: percent(row.share_of_full)),
-    ("over random, points", lambda row: points(row.ior)),
-    ("lost, points", lambda row: ABSENT if row.hlr is None else Cell(f"{100 * row.hlr:.1f}", row.hlr)),
-    ("nearness ρ", rho),
-    ("ρ in pixels", lambda row: number(row.rho_pixel)),
-    ("ρ in features", lambda row: number(row.rho_feature)),
-    ("coverage", lambda row: number(row.coverage, 3)),
-    ("real images", lambda row: Cell("yes" if row.real_pixels or row.full else "no")),
-    ("images per second", lambda row: number(row.images_per_second)),
-    ("time to make, s", lambda row: number(row.wall_seconds, 0)),
-    ("peak memory, MiB", lambda row: number(row.peak_memory_mib, 0)),
+    *((column.head, _measured(column)) for column in COLUMNS),
 )
-_WORDS = frozenset(
-    k for k, (head, _) in enumerate(_COLUMNS) if head in ("Method", "protocol", "network", "real images")
-)
+_WORDS = frozenset(k for k, (head, _) in enumerate(_COLUMNS) if head in ("Method", "images", "protocol", "network"))
 
 
 def pairs_table(pairs: Sequence[dict[str, Any]]) -> Table | None:

@@ -20,14 +20,12 @@ from torch import Tensor
 from geodistill.distilled import DistilledSet
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
-from geodistill.pipeline import CHOSEN, DISTILLED, PROTOTYPES
+from geodistill.methods import METHODS
+from geodistill.pipeline import CHOSEN, DISTILLED, OWN, PROTOTYPES
 from geodistill.prototypes import Prototypes
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.chosen import Chosen
 
-# Real images that went through the autoencoder are still those images.
-_RECONSTRUCTION = "reconstruction"
-_GENERATED = "dpd"
 _NEIGHBOURS = 3
 _THUMB = 64
 
@@ -69,10 +67,12 @@ class SetFolder:
 
     def holds_real(self, rows: Sequence[Row]) -> bool:
         """Whether its images are, or may be, real ones: what is not known to be generated counts as real."""
-        if self.method == _RECONSTRUCTION:
-            return True
-        told = [row.real_pixels for row in rows if row.method == self.method]
-        return any(told) if told else self.images.about.get("method") != _GENERATED
+        told = [row.kind != "synthetic" for row in rows if row.method == self.method]
+        # Tables of earlier releases do not tell derived images from synthetic ones.
+        known = METHODS.get(self.method)
+        if known is None and told:
+            return any(told)
+        return any(told) or known is None or known.kind != "synthetic"
 
 
 def compared_sets(run: Path, rows: Sequence[Row]) -> list[SetFolder]:
@@ -88,7 +88,7 @@ def compared_sets(run: Path, rows: Sequence[Row]) -> list[SetFolder]:
 
 def main_set(sets: Sequence[SetFolder]) -> SetFolder | None:
     """Return the set that stands for the run: `dpd` if it is there, else the last method, at its largest IPC."""
-    last = [one for one in sets if one.method == _GENERATED] or [one for one in sets if one.method == sets[-1].method]
+    last = [one for one in sets if one.method == OWN] or [one for one in sets if one.method == sets[-1].method]
     return max(last, key=lambda one: one.ipc, default=None)
 
 

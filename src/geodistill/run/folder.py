@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from geodistill.config import defaults_like
 from geodistill.errors import RunError
 from geodistill.processes import processes
 from geodistill.provenance import Made, Stage, building, fingerprint, inputs_of
@@ -90,7 +91,8 @@ class Run:
         before = read_about(path)
         if before.get("format") != _FORMAT:
             raise RunError(f"{self.folder} was made by another version of geodistill: choose another --out")
-        changed = _differences(before["settings"], settings)
+        known = {"config": defaults_like(before["settings"].get("config", {}))}
+        changed = list(_differences(before["settings"], settings, known))
         if changed:
             raise RunError(
                 f"{self.folder} was made with other settings ({'; '.join(changed[:5])}): "
@@ -232,11 +234,22 @@ def _prepare_partial(partial: Path, mark: str) -> None:
         write_atomic(partial / _MARK, mark)
 
 
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Return one line for each setting that differs, such as 'sampling.steps: 50 -> 25'."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        lines = []
-        for key in sorted(before.keys() | now.keys()):
-            lines += _differences(before.get(key), now.get(key), f"{where}.{key}" if where else key)
-        return lines
-    return [] if before == now else [f"{where}: {before} -> {now}"]
+def _differences(before: Any, now: Any, known: Any, where: str = "") -> Iterator[str]:
+    """Yield one line for each setting that differs, such as 'sampling.steps: 50 -> 25'.
+
+    `known`: the defaults of this release. A setting that is new since `before` differs unless it has its default. One
+    that this release no longer has does not count.
+    """
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        if before != now:
+            yield f"{where}: {before} -> {now}"
+        return
+    known = known if isinstance(known, dict) else {}
+    for key in sorted(before.keys() | now.keys()):
+        is_new = key not in before and key in known and now[key] == known[key]
+        is_gone = where and key not in now and key not in known
+        if not (is_new or is_gone):
+            path = f"{where}.{key}" if where else key
+            # A section that is new has settings that each have their default.
+            earlier = before.get(key, {} if isinstance(known.get(key), dict) else None)
+            yield from _differences(earlier, now.get(key), known.get(key), path)

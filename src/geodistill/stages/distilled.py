@@ -131,7 +131,8 @@ def about(context: Context) -> dict[str, Any]:
     describer = config.descriptions.describer
     if describer.startswith("openai:") or Path(describer).is_dir():
         settings["descriptions"]["describer"] = Path(describer).name if Path(describer).is_dir() else "openai"
-    real = method.real_pixels
+    real = method.kind == "real"
     facts = None if real or config.base == SCRATCH else read_facts(source_of(config.base, config.size))
     base = {"base": {"name": facts.name, "archives": facts.archives, "terms": facts.terms}} if facts else {}
-    return {"method": method.name, "real_pixels": real, "config": settings, "versions": versions(), **base}
+    derived = {"derived": True} if method.kind == "derived" else {}
+    return {"method": method.name, "real_pixels": real, **derived, "config": settings, "versions": versions(), **base}

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geodistill.errors import ConfigError
-from geodistill.evaluation import coverage as module
-from geodistill.evaluation.coverage import coverage
+from geodistill.evaluation import similarity as module
+from geodistill.evaluation.similarity import nearest_similarity
 
 
 def plain(features, labels, real, real_labels):
@@ -21,7 +21,7 @@ def test_by_hand():
     # Class 0: cosines 1 and 0.6 to its only image (1, 0). Class 1: 0.8 is the larger of 0.6 and 0.8.
     features, labels = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1, 1])
     real, real_labels = torch.tensor([[1.0, 0.0], [3.0, 4.0], [3.0, 4.0]]), torch.tensor([0, 0, 1])
-    assert coverage(features, labels, real, real_labels) == pytest.approx((1 + 0.6 + 0.8) / 3)
+    assert nearest_similarity(features, labels, real, real_labels) == pytest.approx((1 + 0.6 + 0.8) / 3)
 
 
 @settings(max_examples=20)
@@ -32,22 +32,22 @@ def test_equals_a_loop_in_blocks_of_any_size(seed, count, real, block):
     labels, real_labels = torch.arange(count) % 3, torch.randint(0, 3, (real,), generator=random)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
-        found = coverage(features, labels, theirs, real_labels)
+        found = nearest_similarity(features, labels, theirs, real_labels)
     assert found == pytest.approx(plain(features, labels, theirs, real_labels), abs=1e-5)
 
 
 def test_real_images_cover_themselves_and_more_images_never_cover_less():
     random = torch.Generator().manual_seed(0)
     real, labels = torch.randn(12, 8, generator=random), torch.arange(12) % 2
-    shares = [coverage(real[:n], labels[:n], real, labels) for n in (2, 6, 12)]
+    shares = [nearest_similarity(real[:n], labels[:n], real, labels) for n in (2, 6, 12)]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1, abs=1e-6)
 
 
 def test_what_cannot_be_covered():
     features, labels = torch.ones(2, 4), torch.tensor([0, 0])
-    with pytest.raises(ConfigError, match=r"^no real training images: coverage is a mean over them$"):
-        coverage(features, labels, features[:0], labels[:0])
-    message = r"^class 1 has 2 real training images and no distilled one: coverage needs one$"
+    with pytest.raises(ConfigError, match=r"^no real training images: nearest similarity is a mean over them$"):
+        nearest_similarity(features, labels, features[:0], labels[:0])
+    message = r"^class 1 has 2 real training images and no distilled one: nearest similarity needs one$"
     with pytest.raises(ConfigError, match=message):
-        coverage(features, labels, torch.ones(3, 4), torch.tensor([0, 1, 1]))
+        nearest_similarity(features, labels, torch.ones(3, 4), torch.tensor([0, 1, 1]))

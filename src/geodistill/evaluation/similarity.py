@@ -1,4 +1,4 @@
-"""Coverage: does every real training image have a distilled one like it?"""
+"""Nearest similarity: does every real training image have a distilled one like it?"""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from geodistill.errors import ConfigError
 BLOCK = 2048
 
 
-def coverage(
+def nearest_similarity(
     features: torch.Tensor, labels: torch.Tensor, real_features: torch.Tensor, real_labels: torch.Tensor
 ) -> float:
     """Return the mean over the real training images of the largest cosine to a distilled image of the class.
@@ -18,13 +18,14 @@ def coverage(
     Raises ConfigError when there are no real images, or a class of theirs has no distilled image.
     """
     if not len(real_labels):
-        raise ConfigError("no real training images: coverage is a mean over them")
+        raise ConfigError("no real training images: nearest similarity is a mean over them")
     features, total = F.normalize(features, dim=1), 0.0
     for label in real_labels.unique().tolist():
         ours, theirs = features[labels == label], real_features[real_labels == label]
         if not len(ours):
             raise ConfigError(
-                f"class {label} has {len(theirs)} real training images and no distilled one: coverage needs one"
+                f"class {label} has {len(theirs)} real training images and no distilled one: nearest similarity "
+                "needs one"
             )
         total += sum(float(_largest(block, ours).double().sum()) for block in theirs.split(BLOCK))
     return total / len(real_labels)
