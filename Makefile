@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit test-lowest clean
 
-$(BIN)/.installed: pyproject.toml bases/aid/pyproject.toml
+# constraints.txt: the versions that everything is tested with.
+$(BIN)/.installed: pyproject.toml bases/aid/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --editable ./bases/aid
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable ./bases/aid
 	touch $@
 
 ## the main job on the built-in scenes
@@ -30,5 +31,11 @@ types: $(BIN)/.installed
 unit: $(BIN)/.installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(ALL),-m "slow or not slow")
 
+## the same tests with the lowest versions that pyproject.toml allows
+test-lowest: requirements-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint $< --editable '.[dev]' --editable ./bases/aid
+	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) .venv-lowest demo build dist

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from record import circumstances, parsed, parser, to_csv
 
-from geodistill.commands.plan import SHARES, make_plan
+from geodistill.commands.plan import SHARES
+from geodistill.commands.plan import plan as make_plan
 from geodistill.config import load_config
 from geodistill.run import records
 from geodistill.scenes import open_scenes

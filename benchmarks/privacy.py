@@ -19,7 +19,7 @@ import copies
 import private
 from record import ARCHIVES, UNSEEN_BY, circumstances, command, folder_of, merged, to_csv
 
-from geodistill.commands.audit import audit_folder
+from geodistill.commands.audit import audit as audit_folder
 from geodistill.config import Config, load_config, recorded, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training, open_store

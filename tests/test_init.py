@@ -1,22 +1,49 @@
+import doctest
+from importlib import import_module
+
+import pytest
+
 import geodistill
 
 
 def test_public_names() -> None:
-    assert dir(geodistill) == [
-        "Config",
-        "DistilledSet",
-        "Evaluation",
-        "GeodistillError",
-        "SceneData",
-        "Scenes",
-        "builtin_scenes",
-        "distill",
-        "evaluate",
-        "load_config",
-        "open_scenes",
-    ]
+    kinds = "Config Describer DistilledSet Geodistill Prior Privacy Run Scene Training"
+    assert dir(geodistill) == sorted(
+        [
+            "METHODS",
+            "Config",
+            "DistilledSet",
+            "Evaluation",
+            "SceneData",
+            "Scenes",
+            "audit",
+            "builtin_scenes",
+            "compare",
+            "distill",
+            "evaluate",
+            "load_config",
+            "open_scenes",
+            "open_sources",
+            "plan",
+            "pretrain",
+            "sample",
+            *(f"{kind}Error" for kind in kinds.split()),
+        ]
+    )
     assert all(hasattr(geodistill, name) for name in dir(geodistill))
 
 
 def test_unknown_name() -> None:
     assert not hasattr(geodistill, "distil")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["audit", "compare", "distill", "plan", "pretrain", "sample"])
+def test_examples(name: str) -> None:
+    found = doctest.testmod(import_module(f"geodistill.commands.{name}"))
+    assert found.attempted > 2
+    assert not found.failed
+
+
+def test_quick_examples() -> None:
+    assert not doctest.testmod(import_module("geodistill.config")).failed

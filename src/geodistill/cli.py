@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -201,7 +200,7 @@ def distill(
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
         flags["reproducible"] = reproducible or None
-        settings = load_config(_config_file(config), _with_describer(set_, describe), **flags)
+        settings = load_config(config, _with_describer(set_, describe), **flags)
         # Reading the images takes long: what is wrong with the settings is told before.
         check_method(method, settings.privacy)
         if METHODS[method].kind != "real":
@@ -220,6 +219,7 @@ def distill(
         _print_self_test(out, settings)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}", soft_wrap=True)
         _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
+        _next("evaluate", out, "--data", data)
 
 
 @app.command(epilog="Example: **geodistill plan ~/AID --base stabilityai/stable-diffusion-2-1-base --preset paper**")
@@ -242,15 +242,16 @@ def plan(
     screening.
     """
     with _told():
-        from geodistill.commands.plan import make_plan
+        from geodistill.commands.plan import plan as make_plan
         from geodistill.config import load_config
         from geodistill.scenes import open_scenes
         from geodistill.stages.checks import check_base
 
         sets = _with_describer(set_, describe)
-        settings = load_config(_config_file(config), sets, ipc=ipc, base=base, size=size)
+        settings = load_config(config, sets, ipc=ipc, base=base, size=size)
         check_base(settings)
         _print_plan(make_plan(open_scenes(data).train, settings, out))
+        _console.print("nothing was written: `geodistill distill` with the same options makes the set")
 
 
 @app.command(
@@ -266,7 +267,9 @@ def pretrain(
     ],
     out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
     size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
-    config: Annotated[str, typer.Option(help="TOML file with settings, or the name of a preset.")] = "pretrain",
+    config: Annotated[
+        str, typer.Option("--config", "--preset", help="TOML file with settings, or the name of a preset.")
+    ] = "pretrain",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, such as compact.steps=20000; may be repeated.")
     ] = None,
@@ -301,7 +304,7 @@ def pretrain(
         from geodistill.commands.pretrain import pretrain as run_pretraining
         from geodistill.config import load_config
 
-        settings = load_config(_config_file(config), set_ or [], size=size, seed=seed)
+        settings = load_config(config, set_ or [], size=size, seed=seed)
         command = shlex.join(["geodistill", *sys.argv[1:]])
         sources = open_sources(data, unlabelled or [])
         folder = run_pretraining(
@@ -309,6 +312,7 @@ def pretrain(
         )
         _print_stages(out)
         _console.print(f"base: {folder}   its model card: {folder / 'README.md'}", soft_wrap=True)
+        _next("distill", "DATA", "--base", folder, "--out", "RUN")
 
 
 class _ManyValues(TyperCommand):
@@ -396,6 +400,10 @@ def evaluate(
             results.append(result)
         if len(results) > 1:
             _console.print(cross_table(results))
+        if store is not None:
+            _console.print(f"predictions and figures: {store / 'evaluation'}", soft_wrap=True)
+        if store == what:
+            _next("report", what, "--data", data)
 
 
 @app.command(
@@ -409,13 +417,18 @@ def compare(
         list[int] | None, typer.Option(help="Images per class; each of several values gets its rows [default: 10].")
     ] = None,
     methods: Annotated[
-        list[str] | None, typer.Option(help="Names that `geodistill methods` lists [default: all of them].")
+        list[str] | None,
+        typer.Option("--method", "--methods", help="Names that `geodistill methods` lists [default: all of them]."),
     ] = None,
     protocols: Annotated[
         list[str] | None,
-        typer.Option(help="probe, finetune, scratch, finetune-soft, scratch-soft [default: finetune]."),
+        typer.Option(
+            "--protocol",
+            "--protocols",
+            help="probe, finetune, scratch, finetune-soft, scratch-soft [default: finetune].",
+        ),
     ] = None,
-    networks: Annotated[list[str] | None, typer.Option(help=_NETWORKS)] = None,
+    networks: Annotated[list[str] | None, typer.Option("--network", "--networks", help=_NETWORKS)] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
     full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
     base: Annotated[str | None, typer.Option(help="As in `distill`; all methods share it.")] = None,
@@ -440,7 +453,7 @@ def compare(
         from geodistill.progress import stages
         from geodistill.scenes import open_scenes
 
-        settings = load_config(_config_file(config), set_ or [], base=base, size=size, seed=seed)
+        settings = load_config(config, set_ or [], base=base, size=size, seed=seed)
         with stages() as advance:
             run_comparison(
                 open_scenes(data),
@@ -457,6 +470,7 @@ def compare(
             )
         _console.print(*comparison_tables(out))
         _console.print(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}", soft_wrap=True)
+        _next("report", out, "--data", data)
 
 
 @app.command(epilog='Example: **geodistill sample runs/aid --prompt "A satellite image of storage tanks, snow" --n 8**')
@@ -477,7 +491,7 @@ def sample(
     They follow no prototype and are not part of the distilled set.
     """
     with _told():
-        from geodistill.commands.sample import draw_targeted
+        from geodistill.commands.sample import sample as draw_targeted
 
         folder = draw_targeted(run, prompt, count=n, class_name=class_, seed=seed, out=out)
         _console.print(f"{n} images: {folder}", soft_wrap=True)
@@ -567,7 +581,7 @@ def audit(
     All of it is read beside held-out real images. A line says what was found, and where the thresholds are.
     """
     with _told():
-        from geodistill.commands.audit import audit_folder
+        from geodistill.commands.audit import audit as audit_folder
         from geodistill.privacy.audit import MEASURES
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
@@ -628,14 +642,14 @@ def scenes(
 
         write_scenes(out, train_per_class=train, test_per_class=test, size=size, seed=seed)
         _console.print(f"built-in scenes: {out}", soft_wrap=True)
+        _next("distill", out, "--config", "demo", "--out", "RUN")
 
 
-def _config_file(name: str | None) -> Path | None:
-    """Return the TOML file of that path, or the preset of that name."""
-    if name is None:
-        return None
-    preset = Path(str(files("geodistill.presets") / f"{name}.toml"))
-    return preset if "/" not in name and preset.is_file() else Path(name)
+def _next(*command: object) -> None:
+    """Print the command that most users type next."""
+    _console.print(
+        f"next: {shlex.join(['geodistill', *map(str, command)])}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def _with_describer(sets: list[str] | None, describe: str | None) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -303,13 +304,21 @@ def _sets_strength(given: Mapping[str, Any]) -> bool:
     return isinstance(sampling, dict) and sampling.get("strength") is not None
 
 
-def load_config(file: Path | None = None, sets: Sequence[str] = (), **flags: Any) -> Config:
-    """Return the config from a TOML file, `section.key=value` strings and flags (those that are not None).
+def load_config(file: Path | str | None = None, sets: Sequence[str] = (), **flags: Any) -> Config:
+    """Return the config from a TOML file, `section.key=value` strings and flags.
+
+    Args:
+        file: a TOML file, or the name of a preset: demo, fast, paper, paper-r1, pretrain, pretrain-gpu, tiny.
+        sets: such as "finetune.steps=500"; later ones win.
+        flags: settings by name, which win over both; None leaves a setting as it is.
 
     Raises:
         ConfigError: the file is not there or is not TOML, a setting is unknown, or a value is out of range.
+
+    >>> load_config("fast", ["sampling.candidates=2"], ipc=5).ipc
+    5
     """
-    values: dict[str, Any] = _read_toml(file) if file else {}
+    values: dict[str, Any] = _read_toml(_preset_or_file(file)) if file else {}
     for item in sets:
         _apply(values, item)
     values.update({key: value for key, value in flags.items() if value is not None})
@@ -401,6 +410,12 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
+
+
+def _preset_or_file(name: Path | str) -> Path:
+    """Return the TOML file of the preset of that name, or of that path."""
+    preset = Path(str(files("geodistill.presets") / f"{name}.toml"))
+    return preset if "/" not in str(name) and preset.is_file() else Path(name)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

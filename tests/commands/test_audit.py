@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from geodistill.commands.audit import audit_folder
+from geodistill.commands.audit import audit as audit_folder
 from geodistill.commands.distill import distill
 from geodistill.commands.source import _half, read_source, shadow_sets
 from geodistill.config import Config, make_config, recorded

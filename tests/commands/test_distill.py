@@ -15,7 +15,6 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 import geodistill
-from geodistill.cli import _config_file
 from geodistill.commands.distill import distill
 from geodistill.config import Config, load_config
 from geodistill.descriptions import Description, Exchange
@@ -358,9 +357,7 @@ def test_presets_for_large_bases_make_a_set(
     smaller += ["descriptions.describer=template"]
     # With one view of 37 scenes a teacher is as often as not no better than chance.
     smaller += ["latents.views=8"]
-    config = _with(
-        load_config(_config_file(preset), smaller, base=str(sd_folder)), teacher=on_pipeline.teacher.model_dump()
-    )
+    config = _with(load_config(preset, smaller, base=str(sd_folder)), teacher=on_pipeline.teacher.model_dump())
     distilled = distill(pair, config, out=tmp_path / "run")
     assert torch.bincount(distilled.labels).tolist() == [2, 2]
     ranks = set((Chosen.load(tmp_path / "run" / "chosen").rows % config.sampling.candidates).tolist())

@@ -10,7 +10,7 @@ from torch import nn
 
 from geodistill.cli import _print_plan
 from geodistill.commands import plan as planning
-from geodistill.commands.plan import make_plan
+from geodistill.commands.plan import plan as make_plan
 from geodistill.config import Config, make_config
 from geodistill.errors import PriorError, SceneError
 from geodistill.prior.base import load_prior

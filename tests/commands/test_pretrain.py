@@ -8,7 +8,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from geodistill.cli import _config_file
 from geodistill.commands.pretrain import open_sources, pretrain
 from geodistill.config import Config, load_config, make_config
 from geodistill.errors import ConfigError, PriorError, SceneError
@@ -97,7 +96,7 @@ def test_size_that_does_not_fit(data: SceneData, settings: Config, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["pretrain", "pretrain-gpu"])
 def test_preset_is_the_recipe_of_the_shipped_base(name: str) -> None:
-    preset = load_config(_config_file(name)).compact
+    preset = load_config(name).compact
     unet = json.loads((Path(source_of("compact", 64)) / "unet" / "config.json").read_text())
     assert preset.autoencoder == "convolutional"
     assert (preset.channels, list(preset.width)) == (unet["in_channels"], unet["block_out_channels"])

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from geodistill.commands.distill import distill
-from geodistill.commands.sample import _adapted, _named, draw_targeted
+from geodistill.commands.sample import _adapted, _named
+from geodistill.commands.sample import sample as draw_targeted
 from geodistill.config import Config, make_config
 from geodistill.errors import ConfigError, RunError
 from geodistill.prior.catalogue import BaseFacts, facts_text

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from geodistill.commands.audit import audit_folder
+from geodistill.commands.audit import audit as audit_folder
 from geodistill.commands.distill import distill
 from geodistill.commands.source import read_source
 from geodistill.config import Config, make_config

@@ -32,6 +32,15 @@ def test_a_whole_stage_is_not_built_again(tmp_path: Path) -> None:
     assert record["peak_memory_mib"] > 0
 
 
+def test_the_log_says_which_stages_are_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="geodistill")
+    for _ in range(2):
+        with Run(tmp_path / "run", {}) as run:
+            make_stage(run, counting([]), "latents")
+    told = f"stage latents of {tmp_path / 'run'} is"
+    assert caplog.messages == [f"{told} made", f"{told} used again"]
+
+
 @pytest.mark.parametrize("change", [{"version": 2}, {"given": ["y"]}])
 def test_another_version_or_input_builds_anew(tmp_path: Path, change: dict[str, Any]) -> None:
     calls: list[int] = []

@@ -8,13 +8,14 @@ from geodistill.commands.source import Source, read_source, shadow_sets
 from geodistill.distilled import DistilledSet, owner_files, tell_of_audit
 from geodistill.errors import ConfigError
 from geodistill.pipeline import DISTILLED
-from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow, audit
+from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
+from geodistill.privacy.audit import audit as audit_set
 from geodistill.privacy.membership import too_little
 from geodistill.run import versions
 from geodistill.scenes.scenes import SceneData, Scenes
 
 
-def audit_folder(
+def audit(
     what: Path, data: SceneData, *, shadows: int = 0, fail_on: Sequence[str] = (), out: Path | None = None
 ) -> tuple[Audit, DistilledSet, Scenes]:
     """Audit the set in `what`, a run or a folder <class>/<image>; return what was found, the set, the training images.
@@ -29,6 +30,14 @@ def audit_folder(
             or shadows of a set without a run.
         RunError: the run was made from other scenes.
         DistilledSetError: there is no set.
+
+    >>> import geodistill, tempfile
+    >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
+    >>> folder = data.train.subset(range(0, 120, 12))
+    >>> given = geodistill.DistilledSet(folder.pixels(size=32), folder.labels, folder.classes)
+    >>> found, *_ = geodistill.audit(given.save(tempfile.mkdtemp() + "/set"), data)
+    >>> found.copies
+    10
     """
     is_run = (what / DISTILLED.name).is_dir()
     folder = what / DISTILLED.name if is_run else what
@@ -53,7 +62,7 @@ def audit_folder(
         made = shadow_sets(source, data.train, shadows, out or what / "audit") if shadows else []
         known = _known(source, distilled, data.train, made)
     known = replace(known, beside=tuple(owner_files(folder)))
-    result = audit(distilled, data, known, out=out)
+    result = audit_set(distilled, data, known, out=out)
     tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
     return result, distilled, data.train
 

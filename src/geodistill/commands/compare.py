@@ -83,6 +83,13 @@ def compare(
         PriorError: there is no such base, or it does not draw images of the config's size.
         RunError: `out` holds a comparison with other settings or another kind of run.
         SceneError: a class with fewer images than an IPC needs, or no test images.
+
+    >>> import geodistill, tempfile
+    >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
+    >>> out, config = tempfile.mkdtemp(), geodistill.load_config("tiny", size=32)
+    >>> asked = {"methods": ["random", "kmeans"], "ipcs": [2], "protocols": ["probe"], "seeds": 1, "full": False}
+    >>> [row.method for row in geodistill.compare(data, config, out=out, **asked)]
+    ['random', 'kmeans']
     """
     # All methods get the same scenes, and are tested on real test images anyway. Its sets are for a table that others
     # can make again, not to be shared.

@@ -41,6 +41,12 @@ def distill(
 
     Raises:
         GeodistillError: one of its kinds, before hours are spent where that can be known before.
+
+    >>> import geodistill
+    >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
+    >>> distilled = geodistill.distill(data.train, geodistill.load_config("tiny"))
+    >>> distilled.images.shape
+    torch.Size([20, 3, 32, 32])
     """
     config = config or Config()
     if out is None and processes().count > 1:

@@ -148,12 +148,18 @@ class _Parts:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
 
-def make_plan(scenes: Scenes, config: Config, out: Path) -> Plan:
+def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     """Return what `distill(scenes, config, out=out)` will cost; nothing is downloaded but configs of a few KB.
 
     Raises:
         PriorError: the base is none, does not draw images of the config's size, or is not described by the hub.
         SceneError: a class has too few images.
+
+    >>> import geodistill
+    >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=64)
+    >>> found = geodistill.plan(data.train, geodistill.load_config(ipc=2), Path("."))
+    >>> [work.name for work in found.stages][:2]
+    ['latents', 'teacher']
     """
     check_counts(scenes, config.ipc, config.privacy)
     device = accelerator().type

@@ -94,6 +94,14 @@ def pretrain(
     Raises:
         PriorError: the size does not fit, or there is no such base.
         TrainingError: a loss is not finite.
+
+    >>> import geodistill, tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> data = geodistill.builtin_scenes(train_per_class=4, test_per_class=1, size=32)
+    >>> sources = [Source(data.train, name="built-in scenes")]
+    >>> base = geodistill.pretrain(sources, geodistill.load_config("tiny"), out=folder / "run")
+    >>> (base / "model_index.json").is_file()
+    True
     """
     check_compact_size(config.size)
     if start == SCRATCH:

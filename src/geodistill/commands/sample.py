@@ -25,7 +25,7 @@ from geodistill.run import versions, write_atomic
 from geodistill.seeding import derive_seed
 
 
-def draw_targeted(
+def sample(
     run: Path, prompt: str, *, count: int = 8, class_name: str | None = None, seed: int = 0, out: Path | None = None
 ) -> Path:
     """Draw `count` images under `prompt` from the base and the adapter of a finished `distill` run.
@@ -49,6 +49,14 @@ def draw_targeted(
         RunError: the run is not there, or not finished.
         ConfigError: the prompt names no class or several, there is no such class, or the prompt is too long.
         PriorError: the run's base is gone, or memory runs out with one image at a time.
+
+    >>> import geodistill, tempfile
+    >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
+    >>> run = Path(tempfile.mkdtemp()) / "run"
+    >>> _ = geodistill.distill(data.train, geodistill.load_config("tiny"), out=run)
+    >>> folder = geodistill.sample(run, "A satellite image of beach, evening", count=2)
+    >>> sorted(path.parent.name for path in folder.glob("*/*.png"))
+    ['Beach', 'Beach']
     """
     config, classes = _finished(run)
     label = _known(class_name, classes) if class_name else _named(prompt, classes)

@@ -1,4 +1,4 @@
-"""Attention, and an adapter's projections, whose gradient is quick on the CPU."""
+"""Attention and adapter projections with a fast backward pass on the CPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +9,16 @@ from peft.tuners.lora import Linear as AdaptedLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Scores computed together: so many stay in a core's cache, 2 MB in bf16.
+# Number of attention scores computed together: this many fit into a core's cache, 2 MB in bf16.
 _TOGETHER = 2**20
 
 
 class CachedAttention:
-    """Softmax of the scores times the values, for as many heads at a time as leave their scores in the cache.
+    """Attention processor that handles as many heads at a time as keep their scores in the cache.
 
-    In bf16 the gradient of torch's fused attention takes about twice as long on the CPU; in float32 it is the quicker
-    one. Where the scores of one head are more than the cache holds, keeping them would fill the memory, and the fused
-    attention is taken, as it is where a layer does more than attend.
+    In bf16, the backward pass of torch's fused attention takes about twice as long on the CPU; in float32, fused
+    attention is faster and is used. It is also used if the scores of one head exceed the cache, because storing them
+    would fill the memory. Layers that do more than attend use diffusers' stock processor, which is fused too.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class CachedAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return [n, tokens, width] of `hidden_states`, attending to `encoder_hidden_states` or to themselves."""
+        """Return [n, tokens, width]: `hidden_states` after attention to `encoder_hidden_states` or to themselves."""
         if attention_mask is not None or _does_more(attn):
             done: Tensor = self._stock(attn, hidden_states, encoder_hidden_states, attention_mask)
             return done
@@ -63,13 +63,13 @@ def _in_parts(attn: Attention, projected: Sequence[Tensor], heads: int) -> Tenso
 
 
 def _does_more(attn: Attention) -> bool:
-    """Whether the layer has a norm or a residual of its own, as those in a U-Net's transformers have not."""
+    """Return whether the layer has its own norm or residual; those in a U-Net's transformers have neither."""
     norms = attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k
     return attn.residual_connection or any(norm is not None and norm is not False for norm in norms)
 
 
 def project(layers: Sequence[nn.Module], states: Tensor) -> list[Tensor]:
-    """Return what each of `layers` makes of `states` [n, tokens, width]; those of an adapter all in one product."""
+    """Return each layer's output for `states` [n, tokens, width]; adapted layers share one product."""
     adapted = [layer for layer in layers if isinstance(layer, AdaptedLinear) and not layer.weight.requires_grad]
     if len(adapted) < len(layers):
         return [layer(states) for layer in layers]
@@ -88,10 +88,9 @@ def project(layers: Sequence[nn.Module], states: Tensor) -> list[Tensor]:
 
 
 class _LowRank(torch.autograd.Function):
-    """states @ weight^T + bias + states @ down^T @ up^T, where only `down` and `up` learn.
+    """states @ weight^T + bias + states @ down^T @ up^T, where only `down` and `up` are trained.
 
-    The products are added up in place, forwards and backwards, where PEFT's layer goes over the tokens again for each
-    addition.
+    Both passes add up the products in place. PEFT's layer goes over the tokens again for each addition.
     """
 
     @staticmethod

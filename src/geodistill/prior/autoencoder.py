@@ -1,4 +1,4 @@
-"""The autoencoders of the compact base: probabilistic PCA fitted in closed form, or convolutions trained for hours."""
+"""The autoencoders of the compact base: probabilistic PCA fitted in closed form, or a CNN trained for hours."""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -15,22 +15,22 @@ from torch.nn.utils.parametrizations import spectral_norm
 from geodistill.devices import mixed, working_type
 from geodistill.networks import backbone_maps
 
-# Of the backbone's maps that are compared, at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
+# Channels of the compared backbone maps, at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
 _MAP_CHANNELS = (16, 24, 40, 112)
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """Linear VAE on non-overlapping patches, with the `encode`/`decode` faces of diffusers' AutoencoderKL.
+    """Linear VAE on non-overlapping patches, with the `encode`/`decode` interface of diffusers' AutoencoderKL.
 
     A patch of 3·p·p values is projected on its first principal components (Tipping and Bishop 1999: the maximum
-    likelihood solution of a linear VAE). Components are divided by the square root of their standard deviation:
-    full whitening would make the diffusion model spend its effort on the faintest components, none at all would
-    hide them under the noise of almost every step.
+    likelihood solution of a linear VAE). Components are divided by the square root of their standard deviation.
+    With full whitening, the diffusion model would spend its effort on the faintest components; without any, the
+    noise of almost every step would hide them.
 
     Args:
-        latent_channels: components kept, at most 3·p·p.
-        block_out_channels: only its length counts, p = 2^(length - 1); diffusers' pipelines read the ratio of image
-            to latent from it.
+        latent_channels: number of components kept, at most 3·p·p.
+        block_out_channels: only its length matters, p = 2^(length - 1); diffusers' pipelines derive the ratio of
+            image size to latent size from it.
     """
 
     @register_to_config
@@ -57,7 +57,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
             kernels = (self.basis / self.deviation[:, None]).view(-1, 3, patch, patch)
             offset = (self.basis @ self.mean) / self.deviation
             mean = F.conv2d(x, kernels, stride=patch) - offset[:, None, None]
-        # A discarded direction's mean variance is the model's noise; it is the posterior's spread in a kept one.
+        # The model's noise is the mean variance of the discarded directions. It sets the posterior's spread.
         logvar = (2 * torch.log(self.noise / self.deviation)).view(1, -1, 1, 1).expand_as(mean)
         posterior = DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
@@ -74,10 +74,10 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> "PatchAutoencoder":
-        """Fit in closed form on `batches` of images [n, 3, h, w] in [-1, 1]; memory does not grow with their number.
+        """Fit in closed form on `batches` of images [n, 3, h, w] in [-1, 1], in constant memory.
 
-        Afterwards a latent has unit variance on average over its elements. The basis is that of the covariance in
-        float64, each component's sign fixed by its largest entry, so that the fit is the same on every machine.
+        Afterwards latents have unit variance on average over their elements. The basis comes from the covariance in
+        float64, and each component's sign is fixed by its largest entry, so the fit is the same on every machine.
         """
         size = 3 * self.patch**2
         count, total, square = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
@@ -124,16 +124,16 @@ def _doubled(before: int, after: int) -> nn.Sequential:
 
 
 class ConvAutoencoder(ModelMixin, ConfigMixin):
-    """Convolutional VAE at an eighth of the resolution, with the `encode`/`decode` faces of diffusers' AutoencoderKL.
+    """Convolutional VAE at 1/8 of the resolution, with the `encode`/`decode` interface of diffusers' AutoencoderKL.
 
-    Most of its work is done at a quarter of the resolution, where a CPU convolves fastest; full resolution is reached
-    by a pixel shuffle. Latents are shifted and scaled channel by channel, so that each has mean 0 and variance 1 on the
-    scenes that `standardise` saw.
+    Most layers work at a quarter of the resolution, where a CPU convolves fastest; a pixel shuffle restores full
+    resolution. Latents are shifted and scaled per channel to mean 0 and variance 1 on the scenes given to
+    `standardise`.
 
     Args:
         latent_channels: C.
         block_out_channels: channels at full, half, quarter and eighth resolution, multiples of 8; diffusers' pipelines
-            read the ratio of image to latent from their number, which is four.
+            derive the ratio of image size to latent size from their number, four.
     """
 
     @register_to_config
@@ -203,7 +203,7 @@ class ConvAutoencoder(ModelMixin, ConfigMixin):
 
 
 def _exact(x: Tensor) -> torch.autocast:
-    """Return a context in which float32 stays float32: so little work gains nothing from less."""
+    """Return a context in which float32 stays float32: the work is too small to gain from lower precision."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -216,14 +216,14 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 class AutoencoderLoss(nn.Module):
-    """What a ConvAutoencoder is trained with, the posterior sampled once.
+    """Training loss of a ConvAutoencoder; the posterior is sampled once.
 
         |x̂ - x| + 0.5 Σ_l ‖ unit(φ_l(x̂)) - unit(φ_l(x)) ‖² + 2e-3 KL(posterior ‖ N(0, 1)) + 0.2 (1 - cos(W z, φ(x)))
 
-    with φ_l maps of the ImageNet backbone, each position scaled to length 1 (the perceptual loss of Zhang et al., CVPR
-    2018, without its learned weights). The last term asks that the backbone's deepest map can be read from 2x2 latents
-    by a linear map W: latents that tell what is there are learned by a diffusion model in fewer steps (Yao et al., CVPR
-    2025). All terms are means over their elements.
+    φ_l are maps of the ImageNet backbone, each position scaled to length 1 (the perceptual loss of Zhang et al., CVPR
+    2018, without its learned weights). The last term trains a linear map W that predicts the backbone's deepest map
+    from 2x2 latents: a diffusion model learns semantically meaningful latents in fewer steps (Yao et al., CVPR 2025).
+    All terms are means over their elements.
     """
 
     def __init__(self, autoencoder: ConvAutoencoder) -> None:
@@ -247,7 +247,7 @@ class AutoencoderLoss(nn.Module):
 
 
 def _perceptual(maps: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """Return the sum over the maps of the mean squared distance of positions, each scaled to length 1."""
+    """Return the sum over the maps of the mean squared distance between positions, each scaled to length 1."""
     distances = [
         ((F.normalize(one, dim=1) - F.normalize(other, dim=1)) ** 2).sum(dim=1).mean()
         for one, other in zip(maps, wanted, strict=True)
@@ -256,10 +256,10 @@ def _perceptual(maps: list[Tensor], wanted: list[Tensor]) -> Tensor:
 
 
 class Critics(nn.Module):
-    """Five small networks that each tell real images from made ones, place by place.
+    """Five small networks that each discriminate between real and decoded images, position by position.
 
-    Four read a map of the ImageNet backbone each, which is what lets so small ones see anything in a few hundred steps
-    (projected GANs: Sauer et al., NeurIPS 2021); the fifth reads the pixels. Their weights have spectral norm 1.
+    Four of them read one map each of the ImageNet backbone; this lets small networks learn in a few hundred steps
+    (projected GANs: Sauer et al., NeurIPS 2021). The fifth reads the pixels. Their weights have spectral norm 1.
     """
 
     def __init__(self) -> None:
@@ -268,13 +268,13 @@ class Critics(nn.Module):
         self.pixels = _critic((3, 4, 2), (48, 4, 2), (96, 3, 1))
 
     def forward(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """Return the scores [n, 1, h, w] that each gives to images [n, 3, s, s] in [-1, 1] with `maps`."""
+        """Return each critic's scores [n, 1, h, w] for images [n, 3, s, s] in [-1, 1] with backbone `maps`."""
         read = [head(own) for head, own in zip(self.heads, maps, strict=True)]
         return [*read, self.pixels(_channels_last(images))]
 
 
 def _critic(*layers: tuple[int, int, int]) -> nn.Sequential:
-    """Return convolutions to one score, each given as (channels in, side of the kernel, stride)."""
+    """Return convolutions that end in one score, each given as (input channels, kernel size, stride)."""
     widths = [channels for channels, _, _ in layers[1:]] + [1]
     made: list[nn.Module] = []
     for (before, side, stride), after in zip(layers, widths, strict=True):
@@ -284,14 +284,14 @@ def _critic(*layers: tuple[int, int, int]) -> nn.Sequential:
 
 
 class SharpeningLoss(nn.Module):
-    """What a trained ConvAutoencoder's decoder learns texture with; its encoder, and so every latent, stays.
+    """Loss that teaches texture to the decoder of a trained ConvAutoencoder; the encoder and all latents stay fixed.
 
         |x̂ - x| + 0.5 perceptual(x̂, x) - w mean_k D_k(x̂) + mean_k [ max(0, 1 - D_k(x)) + max(0, 1 + D_k(x̂)) ]
 
-    with w the pressure of the critics. The third term is the decoder's alone, the last the critics' alone (hinge loss:
-    Lim and Ye 2017). A mean squared or absolute error is least for the average of all textures that a latent leaves
-    open, which is none; the critics ask for one of them (Esser et al., CVPR 2021). Latents are disturbed a little, as
-    drawn ones are.
+    with w the weight of the critics. The third term trains only the decoder, the last only the critics (hinge loss:
+    Lim and Ye 2017). A squared or absolute error is smallest for the average of all textures that fit a latent, which
+    has no texture; the critics favour a single one of them (Esser et al., CVPR 2021). Latents are perturbed slightly,
+    because sampled latents are inexact too.
     """
 
     def __init__(self, autoencoder: ConvAutoencoder) -> None:
@@ -301,7 +301,7 @@ class SharpeningLoss(nn.Module):
         self.critics = Critics()
 
     def forward(self, images: Tensor, disturbance: Tensor, pressure: float) -> Tensor:
-        """Return the loss under `pressure` of images [n, 3, s, s] in [-1, 1].
+        """Return the loss of images [n, 3, s, s] in [-1, 1] with critics of weight `pressure`.
 
         `disturbance` [n, C, s/8, s/8] is added to the latents.
         """
@@ -318,7 +318,7 @@ class SharpeningLoss(nn.Module):
         return loss - pressure * _mean(pleased) + _hinge(real, fake)
 
     def _judged(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """Return the critics' scores such that their gradient reaches the images and not the critics."""
+        """Return the critics' scores with gradients that reach the images but not the critics."""
         self.critics.eval().requires_grad_(False)
         scores: list[Tensor] = self.critics(images, maps)
         self.critics.train().requires_grad_(True)

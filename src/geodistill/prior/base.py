@@ -1,4 +1,4 @@
-"""Loading a base: any Stable-Diffusion-type pipeline folder or hub name, through one path."""
+"""Loading a base: one code path for every Stable-Diffusion-type pipeline, from a folder or by hub name."""
 
 import hashlib
 import json
@@ -20,10 +20,10 @@ from geodistill.prior.catalogue import FACTS, SCRATCH, check_drawn, folder_of, m
 from geodistill.provenance import fingerprint
 from geodistill.run import write_atomic
 
-# 128 images of 64 px, 8 of 256: with Stable Diffusion's autoencoder, about 2 GB.
+# Pixels in one autoencoder pass: 128 images of 64 px or 8 of 256 px, about 2 GB with Stable Diffusion's autoencoder.
 _PIXELS_TOGETHER = 2**19
 _NEEDED = ("vae", "tokenizer", "text_encoder", "unet", "scheduler")
-# Parts of a Stable Diffusion that are not loaded, nor downloaded.
+# Parts of a Stable Diffusion pipeline that are neither loaded nor downloaded.
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -31,8 +31,8 @@ _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 class Prior:
     """The parts of a text-to-image latent diffusion model, all in float32 and frozen.
 
-    Images are uint8 [n, 3, s, s]; latents are float32 [n, C, h, w], shifted and scaled by the VAE's own config. They
-    lie in the CPU's memory, whatever device the parts are on. `working` is the type that they compute in.
+    Images are uint8 [n, 3, s, s]; latents are float32 [n, C, h, w], shifted and scaled by the VAE's own config. Both
+    stay in CPU memory, whatever device the parts are on. `working` is the type used for computation.
     """
 
     vae: Any
@@ -56,7 +56,7 @@ class Prior:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, *, draft: bool = False) -> Tensor:
-        """Return uint8 images; a draft is made in the working type: sooner, and here and there a grey level off."""
+        """Return uint8 images; a `draft` uses the working type, is faster and may be off by a grey level in places."""
         parts = latents.split(images_together(latents.shape[-1] * self.downscale))
         return torch.cat([self._decode(part, draft=draft) for part in parts])
 
@@ -66,7 +66,7 @@ class Prior:
         return ((images + 1) * 127.5).round().to(torch.uint8).cpu()
 
     def render(self, latents: Tensor) -> Tensor:
-        """Return drafts as float32 images [n, 3, s, s] in [-1, 1] on the device, through which gradients flow."""
+        """Return differentiable drafts on the device, float32 images [n, 3, s, s] in [-1, 1]."""
         with self._mixed_vae():
             return self._images(latents)
 
@@ -76,7 +76,7 @@ class Prior:
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[str], batch: int = 256) -> Tensor:
-        """Return the text encoder's hidden states [n, tokens, width] of `prompts`, padded as the pipeline pads."""
+        """Return the text encoder's hidden states [n, tokens, width] of `prompts`, padded as in the pipeline."""
         states = []
         for start in range(0, len(prompts), batch):
             tokens = self.tokenizer(
@@ -91,7 +91,7 @@ class Prior:
 
     @property
     def device(self) -> torch.device:
-        """Where the parts are."""
+        """Return the device that the parts are on."""
         device: torch.device = self.vae.device
         return device
 
@@ -100,31 +100,31 @@ class Prior:
         return mixed(self.device, self.working)
 
     def fits(self, prompt: str) -> bool:
-        """Whether the text encoder takes all of `prompt`; what is over its limit, `embed` leaves out."""
+        """Return whether the text encoder takes all of `prompt`; `embed` drops what exceeds its limit."""
         return self.tokens(prompt) <= self.token_limit
 
     def _mixed_vae(self) -> torch.autocast:
-        # In bf16 four times as fast on a CPU with units for it; in f16 the autoencoders of some bases overflow.
+        # bf16 is four times as fast on CPUs that support it; in f16 the autoencoders of some bases overflow.
         return mixed(self.device, torch.float32 if self.working == torch.float16 else self.working)
 
     def tokens(self, prompt: str) -> int:
-        """Return how many tokens `prompt` has, those of its start and end among them."""
+        """Return the number of tokens in `prompt`, including the start and end tokens."""
         return len(self.tokenizer(prompt).input_ids)
 
     @property
     def token_limit(self) -> int:
-        """Tokens that the text encoder takes."""
+        """Return the largest number of tokens that the text encoder takes."""
         return int(self.tokenizer.model_max_length)
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent element along one side."""
+        """Return the number of pixels per latent element along one side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def blank(self, count: int, size: int) -> Tensor:
-        """Return latents of zeros, float32 [count, C, h, w], of the shape that images of side `size` have.
+        """Return latents of zeros, float32 [count, C, h, w], in the shape of latents of images of side `size`.
 
-        They stand for prototypes where images are drawn from text alone.
+        They take the place of prototypes when images are drawn from text alone.
         """
         side = size // self.downscale
         return torch.zeros(count, self.unet.config.in_channels, side, side)
@@ -139,18 +139,18 @@ class Prior:
 
 
 def images_together(side: int) -> int:
-    """Return how many images of `side` pixels go through an autoencoder together: each layer holds them all."""
+    """Return how many images of `side` pixels the autoencoder processes together: each layer holds all of them."""
     return max(1, _PIXELS_TOGETHER // side**2)
 
 
 def load_prior(source: str, precision: Precision = "auto") -> Prior:
-    """Return the prior in pipeline folder `source`, or of that name on the hub; safetensors only, no remote code.
+    """Return the prior from pipeline folder or hub name `source`; safetensors only, no remote code.
 
-    Its parts lie on the accelerator, if there is one.
+    Its parts are on the accelerator if there is one.
 
     Raises:
-        PriorError: not a pipeline, of another family, or not to be had.
-        ConfigError: the device does not compute in that precision.
+        PriorError: not a pipeline, of another family, or not available.
+        ConfigError: the device does not support that precision.
     """
     device = accelerator()
     working = working_type(precision, device)
@@ -160,7 +160,7 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
         index = StableDiffusionPipeline.load_config(source)
     check_family(source, index)
     with _loading(source):
-        # As this class whatever the index calls it: some bases name one that diffusers has not.
+        # Always loaded as this class: the index of some bases names a class that diffusers does not have.
         pipeline = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **dict.fromkeys(_UNUSED))
     parts = {name: pipeline.components[name] for name in _NEEDED}
     check_channels(source, parts["unet"].config, parts["vae"].config)
@@ -175,10 +175,10 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
 
 
 def check_family(source: str, index: Mapping[str, Any]) -> None:
-    """Raise PriorError unless model_index.json says that the base `source` is of a family that geodistill takes."""
+    """Raise PriorError unless the model_index.json of base `source` describes a supported family."""
     classes = {name: part[1] for name, part in index.items() if isinstance(part, list | tuple) and len(part) == 2}
     missing = [name for name in _NEEDED if not classes.get(name)]
-    # Stable Diffusion XL has all of these, and a second text encoder that its U-Net cannot do without.
+    # Stable Diffusion XL has all of these, but also a second text encoder that its U-Net requires.
     second = bool(classes.get("text_encoder_2"))
     if missing or second or classes["unet"] != UNet2DConditionModel.__name__:
         raise PriorError(
@@ -190,7 +190,7 @@ def check_family(source: str, index: Mapping[str, Any]) -> None:
 
 
 def check_channels(source: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """Raise PriorError unless the U-Net of that config takes latents of the autoencoder's and nothing beside."""
+    """Raise PriorError unless the input channels of the U-Net config equal the latent channels of the VAE config."""
     if unet["in_channels"] != vae["latent_channels"]:
         raise PriorError(
             f"the U-Net of the base {source!r} takes {unet['in_channels']} channels where latents have "
@@ -207,10 +207,10 @@ def _loading(source: str) -> Iterator[None]:
 
 
 def source_of(base: str, size: int) -> str:
-    """Return the folder or hub name that `base` stands for: of the name of an installed base its folder, else itself.
+    """Return the folder of `base` if it names an installed base, else `base` itself (a folder or hub name).
 
     Raises:
-        PriorError: there is no such base, its package is broken, or it does not draw images of side `size`.
+        PriorError: the base does not exist, its package is broken, or it does not draw images of side `size`.
     """
     if base == SCRATCH:
         return base
@@ -221,38 +221,38 @@ def source_of(base: str, size: int) -> str:
 
 
 def _may_be_had(source: str) -> bool:
-    """Whether `source` is a folder here, or may be a name on the hub."""
+    """Return whether `source` is an existing folder or could be a hub name."""
     return Path(source).is_dir() or (source.count("/") == 1 and not source.startswith((".", "/")))
 
 
 def check_size(prior: Prior, size: int) -> None:
-    """Raise PriorError unless images of side `size` fit the autoencoder and the U-Net's own halvings."""
-    # Each down block of the U-Net but the last halves its grid.
+    """Raise PriorError unless images of side `size` fit the autoencoder and the downsampling of the U-Net."""
+    # Each down block of the U-Net except the last halves the resolution.
     step = prior.downscale * 2 ** (len(prior.unet.config.down_block_types) - 1)
     refuse_odd_size(size, step, f"the base {prior.source!r}")
 
 
 def refuse_odd_size(size: int, step: int, base: str) -> None:
-    """Raise PriorError unless `size` is a multiple of `step`, which is what `base` needs."""
+    """Raise PriorError unless `size` is a multiple of `step`, as `base` requires."""
     if size % step:
         near = max(step, round(size / step) * step)
         raise PriorError(f"size {size} does not fit {base}, which needs a multiple of {step}: use --size {near}")
 
 
 def without_path(config: Path) -> None:
-    """Take from a model's config file the path that it was read from, which diffusers notes: it names this machine."""
+    """Remove the source path that diffusers notes in a model's config file: it would identify this machine."""
     values = json.loads(config.read_text())
     if values.pop("_name_or_path", None):
         write_atomic(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def fingerprint_of_base(source: str) -> str:
-    """Return a fingerprint of the base's files, or of its name when it is not a folder."""
+    """Return a fingerprint of the base's files, or of its name if it is not a folder."""
     folder = Path(source)
     if not folder.is_dir():
         return fingerprint("hub", source)
     own = (path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".txt"))
-    # What base.json says of the terms or the sizes changes nothing that the base draws.
+    # Terms and sizes in base.json do not change what the base draws.
     files = sorted(path for path in own if path != folder / FACTS)
     return fingerprint([[str(path.relative_to(folder)), _digest(path)] for path in files])
 

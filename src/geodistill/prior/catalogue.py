@@ -1,7 +1,8 @@
-"""Bases by name, and what a base says of itself in base.json.
+"""Named bases, and the facts about a base in its base.json.
 
-'compact' lies in geodistill's own package. Any other installed package registers a base as an entry point of the group
-`geodistill.bases`: its name is that of the base, its object is the base's folder, a Path or a str.
+The base 'compact' is part of geodistill's own package. Any other installed package can register a base as an entry
+point of the group `geodistill.bases`: the entry point's name is the base's name, and its object, a Path or a str, is
+the base's folder.
 """
 
 import json
@@ -17,10 +18,10 @@ from geodistill.errors import PriorError
 
 log = logging.getLogger("geodistill")
 
-# Names of the base that comes with the package, and of one built from the scenes alone.
+# Name of the base that comes with the package, and of a base built from the scenes alone.
 SHIPPED, SCRATCH = "compact", "scratch"
 GROUP = "geodistill.bases"
-# Beside the pipeline's own files; not one of those that tell a base from another.
+# This file lies beside the pipeline's own files and does not count in a base's fingerprint.
 FACTS = "base.json"
 _OWN_PACKAGE = "geodistill"
 _OTHER_SIZE = f"use --size {{sizes}}, --base {SCRATCH}, or a base made by `geodistill pretrain --size {{size}}`"
@@ -28,10 +29,10 @@ _OTHER_SIZE = f"use --size {{sizes}}, --base {SCRATCH}, or a base made by `geodi
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What base.json says.
+    """The content of base.json.
 
-    sizes: sides in pixels of the images that the base draws. terms: of use, "" where there are none. archives: names of
-    the data that it was trained on.
+    sizes: side lengths in pixels of the images that the base draws. terms: of use, "" if there are none. archives:
+    names of the data sets that it was trained on.
     """
 
     name: str
@@ -42,23 +43,23 @@ class BaseFacts:
 
 @dataclass(frozen=True)
 class _Claim:
-    """A package that has a base of some name; `load` returns the folder."""
+    """A package that provides a base under some name; `load` returns the folder."""
 
     package: str
     load: Callable[[], object]
 
 
 def base_names() -> list[str]:
-    """Return the names that `--base` takes; no package is imported."""
+    """Return the names that `--base` accepts; no package is imported."""
     registered = sorted({point.name for point in metadata.entry_points(group=GROUP)} - {SHIPPED, SCRATCH})
     return [SHIPPED, SCRATCH, *registered]
 
 
 def folder_of(name: str) -> Path | None:
-    """Return the folder of the base that a package has as `name`; None where no package does.
+    """Return the folder of the installed base `name`, or None if no package provides it.
 
     Raises:
-        PriorError: two packages have that name, the package cannot be imported, or its folder is not a whole base.
+        PriorError: two packages provide that name, the package cannot be imported, or its folder is incomplete.
     """
     claims = _claims(name)
     if not claims:
@@ -89,7 +90,7 @@ def _package_of(point: metadata.EntryPoint) -> str:
 def _loaded(name: str, claim: _Claim) -> Path:
     try:
         folder = claim.load()
-    except (Exception, SystemExit) as error:  # another package's code, which may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # importing another package's code may raise anything
         raise PriorError(
             f"the base {name!r} cannot be loaded from package {claim.package!r} ({type(error).__name__}: {error}): "
             "install the package again, or uninstall it and give another --base"
@@ -103,12 +104,12 @@ def _loaded(name: str, claim: _Claim) -> Path:
 
 
 def missing_part(folder: Path) -> str:
-    """Return what a base in `folder` lacks; "" where its pipeline and the weights of its U-Net are there."""
+    """Return what the base in `folder` lacks, or "" if its pipeline index and U-Net weights are present."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     if not (folder / "model_index.json").is_file():
         return f"there is no model_index.json in {folder}"
-    # A pipeline without this folder is of another kind, which `base.check_family` tells better.
+    # A pipeline without this folder is of another kind; `base.check_family` gives a better message.
     unet = folder / "unet"
     if unet.is_dir() and not any(unet.glob("*.safetensors")):
         return f"there are no weights in {unet}"
@@ -116,7 +117,7 @@ def missing_part(folder: Path) -> str:
 
 
 def unknown_base(base: str) -> PriorError:
-    """Return the error that says that `base` is neither a name, nor a folder, nor like a name on the hub."""
+    """Return the error for a `base` that is neither a known name, nor a folder, nor shaped like a hub name."""
     names = base_names()
     near = get_close_matches(base.lower(), names)
     hint = f"did you mean {' or '.join(map(repr, near))}? Give" if near else "give"
@@ -128,10 +129,10 @@ def unknown_base(base: str) -> PriorError:
 
 
 def read_facts(folder: Path | str) -> BaseFacts | None:
-    """Return what the base.json in `folder` says; None where there is none.
+    """Return the content of the base.json in `folder`, or None if there is none.
 
     Raises:
-        PriorError: base.json is not of the expected form.
+        PriorError: base.json does not have the expected form.
     """
     path = Path(folder) / FACTS
     if not path.is_file():
@@ -149,15 +150,15 @@ def read_facts(folder: Path | str) -> BaseFacts | None:
 
 
 def facts_text(facts: BaseFacts) -> str:
-    """Return the text of base.json for a base with `facts`."""
+    """Return the content of base.json for a base with `facts`."""
     values = {"name": facts.name, "sizes": facts.sizes, "terms": facts.terms, "archives": facts.archives}
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def check_drawn(base: str, folder: Path | str, size: int, remedy: str = _OTHER_SIZE) -> None:
-    """Raise PriorError where the base.json in `folder`, that of the base given as `base`, leaves out `size`.
+    """Raise PriorError if the base.json in `folder` does not list `size`; `base` is the name for the message.
 
-    `remedy` says what to do; "{sizes}" and "{size}" in it stand for the sizes that the base draws and for `size`.
+    `remedy` is the advice in the message; "{sizes}" and "{size}" in it stand for the base's sizes and for `size`.
     """
     facts = read_facts(folder)
     if facts is None or size in facts.sizes:
@@ -168,7 +169,7 @@ def check_drawn(base: str, folder: Path | str, size: int, remedy: str = _OTHER_S
 
 
 def tell_terms(folder: Path | str) -> None:
-    """Log the terms of the base in `folder` as a warning, where it has any."""
+    """Log the terms of the base in `folder` as a warning, if it has any."""
     facts = read_facts(folder)
     if facts is not None and facts.terms:
         log.warning("base %r: %s", facts.name, facts.terms)

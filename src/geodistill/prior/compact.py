@@ -1,4 +1,4 @@
-"""The compact base: a small pipeline built from the training scenes alone, in the format of any other base."""
+"""The compact base: a small pipeline built from the training scenes alone, in the same format as any other base."""
 
 import json
 import shutil
@@ -40,17 +40,18 @@ from geodistill.seeding import derive_seed, generator, seed_of_member
 
 _TOKENS, _WIDTH = 48, 256
 _END, _MOST_MERGES = "</w>", 2000
-# Compiling on a CPU takes as long as some 300 steps, of which it then saves half.
+# Compiling on a CPU takes as long as about 300 steps and then halves the time of each step.
 _WORTH_COMPILING = 2000
 _WARMUP, _GAMMA, _DROP_PROMPT = 200, 5.0, 0.1
-# Prompts, about, that the text encoder's last normalisation is set on.
+# Approximate number of prompts used to set the text encoder's last normalisation.
 _TOLD_APART = 1000
-# The autoencoder after each of its trainings, kept until the whole base is there, with what the training told.
+# The autoencoder after each of its trainings, kept until the whole base is saved, with the facts of the training.
 _SMOOTH, _SHARP, _FACTS = ".smooth", ".sharp", "facts.json"
-# The sharpening's peak learning rate, and the largest deviation of what disturbs its latents, of deviation 1.
+# Peak learning rate of the sharpening, and the largest standard deviation of the noise added to its latents, whose own
+# deviation is 1.
 _SHARPENING_LR, _DISTURBANCE = 5e-4, 0.3
-# The critics' pressure at its first step and at its last. Raised so far, images are worth more to a classifier; under
-# more they are worth less again (docs/experiments.md).
+# Weight of the critics at the first and the last step. Up to this weight images become more useful to a classifier,
+# above it less useful again (docs/experiments.md).
 _PRESSURE = (0.1, 0.6)
 
 
@@ -58,9 +59,9 @@ _PRESSURE = (0.1, 0.6)
 class Archive:
     """Scenes that a base is trained on.
 
-    pixels: uint8 [N, 3, s, s], whole scenes. labels: int64 [N], their classes. prompts: for each scene the texts that
-    may describe it. larger: the same scenes with more pixels, uint8 [N, 3, t, t], for nearer views. share: of every
-    batch, relative to those of other archives.
+    pixels: uint8 [N, 3, s, s], whole scenes. labels: int64 [N], their classes. prompts: for each scene, the texts that
+    may describe it. larger: the same scenes at higher resolution, uint8 [N, 3, t, t], for zoomed-in views. share: the
+    archive's part of every batch, relative to those of other archives.
     """
 
     pixels: Tensor
@@ -78,15 +79,15 @@ def build_compact(
     folder: Path,
     start: Prior | None = None,
 ) -> dict[str, Any]:
-    """Build and train a base from scenes and save it as a pipeline in half precision in `folder`; resumable there.
+    """Build and train a base from scenes, and save it in `folder` as a half-precision pipeline; resumable there.
 
     Args:
         archives: the training scenes; images of all archives have the same side s.
         settings: architecture and training.
         seed: of the run.
-        folder: where the pipeline goes; holds the checkpoint while training.
-        start: a base whose U-Net is trained further, in place, all else left as it is; of `settings`, the architecture
-            and the autoencoder then do not count.
+        folder: where the pipeline is saved; holds the checkpoint during training.
+        start: a base whose U-Net is trained further in place, with all other parts unchanged; the architecture and
+            autoencoder in `settings` are then ignored.
 
     Returns:
         facts: losses, number of parameters, PSNR of the autoencoder on the scenes.
@@ -99,7 +100,7 @@ def build_compact(
     if prior is None:
         every = [text for archive in archives for row in archive.prompts for text in row]
         prior = new_compact(sorted(set(every)), settings, size=archives[0].pixels.shape[-1], seed=seed)
-        # An odd step, so that both texts of scenes are among them.
+        # An odd step: an even one would skip one of two alternating texts per scene.
         _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
         facts = _make_autoencoder(prior, archives, settings, seed, folder)
     data = _training_data(prior, archives, settings, seed)
@@ -131,8 +132,8 @@ def build_compact(
 def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed: int) -> Prior:
     """Return an untrained compact prior whose tokenizer knows the words of `corpus`.
 
-    The text encoder stays as it is drawn but for its last normalisation, which is set when the prompts are known. The
-    U-Net attends to the text at half the latent resolution, where attention is cheap.
+    The text encoder keeps its random weights except for its last normalisation, which is set once the prompts are
+    known. The U-Net attends to the text at half the latent resolution, where attention is cheap.
 
     Raises:
         PriorError: `size` is not a multiple of 16.
@@ -142,7 +143,7 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
         torch.manual_seed(derive_seed(seed, "compact weights"))
         tokenizer = make_tokenizer(corpus)
         text_encoder = CLIPTextModel(_text_config(len(tokenizer), tokenizer.eos_token_id)).eval().requires_grad_(False)
-        # Words matter more than their places.
+        # The words of a prompt matter more than their positions.
         _text_model(text_encoder).embeddings.position_embedding.weight.mul_(0.1)
         unet = UNet2DConditionModel(
             sample_size=size // 8,
@@ -154,7 +155,7 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             cross_attention_dim=_WIDTH,
             attention_head_dim=4,  # diffusers' name for the number of heads
-            # The text, pooled, goes with the time into every layer: read by attention alone it is hardly learned.
+            # The pooled text joins the time embedding in every layer: through attention alone it is hardly learned.
             addition_embed_type="text",
             addition_embed_type_num_heads=8,
             resnet_time_scale_shift="scale_shift",
@@ -173,8 +174,8 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
 def _tell_apart(prior: Prior, prompts: list[str]) -> None:
     """Set the text encoder's last normalisation so that each channel has mean 0 and deviation 1 over `prompts`.
 
-    As it is drawn, what all prompts share (the places, the first words, the padding) is a hundred times as large as
-    what tells one class from another: the U-Net learned nothing from it in 2,000 steps.
+    With random weights, what all prompts share (positions, first words, padding) is a hundred times as large as what
+    distinguishes the classes, and the U-Net learned nothing from the latter in 2,000 steps.
     """
     norm = _text_model(prior.text_encoder).final_layer_norm
     states = torch.cat([prior.embed(prompts[part]).flatten(0, 1) for part in batches(len(prompts), 256)])
@@ -185,7 +186,7 @@ def _tell_apart(prior: Prior, prompts: list[str]) -> None:
 
 
 def _text_model(text_encoder: Any) -> Any:
-    """Return the part that has the layers, which older versions of transformers wrap once more."""
+    """Return the module that holds the layers; older versions of transformers wrap it once more."""
     return getattr(text_encoder, "text_model", text_encoder)
 
 
@@ -209,7 +210,7 @@ def _text_config(vocabulary: int, end: int) -> CLIPTextConfig:
 
 
 def make_tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
-    """Return a CLIP tokenizer that knows the words of `corpus` whole and can spell any other text byte by byte."""
+    """Return a CLIP tokenizer that knows the words of `corpus` as whole tokens and spells other text in bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     marks = ["<|startoftext|>", "<|endoftext|>"]
     letters = [*alphabet, *(letter + _END for letter in alphabet)]
@@ -220,7 +221,7 @@ def make_tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
             vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=_TOKENS
         )
 
-    # CLIP's own normaliser and splitter say what a word is.
+    # CLIP's own normaliser and splitter define what a word is.
     backend = tokenizer([]).backend_tokenizer
     normal = (backend.normalizer.normalize_str(text) for text in corpus)
     words = Counter(word for text in normal for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
@@ -228,9 +229,9 @@ def make_tokenizer(corpus: Iterable[str]) -> CLIPTokenizer:
 
 
 def _byte_pairs(words: Counter[str]) -> list[tuple[str, str]]:
-    """Return the merges of byte-pair encoding (Sennrich et al., ACL 2016), ties by alphabet.
+    """Return the merges of byte-pair encoding (Sennrich et al., ACL 2016), with ties broken alphabetically.
 
-    The trainer in `tokenizers` breaks ties by the order of a hash table, which is another one in every process.
+    The trainer in `tokenizers` breaks ties by the order of a hash table, which differs in every process.
     """
     spelled = {word: [*word[:-1], word[-1] + _END] for word in words}
     merges: list[tuple[str, str]] = []
@@ -263,7 +264,7 @@ def _scaled(pixels: Tensor, device: torch.device) -> Tensor:
 def _make_autoencoder(
     prior: Prior, archives: Sequence[Archive], settings: CompactSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Fit the autoencoder of `prior`, or train it in two parts, each of which is kept in `folder` and made once."""
+    """Fit the autoencoder of `prior`, or train it in two parts that are each saved in `folder` and made only once."""
 
     def scenes() -> Iterator[Tensor]:
         for archive in archives:
@@ -291,7 +292,7 @@ def _make_autoencoder(
 
 
 def _kept(prior: Prior, folder: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Have `make` train the autoencoder of `prior`, unless it is kept in `folder` under `name`; return its facts."""
+    """Train the autoencoder of `prior` with `make` unless `folder` has it under `name`; return the training's facts."""
     kept = folder / name
     if not (kept / _FACTS).exists():
         facts = make()
@@ -304,9 +305,9 @@ def _kept(prior: Prior, folder: Path, name: str, make: Callable[[], dict[str, An
 
 
 class _Batches:
-    """Draws what the autoencoder's trainings see: half of it whole scenes, half nearer views, under one symmetry.
+    """Draws batches to train the autoencoder: half whole scenes, half zoomed-in views, one symmetry per batch.
 
-    Of each archive as many images as its share says.
+    Archives without larger images give only whole scenes. The number of images per archive follows its share.
     """
 
     def __init__(self, archives: Sequence[Archive], settings: CompactSettings, seed: int) -> None:
@@ -316,9 +317,10 @@ class _Batches:
         self.shape = (settings.channels, self.size // 8, self.size // 8)
 
     def named(self, name: str) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
-        """Return what gives, for a step of training `name`, what it sees.
+        """Return a function from a step of training `name` to its batch.
 
-        These are images float [n, 3, s, s] in [-1, 1], normal noise of their latents' shape and n shares of 1.
+        A batch is images float [n, 3, s, s] in [-1, 1], normal noise in their latents' shape, and n numbers uniform
+        in [0, 1).
         """
         drawn = Ahead(lambda step: self._draw(name, step), self.device)
 
@@ -335,7 +337,7 @@ class _Batches:
         return seen
 
     def _draw(self, name: str, step: int) -> tuple[Tensor, ...]:
-        """Return for each archive whole images and larger ones, then the noise and the shares of all."""
+        """Return whole and larger images for each archive, then the noise and the uniform numbers of all."""
         drawn, noise, shares = list[Tensor](), list[Tensor](), list[Tensor]()
         for index, (archive, count) in enumerate(zip(self.archives, self.counts, strict=True)):
             g = generator(self.seed, f"{name} of archive {index}" if index else name, step)
@@ -368,7 +370,7 @@ def _train_autoencoder(
 
 
 def _compile_if_long(vae: ConvAutoencoder, steps: int) -> None:
-    # Without the ImageNet backbone, whose depthwise convolutions are ten times slower compiled on a CPU.
+    # The ImageNet backbone is left out: its depthwise convolutions are ten times slower when compiled on a CPU.
     if steps >= _WORTH_COMPILING:
         compile_in_place(vae.encoder)
         compile_in_place(vae.decoder)
@@ -393,7 +395,7 @@ def _sharpen(vae: ConvAutoencoder, draw: _Batches, steps: int, seed: int, folder
 
 
 def _training_data(prior: Prior, archives: Sequence[Archive], settings: CompactSettings, seed: int) -> Mixture:
-    """Encode eight views of each scene and, where it has the pixels, nearer ones; at twice the size too if asked."""
+    """Encode the views of each scene (see `_views`); if `settings` ask for it, also at twice the size."""
     texts, rows = prompt_table([row for archive in archives for row in archive.prompts])
     own = rows.split([len(archive.pixels) for archive in archives])
     embeddings, size = prior.embed(texts).half(), archives[0].pixels.shape[-1]
@@ -413,7 +415,7 @@ def _training_data(prior: Prior, archives: Sequence[Archive], settings: CompactS
 
 
 def _views(prior: Prior, archive: Archive, side: int, nearer_views: int, seed: int) -> Tensor:
-    """Return latents float16 [N, V, C, h, w] of views of `side` pixels: eight of whole scenes, then nearer ones."""
+    """Return latents float16 [N, V, C, h, w] of views of `side` pixels: eight of whole scenes, then zoomed-in ones."""
     pixels, larger = archive.pixels, archive.larger
     kinds = 8 if larger is None else 8 + nearer_views
 
@@ -439,7 +441,7 @@ def _views(prior: Prior, archive: Archive, side: int, nearer_views: int, seed: i
 
 
 def _psnr(prior: Prior, pixels: Tensor) -> float:
-    """Return the mean peak signal-to-noise ratio in dB of at most 500 images through the autoencoder and back."""
+    """Return the mean peak signal-to-noise ratio in dB of at most 500 images after encoding and decoding."""
     some = pixels[:: max(1, len(pixels) // 500)]
     error = (prior.decode(prior.encode(some)).float() - some.float()).square().mean(dim=(1, 2, 3))
     return float((10 * torch.log10(255**2 / error)).mean())

@@ -1,7 +1,7 @@
-"""The adapter: what fine-tuning changes in the U-Net, in files that stock diffusers loads.
+"""The adapter: the weights that fine-tuning changes in the U-Net, in files that stock diffusers loads.
 
-Two kinds: LoRA on the attention projections, or the whole U-Net. LoRA cannot teach a compact base a class name that it
-has never read: the text goes with the time into every layer, and LoRA does not reach the layers that take it there.
+There are two kinds: LoRA on the attention projections, or the whole U-Net. LoRA cannot teach a compact base a class
+name that is new to it: there the text enters every layer with the time embedding, in layers that LoRA does not reach.
 """
 
 from pathlib import Path
@@ -20,21 +20,21 @@ from geodistill.seeding import derive_seed
 
 _TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 WEIGHTS = "pytorch_lora_weights.safetensors"
-# Folder of a U-Net that was trained whole.
+# Folder of a U-Net that was trained as a whole.
 WHOLE = "unet"
-# A U-Net with fewer weights is trained whole: its optimiser takes less memory than its activations.
+# A U-Net with fewer weights is trained as a whole: its optimiser takes less memory than its activations.
 _SMALL = 50_000_000
 
 
 def trains_all(unet: Any, settings: FinetuneSettings) -> bool:
-    """Return whether `settings` have all weights of `unet` trained."""
+    """Return whether `settings` train all weights of `unet`."""
     if settings.weights == "auto":
         return bool(sum(p.numel() for p in unet.parameters()) < _SMALL)
     return settings.weights == "all"
 
 
 def free_all(prior: Prior) -> None:
-    """Have all weights of the U-Net trained."""
+    """Make all weights of the U-Net trainable."""
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
 
 
@@ -46,7 +46,7 @@ def save_whole(prior: Prior, folder: Path) -> None:
 
 
 def add_adapter(prior: Prior, *, rank: int, seed: int) -> None:
-    """Put a fresh adapter of rank `rank` (Gaussian init, METHOD §2) on the U-Net; only it will be trained."""
+    """Add a fresh adapter of rank `rank` (Gaussian init, METHOD §2) to the U-Net; only the adapter is trainable."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "adapter weights"))
         prior.unet.add_adapter(
@@ -62,7 +62,7 @@ def save_adapter(prior: Prior, folder: Path) -> None:
 
 
 def merge_adapter(prior: Prior, folder: Path) -> None:
-    """Load the adapter in `folder` into the U-Net, so that sampling costs nothing more.
+    """Merge the adapter in `folder` into the U-Net's weights, so that sampling has no extra cost.
 
     Raises:
         PriorError: there is no adapter, or it does not fit this base.
@@ -93,7 +93,7 @@ def _load_whole(prior: Prior, folder: Path) -> None:
 
 
 def _refuse_other_layers(prior: Prior, file: Path) -> None:
-    # diffusers passes over layers that it does not find, and would leave the base as it was without a word.
+    # diffusers silently skips layers that it does not find, which would leave the base unchanged.
     modules = {f"unet.{name}" for name, _ in prior.unet.named_modules()}
     with safe_open(file, "pt") as layers:
         others = sorted(name for name in layers.keys() if name.split(".lora")[0] not in modules)  # noqa: SIM118

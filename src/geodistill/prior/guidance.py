@@ -1,4 +1,4 @@
-"""Ways to follow a prototype or a mode while denoising. Formulas: METHOD §2 and Chan-Santiago et al., ICML 2025."""
+"""Guidance towards a prototype or a mode while denoising. Formulas: METHOD §2 and Chan-Santiago et al., ICML 2025."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, weight: float) -
 
 
 def start_from(prototype: Tensor, noise: Tensor, alpha_bar: float, noisy: Tensor | None = None) -> Tensor:
-    """Return the prototypes [n, C, h, w] noised to level ᾱ, from where denoising starts (SDEdit, Meng et al. 2022).
+    """Return the prototypes [n, C, h, w] noised to level ᾱ, where denoising starts (SDEdit, Meng et al. 2022).
 
-    `noisy` float [n]: the deviation of noise that is in the `coarse` part of each prototype already: so much less is
-    added there. It has to be at most sqrt((1 - ᾱ) / ᾱ).
+    `noisy` float [n] is the standard deviation of the noise that the `coarse` part of each prototype already contains;
+    correspondingly less is added to that part. It must be at most sqrt((1 - ᾱ) / ᾱ).
     """
     if noisy is not None:
         left = (1 - alpha_bar / (1 - alpha_bar) * noisy**2).clamp_min(0).sqrt().view(-1, 1, 1, 1)
@@ -26,9 +26,9 @@ def start_from(prototype: Tensor, noise: Tensor, alpha_bar: float, noisy: Tensor
 
 
 def coarse(latents: Tensor) -> Tensor:
-    """Return latents [n, C, h, w] with each 2x2 of them at their mean: a projection, onto a quarter of the dimensions.
+    """Return latents [n, C, h, w] with each 2x2 block set to its mean: a projection onto a quarter of the dimensions.
 
-    Sides are even, as they are in every base whose U-Net halves its grid.
+    Sides must be even, as they are for every base whose U-Net halves its resolution.
     """
     return F.interpolate(F.avg_pool2d(latents, 2), scale_factor=2.0)
 
@@ -38,7 +38,7 @@ def pull(noisy: Tensor, output: Tensor, prototype: Tensor, alpha_bar: float, pre
 
     Args:
         noisy: z_t.
-        output: what the U-Net gave for it, after classifier-free guidance.
+        output: the U-Net's output for z_t, after classifier-free guidance.
         prototype: p.
         alpha_bar: ᾱ_t of the step.
         prediction: "epsilon" or "v_prediction".
@@ -53,7 +53,7 @@ def pull(noisy: Tensor, output: Tensor, prototype: Tensor, alpha_bar: float, pre
 
 @dataclass(frozen=True)
 class ModeGuidance:
-    """How MGD3 follows modes: scale λ, and for how many of the first steps."""
+    """MGD3 mode guidance: its scale λ and the number of first steps that it applies to."""
 
     scale: float
     steps: int
@@ -67,7 +67,7 @@ def towards_mode(
     σ_t² = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) · (1 - ᾱ_t / ᾱ_{t-1}), the variance of DDPM's reverse step (Ho et al. 2020).
 
     Args:
-        stepped: z_{t-1}, what the solver gives.
+        stepped: z_{t-1}, the solver's result.
         estimate: ẑ0 at step t, after classifier-free guidance.
         mode: m.
         alpha_bar: ᾱ_t.

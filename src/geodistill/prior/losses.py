@@ -1,4 +1,4 @@
-"""What the denoiser is trained with. Formulas: METHOD §2; min-SNR: Hang et al., ICCV 2023."""
+"""Training losses of the denoiser. Formulas: METHOD §2; min-SNR: Hang et al., ICCV 2023."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def add_noise(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def target(clean: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: str) -> Tensor:
-    """Return what the U-Net should give: ε, or v = sqrt(ᾱ) ε - sqrt(1 - ᾱ) z (Salimans and Ho 2022)."""
+    """Return the U-Net's training target: ε, or v = sqrt(ᾱ) ε - sqrt(1 - ᾱ) z (Salimans and Ho 2022)."""
     if prediction == "epsilon":
         return noise
     return spread(alpha_bar.sqrt()) * noise - spread((1 - alpha_bar).sqrt()) * clean
@@ -54,12 +54,12 @@ def consistency_loss(
     cross_entropy: float,
     kl: float,
 ) -> Tensor:
-    """Return the classification-consistency loss, a scalar, weighted by ᾱ so that hopeless steps weigh little.
+    """Return the classification-consistency loss, a scalar, weighted by ᾱ so that very noisy steps count little.
 
     Args:
-        teacher: frozen classifier of latents [n, C, h, w] into logits [n, classes].
+        teacher: frozen classifier from latents [n, C, h, w] to logits [n, classes].
         estimate: ẑ0, through which the gradient flows.
-        clean: the scenes' own latents.
+        clean: latents of the real scenes.
         labels: their classes, int64 [n].
         alpha_bar: noise levels [n].
         cross_entropy: weight of the cross-entropy of the teacher on ẑ0 with the true class.

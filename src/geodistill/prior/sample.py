@@ -21,7 +21,7 @@ from geodistill.seeding import generator
 
 log = logging.getLogger("geodistill")
 
-# Half of the noise that a noisy start is taken from is drawn anew, so that its candidates differ.
+# A noisy start is noised to this multiple of its own noise variance, so half is drawn anew and candidates differ.
 _MARGIN = 2.0
 
 
@@ -30,9 +30,9 @@ class Requests:
     """n images to draw.
 
     prompts: int64 [n], rows of `embeddings`. embeddings: [U, tokens, width], row 0 the empty prompt.
-    prototypes: any floating type [P, C, h, w]. slots: int64 [n], which of them each image follows.
+    prototypes: any floating type [P, C, h, w]. slots: int64 [n], the prototype that each image follows.
     seeds: int64 [n], the index of each image's own noise.
-    noisy: float [P], the deviation of noise that is in the coarse part of each prototype already (see start_from).
+    noisy: float [P], the standard deviation of the noise already in each prototype's coarse part (see start_from).
     """
 
     prompts: Tensor
@@ -57,9 +57,9 @@ def sample(
     folder: Path,
     modes: ModeGuidance | None = None,
 ) -> Tensor:
-    """Return latents [n, C, h, w] of all requests; every batch drawn is kept in `folder`, so that it resumes.
+    """Return latents [n, C, h, w] of all requests; each batch is saved in `folder`, so sampling can resume.
 
-    `seed`: an int, or a secret that nobody else can draw the same noise from (see seeding).
+    `seed`: an int, or a secret without which nobody can reproduce the noise (see seeding).
     """
 
     def drawn(which: slice) -> Tensor:
@@ -76,9 +76,9 @@ def sample_fitting(
     seed: int | bytes,
     modes: ModeGuidance | None = None,
 ) -> Tensor:
-    """Return what `sample_batch` does, in halves, and halves of these, where memory runs out.
+    """Return what `sample_batch` returns, halving the batch repeatedly if memory runs out.
 
-    Raises PriorError where it runs out with one image at a time.
+    Raises PriorError if memory runs out with one image at a time.
     """
     count = len(requests.prompts)
     try:
@@ -89,7 +89,7 @@ def sample_fitting(
                 f"out of memory with one image at a time ({str(error).split('.')[0]}): use a smaller --size or base, "
                 "or free the device"
             ) from error
-    # Outside the handler, which would keep what the batch had in memory.
+    # Outside the handler, which would keep the batch's tensors in memory.
     torch.cuda.empty_cache()
     log.warning("out of memory: drawing %d images at a time, not %d (--set sampling.batch=…)", -(-count // 2), count)
     halves = (slice(0, -(-count // 2)), slice(-(-count // 2), count))
@@ -108,7 +108,7 @@ def sample_batch(
 ) -> Tensor:
     """Return latents [n, C, h, w] drawn together; each depends on its own seed, not on its neighbours.
 
-    With `modes` the prototypes are followed as MGD3 follows modes, whatever `settings.follow` says besides.
+    With `modes`, MGD3 guidance towards the prototypes is applied in addition to `settings.follow`.
     """
     scheduler, times = _schedule(prior.scheduler.config, settings)
     alphas = prior.scheduler.alphas_cumprod
@@ -137,9 +137,10 @@ def sample_batch(
 
 
 def covering_strengths(prior: Prior, settings: SamplingSettings, noisy: Sequence[float]) -> list[float]:
-    """Return for each start the least strength, that of `settings` or more, at which it is noised by more than `noisy`.
+    """Return for each start the smallest noise strength, at least that of `settings`, that covers its noise `noisy`.
 
-    The variance at that level is _MARGIN times as large as that of the noise in it already; 1 where none is so large.
+    At that strength the noise variance is at least _MARGIN times the variance of the noise already present. The
+    strength is 1 if no level reaches this.
     """
     alphas = prior.scheduler.alphas_cumprod
     variances = {}
@@ -155,7 +156,7 @@ def covering_strengths(prior: Prior, settings: SamplingSettings, noisy: Sequence
 
 
 def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:
-    """Return the solver and its time steps; `start` leaves out those noisier than its strength."""
+    """Return the solver and its time steps; with "start", steps above the noise strength are left out."""
     scheduler = _SOLVERS[settings.solver](config)
     scheduler.set_timesteps(settings.steps)
     times = scheduler.timesteps
@@ -166,7 +167,7 @@ def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
         if settings.solver == "pndm":
-            # PNDM does its first step twice, wherever it begins, and expects the second time in its list twice.
+            # PNDM runs its first step twice, wherever it begins, and expects the second time twice in its list.
             times = torch.cat([times[:2], times[1:]])
     return scheduler, times
 

@@ -1,4 +1,4 @@
-"""One training loop: for the autoencoder, for the denoiser of a base, or for an adapter on any base."""
+"""One training loop for the autoencoder, for the denoiser of a base, and for an adapter on any base."""
 
 import json
 import logging
@@ -30,11 +30,11 @@ _CHECKPOINT = ".training.safetensors"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is learned from, all of it computed before the first step.
+    """Training data of a denoiser, all computed before the first step.
 
     latents: [N, V, C, h, w], any floating type, V views of each scene.
     labels: int64 [N].
-    prompts: int64 [N, K], rows of `embeddings` that may describe each scene; one is drawn at each step.
+    prompts: int64 [N, K], rows of `embeddings` that may describe each scene; each step draws one of them.
     embeddings: [U, tokens, width], text embeddings of all distinct prompts; row 0 is the empty prompt.
     """
 
@@ -44,7 +44,7 @@ class TrainingData:
     embeddings: Tensor
 
     def batch(self, plan: "TrainingPlan", levels: int, step: int) -> tuple[Tensor, ...]:
-        """Return what `draw_batch` draws for `step` of `plan`, of times below `levels`."""
+        """Return the `draw_batch` output for `step` of `plan`, with times below `levels`."""
         chosen = _batch_indices(plan.seed, step, plan.batch, len(self.labels))
         return draw_batch(self, chosen, plan.drop_prompt, levels, generator(plan.seed, "denoiser step", step))
 
@@ -53,9 +53,9 @@ class TrainingData:
 class Mixture:
     """Several data sets that one denoiser is trained on, each with its share of every batch.
 
-    parts: with latents of one size and embeddings of one width. shares: one positive weight a part.
-    doubled: another mixture whose latents have twice the side; every `every`th step takes a quarter of a batch of it,
-    which costs as much as a whole batch of the others.
+    parts: data sets with equal latent size and embedding width. shares: one positive weight per part.
+    doubled: another mixture whose latents have twice the side; every `every`th step takes a quarter of a batch from
+    it, which costs as much as a whole batch of the others.
     """
 
     parts: tuple[TrainingData, ...]
@@ -64,7 +64,7 @@ class Mixture:
     every: int = 4
 
     def batch(self, plan: "TrainingPlan", levels: int, step: int) -> tuple[Tensor, ...]:
-        """Return what `draw_batch` draws for `step`, joined over the parts."""
+        """Return the `draw_batch` output for `step`, concatenated over the parts."""
         if self.doubled is not None and step % self.every == self.every - 1:
             quarter = replace(plan, batch=max(1, plan.batch // 4), seed=derive_seed(plan.seed, "doubled"))
             return self.doubled.batch(quarter, levels, step // self.every)
@@ -78,7 +78,7 @@ class Mixture:
 
 
 def apportion(count: int, shares: Sequence[float]) -> list[int]:
-    """Return how many of `count` items fall to each of `shares`, all positive: the largest remainders round up.
+    """Return how `count` items are divided by `shares`, all positive; the largest remainders round up.
 
     >>> apportion(10, (1, 1, 2))
     [3, 2, 5]
@@ -95,8 +95,8 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
 class Optimisation:
     """AdamW with linear warm-up and cosine decay to zero, gradients clipped to norm 1, averaged weights.
 
-    `working` is the type that models compute in; in f16 the loss is scaled so that small gradients do not vanish. If it
-    is `shared`, several processes take the parts of each step's loss in turn, and all end with the same weights.
+    `working` is the type that models compute in; in f16 the loss is scaled so that small gradients do not vanish. If
+    `shared`, several processes divide the parts of each step's loss among them, and all end with the same weights.
     """
 
     steps: int
@@ -113,9 +113,9 @@ class Optimisation:
 class TrainingPlan(Optimisation):
     """How a denoiser is trained.
 
-    `teacher` is frozen and takes latents; without one there is no consistency loss. `auxiliary`, called with the
-    estimates ẑ0, the clean latents and their labels, gives a further term of the loss; what it remembers from step to
-    step are its buffers, which the checkpoints keep.
+    `teacher` is a frozen classifier of latents; without it there is no consistency loss. `auxiliary` is a further loss
+    term, called with the estimates ẑ0, the clean latents and their labels; its buffers are its state between steps,
+    which checkpoints save.
     """
 
     seed: int
@@ -132,11 +132,11 @@ class TrainingPlan(Optimisation):
 def train_denoiser(
     unet: Any, scheduler: Any, data: TrainingData | Mixture, plan: TrainingPlan, folder: Path, title: str
 ) -> dict[str, Any]:
-    """Train the parameters of `unet` that require gradients, as `train` does, with its facts and errors.
+    """Train the parameters of `unet` that require gradients; returns and errors are those of `train`.
 
-    Frozen weights are in the working type afterwards, where they are computed with in it. Where memory runs out, the
-    U-Net keeps fewer activations (gradient checkpointing), then fewer latents go through it together; what the
-    optimiser sees stays the same.
+    Frozen convolution and linear weights are converted to the working type. If memory runs out, the U-Net keeps fewer
+    activations (gradient checkpointing), then processes fewer latents at a time; the optimiser still sees the same
+    batches.
     """
     alphas = scheduler.alphas_cumprod.float().to(unet.device)
     prediction = scheduler.config.prediction_type
@@ -151,13 +151,13 @@ def train_denoiser(
         return _losses(unet, alphas, prediction, plan, together.count, drawn(step))
 
     remembered = dict(plan.auxiliary.to(unet.device).named_buffers()) if plan.auxiliary is not None else {}
-    # An adapter's layers would otherwise take what they are given to f32, from where autocast takes it back.
+    # An adapter's layers would otherwise cast their inputs to f32, only for autocast to cast them back.
     with disable_input_dtype_casting(unet):
         return train(unet, losses, plan, folder, title, remembered, together.relieve)
 
 
 def _settle(unet: nn.Module, working: torch.dtype) -> None:
-    """Take the frozen weights to `working` for good where autocast would do so at every step."""
+    """Convert the frozen weights to `working` once, instead of letting autocast do it at every step."""
     for layer in unet.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             for p in layer.parameters(recurse=False):
@@ -165,15 +165,15 @@ def _settle(unet: nn.Module, working: torch.dtype) -> None:
 
 
 class _Together:
-    """How many of a step's latents go through the U-Net together."""
+    """Number of a step's latents that go through the U-Net together."""
 
     def __init__(self, unet: Any, plan: TrainingPlan) -> None:
         self.unet, self.count = unet, -(-plan.batch // (processes().count if plan.shared else 1))
-        # A further loss that remembers looks at the whole batch at once.
+        # An auxiliary loss with state needs the whole batch at once.
         self.least = plan.batch if plan.auxiliary is not None else 1
 
     def relieve(self) -> str:
-        """Ask for less memory; return how, or nothing when no less can be asked for."""
+        """Reduce memory use; return how, or "" if no reduction is left."""
         if not self.unet.is_gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
             return "gradient checkpointing"
@@ -192,21 +192,22 @@ def train(
     remembered: dict[str, Tensor] | None = None,
     relieve: Callable[[], str] = str,
 ) -> dict[str, Any]:
-    """Minimise `loss_at(step)` over what requires gradients in `model`, in place; on return it holds the average.
+    """Minimise `loss_at(step)` over the trainable parameters of `model`, in place; they end as their average.
 
-    The loss is one tensor, or several made one after the other whose sum it is. Where a step runs out of memory,
-    `relieve` is asked for a remedy, which it names, and the step is done again; without one left the training stops.
-    Of several processes that share it, the main one writes.
+    The loss is one tensor, or an iterator of tensors that add up to it. If a step runs out of memory, `relieve` reduces
+    memory use and says how, and the step is repeated. If several processes share the training, only the main one
+    writes files.
 
-    `loss_at` draws all that is random from the step's own generator, and the state of model, optimiser and average,
-    with the `remembered` tensors that the loss itself changes, is kept in `folder` from time to time, so that a run
-    killed and started again ends with the same weights. Once these are saved, `forget_checkpoint` removes it.
+    `loss_at` must draw all random numbers from the step's own generator. Model, optimiser, average and the `remembered`
+    tensors that the loss itself changes are saved in `folder` every `checkpoint_every` steps, so that a run that was
+    killed and restarted ends with the same weights. `forget_checkpoint` removes that checkpoint once the result is
+    saved.
 
     Returns:
-        facts: first and last losses (means over a tenth of the steps), steps.
+        facts: first and last losses (means over a tenth of the steps), the curve of these means, steps.
 
     Raises:
-        TrainingError: the loss is not finite, or memory runs out with no remedy left.
+        TrainingError: the loss is not finite, or memory runs out and `relieve` has no remedy left.
     """
     state = _State.start(model, optimisation, folder, remembered or {})
     model.train()
@@ -236,14 +237,14 @@ def _step(
     title: str,
     relieve: Callable[[], str],
 ) -> None:
-    """Do one step of the optimiser, from the start again whenever memory ran out and there is a remedy."""
+    """Do one optimiser step, and repeat it whenever memory ran out and there is a remedy."""
     while True:
         why = ""
         try:
             loss = _backward(state, loss_at(step), step, title)
         except torch.OutOfMemoryError as error:
             why = str(error).split(".")[0] or "no reason given"
-        # Outside the handler, which would keep what the step had in memory. What one process has not, none counts on.
+        # Outside the handler, which would keep the step's tensors in memory. If any process ran out, all retry.
         if not state.crew.any(bool(why)):
             state.update(state.gathered(loss))
             return
@@ -258,7 +259,7 @@ def _step(
 
 
 def _backward(state: "_State", loss: Tensor | Iterator[Tensor], step: int, title: str) -> float:
-    """Add up the gradients of this process's parts of a loss, one after the other; return the sum of these parts."""
+    """Accumulate the gradients of this process's parts of a loss one by one; return the sum of these parts."""
     state.optimiser.zero_grad(set_to_none=True)
     total = 0.0
     for part in [loss] if isinstance(loss, Tensor) else loss:
@@ -269,14 +270,14 @@ def _backward(state: "_State", loss: Tensor | Iterator[Tensor], step: int, title
 
 
 def forget_checkpoint(folder: Path) -> None:
-    """Remove the state that `train_denoiser` keeps in `folder`, when what it trained is saved."""
+    """Remove the checkpoint that `train` keeps in `folder`, once the trained weights are saved."""
     (folder / _CHECKPOINT).unlink(missing_ok=True)
 
 
 class Ahead:
-    """Has what a step needs drawn on the CPU, so that every device trains on the same.
+    """Draws each step's tensors on the CPU, so that every device trains on the same ones.
 
-    On a GPU, that of the next step is drawn, into memory which is copied from fastest, while this one is computed.
+    With a GPU, the next step's tensors are drawn while the current step runs, into pinned memory for a fast copy.
     """
 
     def __init__(self, draw: Callable[[int], tuple[Tensor, ...]], device: torch.device) -> None:
@@ -299,7 +300,7 @@ class Ahead:
 def _losses(
     unet: Any, alphas: Tensor, prediction: str, plan: TrainingPlan, together: int, drawn: tuple[Tensor, ...]
 ) -> Iterator[Tensor]:
-    """Yield the terms of the loss of what was `drawn` for a step, of `together` latents each."""
+    """Yield the loss terms of the tensors `drawn` for a step, with up to `together` latents in each."""
     crew, count = processes() if plan.shared else Processes(), len(drawn[0])
     for index, part in enumerate(batches(count, together)):
         if index % crew.count != crew.rank:
@@ -319,7 +320,7 @@ def denoising_loss(
     times: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """Return the loss of latents `clean` [n, C, h, w] with `noise` at `times` [n], a mean over them."""
+    """Return the loss of latents `clean` [n, C, h, w] with `noise` at `times` [n], a mean over the latents."""
     clean, embedding = clean.float(), embedding.float()
     alpha_bar = alphas[times]
     noisy = add_noise(clean, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
@@ -341,7 +342,7 @@ def denoising_loss(
 def _in_working_type(
     teacher: Callable[[Tensor], Tensor], device: torch.device, working: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
-    """Return `teacher` computing in `working`, its logits in float32."""
+    """Return `teacher` computing in `working`, with logits in float32."""
 
     def logits(latents: Tensor) -> Tensor:
         with mixed(device, working):
@@ -351,12 +352,12 @@ def _in_working_type(
 
 
 def no_class(unet: Any, noisy: Tensor) -> Tensor | None:
-    """Return class 0 for each of latents `noisy`, where `unet` has class embeddings (Text2Earth): none is given."""
+    """Return class 0 for each latent in `noisy` if `unet` has class embeddings (as in Text2Earth), else None."""
     return torch.zeros(len(noisy), dtype=torch.long, device=noisy.device) if unet.config.num_class_embeds else None
 
 
 def _batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
-    """Return the scenes of a step: position `step * batch` onwards in an endless row of shuffled epochs."""
+    """Return the scenes of a step: those from position `step * batch` on in an endless sequence of shuffled epochs."""
     positions = range(step * batch, (step + 1) * batch)
     epochs = {position // count for position in positions}
     orders = {epoch: torch.randperm(count, generator=generator(seed, "epoch", epoch)) for epoch in epochs}
@@ -366,10 +367,10 @@ def _batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
 def draw_batch(
     data: TrainingData, chosen: Tensor, drop: float, levels: int, g: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return what `denoising_loss` is given for the scenes in `chosen` int64 [n].
+    """Return the tensors for `denoising_loss` for the scenes `chosen` int64 [n].
 
-    These are latents [n, C, h, w], a view of each scene; embeddings of a prompt each, a share `drop` of them of the
-    empty one; normal noise; times int64 [n] below `levels`; classes int64 [n].
+    These are latents [n, C, h, w], one view of each scene; embeddings of one prompt each, which is the empty prompt
+    with probability `drop`; normal noise; times int64 [n] below `levels`; classes int64 [n].
     """
     count = len(chosen)
     views = torch.randint(0, data.latents.shape[1], (count,), generator=g)
@@ -390,7 +391,7 @@ def _check_finite(loss: Tensor, step: int, title: str) -> None:
 
 
 def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
-    """Return `value` where `p` is, in its memory layout: the fused optimiser walks both as one flat row."""
+    """Return `value` on the device and in the memory layout of `p`: the fused optimiser reads both as flat arrays."""
     return torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)
 
 
@@ -399,7 +400,7 @@ def _mean(values: list[float]) -> float:
 
 
 class _State:
-    """Model, optimiser, schedule and average of a training under way."""
+    """Model, optimiser, schedule and weight average of a training in progress."""
 
     def __init__(self, model: nn.Module, plan: Optimisation, remembered: dict[str, Tensor]) -> None:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -420,7 +421,7 @@ class _State:
         return state
 
     def gathered(self, loss: float) -> float:
-        """Add up the gradients of all processes; return the sum of their losses."""
+        """Sum the gradients over all processes; return the sum of their losses."""
         if self.crew.count == 1:
             return loss
         for p in self.named.values():
@@ -430,7 +431,7 @@ class _State:
         return total.item()
 
     def update(self, loss: float) -> None:
-        """Take the gradients that are there, of a loss of that value, as the next step."""
+        """Apply the current gradients as the next step, and record `loss`, the value that they belong to."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.plan.lr * self._rate(self.step)
         self.scaler.unscale_(self.optimiser)
@@ -442,13 +443,13 @@ class _State:
         self._follow()
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up, then cosine decay to zero."""
+        """Return the factor of the learning rate: linear warm-up, then cosine decay to zero."""
         warm = min(1.0, (step + 1) / max(1, self.plan.warmup))
         return warm * 0.5 * (1 + math.cos(math.pi * step / self.plan.steps))
 
     @torch.no_grad()
     def _follow(self) -> None:
-        # A young average forgets faster, so that it is not stuck at the first weights.
+        # Early on the average forgets faster, so that the initial weights do not dominate it.
         decay = min(self.plan.ema, self.step / (10 + self.step))
         own: list[Tensor] = list(self.named.values())
         average = list(self.average.values())
@@ -501,12 +502,12 @@ class _State:
 
 
 def prompt_table(prompts: list[list[str]]) -> tuple[list[str], Tensor]:
-    """Return the distinct prompts, the empty one first, and the rows [N, K] in it of each scene's K prompts."""
+    """Return the distinct prompts, the empty one first, and for each scene the rows [N, K] of its K prompts in them."""
     distinct = sorted({prompt for row in prompts for prompt in row} - {""})
     index = {prompt: row for row, prompt in enumerate(["", *distinct])}
     return list(index), torch.tensor([[index[prompt] for prompt in row] for row in prompts])
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
-    """Return the slices of `size` that cover `count` items, always the same whatever was done before."""
+    """Return the slices of at most `size` that cover `count` items; they depend on nothing else."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -1,6 +1,7 @@
 """The run: a folder, locked while it is open, in which stages are made once."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from geodistill.run.cost import Clock, versions
 from geodistill.run.files import explain_os_errors, flush_folder, write_atomic
 from geodistill.run.secret import SECRET, make_secret, read_about, read_secret
 
+log = logging.getLogger("geodistill")
 T = TypeVar("T")
 _FORMAT = 1
 _MARK = ".fingerprint"
@@ -168,6 +170,7 @@ class Run:
         name, mark = stage.name, _fingerprint_of(stage, given)
         target, partial = self.folder / name, self.folder / f".{name}.partial"
         if _mark_of(target) == mark:
+            log.info("stage %s of %s is used again", name, self.folder)
             return target
         # None may look for what another is about to make.
         self._crew.wait()
@@ -178,6 +181,7 @@ class Run:
                     build(partial)
             self._crew.wait()
             return target
+        log.info("stage %s of %s is made", name, self.folder)
         with explain_os_errors(self.folder):
             shutil.rmtree(target, ignore_errors=True)
             _prepare_partial(partial, mark)
