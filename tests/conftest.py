@@ -16,8 +16,10 @@ from hypothesis import settings
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import Config, make_config
+from geodistill.distilled import DistilledSet
 from geodistill.prior.compact import make_tokenizer
 from geodistill.scenes import SceneData, Scenes, builtin_scenes, draw_scene
+from geodistill.scenes.views import dihedral
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("busy machine", deadline=None)
@@ -142,3 +144,28 @@ def on_pipeline(tiny: Config, sd_folder: Path) -> Config:
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny epsilon-prediction pipeline of Stable Diffusion's classes."""
     return save_tiny_pipeline(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture
+def little_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make an audit take as little time as it can."""
+    monkeypatch.setattr("geodistill.privacy.audit._LEAKED", 5)
+    monkeypatch.setattr("geodistill.privacy.copyprint._STEPS", 5)
+    monkeypatch.setattr("geodistill.privacy.membership._RESAMPLES", 20)
+    monkeypatch.setattr("geodistill.privacy.null._SETS", 99)
+
+
+@pytest.fixture(scope="session")
+def audited_data() -> SceneData:
+    """Built-in scenes: 10 classes, 4 training images and 1 test image each, 64 px."""
+    return builtin_scenes(train_per_class=4, test_per_class=1, size=64)
+
+
+@pytest.fixture(scope="session")
+def mixed_set(audited_data: SceneData) -> DistilledSet:
+    """Two fresh images a class, but that of the third class's two one is a training image turned."""
+    fresh = builtin_scenes(train_per_class=2, test_per_class=1, size=64, seed=99).train
+    images, labels = fresh.pixels(size=64), fresh.labels
+    own = int((audited_data.train.labels == 2).nonzero()[0])
+    images[(labels == 2).nonzero()[0]] = dihedral(audited_data.train.pixels([own], size=64), 3)
+    return DistilledSet(images, labels, fresh.classes)

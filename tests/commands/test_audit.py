@@ -19,36 +19,17 @@ from geodistill.privacy.audit import REPLAYABLE
 from geodistill.privacy.overlap import footprint
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, versions
-from geodistill.scenes import SceneData, Scenes, builtin_scenes
-from geodistill.scenes.views import dihedral
+from geodistill.scenes import SceneData, Scenes
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
 from geodistill.stages.held_out import set_apart
 
-SIZES = {"train_per_class": 4, "test_per_class": 1, "size": 64}
-
-
-@pytest.fixture(autouse=True)
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geodistill.privacy.audit._LEAKED", 5)
-    monkeypatch.setattr("geodistill.privacy.copyprint._STEPS", 5)
-    monkeypatch.setattr("geodistill.privacy.membership._RESAMPLES", 20)
-    monkeypatch.setattr("geodistill.privacy.null._SETS", 99)
+pytestmark = pytest.mark.usefixtures("little_audit")
 
 
 @pytest.fixture(scope="module")
-def data() -> SceneData:
-    return builtin_scenes(**SIZES)
-
-
-@pytest.fixture(scope="module")
-def mixed_set(data: SceneData) -> DistilledSet:
-    """Two fresh images a class, but that of the third class's two one is a training image turned."""
-    fresh = builtin_scenes(train_per_class=2, test_per_class=1, size=64, seed=99).train
-    images, labels = fresh.pixels(size=64), fresh.labels
-    own = int((data.train.labels == 2).nonzero()[0])
-    images[(labels == 2).nonzero()[0]] = dihedral(data.train.pixels([own], size=64), 3)
-    return DistilledSet(images, labels, fresh.classes)
+def data(audited_data: SceneData) -> SceneData:
+    return audited_data
 
 
 def test_figures_about_real_images_stay_out_of_a_private_set_s_card(

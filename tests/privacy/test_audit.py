@@ -15,32 +15,14 @@ from geodistill.privacy.attribution import Attribution
 from geodistill.privacy.audit import Known, audit
 from geodistill.privacy.replay import Replay
 from geodistill.scenes import SceneData, builtin_scenes, write_scenes
-from geodistill.scenes.views import dihedral
 
 SIZES = {"train_per_class": 4, "test_per_class": 1, "size": 64}
-
-
-@pytest.fixture(autouse=True)
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geodistill.privacy.audit._LEAKED", 5)
-    monkeypatch.setattr("geodistill.privacy.copyprint._STEPS", 5)
-    monkeypatch.setattr("geodistill.privacy.membership._RESAMPLES", 20)
-    monkeypatch.setattr("geodistill.privacy.null._SETS", 99)
+pytestmark = pytest.mark.usefixtures("little_audit")
 
 
 @pytest.fixture(scope="module")
-def data() -> SceneData:
-    return builtin_scenes(**SIZES)
-
-
-@pytest.fixture(scope="module")
-def mixed_set(data: SceneData) -> DistilledSet:
-    """Two fresh images a class, but that of the third class's two one is a training image turned."""
-    fresh = builtin_scenes(train_per_class=2, test_per_class=1, size=64, seed=99).train
-    images, labels = fresh.pixels(size=64), fresh.labels
-    own = int((data.train.labels == 2).nonzero()[0])
-    images[(labels == 2).nonzero()[0]] = dihedral(data.train.pixels([own], size=64), 3)
-    return DistilledSet(images, labels, fresh.classes)
+def data(audited_data: SceneData) -> SceneData:
+    return audited_data
 
 
 def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_path: Path) -> None:

@@ -56,17 +56,17 @@ def test_every_round_does_its_share_of_the_steps():
 @pytest.mark.parametrize(("scenes", "views"), [(3, 8), (1000, 8), (1001, 7), (4001, 1), (9000, 1)])
 def test_fewer_scenes_are_seen_from_more_views(scenes: int, views: int):
     pixels = torch.arange(scenes * 3 * 4, dtype=torch.int64).remainder(251).to(torch.uint8).view(scenes, 3, 2, 2)
-    found = stage._real_views(pixels, seed=1)
+    found = teaching._real_views(pixels, seed=1)
     assert len(found) == views
     assert torch.equal(found[0], pixels)
     assert all(view.dtype == torch.uint8 and view.shape == pixels.shape for view in found)
-    assert all(torch.equal(one, other) for one, other in zip(found, stage._real_views(pixels, seed=1), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(found, teaching._real_views(pixels, seed=1), strict=True))
 
 
 def test_a_view_shows_only_what_is_there():
     pixels = torch.full((4, 3, 32, 32), 200, dtype=torch.uint8)
     pixels[:, :, :16] = 100
-    for view in stage._real_views(pixels, seed=0)[1:]:
+    for view in teaching._real_views(pixels, seed=0)[1:]:
         assert 100 <= int(view.min()) < int(view.max()) <= 200
         assert not torch.equal(view, pixels)
 

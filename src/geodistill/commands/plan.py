@@ -59,9 +59,10 @@ from geodistill.stages.checks import check_counts
 from geodistill.stages.following import draws_per_prototype
 from geodistill.stages.held_out import Apart, set_apart
 from geodistill.stages.line import line
-from geodistill.stages.refinement import steps_of_rounds, views_of_scenes
+from geodistill.stages.refinement import steps_of_rounds
 from geodistill.stages.screen import weaker
 from geodistill.stages.self_test import JUDGE
+from geodistill.stages.students import views_of_scenes
 from geodistill.teacher import Teacher
 
 # A part of stage `refined`, which trains classifiers.

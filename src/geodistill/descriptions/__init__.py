@@ -1,4 +1,4 @@
-"""Descriptions: the sentence under which images of a prototype are sampled.
+"""Descriptions: the text prompts with which the images of a prototype are sampled.
 
 A describer looks at the images of one cluster and returns a prompt that starts with the class prompt.
 """
@@ -37,9 +37,9 @@ __all__ = [
 
 
 def make_describer(name: str, precision: Precision = "auto") -> Describer:
-    """Return the describer called `name`: 'measured', 'template', 'openai:URL#MODEL', a model's folder or hub name.
+    """Return the describer `name`: 'measured', 'template', 'openai:URL#MODEL', or a model's folder or hub name.
 
-    A model of transformers computes in `precision`.
+    `precision` applies to models of transformers.
 
     Raises:
         ConfigError: there is no such name.

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from geodistill.descriptions.prompts import class_prompt, readable
 
-# Members that are captioned, those nearest the centre of their cluster first.
+# Number of captioned members; those nearest the centre of their cluster come first.
 CAPTIONED = 5
 LONGEST = 60
 
 Outcome = Literal["described", "shortened", "refused", "empty", "rambling"]
-# What an answer that is none is called; its prototype gets the class prompt alone.
+# Outcomes of unusable answers; the prototype then gets the class prompt alone.
 FAILED: tuple[Outcome, ...] = ("refused", "empty", "rambling")
 
 _REFUSAL = re.compile(
@@ -30,7 +30,7 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question put to a model, and its answer; `member` is the rank in the cluster of the image that went along."""
+    """A question to a model and its answer; `member` is the rank in the cluster of the image that was shown with it."""
 
     prompt: str
     answer: str
@@ -39,7 +39,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Description:
-    """The prompt of a prototype, how it came about, and all that was asked for it."""
+    """The prompt of a prototype, its outcome, and all questions and answers behind it."""
 
     text: str
     outcome: Outcome = "described"
@@ -47,40 +47,41 @@ class Description:
 
 
 class Describer(Protocol):
-    """Anything that writes a prompt for the images of one cluster."""
+    """Any object that writes a prompt for the images of one cluster."""
 
     name: str
 
     def __call__(self, images: Tensor, class_name: str) -> Description:
-        """Return one prompt, class prompt first, for all of `images` (uint8 RGB [n, 3, s, s], n >= 1) together.
+        """Return one prompt for all of `images` (uint8 RGB [n, 3, s, s], n >= 1), beginning with the class prompt.
 
         Images nearest the centre of the cluster come first.
         """
 
 
 class Answerer(Protocol):
-    """A model that answers questions about an image, or about nothing but the question."""
+    """A model that answers questions, with or without an image."""
 
     name: str
 
     def __call__(self, prompt: str, image: Tensor | None = None) -> str:
-        """Return the answer to `prompt`, with `image` uint8 RGB [3, s, s] in sight; the same one each time.
+        """Return the answer to `prompt`, given `image` uint8 RGB [3, s, s]; equal inputs give equal answers.
 
-        Raises DescriberError where none can be had.
+        Raises DescriberError if no answer can be obtained.
         """
 
 
 class CaptionDescriber:
-    """Asks a model for a caption of each of the first images, and for what the captions share."""
+    """Asks a model for a caption of each of the first images, then for what the captions have in common."""
 
     def __init__(self, answerer: Answerer) -> None:
         self.answerer = answerer
         self.name = answerer.name
 
     def __call__(self, images: Tensor, class_name: str) -> Description:
-        """Return the class prompt, then what the captions share.
+        """Return the class prompt, followed by what the captions have in common.
 
-        Captions that are no answer are left out. With none left, or a merged one that is none, the class prompt alone.
+        Unusable captions are left out. If none remains, or the merged caption is unusable, the result is the class
+        prompt alone.
         """
         exchanges = [self._captioned(rank, image, class_name) for rank, image in enumerate(images[:CAPTIONED])]
         captions = [tidy(one.answer) for one in exchanges if quality(one.answer) == "described"]
@@ -112,9 +113,9 @@ class CaptionDescriber:
 
 
 def quality(answer: str) -> Outcome:
-    """Return 'described' for an answer that can be used, else what is wrong with it.
+    """Return 'described' if `answer` is usable, else what is wrong with it.
 
-    empty: no word; refused: an apology; rambling: more than 60 words, or the same ones over and over.
+    empty: it has no word; refused: it is an apology; rambling: it has more than 60 words, or repeats the same ones.
     """
     words = re.findall(r"[^\W\d_]+", answer.lower())
     if not words:
@@ -126,12 +127,12 @@ def quality(answer: str) -> Outcome:
 
 
 def tidy(answer: str) -> str:
-    """Return `answer` on one line, without quotes around it and without the full stop at its end."""
+    """Return `answer` on one line, without surrounding quotes and without the final full stop."""
     return " ".join(answer.split()).strip("\"'“”` ").rstrip(".").strip()
 
 
 def _joined(class_name: str, shared: str) -> str:
-    """Return the class prompt, then `shared` without the words it may begin with for the same purpose."""
+    """Return the class prompt and `shared`, whose opening words are removed if they repeat the class prompt."""
     rest = re.sub(
         r"^(an?|the|this|these)?\s*(satellite|aerial|overhead)\s+(image|photo|view)s?\b", "", shared, flags=re.I
     )
@@ -141,9 +142,9 @@ def _joined(class_name: str, shared: str) -> str:
 
 
 def shortened(description: Description, fits: Callable[[str], bool], class_name: str) -> Description:
-    """Return `description` with as many of its first words as `fits`, a test of a text, lets through.
+    """Return `description` cut to its longest beginning that passes the test `fits`.
 
-    The class prompt always stays; whether it fits is not for this function to say.
+    The class prompt always stays; this function does not check whether it fits.
     """
     words, least = description.text.split(), len(class_prompt(class_name).split())
     if fits(description.text):
@@ -154,29 +155,29 @@ def shortened(description: Description, fits: Callable[[str], bool], class_name:
 
 
 class Conversations:
-    """The descriptions written so far in a folder: each a line of conversations.jsonl, with what was asked for it."""
+    """The descriptions written so far, one line each in conversations.jsonl, with their questions and answers."""
 
     FILE = "conversations.jsonl"
 
     def __init__(self, folder: Path) -> None:
-        """Take up what an earlier call that was stopped left in `folder`; a line cut short does not count."""
+        """Load what an earlier, interrupted call left in `folder`; an incomplete last line is ignored."""
         self.path, self.kept = folder / self.FILE, list[Description]()
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
         for line in lines:
             values = json.loads(line)
             exchanges = tuple(Exchange(**one) for one in values.pop("exchanges"))
             self.kept.append(Description(**values, exchanges=exchanges))
-        # Whatever is cut short goes, so that the next line begins where a line begins.
+        # Remove an incomplete last line, so that the next description starts on a new line.
         self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def add(self, description: Description) -> None:
-        """Write `description` down."""
+        """Append `description` to the file."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(description), ensure_ascii=False) + "\n")
         self.kept.append(description)
 
     def outcomes(self) -> dict[str, Any]:
-        """Return how many descriptions came about in which way; a user is told of those that failed."""
+        """Return how many descriptions had each outcome; warn about those that failed."""
         counts = Counter(one.outcome for one in self.kept)
         failed = {name: counts[name] for name in FAILED if counts[name]}
         if failed:

@@ -1,4 +1,4 @@
-"""Descriptions that need no model: the class prompt alone, or with what can be measured in the images."""
+"""Descriptions that need no model: the class prompt alone, or with properties measured in the images."""
 
 import math
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from torch.nn import functional as F
 from geodistill.descriptions.captions import Description
 from geodistill.descriptions.prompts import PREFIX, UNNAMED, class_prompt
 
-# Measured at one size, so that the words do not depend on the resolution of the files.
+# All images are measured at this size, so that the words do not depend on the resolution of the files.
 SIDE = 64
 CHUNK = 256
 
 
 class TemplateDescriber:
-    """The class prompt alone."""
+    """Describer that returns the class prompt alone."""
 
     name = "template"
 
     def __call__(self, images: Tensor, class_name: str) -> Description:
-        """Return the class prompt; the images are not looked at."""
+        """Return the class prompt; the images are ignored."""
         return Description(class_prompt(class_name))
 
     def each(self, images: Tensor, class_names: Sequence[str]) -> list[str]:
@@ -31,30 +31,30 @@ class TemplateDescriber:
 
 
 class MeasuredDescriber:
-    """The class prompt, then what can be measured: land cover, colours, light, texture, orientation.
+    """The class prompt, followed by measured properties: land cover, colours, light, texture, orientation.
 
-    Of the prompt at most 23 words are measured ones, all of them in `VOCABULARY`.
+    At most 23 words of the prompt are measured ones, all of them in `VOCABULARY`.
     """
 
     name = "measured"
 
     def __call__(self, images: Tensor, class_name: str) -> Description:
-        """Return the sentence for the averages over `images`; raises ValueError if they are no uint8 RGB images."""
+        """Return the prompt for the averages over `images`; raises ValueError if they are not uint8 RGB images."""
         return Description(f"{class_prompt(class_name)}, {sentence(measure(images).mean(dim=0))}")
 
     def each(self, images: Tensor, class_names: Sequence[str]) -> list[str]:
-        """Return the sentence of each image alone; raises ValueError if they are no uint8 RGB images."""
+        """Return a separate prompt for each image; raises ValueError if they are not uint8 RGB images."""
         measures = measure(images)
         return [f"{class_prompt(name)}, {sentence(one)}" for name, one in zip(class_names, measures, strict=True)]
 
     def unnamed(self, images: Tensor) -> list[str]:
-        """Return the sentence of each image without a class name; raises ValueError if they are no uint8 RGB images."""
+        """Return a prompt for each image without a class name; raises ValueError if they are not uint8 RGB images."""
         return [f"{UNNAMED}, {sentence(one)}" for one in measure(images)]
 
 
 # --- measuring
 
-# sRGB of colours as they are met in overhead images; several may share a name.
+# Typical colours of overhead images in sRGB; several may share a name.
 COLOURS: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("black", (10, 10, 12)),
     ("grey", (70, 70, 72)),
@@ -84,18 +84,18 @@ COLOURS: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("pink", (220, 150, 165)),
 )
 NAMES = tuple(dict.fromkeys(name for name, _ in COLOURS))
-# Columns of `measure` that give a direction.
+# Columns of `measure` that encode the direction.
 DIRECTION = slice(4, 6)
 COVERS = ("vegetation", "water", "built-up land", "bare ground")
 
 
 def measure(images: Tensor) -> Tensor:
-    """Return float64 [n, measures], one row per image of uint8 RGB [n, 3, s, s].
+    """Return float64 [n, measures], one row for each image of uint8 RGB [n, 3, s, s].
 
-    Columns: brightness 0..1; chroma 0..1 (largest less smallest channel); edges: mean luma gradient, per pixel at
-    64 px; fineness: that gradient over the same after smoothing; cosine and sine of twice the angle of the gradient's
-    main direction, times its coherence (structure tensor, Bigun and Granlund, 1987); then the shares of the `COVERS`
-    and of the colour `NAMES`. Raises ValueError if `images` are something else.
+    Columns: brightness 0..1; chroma 0..1 (largest minus smallest channel); edges: mean luma gradient, per pixel at
+    64 px; fineness: ratio of that gradient to the one after smoothing; cosine and sine of twice the angle of the
+    gradient's main direction, times its coherence (structure tensor, Bigun and Granlund, 1987); then the shares of
+    the `COVERS` and of the colour `NAMES`. Raises ValueError if `images` have another type or shape.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, they have to be uint8 [n >= 1, 3, s, s]")
@@ -124,7 +124,7 @@ def _resized(images: Tensor) -> Tensor:
 
 
 def _gradient(luma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the central differences [n, s, s] towards the right (east) and down (south) of [n, s, s]."""
+    """Return the central differences [n, s, s] of [n, s, s] to the right (east) and downwards (south)."""
     padded = F.pad(luma[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     return (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2, (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
 
@@ -144,7 +144,7 @@ def _orientation(east: Tensor, south: Tensor) -> Tensor:
     """Return [n, 2]: cosine and sine of twice the gradient's angle, times the coherence (0: none, 1: one direction)."""
     horizontal, vertical = east.square().mean((1, 2)), south.square().mean((1, 2))
     crossed = (east * south).mean((1, 2))
-    # The constant, a gradient of about one grey level, keeps noise on a plain image from having a direction.
+    # The constant equals a gradient of about one grey level: noise on a plain image then has no direction.
     return torch.stack([horizontal - vertical, 2 * crossed], dim=1) / (horizontal + vertical + 1e-5)[:, None]
 
 
@@ -152,7 +152,7 @@ def _covers(rgb: Tensor, luma: Tensor, strength: Tensor) -> Tensor:
     """Return [n, 4]: the shares of pixels that look like each of the `COVERS`."""
     red, green, blue = (rgb / (rgb.sum(dim=1, keepdim=True) + 1e-3)).unbind(dim=1)
     busy = _blur(strength, 7)
-    # Excess green (Woebbecke et al., 1995); what is far bluer than red is water, however green.
+    # Excess green (Woebbecke et al., 1995); a pixel that is far bluer than red is water, even if it is green.
     vegetation = (2 * green - red - blue > 0.04) & (blue - red < 0.08)
     water = ~vegetation & (busy < 0.04) & ((blue - red > 0.04) | ((luma < 0.25) & (blue >= red)))
     built_up = ~vegetation & ~water & (busy > 0.05)
@@ -169,11 +169,11 @@ def _colours(rgb: Tensor) -> Tensor:
 
 @cache
 def _colour_table() -> Tensor:
-    """Return int64 [32768]: the colour name nearest in CIELAB to each RGB of 5 bits a channel."""
+    """Return int64 [32768]: the colour name nearest in CIELAB to each RGB value of 5 bits per channel."""
     levels = (torch.arange(32).double() * 8 + 4) / 255
     cells = torch.cartesian_prod(levels, levels, levels)  # [32768, 3]
     anchors = torch.tensor([rgb for _, rgb in COLOURS]).double() / 255
-    # Hue and chroma count double: the haze over overhead images would else make most of them grey.
+    # Hue and chroma count double: otherwise haze would make most overhead images grey.
     weights = torch.tensor([1.0, 2.0, 2.0]).double()
     nearest = torch.cdist(_lab(cells) * weights, _lab(anchors) * weights).argmin(dim=1)
     return torch.tensor([NAMES.index(name) for name, _ in COLOURS])[nearest]
@@ -191,8 +191,8 @@ def _lab(rgb: Tensor) -> Tensor:
 
 # --- words
 
-# Each scale: from this value on, this word; "" says nothing. The limits part AID's training scenes into useful groups:
-# the middle half of them falls into the middle.
+# Each scale lists lower limits and the word used from each limit on; "" adds no word. The limits divide AID's training
+# scenes into useful groups: the middle half of the scenes falls into the middle group.
 Scale = tuple[tuple[float, str], ...]
 LIGHT: Scale = ((0, "dark"), (0.3, ""), (0.5, "bright"))
 PURITY: Scale = ((0, "muted"), (0.045, ""), (0.11, "vivid"))
@@ -200,7 +200,7 @@ AMOUNT: Scale = ((0, ""), (0.08, "a little"), (0.25, "partly"), (0.55, "mostly")
 CONTRAST: Scale = ((0, "smooth"), (0.025, ""), (0.08, "strong"))
 GRAIN: Scale = ((0, "coarse"), (2.2, "medium"), (2.7, "fine"))
 COHERENCE: Scale = ((0, ""), (0.18, "faint lines"), (0.3, "lines"))
-# By quarter turns of the gradient's doubled angle; lines run across their gradient.
+# By quarter turns of the gradient's doubled angle; lines are perpendicular to their gradient.
 DIRECTIONS = ("north-south", "northeast-southwest", "east-west", "northwest-southeast")
 NEUTRAL = ("black", "grey", "white")
 SECOND_COLOUR = 0.15
@@ -212,7 +212,7 @@ def _word(scale: Scale, value: float) -> str:
 
 
 def sentence(row: Tensor) -> str:
-    """Put one row of `measure`, or a mean of several, into words."""
+    """Return one row of `measure`, or the mean of several rows, in words."""
     brightness, chroma, edges, fineness, cosine, sine = row[:6].tolist()
     cover, colours = row[6 : 6 + len(COVERS)].tolist(), row[6 + len(COVERS) :].tolist()
     phrases = (
@@ -225,7 +225,7 @@ def sentence(row: Tensor) -> str:
 
 
 def _cover_phrase(shares: list[float]) -> str:
-    """Return "mostly vegetation with a little water": the three largest covers, large ones first."""
+    """Return a phrase such as "mostly vegetation with a little water": the three largest covers, large ones first."""
     ranked = sorted(zip(shares, COVERS, strict=True), key=lambda one: -one[0])[:3]
     worded = [(_word(AMOUNT, share), cover) for share, cover in ranked]
     large = " and ".join(f"{amount} {cover}" for amount, cover in worded if amount not in ("", "a little"))
@@ -234,11 +234,11 @@ def _cover_phrase(shares: list[float]) -> str:
 
 
 def _colour_phrase(shares: list[float], light: str, purity: str) -> str:
-    """Return "dark vivid green and brown": the largest colour, and the next if it is large enough."""
+    """Return a phrase such as "dark vivid green and brown": the largest colour, and the second if large enough."""
     ranked = sorted(zip(shares, NAMES, strict=True), key=lambda one: -one[0])[:2]
     first, second = (name for _, name in ranked)
     named = f"{first} and {second}" if ranked[1][0] >= SECOND_COLOUR else first
-    # "dark black" and "vivid grey" say nothing.
+    # "dark black" and "vivid grey" carry no information.
     light = "" if first in ("black", "white") else light
     purity = "" if first in NEUTRAL else purity
     return " ".join(word for word in (light, purity, named) if word)
@@ -263,5 +263,5 @@ def _vocabulary() -> tuple[str, ...]:
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
 
-# Every word of a measured prompt but the class's own, without commas: for building a tokenizer.
+# Every word of a measured prompt except those of the class, without commas: for building a tokenizer.
 VOCABULARY = _vocabulary()

@@ -1,4 +1,4 @@
-"""Vision-language models that answer: any of transformers' image-text-to-text models, or a server's."""
+"""Vision-language models as answerers: any image-text-to-text model of transformers, or one on a server."""
 
 import base64
 import http.client
@@ -27,22 +27,22 @@ _MOST_TOKENS = 96
 SERVER = "openai:"
 TIMEOUT = 120.0
 _WAITS = (1.0, 4.0)
-# What transformers says where a processor needs a package of its own, as those of Qwen-VL need torchvision.
+# Text in transformers' error when a processor needs another package, as those of Qwen-VL need torchvision.
 _LACKING = re.compile(r"not found in your|is not installed|No module named|pip install", re.IGNORECASE)
 
 
 class TransformersAnswerer:
-    """Any image-text-to-text model of transformers: BLIP-2, LLaVA, Qwen-VL, SmolVLM and their like.
+    """Any image-text-to-text model of transformers: BLIP-2, LLaVA, Qwen-VL, SmolVLM and similar models.
 
-    Greedy decoding. Weights are loaded at the first question, from safetensors only; no remote code.
+    Decoding is greedy. Weights are loaded at the first question, from safetensors only; no remote code.
     """
 
     def __init__(self, source: str, precision: Precision = "auto") -> None:
-        """Look at config and processor of the model in folder `source`, or of that name on the hub.
+        """Load the config and processor of the model in folder `source` or with that hub name.
 
         Raises:
             DescriberError: there is none, it is no vision model, or it needs a package that is not installed.
-            ConfigError: the device does not compute in that precision.
+            ConfigError: the device does not support that precision.
         """
         self.name, self._type = source, working_type(precision, accelerator())
         try:
@@ -55,16 +55,16 @@ class TransformersAnswerer:
                 "such as Salesforce/blip2-opt-2.7b, llava-hf/llava-1.5-7b-hf, Qwen/Qwen2.5-VL-3B-Instruct or "
                 "HuggingFaceTB/SmolVLM-256M-Instruct"
             )
-        # Small, and better found lacking now than after an hour.
+        # The processor is small, and a missing package should be reported now, not after an hour.
         self._processor = self._loaded(lambda: AutoProcessor.from_pretrained(self.name, trust_remote_code=False))
 
     @torch.inference_mode()
     def __call__(self, prompt: str, image: Tensor | None = None) -> str:
-        """Return what the model says; see `Answerer`."""
+        """Return the model's answer; see `Answerer`."""
         inputs = self._inputs(prompt, None if image is None else _picture(image)).to(self._model.device)
         inputs = {name: _as_model(value, self._model.dtype) for name, value in inputs.items()}
         made = self._model.generate(**inputs, max_new_tokens=_MOST_TOKENS, do_sample=False)
-        # Models that embed the image and the question beforehand give back the answer alone.
+        # Some models embed image and question first and return only the answer, without repeating the question.
         asked = inputs["input_ids"]
         repeated = made.shape[1] > asked.shape[1] and torch.equal(made[:, : asked.shape[1]], asked)
         new = made[0, asked.shape[1] :] if repeated else made[0]
@@ -72,7 +72,7 @@ class TransformersAnswerer:
 
     def _inputs(self, prompt: str, picture: Image.Image | None) -> Any:
         if self._processor.chat_template is None:
-            # A model without a chat wants an image with every question: a grey one, where there is none to see.
+            # A model without a chat template requires an image with every question; grey stands for no image.
             shown = picture or Image.new("RGB", (64, 64), (128, 128, 128))
             return self._processor(images=shown, text=f"Question: {prompt} Answer:", return_tensors="pt")
         seen = [] if picture is None else [{"type": "image", "image": picture}]
@@ -103,18 +103,18 @@ class TransformersAnswerer:
 
 
 class ServerAnswerer:
-    """A server that speaks the OpenAI chat API, such as a local vLLM or Ollama; its first model unless one is named.
+    """A server with the OpenAI chat API, such as a local vLLM or Ollama; uses its first model unless one is named.
 
-    The key, where it asks for one, is read from the environment variable OPENAI_API_KEY.
+    An API key, if the server requires one, is read from the environment variable OPENAI_API_KEY.
     """
 
     def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
         """Ask the server at `url`, such as http://localhost:8000/v1 or …/v1#MODEL, for its models.
 
-        No answer for `timeout` seconds is none.
+        A request fails after `timeout` seconds without an answer.
 
         Raises:
-            DescriberError: no server there, not one of that kind, or without that model.
+            DescriberError: there is no server, it is of another kind, or it lacks that model.
         """
         url, _, asked = url.partition("#")
         if not url.startswith(("http://", "https://")):
@@ -131,7 +131,7 @@ class ServerAnswerer:
         self.name = f"{SERVER}{self.url}#{self.model}"
 
     def __call__(self, prompt: str, image: Tensor | None = None) -> str:
-        """Return what the model says; see `Answerer`."""
+        """Return the model's answer; see `Answerer`."""
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         if image is not None:
             content.insert(0, {"type": "image_url", "image_url": {"url": _data_url(_picture(image))}})
@@ -149,7 +149,7 @@ class ServerAnswerer:
             raise DescriberError(_garbage(self.url, "a chat completion", reply)) from error
 
     def _request(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Return the JSON that the server answers; what may pass with time is tried three times."""
+        """Return the server's JSON answer; errors that may be temporary are tried three times."""
         for wait in (*_WAITS, None):
             try:
                 return self._once(path, body)

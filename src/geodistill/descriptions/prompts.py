@@ -1,16 +1,16 @@
-"""The class prompt: what every description begins with."""
+"""The class prompt, with which every description begins."""
 
 import re
 import unicodedata
 
 PREFIX = "A satellite image of"
-# For a scene whose class is not known.
+# For a scene of unknown class.
 UNNAMED = "A satellite image"
 
 
 def readable(name: str) -> str:
     """Return "dense residential" for DenseResidential, dense_residential or dense-residential."""
-    # ASCII punctuation and blanks part words; letters, marks and apostrophes of any script stay.
+    # ASCII punctuation and blanks separate words; letters, marks and apostrophes of any script stay.
     parts = re.split(r"[\s!-&(-/:-@\[-`{-~]+", unicodedata.normalize("NFC", name))
     words = [word for part in parts for word in _words(part)]
     return " ".join(words) or name

@@ -8,6 +8,7 @@ labels belong to a protocol.
 
 from geodistill.config import Config, SamplingSettings
 from geodistill.distilled import DistilledSet
+from geodistill.prior.guidance import ModeGuidance
 from geodistill.provenance import Made, derived
 from geodistill.stages.base import load_base
 from geodistill.stages.candidates import Slots, draw, slot_labels
@@ -22,13 +23,17 @@ STRENGTH, GUIDANCE, STEPS = 0.7, 8.0, 50
 
 def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, each drawn from one of its centroids."""
-    context = context.having(paper(context.config))
+    return from_centroids(context.having(paper(context.config)))
+
+
+def from_centroids(context: Context, modes: ModeGuidance | None = None) -> Made[DistilledSet]:
+    """Return the set that the prior draws as it is, each image following a k-means centroid (see `draw`)."""
     prior = load_base(context)
     latents = encode(context, prior)
-    prototypes = centroids(context, latents)
+    found = centroids(context, latents)
     texts = class_prompts(context.scenes, slot_labels(context.scenes, context.config))
-    slots = derived(lambda: Slots(texts, prototypes.value), latents, prototypes)
-    return keep_candidates(context, prior, draw(context, prior, slots), texts)
+    slots = derived(lambda: Slots(texts, found.value), latents, found)
+    return keep_candidates(context, prior, draw(context, prior, slots, modes), texts)
 
 
 def paper(config: Config) -> Config:

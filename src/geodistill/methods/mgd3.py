@@ -10,15 +10,10 @@ place of class embeddings.
 
 from geodistill.config import Config, SamplingSettings
 from geodistill.distilled import DistilledSet
+from geodistill.methods.d4m import from_centroids
 from geodistill.prior.guidance import ModeGuidance
-from geodistill.provenance import Made, derived
-from geodistill.stages.base import load_base
-from geodistill.stages.candidates import Slots, draw, slot_labels
+from geodistill.provenance import Made
 from geodistill.stages.context import Context
-from geodistill.stages.descriptions import class_prompts
-from geodistill.stages.distilled import keep_candidates
-from geodistill.stages.latents import encode
-from geodistill.stages.prototypes import centroids
 
 GUIDANCE, STEPS = 4.0, 50
 MODES = ModeGuidance(scale=0.1, steps=25)
@@ -26,13 +21,7 @@ MODES = ModeGuidance(scale=0.1, steps=25)
 
 def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, each guided towards one of its modes."""
-    context = context.having(paper(context.config))
-    prior = load_base(context)
-    latents = encode(context, prior)
-    modes = centroids(context, latents)
-    texts = class_prompts(context.scenes, slot_labels(context.scenes, context.config))
-    slots = derived(lambda: Slots(texts, modes.value), latents, modes)
-    return keep_candidates(context, prior, draw(context, prior, slots, MODES), texts)
+    return from_centroids(context.having(paper(context.config)), MODES)
 
 
 def paper(config: Config) -> Config:

@@ -16,32 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geodistill.distilled import DistilledSet
-from geodistill.methods.template import plain
-from geodistill.provenance import Made, derived
-from geodistill.stages.adapter import finetune
-from geodistill.stages.base import load_base
-from geodistill.stages.candidates import Slots, draw, slot_labels
+from geodistill.methods.template import plain, under_class_prompts
+from geodistill.provenance import Made
 from geodistill.stages.context import Context
-from geodistill.stages.descriptions import class_prompts
-from geodistill.stages.distilled import keep_candidates
-from geodistill.stages.latents import encode
 
 PULL, PUSH, MEMORY = 0.002, 0.008, 64
 
 
 def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, drawn under its class prompt."""
-    context = context.having(plain(context.config))
-    scenes = context.scenes
-    prior = load_base(context)
-    latents = encode(context, prior)
-    prompts = derived(lambda: [[text] for text in class_prompts(scenes, scenes.labels)], latents)
-    loss = MinimaxLoss(len(scenes.classes), latents.value[0, 0].numel())
-    prior = finetune(context, prior, latents, prompts, loss)
-    texts = class_prompts(scenes, slot_labels(scenes, context.config))
-    # Nothing is followed.
-    slots = derived(lambda: Slots(texts, torch.zeros(len(texts), *latents.value.shape[2:])), latents)
-    return keep_candidates(context, prior, draw(context, prior, slots), texts)
+
+    def loss(latents: Tensor) -> nn.Module:
+        return MinimaxLoss(len(context.scenes.classes), latents[0, 0].numel())
+
+    return under_class_prompts(context.having(plain(context.config)), loss)
 
 
 class MinimaxLoss(nn.Module):

@@ -4,7 +4,10 @@ The ablation that DPD is measured against: no prototypes, no descriptions, no co
 candidates, no refinement. Fine-tuning and sampling are otherwise as the settings say.
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
 
 from geodistill.config import Config, DescriptionsSettings, SelectionSettings
 from geodistill.distilled import DistilledSet
@@ -20,12 +23,19 @@ from geodistill.stages.latents import encode
 
 def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, drawn under its class prompt."""
-    context = context.having(plain(context.config))
+    return under_class_prompts(context.having(plain(context.config)))
+
+
+def under_class_prompts(context: Context, loss: Callable[[Tensor], nn.Module] | None = None) -> Made[DistilledSet]:
+    """Return the set that the adapted prior draws under class prompts.
+
+    `loss` makes, from the latents, a further loss of the adaptation.
+    """
     scenes = context.scenes
     prior = load_base(context)
     latents = encode(context, prior)
     prompts = derived(lambda: [[text] for text in class_prompts(scenes, scenes.labels)], latents)
-    prior = finetune(context, prior, latents, prompts)
+    prior = finetune(context, prior, latents, prompts, loss(latents.value) if loss else None)
     texts = class_prompts(scenes, slot_labels(scenes, context.config))
     # Nothing is followed.
     slots = derived(lambda: Slots(texts, torch.zeros(len(texts), *latents.value.shape[2:])), latents)

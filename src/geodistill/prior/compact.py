@@ -441,7 +441,7 @@ def _views(prior: Prior, archive: Archive, side: int, nearer_views: int, seed: i
 
 
 def _psnr(prior: Prior, pixels: Tensor) -> float:
-    """Return the mean peak signal-to-noise ratio in dB of at most 500 images after encoding and decoding."""
+    """Return the mean peak signal-to-noise ratio in dB of fewer than 1000 images after encoding and decoding."""
     some = pixels[:: max(1, len(pixels) // 500)]
     error = (prior.decode(prior.encode(some)).float() - some.float()).square().mean(dim=(1, 2, 3))
     return float((10 * torch.log10(255**2 / error)).mean())

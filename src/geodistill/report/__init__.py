@@ -1,4 +1,4 @@
-"""What a run looks like to a reader."""
+"""The HTML report of a run."""
 
 from geodistill.report.page import write_report
 

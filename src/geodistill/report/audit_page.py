@@ -1,6 +1,6 @@
-"""The page of an audit: the most suspicious images beside training images, nearness, membership, attribution.
+"""The page of an audit: the most suspicious images next to training images, nearness, membership, attribution.
 
-It shows training images: it is for the owner of the data alone.
+It shows training images, so it is for the owner of the data only.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ _WORDS = {
 
 
 def write_audit_page(result: Audit, distilled: DistilledSet, train: Scenes, path: Path) -> None:
-    """Write the page of `result`, the audit of `distilled` beside its training scenes `train`, to `path`."""
+    """Write the page of `result`, the audit of `distilled` against its training scenes `train`, to `path`."""
     page = {
         "title": f"geodistill audit: {len(distilled)} images, {len(distilled.classes)} classes",
         "verdict": result.verdict,

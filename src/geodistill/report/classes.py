@@ -1,4 +1,4 @@
-"""Class by class: images, accuracy, confusion, and where the images lie among the real ones."""
+"""Results per class: images, accuracy, confusion, and the position of the images among the real ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,13 +13,13 @@ _HEAT_LEVELS = 10
 
 
 def images(found: Found, per_class: int) -> dict[str, list[Picture]]:
-    """Return the main set's pictures by class."""
+    """Return the pictures of the main set by class."""
     sources = found.train if found.owner else None
     return {} if found.main is None else gallery(found.main, per_class, sources)
 
 
 def others(found: Found, per_class: int) -> dict[str, dict[str, list[Picture]]]:
-    """Return a few pictures of every other method, from its largest set."""
+    """Return a few pictures of every other method, taken from its largest set."""
     largest: dict[str, SetFolder] = {}
     for one in found.shown:
         if found.main is not None and one.method != found.main.method:
@@ -28,7 +28,7 @@ def others(found: Found, per_class: int) -> dict[str, dict[str, list[Picture]]]:
 
 
 def class_tables(found: Found) -> list[Table]:
-    """Return for each protocol and network the main set's classes, the worst first, and what they are taken for."""
+    """Return, for each protocol and network, the main set's classes, worst first, with their most common confusion."""
     small = {} if found.main is None else thumbnails(found.main.images)
     rows = [row for row in found.main_rows if row.per_class and row.confusion]
     return [_class_table(row, found.figures.classes, small) for row in rows]
@@ -53,9 +53,9 @@ def _class_table(row: Row, classes: Sequence[str], small: Mapping[str, Picture])
 
 
 def most_confused(line: Sequence[int], label: int) -> tuple[int | None, float]:
-    """Return the class that images of `label` are most often taken for and their share; None where none are.
+    """Return the class that images of `label` are most often mistaken for and its share; (None, 0) if there is none.
 
-    `line` holds how many images of the class are taken for each class.
+    `line` is the row of `label` in the confusion matrix: counts of its images by predicted class.
     """
     wrong = [0 if other == label else count for other, count in enumerate(line)]
     other = max(range(len(wrong)), key=lambda each: wrong[each])
@@ -77,13 +77,13 @@ def _heat(row: Row, classes: tuple[str, ...]) -> Heat:
 
 
 def _heat_cell(count: int, total: int, right: bool) -> HeatCell:
-    # Rounded up, so that a single confused image is not as blank as none.
+    # Rounded up, so that a single confused image differs from none.
     level = -(-_HEAT_LEVELS * count // total) if total else 0
     return HeatCell(str(count), count, level, right)
 
 
 def embedding_map(found: Found) -> Plot | None:
-    """Return the map of real and distilled images, or None where one of the two is absent."""
+    """Return the map of real and distilled images, or None if one of the two is missing."""
     if found.main is None or found.train is None:
         return None
     points, classes = embed(found.main.images, found.train), found.train.classes

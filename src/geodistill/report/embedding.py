@@ -1,4 +1,4 @@
-"""Real and distilled images as points: where does the distilled set lie among the real scenes?"""
+"""Real and distilled images as points, to show where the distilled set lies among the real scenes."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from geodistill.networks import backbone_features
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import derive_seed, generator
 
-# Enough to see where a class lies; features of more take minutes on a CPU.
+# Enough to show where a class lies; features of more images take minutes on a CPU.
 MOST_REAL = 1000
 _COMPONENTS = 50
 _PERPLEXITY = 30.0
@@ -22,7 +22,7 @@ _PERPLEXITY = 30.0
 
 @dataclass(frozen=True)
 class Embedding:
-    """Points [n, 2], labels [n] and whether each is real [n]; `agreement`: see `nearest_agreement`."""
+    """Points [n, 2], labels [n] and a flag for real images [n]; `agreement`: see `nearest_agreement`."""
 
     points: npt.NDArray[np.float64]
     labels: npt.NDArray[np.int64]
@@ -31,10 +31,10 @@ class Embedding:
 
 
 def embed(distilled: DistilledSet, scenes: Scenes) -> Embedding:
-    """Return the map of `distilled` and at most 1000 of `scenes`, evenly from all classes.
+    """Return the map of `distilled` and at most 1000 of `scenes`, equally many of each class where possible.
 
-    Backbone features, 50 principal components, then t-SNE (van der Maaten and Hinton, 2008); the same each time.
-    Raises RunError when the two have other classes.
+    Backbone features are reduced to 50 principal components, then embedded by t-SNE (van der Maaten and Hinton, 2008);
+    the result is the same each time. Raises RunError if the two have different classes.
     """
     if scenes.classes != distilled.classes:
         raise RunError("the scenes have other classes than the run: give the data that it was made from")
@@ -52,7 +52,7 @@ def nearest_agreement(
 ) -> list[float]:
     """Return for each class the share of its distilled images whose nearest real image is of that class.
 
-    Features [n, D] and [m, D] of unit length; nearest by cosine.
+    Features are [n, D] and [m, D], of unit length; the nearest image is the one with the largest cosine similarity.
     """
     agree = (real_labels[(made @ real.T).argmax(dim=1)] == made_labels).double()
     return [float(agree[made_labels == label].mean()) for label in range(classes)]
@@ -69,7 +69,7 @@ def _evenly(labels: torch.Tensor, per_class: int) -> torch.Tensor:
 
 
 def _flatten(features: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Return [n, 2]."""
+    """Return t-SNE coordinates [n, 2] of `features`."""
     seed = derive_seed(0, "embedding map") % 2**32
     matrix = features.double().numpy()
     reduced = PCA(min(_COMPONENTS, *matrix.shape), random_state=seed).fit_transform(matrix)

@@ -1,4 +1,4 @@
-"""Rows of figures: one for each method, number of images per class, protocol and network."""
+"""Rows of figures, one per method, number of images per class, protocol and network."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ Bench = tuple[str, str]
 
 @dataclass(frozen=True)
 class Figures:
-    """All that was measured: rows, the classes their confusion matrices are of, and compared pairs of rows."""
+    """All measured results: rows, the classes of their confusion matrices, and compared pairs of rows."""
 
     classes: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
@@ -26,7 +26,7 @@ class Figures:
 
 
 def by_bench(rows: Iterable[Row]) -> dict[Bench, list[Row]]:
-    """Return the rows of each (protocol, network): only these can be compared with each other."""
+    """Return the rows of each (protocol, network); only rows of the same one can be compared with each other."""
     found: dict[Bench, list[Row]] = {}
     for row in rows:
         found.setdefault((row.protocol, row.network), []).append(row)
@@ -34,7 +34,7 @@ def by_bench(rows: Iterable[Row]) -> dict[Bench, list[Row]]:
 
 
 def read_comparison(path: Path) -> Figures:
-    """Return what a `compare` run measured so far; raise RunError where `path` is not its record."""
+    """Return the results of a `compare` run so far; raise RunError if `path` is not its record."""
     if not path.is_file():
         return Figures()
     try:
@@ -45,9 +45,9 @@ def read_comparison(path: Path) -> Figures:
 
 
 def read_evaluations(folder: Path, method: str) -> Figures:
-    """Return what `evaluate` measured of a run's set, from `folder`: of each protocol and network the last figures.
+    """Return the results of `evaluate` for a run's set in `folder`: the latest ones of each protocol and network.
 
-    The references are rows of their own. Raises RunError on damage.
+    The references are rows of their own. Raises RunError if a file is damaged.
     """
     classes: tuple[str, ...] = ()
     rows: list[Row] = []
@@ -71,7 +71,7 @@ def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row
 
 
 def without_real_images(figures: Figures) -> Figures:
-    """Return `figures` without those that compare a set with training or test images, such as nearness and KID."""
+    """Return `figures` without values that compare a set with training or test images, such as nearness and KID."""
     withheld: dict[str, Any] = {column.field: None for column in COLUMNS if column.needs}
     return replace(figures, rows=tuple(replace(row, **withheld) for row in figures.rows))
 
@@ -100,9 +100,9 @@ def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:
 
 
 def ablation(rows: Sequence[Row]) -> list[tuple[Row, float | None]]:
-    """Return the rungs of an ablation ladder with what each adds to the OA of the one before.
+    """Return the rungs of an ablation ladder, each with the OA that it adds to the previous rung.
 
-    Rungs are rows whose method holds a "+" ("+ prototypes"), and `template`, which they build on, where it is there.
+    Rungs are rows with a "+" in their method ("+ prototypes"), and their starting point `template` if it exists.
     """
     if not any("+" in row.method for row in rows):
         return []

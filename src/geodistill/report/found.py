@@ -1,4 +1,4 @@
-"""What a run folder holds so far, and what of it may be shown."""
+"""The current content of a run folder, and which of it may be shown."""
 
 import json
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from geodistill.stages.held_out import learned_from
 class Found:
     """A run as the report sees it.
 
-    `about`: what run.json holds. `sets`: all that were begun; `shown`: those whose images may be shown.
-    `train`: the real scenes that it learned from, where the user gave them; `owner`: whether the page is for the owner
-    of the data alone, so that it may show them, and how the run can be repeated.
+    `about`: the content of run.json. `sets`: all sets that were begun; `shown`: those whose images may be shown.
+    `train`: the real training scenes, if the user gave them; `owner`: whether the page is for the owner of the data
+    only, so that it may show these scenes and how to repeat the run.
     """
 
     run: Path
@@ -33,43 +33,43 @@ class Found:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the run."""
+        """Return the settings of the run."""
         settings: dict[str, Any] = self.about["settings"]
         return settings
 
     @property
     def compared(self) -> bool:
-        """Whether it is a comparison of methods."""
+        """Return whether the run is a comparison of methods."""
         return is_comparison(self.about)
 
     @property
     def withheld(self) -> bool:
-        """Whether exact figures about the training images are kept back: of a private run, but for its owner."""
+        """Return whether exact figures on training images are withheld: in a private run, except for its owner."""
         return self.settings.get("config", {}).get("privacy") == "dp" and not self.owner
 
     @property
     def main(self) -> SetFolder | None:
-        """The set that stands for the run, where one may be shown."""
+        """Return the set that represents the run, if one may be shown."""
         return main_set(self.shown)
 
     @property
     def main_rows(self) -> list[Row]:
-        """The rows of the main set; where none may be shown, of the last set that is not all real images."""
+        """Return the rows of the main set; if no set may be shown, those of the last set that is not the full data."""
         sets = [(row.method, row.ipc) for row in self.figures.rows if not row.full]
         wanted = (self.main.method, self.main.ipc) if self.main is not None else (sets[-1] if sets else None)
         return [row for row in self.figures.rows if (row.method, row.ipc) == wanted]
 
     @property
     def folders(self) -> dict[str, Path]:
-        """The run folders in it by what they are of: its own, and those of a comparison's sets."""
+        """Return the run folders by label: the run's own, and those of a comparison's sets."""
         return {"this run": self.run} | {one.name: one.run for one in self.sets if one.run != self.run}
 
 
 def find(run: Path, train: Scenes | None, owner: bool) -> Found:
-    """Return what is in the folder `run`.
+    """Return the content of the folder `run`.
 
-    Raises RunError where it is no run, holds damaged records, or was made from other scenes than `train`;
-    DistilledSetError where a distilled set in it is damaged.
+    Raises RunError if it is not a run, holds damaged records, or was made from scenes other than `train`;
+    DistilledSetError if a distilled set in it is damaged.
     """
     about = _about(run)
     settings = about["settings"]
@@ -83,7 +83,7 @@ def find(run: Path, train: Scenes | None, owner: bool) -> Found:
     shown = [one for one in sets if one.finished and (owner or not one.holds_real(figures.rows))]
     found = Found(run, about, sets, shown, figures, train, owner)
     if found.withheld:
-        # Exact figures about the training images lie outside ε.
+        # The guarantee ε does not cover exact figures about the training images.
         found = replace(found, figures=without_real_images(figures))
     if found.main is not None and train is not None:
         found.main.check_scenes(train)
@@ -92,7 +92,7 @@ def find(run: Path, train: Scenes | None, owner: bool) -> Found:
 
 
 def is_comparison(about: dict[str, Any]) -> bool:
-    """Whether run.json is of a comparison."""
+    """Return whether run.json belongs to a comparison."""
     return bool(about["settings"].get("kind") == "compare")
 
 

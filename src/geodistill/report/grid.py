@@ -1,4 +1,4 @@
-"""The sample grid: one row for each class."""
+"""The sample grid: one row per class."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from PIL import Image, ImageDraw, ImageFont
 from geodistill.distilled import DistilledSet
 
 _GAP, _FONT = 4, 13
-# Sides of an image in the grid: smaller images are magnified, larger ones reduced.
+# Smallest and largest side of an image in the grid: smaller images are magnified, larger ones reduced.
 _LEAST, _MOST = 96, 128
 
 
 def draw_grid(distilled: DistilledSet, path: Path, *, per_class: int = 10) -> None:
-    """Write a PNG with a row of at most `per_class` images for each class, its name at the left."""
+    """Write a PNG with a row of at most `per_class` images for each class and its name on the left."""
     font = ImageFont.load_default(_FONT)
     margin = 2 * _GAP + max(int(font.getlength(name)) for name in distilled.classes)
     columns = min(per_class, int(torch.bincount(distilled.labels).max()))

@@ -1,4 +1,4 @@
-"""The head of the page: what the run is, what it lacks, and what each section means."""
+"""The head of the page: what the run is, what is missing, and what each section means."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +20,7 @@ from geodistill.stages.self_test import read_self_test
 
 
 def lead(found: Found) -> str:
-    """Return one sentence on what the run is."""
+    """Return one sentence that describes the run."""
     if not found.compared:
         return f"A distilled set made by the method {found.settings.get('method', 'unknown')}."
     methods = list(dict.fromkeys(one.method for one in found.sets))
@@ -30,7 +30,7 @@ def lead(found: Found) -> str:
 
 
 def missing(found: Found) -> list[str]:
-    """Return a line for each thing that a finished run would have and this one has not (yet)."""
+    """Return a line for each part of a finished run that this one does not have yet."""
     rows = found.figures.rows
     if not found.compared:
         lines = [f"stage {stage} is not finished: {_GO_ON}" for stage in _open_stages(found)]
@@ -49,10 +49,10 @@ _GO_ON = "the run's command goes on with it"
 
 
 def _open_stages(found: Found) -> list[str]:
-    """Return the stages that are still to be done; of other methods than `dpd` only the last is known."""
+    """Return the stages that are not done yet; for methods other than `dpd` only the last stage is known."""
     expected: tuple[Stage, ...] = (DISTILLED,)
     if found.settings.get("method") == OWN:
-        # Settings of another release may not be readable.
+        # Settings of another release may be unreadable.
         with suppress(ConfigError):
             expected = line(read_recorded(found.settings.get("config", {})))
     return [stage.name for stage in expected if not (found.run / stage.name).is_dir()]
@@ -76,7 +76,7 @@ def facts(found: Found) -> list[tuple[str, str]]:
 
 
 def _privacy(config: Mapping[str, Any]) -> str:
-    """Return what the settings promise; an empty string where they promise nothing."""
+    """Return the privacy guarantee of the settings, or "" if there is none."""
     if config.get("privacy") == "screen":
         return (
             "screened: no image is nearer to a training image of its class, in structure, than 99 % of images set apart"
@@ -87,7 +87,7 @@ def _privacy(config: Mapping[str, Any]) -> str:
 
 
 def summary(found: Found) -> Table | None:
-    """Return what the main set is worth in each protocol and network."""
+    """Return the main results of the main set for each protocol and network."""
     rows = found.main_rows
     if not rows:
         return None
@@ -106,18 +106,18 @@ def summary(found: Found) -> Table | None:
 
 
 def self_test(found: Found) -> Cell | None:
-    """Return what the run's self-test found; one below random stands out."""
+    """Return the result of the run's self-test, flagged if it is below random."""
     result = None if found.compared else read_self_test(found.run)
     return Cell(result.summary, flag=result.verdict == "below random") if result else None
 
 
 def definitions(found: Found) -> list[str]:
-    """Return what the summary's figures mean."""
+    """Return the definitions of the summary's figures."""
     return [_OA, _RHO] if found.main_rows else []
 
 
 def notes(found: Found, gallery: Mapping[str, Sequence[Picture]]) -> dict[str, list[str]]:
-    """Return for each section the sentences that explain it, or say why it is empty."""
+    """Return for each section the sentences that explain it or say why it is empty."""
     rows = found.figures.rows
     empty = [] if rows else ["No figures yet."]
     near = any(row.rho is not None for row in rows)

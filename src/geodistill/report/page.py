@@ -1,4 +1,4 @@
-"""The report: one HTML file that shows a run, with nothing loaded from elsewhere."""
+"""The report: one HTML file that shows a run and loads nothing from elsewhere."""
 
 import base64
 import hashlib
@@ -38,17 +38,17 @@ _FOR_THE_OWNER = f"This page shows real images. {FOR_THE_OWNER}"
 
 
 def write_report(run: Path, *, out: Path | None = None, data: SceneData | None = None, owner: bool = False) -> Path:
-    """Write the report of `run`, finished or still going, and return its path.
+    """Write the report of `run`, finished or in progress, and return its path.
 
     Args:
         run: folder of a `distill` or `compare` run.
-        out: the HTML file; RUN/report.html when None.
+        out: the HTML file; RUN/report.html if None.
         data: the scenes that the run was made from, for the map of real and distilled images.
-        owner: write the owner's page, which is not to be shared: it also shows real images (those near each
-            prototype, and the sets that consist of real images), seeds, the command and the run's name.
+        owner: write the owner's page, which must not be shared: it also shows real images (those near each prototype,
+            and the sets that consist of real images), seeds, the command and the run's name.
 
     Raises:
-        RunError: `run` is no run, holds damaged records, was made from other scenes, or `out` cannot be written.
+        RunError: `run` is not a run, holds damaged records, was made from other scenes, or `out` cannot be written.
         ConfigError: `owner` without `data`.
         DistilledSetError: a distilled set in the run is damaged.
     """
@@ -64,7 +64,7 @@ def write_report(run: Path, *, out: Path | None = None, data: SceneData | None =
 
 
 def _page(found: Found) -> dict[str, Any]:
-    """Return everything that the template shows, by the names that it uses."""
+    """Return everything that the template shows, by template variable."""
     gallery = classes.images(found, _PER_CLASS)
     rows = found.figures.rows
     return {
@@ -96,8 +96,8 @@ def _page(found: Found) -> dict[str, Any]:
 
 
 def render(template: str, sections: dict[str, str], page: dict[str, Any]) -> str:
-    """Return the HTML of `template`, a file beside this one: `sections` are its headings, `page` what it shows."""
-    # StrictUndefined: a name misspelt in the template is an error, not an empty place in the page.
+    """Return the HTML of `template`, a file in this folder: `sections` are its headings, `page` its variables."""
+    # StrictUndefined: a misspelt name in the template is an error, not a gap in the page.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("geodistill.report", "."),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""What the page is put together from: tables, plots, and figures in words."""
+"""Building blocks of the page: tables, plots, and formatted figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from geodistill.report.sets import Picture
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a table's cell; `sort`: what it is ordered by ("" goes last), its text where None; `flag`: stands out."""
+    """A table cell; `sort` is its sort key ("" goes last, None means its text); `flag` highlights it."""
 
     text: str
     sort: float | str | None = None
@@ -22,7 +22,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names its rows; `numeric` columns are aligned right."""
+    """A table whose first column names its rows; `numeric` columns are right-aligned."""
 
     caption: str
     heads: tuple[str, ...]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing with its text alternative and the figures it shows."""
+    """A drawing with its text alternative and the table of its figures."""
 
     svg: Markup
     caption: str
@@ -44,7 +44,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class HeatCell:
-    """A cell of a confusion matrix: `level` 0 to 10 is its share of its true class."""
+    """A cell of a confusion matrix; `level` 0 to 10 is its share of its true class, rounded up."""
 
     text: str
     count: int
@@ -62,29 +62,29 @@ class Heat:
     lines: list[tuple[str, list[HeatCell]]]
 
 
-# What was not measured.
+# The cell of a value that was not measured.
 ABSENT = Cell("–", "")
 
 
 def bench_name(row: Row) -> str:
-    """Return protocol and network."""
+    """Return protocol and network as text."""
     return f"{row.protocol}, {row.network}"
 
 
 def seeds(row: Row) -> str:
-    """Return how many seeds."""
+    """Return the number of seeds as text."""
     return f"{len(row.seeds)} seed{'' if len(row.seeds) == 1 else 's'}"
 
 
 def percent(mean: float | None, std: float | None = None) -> Cell:
-    """Return fractions as per cent."""
+    """Return a fraction as per cent, with its standard deviation if given."""
     if mean is None:
         return ABSENT
     return Cell(f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else ""), mean)
 
 
 def number(value: float | None, digits: int = 2) -> Cell:
-    """Return a number."""
+    """Return a number with `digits` decimals."""
     return ABSENT if value is None else Cell(f"{value:.{digits}f}", value)
 
 
@@ -94,12 +94,12 @@ def points(value: float | None) -> Cell:
 
 
 def rho(row: Row) -> Cell:
-    """Return the nearness ratio; copying rows stand out, in words too."""
+    """Return the nearness ratio; rows that copy are flagged and labelled."""
     if row.rho is None:
         return ABSENT
     return Cell(f"{row.rho:.2f}{' copying' if row.copying else ''}", row.rho, flag=row.copying)
 
 
 def page_file(name: str) -> str:
-    """Return the text of a file that the page is made of, such as style.css."""
+    """Return the text of a file that is part of the page, such as style.css."""
     return (files("geodistill.report") / name).read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Plots as SVG for a page: text stays text, and colours come from the page's style, so that light and dark both work.
+"""SVG plots for a page: text stays text, and colours come from the page's style, so light and dark mode both work.
 
-Matplotlib draws with stand-in colours, which are replaced by CSS variables; nothing is loaded from anywhere.
+Matplotlib draws with placeholder colours, which are replaced by CSS variables; the plots load nothing from elsewhere.
 """
 
 import io
@@ -29,9 +29,9 @@ _CSS = {_INK: "currentColor", _FAINT: "var(--faint)"} | {
 }
 _MARKERS = "os^DvPX*"
 _LINES = ("-", "--", "-.", ":")
-# Inches: narrow, so that text is still large enough where a phone shrinks the plot.
+# Inches: narrow, so that text stays large enough when a phone shrinks the plot.
 _WIDTH = 4.0
-# CSS pixels, of a plot in a file of its own.
+# CSS pixels, for a plot in its own file.
 _FILE_WIDTH = 560
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -39,7 +39,7 @@ _XLINK = "{http://www.w3.org/1999/xlink}href"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "geodistill",
-    # A class named "a$b" is no formula.
+    # A class named "a$b" is not a formula.
     "text.parse_math": False,
     "font.size": 9,
     "axes.spines.top": False,
@@ -57,7 +57,7 @@ _STYLE: dict[Any, Any] = {
 def _draw(name: str, height: float, paint: Callable[[Axes], None]) -> Markup:
     """Return the SVG of what `paint` draws; `name` makes its ids unique in the page."""
     buffer = io.BytesIO()
-    # Missing glyphs only matter where matplotlib draws them: here the reader's fonts do.
+    # Glyphs missing in matplotlib do not matter here: the reader's browser draws the text.
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         figure = Figure(figsize=(_WIDTH, height))
@@ -77,7 +77,7 @@ def _for_page(svg: bytes, name: str) -> str:
         _rewrite(element, name)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
-    # The figure around it has the text alternative.
+    # The surrounding figure has the text alternative.
     root.set("aria-hidden", "true")
     ET.register_namespace("", _SVG)
     return ET.tostring(root, encoding="unicode")
@@ -99,14 +99,14 @@ def _rewrite(element: ET.Element, name: str) -> None:
 
 
 def standalone(plot: Markup) -> str:
-    """Return `plot` as an SVG file of its own, with the page's colours, light or dark as the reader's system is."""
+    """Return `plot` as a self-contained SVG file in the page's colours, light or dark like the reader's system."""
     css = page_file("style.css")
     palette = css[: css.index("* {")] + "svg { background: var(--page); color: var(--ink); font-family: sans-serif; }"
     return str(plot).replace(">", f' width="{_FILE_WIDTH}"><style>{palette}</style>', 1)
 
 
 def accuracy_plot(name: str, rows: Sequence[Row]) -> Markup:
-    """Return overall accuracy by method (lines) and IPC (marks), with standard deviations; all rows of one bench."""
+    """Return overall accuracy by method (lines) and IPC (marks) with standard deviations; `rows` share one bench."""
     methods = list(dict.fromkeys(row.method for row in rows if not row.full))
     ipcs = sorted({row.ipc for row in rows if not row.full})
 
@@ -136,9 +136,9 @@ def accuracy_plot(name: str, rows: Sequence[Row]) -> Markup:
 
 
 def nearness_plot(name: str, rows: Sequence[Row]) -> Markup:
-    """Return overall accuracy against the nearness ratio of rows that have one; crosses are rows that copy.
+    """Return overall accuracy against the nearness ratio of rows that have one; crosses mark rows that copy.
 
-    A line joins the rows of one method, whose name stands at the largest IPC.
+    A line joins the rows of one method; the method's name is at its largest IPC.
     """
     methods = {row.method: sorted((r for r in rows if r.method == row.method), key=lambda r: r.ipc) for row in rows}
 
@@ -175,13 +175,13 @@ def _rho(row: Row) -> float:
 
 
 def _label_points(axes: Axes, marks: Sequence[tuple[float, float, float, str]]) -> None:
-    """Write each (left, right, y, text) beside its mark, over or under it where the sides are taken by others."""
+    """Write each (left, right, y, text) beside its mark, or above or below it if both sides are taken."""
     width, height = _letter(axes)
     edge, _ = axes.get_xlim()
     placed = [(left - width, right + width, y) for left, right, y, _ in marks]
     for left, right, y, text in sorted((mark for mark in marks if mark[3]), key=lambda mark: -mark[2]):
         near, long, middle = 1.5 * width, (1 + len(text)) * width, (left + right) / 2
-        # As matplotlib names it, which end of the text is at the mark: where at the mark, and where the text starts.
+        # Alignment as in matplotlib: (x of the mark, x where the text starts).
         sides = {
             "left": (right, right + near),
             "right": (left, left - near - long),
@@ -192,7 +192,7 @@ def _label_points(axes: Axes, marks: Sequence[tuple[float, float, float, str]]) 
             for side, (_, start) in sides.items()
             if start > edge
         }
-        # Beside the mark at its height; else over or under it, which is nearer to it than higher or lower beside it.
+        # Prefer beside the mark at its height, then above or below it, then beside it at another height.
         side = min(lines, key=lambda one: abs(lines[one] - y) + height * (one != "center" and lines[one] != y))
         (mark, start), line = sides[side], lines[side]
         placed.append((start, start + long, line))
@@ -203,7 +203,7 @@ def _label_points(axes: Axes, marks: Sequence[tuple[float, float, float, str]]) 
 
 
 def _letter(axes: Axes) -> tuple[float, float]:
-    """Return about the width of a letter and the height of a line of the smallest text, in data units."""
+    """Return the approximate width of a letter and height of a line of the smallest text, in data units."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     return (right - left) / 48, (top - bottom) / 24
 
@@ -211,7 +211,7 @@ def _letter(axes: Axes) -> tuple[float, float]:
 def _free_line(
     placed: Sequence[tuple[float, float, float]], start: float, end: float, y: float, height: float
 ) -> float:
-    """Return the y nearest to `y` at which [start, end] touches none of `placed`: (start, end, y) each."""
+    """Return the y nearest to `y` at which [start, end] overlaps none of `placed`, given as (start, end, y)."""
     offsets = (sign * step * height / 4 for step in count() for sign in (1, -1))
     return next(
         y + offset
@@ -238,9 +238,9 @@ def curves_plot(name: str, curves: Mapping[str, Sequence[float]]) -> Markup:
 
 
 def thin(values: Sequence[float], points: int) -> tuple[list[int], list[float]]:
-    """Return at most `points` last steps (from 1) and means of equal stretches of `values`, which has one value a step.
+    """Return last steps (from 1) and means of at most `points` equal segments of `values`, one value per step.
 
-    The stretches differ by one step at most.
+    The segments' lengths differ by at most one step.
     """
     parts = np.array_split(np.asarray(values, dtype=np.float64), min(points, len(values)))
     ends = np.cumsum([len(part) for part in parts])
@@ -254,7 +254,7 @@ def map_plot(
     real: npt.NDArray[np.bool_],
     classes: Sequence[str],
 ) -> Markup:
-    """Return `points` [n, 2]: real images as dots, distilled ones as stars, each class's name amid its real images."""
+    """Return `points` [n, 2]: real images as dots, distilled ones as stars, class names amid their real images."""
 
     def paint(axes: Axes) -> None:
         for label in range(len(classes)):
@@ -276,7 +276,7 @@ def map_plot(
 
 
 def distances_plot(name: str, groups: Mapping[str, Sequence[float]], words: str) -> Markup:
-    """Return for each group the share of its images whose distance is no larger than x: its distribution function."""
+    """Return the cumulative distribution of each group's distances: the share of its images at or below x."""
 
     def paint(axes: Axes) -> None:
         for label, colour, line in zip(groups, cycle(_COLOURS), cycle(_LINES)):
@@ -294,7 +294,7 @@ def distances_plot(name: str, groups: Mapping[str, Sequence[float]], words: str)
 
 
 def roc_plot(name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """Return shares of training images found against false-positive rates, both logarithmic, and guessing beside."""
+    """Return log-log ROC curves, training images found against false-positive rate, with a line for guessing."""
 
     def paint(axes: Axes) -> None:
         least = min(x for curve in curves.values() for x, _ in curve)
@@ -318,14 +318,14 @@ def roc_plot(name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> 
 def utility_plot(
     name: str, points: Mapping[str, tuple[float, float]], spreads: Mapping[str, tuple[float, float]]
 ) -> Markup:
-    """Return accuracy, the second of `points`, against the share of images that expose a training image, the first.
+    """Return accuracy against the share of images that expose a training image; `points` are (share, accuracy).
 
     `spreads` are intervals of that share.
     """
 
     def paint(axes: Axes) -> None:
         values = [100 * y for _, y in points.values()]
-        # Names stand to the right of the intervals.
+        # Leaves room for names to the right of the intervals.
         axes.set_xlim(-3, 130)
         axes.set_xticks(range(0, 101, 20))
         axes.set_ylim(min(values) - 6, max(values) + 6)
@@ -343,7 +343,7 @@ def utility_plot(
 
 
 def _name_groups(axes: Axes, groups: Sequence[tuple[str, npt.NDArray[np.float64]]]) -> None:
-    """Write each name at the median of its points [n, 2], moved where it would lie on another name."""
+    """Write each name at the median of its points [n, 2], moved if it would overlap another name."""
     width, height = _letter(axes)
     placed: list[tuple[float, float, float]] = []
     for name, points in groups:

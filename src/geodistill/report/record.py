@@ -1,4 +1,4 @@
-"""How the run came about: training, time and memory, settings and versions."""
+"""How the run was made: training, time and memory, settings and versions."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _TRAINED = {stage.name: stage.title for stage in (BASE, ADAPTER, REFINED)}
 
 
 def training_curves(folders: Mapping[str, Path]) -> dict[str, dict[str, list[float]]]:
-    """Return for each stage that is trained the losses of every folder that has them.
+    """Return, for each stage with training, the losses of every folder that has them.
 
     Sets that share a training count once.
     """
@@ -32,7 +32,7 @@ def training_curves(folders: Mapping[str, Path]) -> dict[str, dict[str, list[flo
 
 
 def training(folders: Mapping[str, Path]) -> list[Plot]:
-    """Return the training curves of the base, of the adapters and of the refinements."""
+    """Return the training curves of the base, the adapters and the refinements."""
     return [_curves_plot(stage, curves) for stage, curves in training_curves(folders).items()]
 
 
@@ -48,7 +48,7 @@ def _curves_plot(stage: str, curves: dict[str, list[float]]) -> Plot:
 
 
 def cost(folders: Mapping[str, Path]) -> Table | None:
-    """Return time and memory of every stage."""
+    """Return time and memory of every stage, or None if there is none."""
     lines = []
     for name, folder in folders.items():
         for record in records(folder):
@@ -66,9 +66,9 @@ def cost(folders: Mapping[str, Path]) -> Table | None:
 
 
 def settings(found: Found) -> str:
-    """Return all settings as TOML where the run has them so, otherwise as its record has them.
+    """Return all settings: the run's TOML file if it has one, else the settings in its record as JSON.
 
-    On a page that is shared they are those that the set itself tells, less the seed.
+    On a page that may be shared, they are those in the set's own record, without the seed.
     """
     if not found.owner:
         told = {} if found.main is None else found.main.images.about.get("config", {})
@@ -80,6 +80,6 @@ def settings(found: Found) -> str:
 
 
 def versions_table(found: Found) -> Table:
-    """Return the versions that the figures depend on."""
+    """Return the versions of the software that the figures depend on."""
     lines = [(Cell(name), Cell(str(version))) for name, version in found.about.get("versions", {}).items()]
     return Table("Versions", ("Software", "version"), lines)

@@ -52,7 +52,7 @@ def _nearness_plot(name: str, rows: Sequence[Row]) -> Plot:
 
 
 def ablation_table(rows: Sequence[Row]) -> Table | None:
-    """Return what each rung of the ablation adds, or None where there are no rungs."""
+    """Return what each rung of the ablation adds, or None if there are no rungs."""
     lines = [
         (
             Cell(row.method),
@@ -69,11 +69,11 @@ def ablation_table(rows: Sequence[Row]) -> Table | None:
 
 
 def rows_table(rows: Sequence[Row]) -> Table | None:
-    """Return every row with all of its figures."""
+    """Return every row with all of its figures, or None if there are no rows."""
     if not rows:
         return None
     heads, lines = (head for head, _ in _COLUMNS), [tuple(cell(row) for _, cell in _COLUMNS) for row in rows]
-    # A column in which nothing was measured only takes room.
+    # A column without any measured value only takes up space.
     kept = [k for k in range(len(_COLUMNS)) if any(line[k] is not ABSENT for line in lines)]
     named = tuple(head for k, head in enumerate(heads) if k in kept)
     return Table(
@@ -106,7 +106,7 @@ _WORDS = frozenset(k for k, (head, _) in enumerate(_COLUMNS) if head in ("Method
 
 
 def pairs_table(pairs: Sequence[dict[str, Any]]) -> Table | None:
-    """Return the compared pairs with the interval of their difference."""
+    """Return the compared pairs with the interval of their difference, or None if there are no pairs."""
     lines = [
         (
             Cell(f"{pair['a']} against {pair['b']}"),

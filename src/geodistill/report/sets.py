@@ -1,6 +1,6 @@
 """The distilled sets of a run and their images, ready for a page.
 
-Without the user's word no image that holds a real one is shown: neither sources nor sets that consist of real images.
+Without the user's consent no real image is shown: neither sources nor sets that consist of real images.
 """
 
 import base64
@@ -32,7 +32,7 @@ _THUMB = 64
 
 @dataclass(frozen=True)
 class SetFolder:
-    """One set of a run: the run folder that it lies in, its method and its images per class."""
+    """One set of a run: its run folder, its method and its number of images per class."""
 
     run: Path
     method: str
@@ -40,22 +40,22 @@ class SetFolder:
 
     @property
     def name(self) -> str:
-        """The set in words."""
+        """Return a readable name of the set."""
         return f"{self.method}, IPC {self.ipc}"
 
     @property
     def finished(self) -> bool:
-        """Whether its images are there."""
+        """Return whether its images exist."""
         return (self.run / DISTILLED.name).is_dir()
 
     @cached_property
     def images(self) -> DistilledSet:
-        """The images; read once."""
+        """Return the images, which are read once."""
         return DistilledSet.load(self.run / DISTILLED.name)
 
     @property
     def scenes(self) -> str | None:
-        """Fingerprint of the training scenes that it was made from, where its run tells."""
+        """Return the fingerprint of the training scenes that it was made from, or None if its run has none."""
         about = self.run / "run.json"
         found = json.loads(about.read_text(encoding="utf-8"))["settings"].get("scenes") if about.is_file() else None
         return found if isinstance(found, str) else None
@@ -66,9 +66,9 @@ class SetFolder:
             raise RunError(f"{self.run} was made from other scenes than these: give the data that it was made from")
 
     def holds_real(self, rows: Sequence[Row]) -> bool:
-        """Whether its images are, or may be, real ones: what is not known to be generated counts as real."""
+        """Return whether its images are or may be real: images not known to be generated count as real."""
         told = [row.kind != "synthetic" for row in rows if row.method == self.method]
-        # Tables of earlier releases do not tell derived images from synthetic ones.
+        # Tables of earlier releases do not separate derived images from synthetic ones.
         known = METHODS.get(self.method)
         if known is None and told:
             return any(told)
@@ -76,7 +76,7 @@ class SetFolder:
 
 
 def compared_sets(run: Path, rows: Sequence[Row]) -> list[SetFolder]:
-    """Return the sets of a `compare` run: methods in the order of `rows`, those without figures last; by IPC."""
+    """Return the sets of a `compare` run: methods in the order of `rows`, those without figures last; then by IPC."""
     place = {method: k for k, method in enumerate(dict.fromkeys(row.method for row in rows))}
     found = []
     for folder in sorted((run / "sets").glob("*-ipc*/")):
@@ -87,14 +87,14 @@ def compared_sets(run: Path, rows: Sequence[Row]) -> list[SetFolder]:
 
 
 def main_set(sets: Sequence[SetFolder]) -> SetFolder | None:
-    """Return the set that stands for the run: `dpd` if it is there, else the last method, at its largest IPC."""
+    """Return the set that represents the run: `dpd` if it exists, else the last method, at its largest IPC."""
     last = [one for one in sets if one.method == OWN] or [one for one in sets if one.method == sets[-1].method]
     return max(last, key=lambda one: one.ipc, default=None)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a page; `sources` are real images near its prototype."""
+    """An image on a page; `sources` are real images near its prototype."""
 
     uri: str
     alt: str
@@ -104,7 +104,7 @@ class Picture:
 
 
 def gallery(one: SetFolder, per_class: int, scenes: Scenes | None = None) -> dict[str, list[Picture]]:
-    """Return at most `per_class` pictures of every class, with sources where `scenes` (its own) are given."""
+    """Return at most `per_class` pictures of every class, with sources if its own scenes are given as `scenes`."""
     distilled = one.images
     sources = None if scenes is None else _Sources(one, scenes, distilled.size)
     found = {}
@@ -142,7 +142,7 @@ class _Sources:
             self._members = [prototypes.members[slot] for slot in slots.tolist()]
 
     def of(self, index: int) -> tuple[Picture, ...]:
-        """Return pictures of the members of the prototype of image `index`; none where there are no prototypes."""
+        """Return pictures of the members of image `index`'s prototype; none if there are no prototypes."""
         if not self._members:
             return ()
         members = self._members[index][:_NEIGHBOURS]
@@ -161,7 +161,7 @@ def thumbnails(distilled: DistilledSet) -> dict[str, Picture]:
 
 
 def png_uri(image: torch.Tensor, most: int | None = None) -> str:
-    """Return uint8 [3, s, s] as the data URI of a PNG, at its own size or with sides of at most `most`."""
+    """Return uint8 [3, s, s] as the data URI of a PNG, in its own size or with sides of at most `most`."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())  # [3, s, s] -> [s, s, 3]
     if most is not None:
         picture.thumbnail((most, most))

@@ -1,4 +1,4 @@
-"""Labelled scenes: reading them, splitting them, drawing the built-in ones."""
+"""Labelled scenes: reading, splitting, and drawing the built-in ones."""
 
 from geodistill.scenes.folder import open_scenes, open_unlabelled
 from geodistill.scenes.images import read_image, to_square_tensor

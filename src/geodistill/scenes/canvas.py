@@ -1,4 +1,4 @@
-"""What the built-in scenes are painted with: ground textures, roads, trees, houses, cars, water."""
+"""Painting tools of the built-in scenes: ground textures, roads, trees, houses, cars, water."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ Points: TypeAlias = Sequence[tuple[float, float]]
 SUPERSAMPLING = 2
 FINE, COARSE = 7.0, 18.0  # grain of textures, in units
 T = TypeVar("T")
-# (grass, tree crown) of a green spring, a summer, a dry summer, an autumn, a late winter.
+# (grass, tree crown) of a green spring, a summer, a dry summer, an autumn and a late winter.
 SEASONS = (
     ((112, 142, 78), (58, 96, 48)),
     ((96, 120, 68), (44, 76, 42)),
@@ -36,11 +36,11 @@ SHADOW = (16, 20, 28, 130)
 class Canvas:
     """A square ground seen from above, in units of 1/64 of the finished scene's side; (0, 0) is its centre.
 
-    It is larger than the scene, so that it can be turned by any angle: `reach` is how far it goes from the centre.
+    It is larger than the scene, so that it can be rotated by any angle; `reach` is half its side, in units.
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        # Two streams: Python's is ten times faster for single numbers, numpy's for whole fields of noise.
+        # Two generators: Python's is ten times faster for single numbers, numpy's for whole fields of noise.
         self.size, self.dice, self.rng = size, random.Random(seed), np.random.default_rng(seed)
         self.scale = SUPERSAMPLING * size / 64 * self.uniform(0.8, 1.25)
         self.side = math.ceil(SUPERSAMPLING * size * math.sqrt(2)) + 2
@@ -70,7 +70,7 @@ class Canvas:
         return self.dice.choice(choices)
 
     def vary(self, colour: Colour, spread: float = 14) -> Colour:
-        """Return `colour` a little lighter or darker, its tint a little off."""
+        """Return `colour`, slightly lighter or darker and with a slightly different tint."""
         shift = self.dice.gauss(0, spread)
         return tuple(min(255, max(0, int(c + shift + self.dice.gauss(0, spread / 4)))) for c in colour)
 
@@ -87,16 +87,16 @@ class Canvas:
     # Painting.
 
     def texture(self, colour: Colour, contrast: float, grain: float) -> Image.Image:
-        """Return a ground of this colour, lighter and darker by `contrast` (a fraction)."""
+        """Return a ground of this colour whose brightness varies by `contrast` (a fraction)."""
         if grain not in self.fields:
             self.fields[grain] = self.noise(grain)
-        # The field is drawn once; turning it makes each ground look like another.
+        # The field is computed once; flips and rotations make each ground look different.
         field = self.fields[grain].transpose(self.pick(tuple(Image.Transpose)))
         light = [1 + contrast * (level - 128) / 42 for level in range(256)]
         return Image.merge("RGB", [field.point([min(255, int(c * f)) for f in light]) for c in colour])
 
     def ground(self, colour: Colour, contrast: float = 0.08, grain: float = COARSE) -> None:
-        """Cover everything."""
+        """Cover the whole canvas."""
         self.image.paste(self.texture(colour, contrast, grain))
 
     def area(self, points: Points, colour: Colour, contrast: float = 0.06, grain: float = FINE) -> None:
@@ -114,7 +114,7 @@ class Canvas:
         self.pen.line(self._pixels(points), fill=colour, width=max(1, round(width * self.scale)), joint="curve")
 
     def dashes(self, start: tuple[float, float], end: tuple[float, float], width: float, dash: float) -> None:
-        """Draw a broken white line."""
+        """Draw a dashed white line."""
         count = max(1, int(math.dist(start, end) / (2 * dash)))
         for k in range(count):
             near, far = ((k + part) / count for part in (0.25, 0.75))
@@ -127,7 +127,7 @@ class Canvas:
 
     def box(self, x: float, y: float, width: float, height: float, colour: Colour, angle: float = 0.0) -> None:
         """Fill a rectangle centred at (x, y), turned by `angle` (radians)."""
-        # Beyond the circle of radius `reach` nothing is seen, however the scene is turned.
+        # Nothing beyond the circle of radius `reach` is visible, however the scene is rotated.
         if math.hypot(x, y) < self.reach + max(width, height):
             self.polygon(box_points(x, y, width, height, angle), colour)
 
@@ -138,7 +138,7 @@ class Canvas:
     # Things that stand on the ground.
 
     def tree(self, x: float, y: float, radius: float) -> None:
-        """A crown, lit from the sun's side, with its shadow."""
+        """Draw a tree crown, lit from the sun's side, with its shadow."""
         colour, (dx, dy) = self.pick(self.crowns), self.sun
         self.disc(x - dx * radius * 0.7, y - dy * radius * 0.7, radius, SHADOW)
         self.disc(x, y, radius, colour)
@@ -146,7 +146,7 @@ class Canvas:
         self.disc(x + dx * radius * 0.3, y + dy * radius * 0.3, radius * 0.55, light)
 
     def house(self, x: float, y: float, width: float, depth: float, roof: Colour, angle: float = 0.0) -> None:
-        """A gable roof, its two sides lit differently, with its shadow."""
+        """Draw a gable roof with two differently lit sides, and its shadow."""
         dx, dy = self.sun
         self.box(x - dx * 1.3, y - dy * 1.3, width, depth, SHADOW, angle)
         bright, dark = (tuple(min(255, int(c * f)) for c in roof) for f in (1.12, 0.8))
@@ -155,7 +155,7 @@ class Canvas:
         self.box(x + ox, y + oy, width, depth / 2, dark, angle)
 
     def hall(self, x: float, y: float, width: float, depth: float, angle: float = 0.0) -> None:
-        """A large flat roof with a parapet and some plant on it."""
+        """Draw a large flat roof with a parapet and some machinery on it."""
         dx, dy = self.sun
         roof = self.vary(self.pick(ROOFS[2:6]))
         self.box(x - dx * 2, y - dy * 2, width, depth, SHADOW, angle)
@@ -166,7 +166,7 @@ class Canvas:
             self.box(*turned(x, y, px, py, angle), 1.6, 1.2, self.vary((150, 150, 152)), angle)
 
     def car(self, x: float, y: float, angle: float, size: float = 1.0) -> None:
-        """A car along `angle`, with its shadow and windows."""
+        """Draw a car along `angle`, with its shadow and windows."""
         if math.hypot(x, y) > self.reach + 2:
             return
         dx, dy = self.sun
@@ -175,7 +175,7 @@ class Canvas:
         self.box(x, y, 1.1 * size, 0.9 * size, (40, 46, 56, 120), angle)
 
     def boat(self, x: float, y: float, angle: float, length: float) -> None:
-        """A hull pointed at one end, a deck on it."""
+        """Draw a hull pointed at one end, with a deck."""
         if math.hypot(x, y) > self.reach + length:
             return
         hull = [(-0.5, -0.17), (0.2, -0.18), (0.5, 0.0), (0.2, 0.18), (-0.5, 0.17)]
@@ -186,7 +186,7 @@ class Canvas:
         self.box(*turned(x, y, -0.12 * length, 0, angle), 0.4 * length, 0.2 * length, deck, angle)
 
     def road(self, points: Points, width: float, colour: Colour | None = None, marked: bool = True) -> None:
-        """A road along a polyline, verges lighter than its surface, with a broken centre line."""
+        """Draw a road along a polyline, with verges in the colour of soil and, if `marked`, a dashed centre line."""
         self.line(points, width + 1.4, self.vary(self.soil))
         self.line(points, width, colour or self.asphalt)
         if marked:
@@ -194,7 +194,7 @@ class Canvas:
                 self.dashes(start, end, 0.35, 2.0)
 
     def trees(self, count: int, low: float = 1.2, high: float = 2.6, clear: Points = (), gap: float = 0.0) -> None:
-        """Scatter trees, none nearer than `gap` to the points of `clear`."""
+        """Scatter trees, none of them closer than `gap` to the points of `clear`."""
         for _ in range(count):
             x, y = turned(0, 0, self.reach * math.sqrt(self.dice.random()), 0, self.uniform(0, 2 * math.pi))
             if all(math.hypot(x - cx, y - cy) > gap for cx, cy in clear):
@@ -203,7 +203,7 @@ class Canvas:
     # The photograph.
 
     def photograph(self) -> NDArray[np.uint8]:
-        """Return uint8 [size, size, 3]: the ground turned by a random angle, under random light, through the lens."""
+        """Return uint8 [size, size, 3]: the ground rotated by a random angle, in random light, with sensor noise."""
         image = self.image.rotate(self.uniform(0, 360), Image.Resampling.BILINEAR)
         edge = SUPERSAMPLING * self.size
         start = (self.side - edge) // 2
@@ -220,7 +220,7 @@ class Canvas:
 
 
 def turned(x: float, y: float, along: float, across: float, angle: float) -> tuple[float, float]:
-    """Return the point `along` and `across` from (x, y) in axes turned by `angle`."""
+    """Return the point at offset (`along`, `across`) from (x, y) in axes rotated by `angle`."""
     cos, sin = math.cos(angle), math.sin(angle)
     return x + along * cos - across * sin, y + along * sin + across * cos
 

@@ -38,9 +38,9 @@ class _File:
 def open_scenes(folder: Path | str) -> SceneData:
     """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>; the latter is split by content.
 
-    Every file is decoded once, so that unreadable ones are found now: they are logged, listed in `skipped` and left
-    out. Of the splits, train and test are used (val is reported as unused). Raises SceneError on data that cannot be
-    used: no images, one class, images beside the class folders, other classes in test, above 5 % unreadable.
+    Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. Only the
+    splits train and test are used (val is reported as unused). Raises SceneError on unusable data: no images, one
+    class, images beside the class folders, other classes in test, more than 5 % unreadable.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -55,9 +55,9 @@ def open_scenes(folder: Path | str) -> SceneData:
 
 
 def open_unlabelled(*folders: Path | str) -> Scenes:
-    """Return all images in `folders` and their subfolders as scenes without classes, for the training of a base alone.
+    """Return all images in `folders` and their subfolders as scenes without classes, for training a base only.
 
-    Unreadable files are logged and left out. Raises SceneError where there are no images, or above 5 % unreadable.
+    Unreadable files are logged and left out. Raises SceneError if there are no images or more than 5 % unreadable ones.
     """
     files: list[_File] = []
     for root in map(Path, folders):
@@ -124,7 +124,7 @@ def _warn_of_copies(train: Scenes, test: Scenes) -> None:
 
 
 def _class_folders(folder: Path, visited: set[Path]) -> dict[str, Path]:
-    """Return {name: path} of the folders in `folder`, sorted by name; `visited` guards against loops of links."""
+    """Return {name: path} of the folders in `folder`, sorted by name; `visited` guards against link loops."""
     entries = _entries(folder)
     images = [path for path in entries if _is_image(path)]
     if images:
@@ -150,7 +150,7 @@ def _add_folder(folders: dict[str, Path], path: Path) -> None:
 
 
 def _is_new_folder(path: Path, visited: set[Path]) -> bool:
-    """Tell whether `path` is a folder; raise SceneError for a link that leads nowhere or to what is read already."""
+    """Return whether `path` is a folder; raise SceneError for a broken link, or one to a folder already read."""
     if not path.is_dir():
         if path.is_symlink() and not path.is_file():
             raise SceneError(f"{_shown(path)}: a link that leads nowhere or to itself: remove it")
@@ -181,7 +181,7 @@ def _list_classes(root: Path, folders: dict[str, Path]) -> tuple[tuple[str, ...]
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Return what `folder` holds, sorted by name, without hidden and system entries."""
+    """Return the entries of `folder`, sorted by name, without hidden and system entries."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
@@ -248,6 +248,6 @@ def _missing_classes(classes: Sequence[str], labels: torch.Tensor) -> list[str]:
 
 
 def _shown(path: Path) -> str:
-    """Return `path` for a message, control characters and undecodable bytes escaped."""
+    """Return `path` for a message, with control characters and undecodable bytes escaped."""
     text = str(path)
     return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""From an image file of any common kind to eight-bit RGB."""
+"""Reading image files of common kinds as eight-bit RGB."""
 
 import io
 from pathlib import Path
@@ -10,18 +10,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from geodistill.errors import SceneError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp"})
-# Named, so that Pillow never tries the formats that call other programs or hold no scenes.
+# Listed, so that Pillow never tries formats that call other programs or hold no scenes.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return the image at `path` as RGB, upright; raise SceneError, naming file and reason, where it is broken."""
+    """Return the image at `path` as upright RGB; raise SceneError with file and reason if it is broken."""
     return decode_image(read_bytes(path), str(path))
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of the file at `path`; raise SceneError where it cannot be read."""
+    """Return the content of the file at `path`; raise SceneError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -29,10 +29,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Return the image encoded in `data` as RGB, upright; `name` is for the error message only.
+    """Return the image encoded in `data` as upright RGB; `name` is for the error message only.
 
     Grey, palette and CMYK are converted; transparency is laid on black; 16-bit grey keeps its full range (65535 is
-    white); floating point in [0, 1] is scaled, any other range is stretched from its least to its greatest value.
+    white); floating point in [0, 1] is scaled; any other range is stretched from its minimum to its maximum.
     """
     if not data:
         raise SceneError(f"{name}: the file is empty")
@@ -60,7 +60,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Scale [H, W] integers or floats to uint8; what is not finite becomes black."""
+    """Scale [H, W] integers or floats to uint8; values that are not finite become black."""
     finite = np.isfinite(values)
     low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
     white = 65535.0 if np.issubdtype(values.dtype, np.integer) else 1.0

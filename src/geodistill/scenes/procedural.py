@@ -1,7 +1,7 @@
-"""The built-in scenes: ten classes of overhead imagery, drawn, so that everything runs without any data.
+"""The built-in scenes: drawn images of ten classes of overhead imagery, so that everything runs without any data.
 
-Classes share what is on the ground (trees, houses, roads, cars, water, soil), colours follow season and light, and
-each scene is turned at random, so that colour alone does not tell them apart: layout does.
+Classes share their objects (trees, houses, roads, cars, water, soil), colours depend on season and light, and each
+scene is rotated at random. Colour alone therefore does not separate the classes; layout does.
 """
 
 import itertools
@@ -32,7 +32,7 @@ def draw_scene(class_name: str, seed: int, size: int = 64) -> NDArray[np.uint8]:
 
 
 def builtin_scenes(train_per_class: int = 60, test_per_class: int = 30, size: int = 64, seed: int = 0) -> SceneData:
-    """Return the built-in scenes in memory, the same ones that `write_scenes` writes."""
+    """Return in memory the same built-in scenes that `write_scenes` writes."""
     parts = [_draw_split(split, count, size, seed) for split, count in _counts(train_per_class, test_per_class)]
     return SceneData(parts[0], parts[1])
 
@@ -82,7 +82,7 @@ def _farmland(c: Canvas) -> None:
 
 
 def _parcels(c: Canvas, x: float, y: float, w: float, h: float, limit: float) -> list[tuple[float, ...]]:
-    """Cut a rectangle (corner, size) in two, again and again, until the parts are about `limit` wide."""
+    """Divide a rectangle (corner, size) in two repeatedly until the parts are about `limit` wide; return the parts."""
     if max(w, h) < limit * c.uniform(1.0, 1.8):
         return [(x, y, w, h)]
     cut = c.uniform(0.35, 0.65)
@@ -92,7 +92,7 @@ def _parcels(c: Canvas, x: float, y: float, w: float, h: float, limit: float) ->
 
 
 def _field(c: Canvas, x: float, y: float, width: float, height: float) -> None:
-    """A parcel with its lane around it and crop rows along one side."""
+    """Draw a parcel with a lane around it and, usually, crop rows parallel to one of its sides."""
     colour = c.vary(c.pick(CROPS) if c.chance(0.8) else c.grass)
     c.box(x + width / 2, y + height / 2, width - 0.7, height - 0.7, colour)
     if c.chance(0.25):
@@ -152,7 +152,7 @@ def _river(c: Canvas) -> None:
 
 
 def _countryside(c: Canvas) -> None:
-    """Fields, woods or a village: what lies beside rivers and shores."""
+    """Draw fields, woods, a village or open grass: the surroundings of rivers and shores."""
     kind = c.dice.randrange(4)
     c.ground(c.grass, 0.12)
     if kind == 0:
@@ -168,7 +168,7 @@ def _countryside(c: Canvas) -> None:
 
 
 def _curve(c: Canvas, x: float, swing: float, points: int = 60) -> list[tuple[float, float]]:
-    """A line from top to bottom that swings by about `swing` to either side."""
+    """Return a line from top to bottom that swings by about `swing` to either side."""
     ys = np.linspace(-c.reach * 1.05, c.reach * 1.05, points)
     first, second, wave = c.uniform(0, 6.3), c.uniform(0, 6.3), c.uniform(55, 110)
     xs = x + swing * (np.sin(2 * math.pi * ys / wave + first) + 0.25 * np.sin(2 * math.pi * ys / wave * 2.1 + second))
@@ -176,7 +176,7 @@ def _curve(c: Canvas, x: float, swing: float, points: int = 60) -> list[tuple[fl
 
 
 def _ribbon(course: Points, width: float) -> list[tuple[float, float]]:
-    """The outline of a band along a course, somewhat wider in places."""
+    """Return the outline of a band along a course, somewhat wider in places."""
     middle = np.array(course)
     step = np.gradient(middle, axis=0)
     normal = np.stack([step[:, 1], -step[:, 0]], 1) / np.linalg.norm(step, axis=1, keepdims=True)
@@ -191,7 +191,7 @@ def _sandbar(c: Canvas, course: Points, width: float) -> None:
 
 
 def _blob(c: Canvas, x: float, y: float, radius: float, stretch: float = 1.0) -> list[tuple[float, float]]:
-    """A round outline with three random bumps, longer along y by `stretch`."""
+    """Return a round outline with random bumps, longer along y by the factor `stretch`."""
     turn = np.linspace(0, 2 * math.pi, 24, endpoint=False)
     size = radius * (1 + 0.2 * np.sin(2 * turn + c.uniform(0, 6)) + 0.12 * np.sin(3 * turn + c.uniform(0, 6)))
     return [(x + float(r * math.cos(t)), y + float(r * math.sin(t)) * stretch) for r, t in zip(size, turn, strict=True)]
@@ -214,7 +214,7 @@ def _beach(c: Canvas) -> None:
 
 
 def _breaker(c: Canvas, line: Points, width: float) -> None:
-    """A line of foam, broken in places."""
+    """Draw a line of foam, broken in places."""
     for start, end in itertools.pairwise(line):
         if c.chance(0.8):
             c.line([start, end], width * c.uniform(0.4, 1.2), (244, 246, 244, 210))
@@ -250,7 +250,7 @@ def _runway(c: Canvas) -> None:
 
 
 def _threshold(c: Canvas, x: float, y: float, width: float) -> None:
-    """The piano keys where a runway begins, and the ground before it."""
+    """Draw the threshold markings of a runway and the ground before it."""
     for k in range(8):
         c.box(x + (k - 3.5) * width * 0.105, y + 4, width * 0.055, 6, WHITE)
     c.box(x, y - 1 - c.reach, width + 3, 2 * c.reach, c.vary(c.pick((c.grass, c.soil)), 8))
@@ -295,7 +295,7 @@ def _storage_tanks(c: Canvas) -> None:
 
 
 def _tank(c: Canvas, x: float, y: float, radius: float) -> None:
-    """A cylinder: shadow, wall, roof with its rim, and either a cone's sheen or a floating roof sunk within."""
+    """Draw a cylinder: shadow, wall, roof with its rim, and either a cone's sheen or a sunken floating roof."""
     dx, dy = c.sun
     roof = c.vary(c.pick(((226, 226, 222), (204, 206, 204), (176, 178, 178), (166, 130, 104), (196, 200, 186))), 8)
     for k in range(5):
@@ -335,7 +335,7 @@ def _parking_lot(c: Canvas) -> None:
 
 
 def _double_row(c: Canvas, x: float, bay: float, size: float, filled: float) -> None:
-    """Two rows of bays, nose to nose, with a kerb or trees between them."""
+    """Draw two rows of bays, nose to nose, in places with grass or trees between them."""
     depth = 2.9 * size
     if c.chance(0.35):
         c.line([(x, -c.reach), (x, c.reach)], 1.2, c.grass)
@@ -363,7 +363,7 @@ def _dense_residential(c: Canvas) -> None:
 
 
 def _terrace(c: Canvas, y: float, plot: float, depth: float, roofs: list[tuple[int, ...]]) -> None:
-    """A row of houses along a street, each its own roof."""
+    """Draw a row of houses along a street, each with its own roof."""
     for x in np.arange(-c.reach, c.reach, plot).tolist():
         if c.chance(0.93):
             across = math.pi / 2 if c.chance(0.2) else 0.0
@@ -391,7 +391,7 @@ def _intersection(c: Canvas) -> None:
 
 
 def _corners(c: Canvas, x: float, y: float, road: float) -> None:
-    """What stands at the four corners: buildings, car parks, trees."""
+    """Draw the four corners: buildings, trees, paved areas."""
     for sx in (-1, 1):
         for sy in (-1, 1):
             cx, cy, kind = x + sx * (road / 2 + 17), y + sy * (road / 2 + 17), c.dice.randrange(4)
@@ -407,7 +407,7 @@ def _corners(c: Canvas, x: float, y: float, road: float) -> None:
 
 
 def _arm(c: Canvas, x: float, y: float, angle: float, width: float, crossing: float) -> None:
-    """One road into the crossing: zebra, stop line, lanes, cars."""
+    """Draw one road into the crossing: centre line, lanes, cars, zebra crossing."""
     start = crossing / 2 + 3.5
     c.line([turned(x, y, start + 2, 0, angle), turned(x, y, 99, 0, angle)], 0.45, c.pick((WHITE, (216, 184, 80))))
     for side in (-1, 1):
@@ -453,7 +453,7 @@ def _waterfront(c: Canvas, quay: float) -> None:
 
 
 def _pier(c: Canvas, start: float, end: float, y: float, length: float, filled: float) -> None:
-    """A jetty with boats moored on both sides."""
+    """Draw a jetty with boats moored on both sides."""
     c.line([(start, y + 0.6), (end, y + 0.6)], 1.1, SHADOW)
     c.line([(start, y), (end, y)], 1.1, c.vary((190, 178, 156), 8))
     for x in np.arange(start + 2.5, end, length * 0.46).tolist():

@@ -1,4 +1,4 @@
-"""Scenes: images, each with its class, decoded when asked for."""
+"""Scenes: images with their classes, decoded on demand."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from geodistill.scenes.images import read_image, to_square_tensor
 
 Source: TypeAlias = Path | NDArray[np.uint8]
 Indices: TypeAlias = Sequence[int] | torch.Tensor
-# The one class of images that have none.
+# The single class of unlabelled images.
 UNLABELLED = ("unlabelled",)
 # Decoding releases the interpreter lock; more threads than this gain little.
 WORKERS = min(4, os.cpu_count() or 1)
@@ -29,8 +29,8 @@ WORKERS = min(4, os.cpu_count() or 1)
 class Scenes:
     """N labelled images of C classes.
 
-    `classes`: names, sorted. `labels`: int64 [N]. `keys`: the sha256 of each image's content, which every split
-    depends on. `names`: "class/file", for messages only, never for opening anything.
+    `classes`: names, sorted. `labels`: int64 [N]. `keys`: the sha256 of each image's content; every split depends on
+    it. `names`: "class/file", used in messages only, never to open files.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Scenes:
         return f"Scenes({len(self)} images, {len(self.classes)} classes)"
 
     def pixels(self, indices: Indices | None = None, *, size: int) -> torch.Tensor:
-        """Return uint8 RGB [n, 3, size, size] of all images, or of those at `indices`: their central squares, resized.
+        """Return uint8 RGB [n, 3, size, size]: the central squares, resized, of all images or of those at `indices`.
 
-        Raises SceneError when a file is gone or has become unreadable since the folder was opened.
+        Raises SceneError if a file is gone or has become unreadable since the folder was opened.
         """
         chosen = range(len(self)) if indices is None else _as_list(indices)
         pixels = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
@@ -81,12 +81,12 @@ class Scenes:
         return read_image(source) if isinstance(source, Path) else Image.fromarray(source)
 
     def typical_side(self) -> int:
-        """Return the median side in pixels of the central squares of up to 64 images spread over all."""
+        """Return the median side in pixels of the central squares, over fewer than 128 evenly spaced images."""
         chosen = range(0, len(self), max(1, len(self) // 64))
         return int(torch.tensor([min(self._image(index).size) for index in chosen]).median())
 
     def subset(self, indices: Indices) -> "Scenes":
-        """Return the scenes at `indices`, in that order, with all classes kept."""
+        """Return the scenes at `indices`, in that order, with the full list of classes."""
         chosen = _as_list(indices)
         return Scenes(
             [self._sources[i] for i in chosen],
@@ -97,7 +97,7 @@ class Scenes:
         )
 
     def fingerprint(self) -> str:
-        """Return a sha256 over classes, labels and image contents; file names and places do not count."""
+        """Return a sha256 over classes, labels and image contents, regardless of file names and folders."""
         content = json.dumps([self.classes, self.labels.tolist(), self.keys])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -116,7 +116,7 @@ class Scenes:
 
 @dataclass(frozen=True)
 class SceneData:
-    """What a data folder holds; `skipped` lists the unreadable files as "path: reason"."""
+    """The scenes of a data folder; `skipped` lists the unreadable files as "path: reason"."""
 
     train: Scenes
     test: Scenes | None
@@ -124,7 +124,7 @@ class SceneData:
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Raise SceneError unless there are two classes or more, named safely, in sorted order, or it is UNLABELLED."""
+    """Raise SceneError unless there are two or more classes, safely named and sorted, or only UNLABELLED."""
     if tuple(classes) == UNLABELLED:
         return
     for name in classes:
@@ -136,10 +136,10 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 def check_class_name(name: str) -> None:
-    """Raise SceneError unless `name` is safe as a folder name of ours: class names become folders of the result."""
+    """Raise SceneError unless `name` is safe as a folder name: class names become folders of the result."""
     if not name.strip() or name.startswith("."):
         raise SceneError(f"class name {name!r} is empty or starts with a dot: rename the class")
-    # Cc, Cs: control characters and undecodable bytes; Zl, Zp: line breaks in disguise.
+    # Cc, Cs: control characters and undecodable bytes; Zl, Zp: Unicode line and paragraph separators.
     if any(c in "/\\" or unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in name):
         raise SceneError(f"class name {name!r} has a slash, backslash or control character: rename the class")
 

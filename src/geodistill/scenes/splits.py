@@ -1,4 +1,4 @@
-"""Splits that depend on what the files hold, and on nothing else."""
+"""Splits that depend only on the content of the files."""
 
 import hashlib
 
@@ -9,10 +9,10 @@ from geodistill.scenes.scenes import Scenes
 
 
 def hold_out(scenes: Scenes, fraction: float, salt: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (kept, held): sorted int64 indices, about `fraction` of each class held.
+    """Return (kept, held): sorted int64 indices; about `fraction` of each class is held.
 
-    Each image's side follows from its content and `salt` alone: adding, removing or renaming files moves no other,
-    and copies of one image fall on the same side.
+    An image's part depends only on its content and `salt`: adding, removing or renaming files moves no other image,
+    and copies of an image fall into the same part.
     """
     _check_fraction(fraction)
     held = torch.tensor([_position(salt, key) < fraction for key in scenes.keys], dtype=torch.bool)
@@ -20,10 +20,11 @@ def hold_out(scenes: Scenes, fraction: float, salt: str) -> tuple[torch.Tensor, 
 
 
 def spare(scenes: Scenes, fraction: float, salt: str, *, leave: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (kept, held) as `hold_out` does, with at least one held of each class that has more than `leave` images.
+    """Return (kept, held) like `hold_out`, with at least one held image in each class of more than `leave` images.
 
-    No class keeps fewer than `leave`: one that has no more keeps all. No image is held that has a copy among the kept.
-    At these limits a file more or less can move another; in between none moves.
+    A class keeps at least `leave` images, or all if it has no more than that. An image with a copy among the kept
+    is never held, even if no other image of its class is. Adding or removing a file can move another image only at
+    these limits.
     Raises SceneError for a fraction that is not between 0 and 1.
     """
     _check_fraction(fraction)
@@ -45,5 +46,5 @@ def _check_fraction(fraction: float) -> None:
 
 
 def _position(salt: str, key: str) -> float:
-    """Return where in [0, 1) this image falls: 52 bits of a hash, exact in floating point."""
+    """Return this image's position in [0, 1): 52 bits of a hash, exact in floating point."""
     return int(hashlib.sha256(f"{salt}\x1f{key}".encode()).hexdigest()[:13], 16) / 2**52

@@ -1,11 +1,11 @@
-"""What leaves an overhead scene an overhead scene: the eight symmetries of the square, and a nearer look."""
+"""Transformations that keep a scene a valid overhead scene: the eight symmetries of the square, and zooming in."""
 
 import torch
 from torch import Tensor
 
 
 def dihedral(images: Tensor, view: int) -> Tensor:
-    """Return `images` [..., s, s] under symmetry `view` in 0..7; view 0 is the identity, views 0..3 keep rows rows.
+    """Return `images` [..., s, s] under symmetry `view` in 0..7; view 0 is the identity, views 0..3 keep rows as rows.
 
     Bit 0 mirrors left and right, bit 1 up and down, bit 2 swaps rows and columns.
     """
@@ -19,9 +19,10 @@ def dihedral(images: Tensor, view: int) -> Tensor:
 
 
 def nearer(images: Tensor, size: int, random: torch.Generator) -> Tensor:
-    """Return uint8 [n, 3, size, size]: of each image, uint8 [n, 3, s, s] with s >= size, a random square, resized.
+    """Return uint8 [n, 3, size, size]: a random square of each image, uint8 [n, 3, s, s] with s >= size, resized.
 
-    Its side is drawn evenly from `size` to s, so that nothing is enlarged, its place evenly from all that there are.
+    Its side is uniform between `size` and s, so that nothing is enlarged. Its position is uniform over all possible
+    ones.
     """
     whole, count = images.shape[-1], len(images)
     side = torch.randint(size, whole + 1, (count,), generator=random)
@@ -31,13 +32,13 @@ def nearer(images: Tensor, size: int, random: torch.Generator) -> Tensor:
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Return uint8 [n, 3, size, size]: whole images, uint8 [n, 3, s, s], resized."""
+    """Return the whole images, uint8 [n, 3, s, s], resized to uint8 [n, 3, size, size]."""
     start = torch.zeros(len(images), 2, dtype=torch.int64)
     return _windows(images, start, torch.full((len(images),), images.shape[-1]), size)
 
 
 def _windows(images: Tensor, start: Tensor, side: Tensor, size: int) -> Tensor:
-    """Return uint8 [n, 3, size, size] of the squares of `side` [n] pixels whose first pixel is at `start` [n, 2]."""
+    """Return the squares of `side` [n] pixels with first pixel at `start` [n, 2], resized to [n, 3, size, size]."""
     whole = images.shape[-1]
     rows, columns = (_resizing(start[:, axis], side, size, whole).to(images.device) for axis in (0, 1))
     small = rows[:, None] @ images.float() @ columns[:, None].mT
@@ -45,9 +46,9 @@ def _windows(images: Tensor, start: Tensor, side: Tensor, size: int) -> Tensor:
 
 
 def _resizing(start: Tensor, side: Tensor, size: int, whole: int) -> Tensor:
-    """Return matrices float32 [n, size, whole] that resize a row's pixels from `start` [n] on, `side` [n] of them.
+    """Return matrices float32 [n, size, whole] that resize `side` [n] pixels of a row, beginning at `start` [n].
 
-    Cubic convolution (Keys 1981, a = -0.5), widened so that no detail is aliased: what PIL and torch call bicubic.
+    The kernel is cubic convolution (Keys 1981, a = -0.5), widened to avoid aliasing: the bicubic of PIL and torch.
     """
     scale = (side / size)[:, None, None]
     wanted = (torch.arange(size) + 0.5)[None, :, None] * scale

@@ -11,50 +11,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import Config
-from geodistill.evaluation.protocols import augment
-from geodistill.networks import backbone_features, fold_norms, pretrained
+from geodistill.networks import fold_norms, pretrained
 from geodistill.pipeline import REFINED
 from geodistill.prior.base import Prior
 from geodistill.provenance import Made
 from geodistill.refinement import Lesson, random_lesson, refine
 from geodistill.run import save_tensors
-from geodistill.scenes.views import dihedral
-from geodistill.seeding import derive_seed, generator
+from geodistill.seeding import derive_seed
 from geodistill.stages.candidates import decode, slot_labels
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
 from geodistill.stages.latents import scene_features
 from geodistill.stages.screen import keeps_away
-from geodistill.stages.students import Shown, students
+from geodistill.stages.students import Shown, show_scenes, students
 from geodistill.teacher import Teacher, judge
 
-# Refinement overfits 945 scenes and does not overfit 6,000 (docs/experiments.md). An archive of fewer than `_ENOUGH`
-# scenes is therefore shown in several views, at most one for each of the eight symmetries of the square.
-_ENOUGH, _MOST_VIEWS = 8000, 8
-# How many scenes are turned together.
-_TOGETHER = 500
 # A random network takes one turn in so many: chosen on a quarter of AID's training scenes (docs/experiments.md).
 _RANDOM_EVERY = 4
-
-
-def views_of_scenes(count: int) -> int:
-    """Return in how many views each of `count` scenes is shown.
-
-    >>> views_of_scenes(1260)
-    6
-    """
-    return max(1, min(_MOST_VIEWS, _ENOUGH // count))
-
-
-def _real_views(pixels: Tensor, seed: int) -> list[Tensor]:
-    """Return the views of scenes `pixels`, uint8 [N, 3, s, s]: as they are, then under a symmetry and a random crop."""
-    return [pixels, *(_real_view(pixels, view, seed) for view in range(1, views_of_scenes(len(pixels))))]
-
-
-def _real_view(pixels: Tensor, view: int, seed: int) -> Tensor:
-    random = generator(seed, "real view", view)
-    parts = [augment(part.float(), random) for part in dihedral(pixels, view).split(_TOGETHER)]
-    return torch.cat([part.round().clamp(0, 255).to(torch.uint8).contiguous() for part in parts])
 
 
 def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher: Made[Teacher]) -> Made[Chosen]:
@@ -73,7 +46,7 @@ def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher:
 
     def build(folder: Path) -> dict[str, Any]:
         before = chosen.value
-        latents, facts = _Rounds(prior.value, _shown(context, known.value, folder), config).move(before.latents)
+        latents, facts = _Rounds(prior.value, show_scenes(context, known.value, folder), config).move(before.latents)
         if config.privacy == "screen":
             labels = slot_labels(scenes, config)
             away = keeps_away(decode(prior.value, latents, config), labels, scenes, config)
@@ -86,20 +59,6 @@ def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher:
 
     given = [chosen, scenes.fingerprint(), config.size, settings.model_dump(), config.seed]
     return context.run.make(REFINED, build, Chosen.load, given=given)
-
-
-def _shown(context: Context, known: Tensor, folder: Path) -> Shown:
-    """Return the scenes in all views; `known` [N, 1280] are the backbone's features of the first."""
-    scenes, config = context.scenes, context.config
-    views = _real_views(scenes.pixels(size=config.size), config.seed)
-    return Shown(
-        pixels=torch.cat(views),
-        seen=torch.cat([known, *map(backbone_features, views[1:])]),
-        real_labels=scenes.labels.repeat(len(views)),
-        classes=len(scenes.classes),
-        labels=slot_labels(scenes, config),
-        folder=folder,
-    )
 
 
 @dataclass(frozen=True)

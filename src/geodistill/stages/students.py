@@ -1,20 +1,30 @@
-"""The students of a round of refinement: a classifier trained on the set, as it is after some numbers of steps."""
+"""What refinement looks at: the scenes in several views, and students, classifiers that are trained on the set."""
 
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geodistill.config import Config
 from geodistill.devices import accelerator
-from geodistill.evaluation.protocols import train_classifier
+from geodistill.evaluation.protocols import augment, train_classifier
 from geodistill.evaluation.workers import kept_memory
 from geodistill.networks import PRETRAINED, backbone_features, build_network
 from geodistill.progress import progress
 from geodistill.run import save_tensors
-from geodistill.seeding import derive_seed
+from geodistill.scenes.views import dihedral
+from geodistill.seeding import derive_seed, generator
+from geodistill.stages.candidates import slot_labels
+from geodistill.stages.context import Context
+
+# Refinement overfits 945 scenes and does not overfit 6,000 (docs/experiments.md). An archive of fewer than `_ENOUGH`
+# scenes is therefore shown in several views, at most one for each of the eight symmetries of the square.
+_ENOUGH, _MOST_VIEWS = 8000, 8
+# How many scenes are turned together.
+_TOGETHER = 500
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,40 @@ class Shown:
     classes: int
     labels: Tensor
     folder: Path
+
+
+def show_scenes(context: Context, known: Tensor, folder: Path) -> Shown:
+    """Return the scenes in all views; `known` [N, 1280] are the backbone's features of the first."""
+    scenes, config = context.scenes, context.config
+    views = _real_views(scenes.pixels(size=config.size), config.seed)
+    return Shown(
+        pixels=torch.cat(views),
+        seen=torch.cat([known, *map(backbone_features, views[1:])]),
+        real_labels=scenes.labels.repeat(len(views)),
+        classes=len(scenes.classes),
+        labels=slot_labels(scenes, config),
+        folder=folder,
+    )
+
+
+def views_of_scenes(count: int) -> int:
+    """Return in how many views each of `count` scenes is shown.
+
+    >>> views_of_scenes(1260)
+    6
+    """
+    return max(1, min(_MOST_VIEWS, _ENOUGH // count))
+
+
+def _real_views(pixels: Tensor, seed: int) -> list[Tensor]:
+    """Return the views of scenes `pixels`, uint8 [N, 3, s, s]: as they are, then under a symmetry and a random crop."""
+    return [pixels, *(_real_view(pixels, view, seed) for view in range(1, views_of_scenes(len(pixels))))]
+
+
+def _real_view(pixels: Tensor, view: int, seed: int) -> Tensor:
+    random = generator(seed, "real view", view)
+    parts = [augment(part.float(), random) for part in dihedral(pixels, view).split(_TOGETHER)]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8).contiguous() for part in parts])
 
 
 def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tuple[nn.Module, Tensor]]:
