@@ -85,7 +85,7 @@ def test_presets_are_valid(file: Path) -> None:
     assert load_config(file) != Config()
 
 
-def test_presets_of_the_paper_differ_in_how_prototypes_are_followed_alone() -> None:
+def test_presets_of_the_preprint_and_of_the_released_code() -> None:
     first, revised = (load_config(PRESETS / f"{name}.toml") for name in ("paper", "paper-r1"))
     # As in the paper's code.
     assert (first.finetune.steps, first.finetune.batch, first.finetune.lr, first.finetune.warmup) == (
@@ -98,8 +98,11 @@ def test_presets_of_the_paper_differ_in_how_prototypes_are_followed_alone() -> N
     assert (first.sampling.steps, first.sampling.solver, first.size) == (50, "pndm", 256)
     assert (revised.sampling.follow, revised.sampling.scale, revised.sampling.until) == ("guide", 1.0, 0.8)
     assert (revised.sampling.candidates, revised.selection.by) == (5, "margin")
-    same = {"sampling": first.sampling, "selection": first.selection}
-    assert revised.model_copy(update=same) == first
+    # The released code has the diffusion loss alone and class prompts alone.
+    assert (revised.finetune.consistency, revised.descriptions.describer) == (0, "template")
+    tuned = revised.finetune.model_copy(update={"consistency": first.finetune.consistency})
+    same = {"sampling": first.sampling, "selection": first.selection, "descriptions": first.descriptions}
+    assert revised.model_copy(update=same | {"finetune": tuned}) == first
 
 
 @pytest.mark.parametrize(

@@ -53,15 +53,50 @@ def _general(
     pass
 
 
-_NETWORKS = (
-    "Classifiers: efficientnet-lite0 and efficientnet-lite2 (ImageNet weights), resnet18, convnet3, vgg16, "
-    "densenet121, inception_v3 (random weights), timm:NAME with the vision extra; several give a table across "
-    "networks [default: efficientnet-lite0]."
-)
-_SIZE = "Side of the images in pixels; the compact base draws 64 and 128 [default: 64]."
+# Options that several commands have.
 _Data = Annotated[
     Path,
-    typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>`, then 20 % become test."),
+    typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>` (20 % become test images)."),
+]
+_Set_ = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
+_Out = Annotated[Path, typer.Option(help="Run folder. The same command again continues a run that stopped.")]
+_Ipc = Annotated[int | None, typer.Option(help="Images per class [default: 10].")]
+_Size = Annotated[
+    int | None, typer.Option(help="Side of the images in pixels. The compact base draws 64 and 128 [default: 64].")
+]
+_Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "--preset",
+        help="TOML file with settings, or a preset. For `distill`: fast (for Stable Diffusion on a GPU), paper and "
+        "paper-r1 (the preprint's recipe and the released code), demo, tiny. For `pretrain`: pretrain, pretrain-gpu.",
+    ),
+]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, such as finetune.steps=500. Can be repeated. `geodistill settings`."),
+]
+_Seed = Annotated[int | None, typer.Option(help="Random seed [default: 0].")]
+_Seeds = Annotated[int, typer.Option(min=1, help="Number of repetitions, each with another random seed.")]
+_Full = Annotated[bool, typer.Option(help="Also train on all real training scenes. This takes longest.")]
+_Networks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--network",
+        "--networks",
+        help="Classifiers: efficientnet-lite0 and efficientnet-lite2 (ImageNet weights), resnet18, convnet3, vgg16, "
+        "densenet121, inception_v3 (random weights), timm:NAME with the vision extra. Several give a table across "
+        "networks [default: efficientnet-lite0].",
+    ),
+]
+_Describe = Annotated[
+    str | None,
+    typer.Option(
+        help="What describes the prototypes: 'measured' (statistics of the pixels), 'template' (class name only), a "
+        "vision-language model (folder or hub name), or 'openai:URL', a server that receives training images "
+        "[default: measured]."
+    ),
 ]
 
 
@@ -122,71 +157,54 @@ def _quiet_libraries() -> None:
 @app.command(epilog="Example: **geodistill distill ~/AID --ipc 10 --out runs/aid --set sampling.follow=guide**")
 def distill(
     data: _Data,
-    out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
-    method: Annotated[str, typer.Option(help="How the set is made; `geodistill methods` lists them.")] = OWN,
-    ipc: Annotated[int | None, typer.Option(help="Images per class [default: 10].")] = None,
+    out: _Out,
+    method: Annotated[str, typer.Option(help="How the set is made. `geodistill methods` lists all methods.")] = OWN,
+    ipc: _Ipc = None,
     base: Annotated[
         str | None,
         typer.Option(
-            help="'compact' (comes with the package), the name of an installed base such as 'aid', 'scratch' (built "
-            "from the scenes alone), a diffusers pipeline folder, or a hub name [default: compact]."
+            help="Pretrained diffusion model: 'compact' (in the package), the name of an installed base such as 'aid', "
+            "'scratch' (trained in the run, on the scenes only), a diffusers pipeline folder, or a hub name [default: "
+            "compact]."
         ),
     ] = None,
-    describe: Annotated[
-        str | None,
-        typer.Option(
-            help="Who describes the prototypes: 'measured' (from the pixels), 'template' (class name alone), a "
-            "vision-language model (folder or hub name), or 'openai:URL', a server to which training images are then "
-            "sent [default: measured]."
-        ),
-    ] = None,
-    size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            "--config",
-            "--preset",
-            help="TOML file with settings, or the name of a preset: paper and paper-r1 (the published recipe and its "
-            "revision, for a Stable Diffusion on a GPU), fast (our recipe for the same bases, a tenth of the training "
-            "steps), demo, tiny.",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, such as finetune.steps=500; may be repeated.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
+    describe: _Describe = None,
+    size: _Size = None,
+    config: _Config = None,
+    set_: _Set = None,
+    seed: _Seed = None,
     reproducible: Annotated[
         bool,
         typer.Option(
             "--reproducible",
-            help="Draw the images from --seed, for benchmarks: the same command gives the same bytes anywhere. Never "
-            "share such a set. Else the images are drawn from a secret, kept in OUT/secret.",
+            help="Draw the images from --seed: the same command gives the same bytes anywhere. For benchmarks only; do "
+            "not share this set. The default draws them from a secret in OUT/secret.",
         ),
     ] = False,
     privacy: Annotated[
         str | None,
         typer.Option(
-            help="'screen': start no image from a training image, and draw those too like one again. 'dp': "
-            "differential privacy, "
-            "with --epsilon and --delta; the base must not have seen these scenes [default: none]."
+            help="'screen': no image starts from a training image, and images that are too similar to one are drawn "
+            "again. 'dp': differential privacy, with --epsilon and --delta; the base must not have seen these scenes "
+            "[default: none]."
         ),
     ] = None,
     epsilon: Annotated[
-        float | None, typer.Option(help="Of --privacy dp: 1 is strict, 8 usual; the smaller, the more noise.")
+        float | None, typer.Option(help="For --privacy dp: 1 is strict, 8 is usual. A smaller value adds more noise.")
     ] = None,
     delta: Annotated[
-        float | None, typer.Option(help="Of --privacy dp: less than 1 over the number of images, such as 1e-5.")
+        float | None, typer.Option(help="For --privacy dp: less than 1 / number of images, such as 1e-5.")
     ] = None,
     soft_labels: Annotated[
-        bool, typer.Option("--soft-labels", help="Also store class probabilities of each image, in the manifest.")
+        bool, typer.Option("--soft-labels", help="Also store the class probabilities of each image, in the manifest.")
     ] = False,
 ) -> None:
     """Condense the training scenes of DATA into a few synthetic images per class.
 
-    Builds or loads the base, trains a teacher, finds and describes prototypes, trains the adapter, draws candidates,
-    chooses among them and refines the chosen. OUT/distilled is the result, OUT/grid.png shows it, OUT/config.toml has
-    all settings (`geodistill settings` explains them). A tenth of the training scenes is held out, and tells at the end
-    whether the set is better than random real images; `--set self_test.held_out=0` leaves that out.
+    Loads the base, fine-tunes it on the scenes, draws candidate images, selects among them and optimises the selected
+    ones. OUT/distilled is the result, OUT/grid.png shows it, OUT/config.toml has all settings (`geodistill settings`
+    explains them). A tenth of the training scenes is held out. At the end a classifier trained on the set and one
+    trained on random real images are tested on them. `--set self_test.held_out=0` switches this test off.
     """
     with _told():
         from geodistill.commands.distill import distill as run_distillation
@@ -225,20 +243,20 @@ def distill(
 @app.command(epilog="Example: **geodistill plan ~/AID --base stabilityai/stable-diffusion-2-1-base --preset paper**")
 def plan(
     data: _Data,
-    out: Annotated[Path, typer.Option(help="Where the run would be, for the free space there.")] = Path("."),
-    ipc: Annotated[int | None, typer.Option(help="Images per class [default: 10].")] = None,
+    out: Annotated[Path, typer.Option(help="Run folder of the planned run; its free disk space is checked.")] = Path(
+        "."
+    ),
+    ipc: _Ipc = None,
     base: Annotated[str | None, typer.Option(help="As in `distill`.")] = None,
-    describe: Annotated[str | None, typer.Option(help="As in `distill`.")] = None,
-    size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
-    config: Annotated[
-        str | None, typer.Option("--config", "--preset", help="TOML file with settings, or the name of a preset.")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting; may be repeated.")] = None,
+    describe: _Describe = None,
+    size: _Size = None,
+    config: _Config = None,
+    set_: _Set = None,
 ) -> None:
-    """Say what `distill` with these options would download, need and take, and do none of it.
+    """Estimate downloads, memory, disk and time of `distill` with these options. Nothing is downloaded or computed.
 
-    Work is counted on the models' configs; time is that work by the speed of this machine, all together good to a
-    factor of two with the compact base; a large one is done sooner than foretold. `--set privacy=screen` counts
+    Operations are counted on the models' configs. Time is operations over the speed of this machine. With the compact
+    base it is right to a factor of two; for large models the estimate is too high. `--set privacy=screen` includes
     screening.
     """
     with _told():
@@ -261,43 +279,39 @@ def pretrain(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="One archive or several, each `PATH` or `PATH=WEIGHT`: its share of every batch, relative to the "
-            "others [default: 1]. Of an archive with splits the training part alone is read."
+            help="One or more archives, each `PATH` or `PATH=WEIGHT`. The weight is the archive's share of every "
+            "batch, relative to the others [default: 1]. If an archive has splits, only its training part is read."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
-    size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
-    config: Annotated[
-        str, typer.Option("--config", "--preset", help="TOML file with settings, or the name of a preset.")
-    ] = "pretrain",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, such as compact.steps=20000; may be repeated.")
-    ] = None,
+    out: _Out,
+    size: _Size = None,
+    config: _Config = "pretrain",
+    set_: _Set = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Train the U-Net of this base further: an installed one, a folder or a hub name."),
+        typer.Option(help="Continue training the U-Net of this base: an installed base, a folder or a hub name."),
     ] = None,
     unlabelled: Annotated[
         list[str] | None,
-        typer.Option(help="A folder of images without classes, `PATH` or `PATH=WEIGHT`; may be repeated."),
+        typer.Option(help="Folder of images without classes, `PATH` or `PATH=WEIGHT`. Can be repeated."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
-    data_note: Annotated[str, typer.Option(help="What the model card says about the data and their licence.")] = "",
+    seed: _Seed = None,
+    data_note: Annotated[str, typer.Option(help="Text for the model card on the data and their licence.")] = "",
     footprint: Annotated[
         bool,
         typer.Option(
             "--footprint",
-            help="Put into the base a list by which others can tell whether a file of theirs was trained on. For "
-            "public data only. Else the list lies in OUT, beside the base.",
+            help="Put the hashes of the training images into the base, so that others can check whether it was trained "
+            "on their files. For public data only. By default the list stays in OUT, beside the base.",
         ),
     ] = False,
 ) -> None:
-    """Train a base on the training scenes of one archive or several, once, for any number of later runs.
+    """Train a base on the training scenes of one or more archives, for any number of later runs.
 
-    Takes hours on two cores, or a quarter of an hour on a large GPU with --config pretrain-gpu, and shows the time
-    left: first a convolutional autoencoder, then the U-Net, on all that leaves an overhead scene one (flips,
-    right-angle turns, nearer views). OUT/base is a diffusers pipeline with a model card, for --base. With --base,
-    the U-Net of one that is there already learns DATA besides what it knows; its autoencoder and its text encoder stay.
+    Takes hours on two cores, or a quarter of an hour on a large GPU with --config pretrain-gpu. First a convolutional
+    autoencoder is trained, then the U-Net, with flips, right-angle rotations and zoomed-in views as augmentation.
+    OUT/base is a diffusers pipeline with a model card, for --base. With --base, the U-Net of an existing base is
+    trained further on DATA; its autoencoder and text encoder stay as they are.
     """
     with _told():
         from geodistill.commands.pretrain import open_sources
@@ -341,38 +355,35 @@ def _one_by_one(args: Iterable[str], repeatable: set[str]) -> Iterator[str]:
     epilog="Example: **geodistill evaluate runs/aid --data ~/AID --network resnet18 convnet3 --seeds 3**",
 )
 def evaluate(
-    what: Annotated[
-        Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any `<class>/<image>` folder.")
-    ],
+    what: _Set_,
     data: Annotated[
-        Path, typer.Option(help="Real scenes with the same class names; their test part gives the figures.")
+        Path, typer.Option(help="Real scenes with the same class names. Classifiers are tested on their test part.")
     ],
     protocol: Annotated[
         str,
         typer.Option(
-            help="probe: logistic regression on frozen features of efficientnet-lite0 (seconds); finetune: from "
-            "ImageNet weights where the network has them, as efficientnet-lite0 does; scratch: from random weights; "
-            "finetune-soft, scratch-soft: on soft labels from a classifier "
-            "trained on all real scenes."
+            help="probe: logistic regression on frozen features of efficientnet-lite0 (seconds). finetune: all "
+            "weights, from ImageNet weights if the network has them. scratch: from random weights. finetune-soft, "
+            "scratch-soft: on soft labels from a classifier trained on all real scenes."
         ),
     ] = "finetune",
-    network: Annotated[list[str] | None, typer.Option(help=_NETWORKS)] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
+    network: _Networks = None,
+    seeds: _Seeds = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Where predictions are kept for the next call [default: the run].")
+        Path | None, typer.Option(help="Folder for predictions, which the next call uses again [default: the run].")
     ] = None,
-    full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
+    full: _Full = True,
     clip: Annotated[
-        str | None, typer.Option(help="CLIP model, a folder or a hub name, for the CLIP score of images and texts.")
+        str | None, typer.Option(help="CLIP model (folder or hub name) for the CLIP score of images and descriptions.")
     ] = None,
 ) -> None:
     """Train a classifier on a distilled set, test it on real scenes, and compare.
 
-    Prints overall accuracy (OA), average accuracy over classes (AA) and Cohen's kappa for the distilled set, for as
-    many random real images and for all real images; the share of full-data OA, the improvement over random (IOR), what
-    hard labels lose (HLR), the accuracy of each class, the nearness ratio (1: no nearer to training images than fresh
-    real images are; towards 0: copies), how similar the set has an image to each training image, and KID and FID
-    against the test images.
+    Prints overall accuracy (OA), average accuracy over classes (AA) and Cohen's kappa after training on the distilled
+    set, on as many random real images, and on all real images; OA as a share of that of all real images; the
+    improvement over random images (IOR); the points lost to all real images (HLR); the accuracy of each class; the
+    nearness ratio ρ (1: as far from the training images as held-out images, 0: copies); nearest similarity; KID and
+    FID to the test images.
     """
     with _told():
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
@@ -412,9 +423,9 @@ def evaluate(
 )
 def compare(
     data: _Data,
-    out: Annotated[Path, typer.Option(help="Run folder; the same command again goes on where it stopped.")],
+    out: _Out,
     ipc: Annotated[
-        list[int] | None, typer.Option(help="Images per class; each of several values gets its rows [default: 10].")
+        list[int] | None, typer.Option(help="Images per class. Several values can be given [default: 10].")
     ] = None,
     methods: Annotated[
         list[str] | None,
@@ -428,22 +439,20 @@ def compare(
             help="probe, finetune, scratch, finetune-soft, scratch-soft [default: finetune].",
         ),
     ] = None,
-    networks: Annotated[list[str] | None, typer.Option("--network", "--networks", help=_NETWORKS)] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other random choices.")] = 3,
-    full: Annotated[bool, typer.Option(help="Also train on all real scenes, which takes longest.")] = True,
-    base: Annotated[str | None, typer.Option(help="As in `distill`; all methods share it.")] = None,
-    size: Annotated[int | None, typer.Option(help=_SIZE)] = None,
-    config: Annotated[
-        str | None, typer.Option("--config", "--preset", help="TOML file with settings, or the name of a preset.")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn [default: 0].")] = None,
+    networks: _Networks = None,
+    seeds: _Seeds = 3,
+    full: _Full = True,
+    base: Annotated[str | None, typer.Option(help="As in `distill`. All methods share it.")] = None,
+    size: _Size = None,
+    config: _Config = None,
+    set_: _Set = None,
+    seed: _Seed = None,
 ) -> None:
-    """Compare methods on DATA: same prior, same budget, same evaluation, one table.
+    """Compare methods on DATA: same base, same training scenes, same evaluation, one table.
 
-    OUT/compare.csv and OUT/compare.json have the rows, OUT/sets the images of each method. Rows that are there are used
-    again: another method or IPC costs only what is new. A row whose nearness ratio ρ is marked * (under 0.5) gets its
-    points by showing the training images; `geodistill report OUT` draws it all.
+    OUT/compare.csv and OUT/compare.json have the rows, OUT/sets the images of each method. Existing rows are used
+    again, so another method or IPC costs only the new rows. If the nearness ratio ρ of a row is marked * (below 0.5),
+    its images are near copies of training images. `geodistill report OUT` draws plots.
     """
     with _told():
         from geodistill.commands.compare import compare as run_comparison
@@ -476,19 +485,17 @@ def compare(
 @app.command(epilog='Example: **geodistill sample runs/aid --prompt "A satellite image of storage tanks, snow" --n 8**')
 def sample(
     run: Annotated[Path, typer.Argument(help="Folder of a finished `distill` run.")],
-    prompt: Annotated[str, typer.Option(help="What to draw; the class that it names is the images' label.")],
+    prompt: Annotated[str, typer.Option(help="Text prompt. It names the class that the images are labelled with.")],
     n: Annotated[int, typer.Option(min=1, help="Images.")] = 8,
     class_: Annotated[
-        str | None, typer.Option("--class", help="Label of the images, where the prompt does not name it.")
+        str | None, typer.Option("--class", help="Label of the images, if the prompt does not name a class.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Image folder [default: a folder of its own in RUN/samples].")
-    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Image folder [default: a new folder in RUN/samples].")] = None,
 ) -> None:
-    """Draw targeted images, of rare conditions say, with the base and the adapter of RUN.
+    """Draw images under a text prompt with the fine-tuned base of RUN, for example of rare conditions.
 
-    They follow no prototype and are not part of the distilled set.
+    The images start from noise, not from training images, and are not part of the distilled set.
     """
     with _told():
         from geodistill.commands.sample import sample as draw_targeted
@@ -499,7 +506,7 @@ def sample(
 
 @app.command(epilog="Example: **geodistill methods**")
 def methods() -> None:
-    """List the methods that `compare` knows, and whether what they make holds real pixels."""
+    """List the methods of `distill --method` and `compare`; their images are real, derived from real, or synthetic."""
     from geodistill.methods import METHODS
 
     table = Table("method", "what it makes", "images")
@@ -510,7 +517,7 @@ def methods() -> None:
 
 @app.command(epilog="Example: **geodistill bases**")
 def bases() -> None:
-    """List the bases that `--base` takes by name: their image sizes, what they were trained on, their terms of use."""
+    """List the bases that `--base` knows by name: image sizes, training data, terms of use."""
     with _told():
         from geodistill.prior.catalogue import base_names
 
@@ -518,7 +525,7 @@ def bases() -> None:
         for name in base_names():
             table.add_row(name, *_about_base(name))
         _console.print(table)
-        also = "`--base` also takes the folder of a Stable-Diffusion-type pipeline, or its name on the hub."
+        also = "`--base` also accepts the folder of a Stable Diffusion pipeline, or its name on the hub."
         _console.print(also, soft_wrap=True)
 
 
@@ -541,9 +548,11 @@ def _about_base(name: str) -> tuple[str, str, str]:
 
 @app.command(epilog="Example: **geodistill settings refinement**")
 def settings(
-    section: Annotated[str, typer.Argument(help="Only those that begin so, such as sampling or finetune.lr.")] = "",
+    section: Annotated[
+        str, typer.Argument(help="Only settings that begin with this, such as sampling or finetune.lr.")
+    ] = "",
 ) -> None:
-    """List every setting, its default, and what it does; change one with `--set NAME=VALUE`."""
+    """List all settings with default and meaning. `--set NAME=VALUE` changes one."""
     from geodistill.config import explain_settings
 
     table = Table("setting", "default", "what it does")
@@ -557,28 +566,28 @@ def settings(
 
 @app.command(cls=_ManyValues, epilog="Example: **geodistill audit runs/aid --data ~/AID --fail-on copy membership**")
 def audit(
-    what: Annotated[
-        Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or any `<class>/<image>` folder.")
+    what: _Set_,
+    data: Annotated[
+        Path, typer.Option(help="The scenes that the set was made from. Their test part serves as held-out images.")
     ],
-    data: Annotated[Path, typer.Option(help="The scenes it was made of; their test part is what fresh images are.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for audit.json and audit.html, which show training images [default: RUN/audit]."),
+        typer.Option(help="Folder for audit.json and audit.html, which contain training images [default: RUN/audit]."),
     ] = None,
     shadows: Annotated[
         int,
-        typer.Option(min=0, help="Sets to make of random halves, for the shadow attack; each takes as long as RUN."),
+        typer.Option(min=0, help="Number of shadow sets, made from random halves. Each takes about as long as RUN."),
     ] = 0,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
-            "--fail-on", help="'copy': exit code 3 if an image is a copy; 'membership': if an attack finds a leak."
+            "--fail-on", help="Exit with code 3: 'copy' if an image is a copy, 'membership' if an attack succeeds."
         ),
     ] = None,
 ) -> None:
-    """Measure what a distilled set gives away: copies, nearness, who was a training image, what is left of each start.
+    """Measure what a distilled set reveals: copies, nearness, membership of training images, sources of its images.
 
-    All of it is read beside held-out real images. A line says what was found, and where the thresholds are.
+    Every figure is compared with the same figure for held-out real images. The verdict names the thresholds.
     """
     with _told():
         from geodistill.commands.audit import audit as audit_folder
@@ -605,20 +614,22 @@ def audit(
 
 @app.command(epilog="Example: **geodistill report runs/aid --data ~/AID**")
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a `distill` or `compare` run, which may still be going.")],
-    data: Annotated[Path | None, typer.Option(help="The run's scenes, for the embedding map and --owner.")] = None,
+    run: Annotated[Path, typer.Argument(help="Folder of a `distill` or `compare` run, finished or not.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The run's scenes, for the map of embeddings and for --owner.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The page [default: RUN/report.html].")] = None,
     owner: Annotated[
         bool,
         typer.Option(
             "--owner",
-            help="Write the owner's page: also show real training images, the command and the seed. Do not share it.",
+            help="Write the data owner's page, with real training images, the command and the seed. Do not share it.",
         ),
     ] = False,
 ) -> None:
-    """Write one self-contained HTML page that shows what the images of a run are worth.
+    """Write one self-contained HTML page with the images of a run, their accuracy and their nearness.
 
-    Without --owner no pixel of a real image, no path, command or seed is in the page.
+    Without --owner the page contains no real image, no path, no command and no seed.
     """
     with _told():
         from geodistill.report import write_report
@@ -634,9 +645,9 @@ def scenes(
     train: Annotated[int, typer.Option(min=1, help="Training images per class.")] = 60,
     test: Annotated[int, typer.Option(min=1, help="Test images per class.")] = 30,
     size: Annotated[int, typer.Option(min=16, help="Side in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Draw the built-in scenes: ten classes of overhead imagery to try everything on."""
+    """Draw the built-in scenes: ten classes of procedural overhead imagery for a first try."""
     with _told():
         from geodistill.scenes import write_scenes
 
@@ -664,15 +675,15 @@ def _print_plan(found: Any) -> None:
     if found.overlap:
         _console.print(f"base: {_plain(found.overlap)}: its figures flatter", soft_wrap=True)
     _console.print(
-        f"memory: about {_giga(found.memory)} ({found.device}), less where it has to be: training then goes in parts\n"
-        f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} that are free",
+        f"memory: about {_giga(found.memory)} ({found.device}); with less, training uses smaller batches\n"
+        f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} free",
         soft_wrap=True,
     )
     if found.held_out:
         _console.print(f"held out for the self-test: {found.held_out:,} of {found.scenes:,} training scenes")
     if found.no_test:
         _console.print(f"no self-test: {_plain(found.no_test)}", soft_wrap=True)
-    table = Table("stage", "work", "operations", "time", title="what takes long, on this machine")
+    table = Table("stage", "work", "operations", "time", title="estimated time on this machine")
     for stage in found.stages:
         table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", _duration(stage.seconds))
     table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", _duration(found.seconds))
@@ -741,7 +752,7 @@ def _print_self_test(run: Path, settings: Any) -> None:
 def _print_stages(out: Path) -> None:
     from geodistill.run import records
 
-    table = Table("stage", "wall time", "processor time", "peak memory", title="where the time went")
+    table = Table("stage", "wall time", "processor time", "peak memory", title="time and memory")
     for record in records(out):
         table.add_row(
             record["stage"],

@@ -1,6 +1,6 @@
-"""Every setting of a run, validated, with its default and what it means.
+"""All settings of a run, validated, with default and meaning.
 
-Settings come from, later ones winning: the defaults below, a TOML file, `--set section.key=value`, the command's flags.
+Precedence, from lowest to highest: the defaults below, a TOML file, `--set section.key=value`, the command's flags.
 """
 
 import json
@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from geodistill.devices import Precision
@@ -21,7 +22,7 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# What group normalisation in the U-Net asks of its channels.
+# Group normalisation in the U-Net needs multiples of 32 channels.
 _Width = Annotated[int, Field(ge=32, multiple_of=32)]
 
 
@@ -29,13 +30,13 @@ class CompactSettings(_Settings):
     """Building a base from the training scenes: `--base scratch` and `geodistill pretrain`."""
 
     autoencoder: Literal["linear", "convolutional"] = Field(
-        "linear", description="principal components of 8x8-pixel patches, or convolutions that have to be trained"
+        "linear", description="linear: principal components of 8x8-pixel patches; convolutional: trained"
     )
     autoencoder_steps: int = Field(8000, ge=1, description="training steps of a convolutional autoencoder")
-    autoencoder_batch: int = Field(64, ge=1, description="images per step of it and of sharpening")
-    autoencoder_lr: float = Field(1e-3, gt=0, description="its peak learning rate")
+    autoencoder_batch: int = Field(64, ge=1, description="images per step of the autoencoder and of sharpening")
+    autoencoder_lr: float = Field(1e-3, gt=0, description="peak learning rate of the autoencoder")
     sharpening_steps: int = Field(
-        0, ge=0, description="further ones in which its decoder alone learns texture from adversarial critics"
+        0, ge=0, description="further steps that train only the decoder, against adversarial discriminators"
     )
     channels: int = Field(48, ge=1, le=192, description="latent channels per 8x8-pixel patch")
     width: tuple[_Width, _Width] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
@@ -43,54 +44,56 @@ class CompactSettings(_Settings):
     nearer_views: int = Field(
         8,
         ge=0,
-        description="parts of every scene that are learned from beside its eight views, where it has the pixels",
+        description="zoomed-in crops of every scene, besides its eight views, if the scene has enough pixels",
     )
-    zoom: float = Field(1.75, ge=1, description="how many times nearer than the whole scene such a part may be")
+    zoom: float = Field(1.75, ge=1, description="largest zoom factor of these crops")
     doubled: bool = Field(
-        False, description="every fourth step learns from scenes at twice the size, where they have the pixels"
+        False, description="every fourth step uses scenes at twice the size, if they have enough pixels"
     )
     batch: int = Field(64, ge=1, description="latents per step")
     lr: float = Field(8e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are what is kept")
+    ema: float = Field(
+        0.999, ge=0, lt=1, description="decay of the exponential moving average of the weights, which is what is saved"
+    )
     prediction: Literal["v_prediction", "epsilon"] = Field("v_prediction", description="what the U-Net predicts")
 
 
 class LatentsSettings(_Settings):
     """Encoding the training scenes."""
 
-    views: Literal[1, 2, 4, 8] = Field(8, description="flips and right-angle rotations kept of every scene")
+    views: Literal[1, 2, 4, 8] = Field(8, description="flips and right-angle rotations stored for every scene")
 
 
 class TeacherSettings(_Settings):
-    """The classifier on real latents that judges candidates and gives the consistency loss."""
+    """The classifier of real latents that scores candidates and gives the consistency loss."""
 
     steps: int = Field(1000, ge=1, description="training steps")
     batch: int = Field(64, ge=1, description="latents per step")
     lr: float = Field(2e-3, gt=0, description="peak learning rate")
     width: int = Field(128, ge=8, multiple_of=8, description="channels")
-    held_out: float = Field(0.1, gt=0, lt=0.5, description="share of the training scenes kept for its validation")
+    held_out: float = Field(0.1, gt=0, lt=0.5, description="share of the training scenes used for its validation")
 
 
 class PrototypesSettings(_Settings):
     """Clustering each class."""
 
     features: Literal["latent", "backbone"] = Field(
-        "backbone", description="cluster pooled latents (the paper) or the ImageNet backbone's features"
+        "backbone", description="what is clustered: pooled latents (the paper) or features of the ImageNet backbone"
     )
     starts: Literal["representative", "members"] = Field(
         "members",
-        description="what candidates follow: the cluster's representative (the paper), or its members in turn, the "
-        "representative first",
+        description="what candidates start from: the cluster's representative (the paper), or its members in turn, "
+        "starting with the representative",
     )
 
 
 class DescriptionsSettings(_Settings):
-    """The text that goes with each prototype."""
+    """The text prompt of each prototype."""
 
     describer: str = Field(
         "measured",
-        description="'measured' (from the pixels), 'template' (class name alone), or a vision-language model: a folder "
-        "or hub name for transformers, 'openai:URL' for a server's first model, 'openai:URL#MODEL' for another",
+        description="'measured' (statistics of the pixels), 'template' (class name only), or a vision-language model: "
+        "a folder or hub name for transformers, 'openai:URL' for a server's first model, or 'openai:URL#MODEL'",
     )
 
 
@@ -102,17 +105,25 @@ class FinetuneSettings(_Settings):
         description="what is trained: all weights, a LoRA adapter on the attention, or auto: all of a U-Net with fewer "
         "than 50 million weights, LoRA on a larger one and under privacy 'dp'",
     )
-    steps: int = Field(1000, ge=0, description="0 leaves the base as it is")
+    steps: int = Field(1000, ge=0, description="training steps; 0 uses the base as it is")
     batch: int = Field(64, ge=1, description="latents per step")
     lr: float = Field(4e-4, gt=0, description="peak learning rate of AdamW, decayed to zero")
-    warmup: int = Field(100, ge=0, description="steps in which the learning rate rises")
-    rank: int = Field(4, ge=1, description="of the LoRA matrices")
+    warmup: int = Field(100, ge=0, description="steps with a rising learning rate")
+    rank: int = Field(4, ge=1, description="rank of the LoRA matrices")
     gamma: float = Field(5.0, gt=0, description="min-SNR weighting")
-    consistency: float = Field(0.1, ge=0, description="weight of the classification-consistency loss; 0 leaves it out")
-    cross_entropy: float = Field(1.0, ge=0, description="weight of cross-entropy with the class inside that loss")
-    kl: float = Field(1.0, ge=0, description="weight of KL(teacher on the scene || teacher on the estimate) inside it")
-    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged adapter weights; 0 keeps the last ones")
-    drop_prompt: float = Field(0.1, ge=0, lt=1, description="share of steps with an empty prompt, for guidance")
+    consistency: float = Field(
+        0.1, ge=0, description="weight of the classification-consistency loss; 0 switches it off"
+    )
+    cross_entropy: float = Field(1.0, ge=0, description="weight of the cross-entropy in that loss")
+    kl: float = Field(
+        1.0, ge=0, description="weight of KL(teacher on the scene || teacher on the estimate) in that loss"
+    )
+    ema: float = Field(
+        0.99, ge=0, lt=1, description="decay of the exponential moving average of the weights; 0 saves the last weights"
+    )
+    drop_prompt: float = Field(
+        0.1, ge=0, lt=1, description="share of steps with an empty prompt, for classifier-free guidance"
+    )
 
 
 class SamplingSettings(_Settings):
@@ -120,27 +131,32 @@ class SamplingSettings(_Settings):
 
     follow: Literal["start", "guide", "none"] = Field(
         "start",
-        description="how a prototype is followed; under privacy 'screen' 'none', unless this or the strength is set",
+        description="start: sampling starts from the noised prototype; guide: sampling is pulled towards it; none: "
+        "text only. Default under privacy 'screen': none, unless this or the strength is set",
     )
     strength: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="start: how far the prototype is noised (1: all the way). If it is not set, a test on the training "
-        "scenes chooses 0.6 or 0.4. Under privacy 'dp' the default is 0.8",
+        description="start: noise level of the prototype (1: pure noise). By default a test on the training scenes "
+        "chooses 0.6 or 0.4; under privacy 'dp' it is 0.8",
     )
-    scale: float = Field(1.0, ge=0, description="guide: pull towards the prototype")
-    until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps that are pulled")
+    scale: float = Field(1.0, ge=0, description="guide: strength of the pull towards the prototype")
+    until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps with the pull")
     guidance: float | None = Field(
         None,
         ge=1,
-        description="scale of classifier-free guidance; 1 switches it off. The default is 1.5 if the test chooses "
-        "strength 0.4, otherwise 3",
+        description="scale of classifier-free guidance; 1 switches it off. Default: 1.5 if the test chooses strength "
+        "0.4, otherwise 3",
     )
-    steps: int = Field(30, ge=1, le=1000, description="of the solver from noise to image; a start skips the first")
-    solver: Literal["ddim", "dpmsolver++", "pndm"] = Field("dpmsolver++", description="of the diffusion's equation")
+    steps: int = Field(
+        30, ge=1, le=1000, description="solver steps from noise to image; sampling from a start skips the first ones"
+    )
+    solver: Literal["ddim", "dpmsolver++", "pndm"] = Field(
+        "dpmsolver++", description="solver of the diffusion equation"
+    )
     candidates: int = Field(10, ge=1, description="candidates per prototype; 20 under privacy 'dp'")
-    batch: int = Field(64, ge=1, description="images denoised together")
+    batch: int = Field(64, ge=1, description="images per batch")
 
     @property
     def noise_strength(self) -> float:
@@ -154,45 +170,50 @@ class SamplingSettings(_Settings):
 
 
 class SelectionSettings(_Settings):
-    """Choosing among the candidates."""
+    """Selection among the candidates."""
 
     by: Literal["first", "margin", "coverage", "herding"] = Field(
         "herding",
-        description="'first' candidate of each prototype, the one with the largest 'margin', those that together give "
-        "'coverage' of the real scenes, or by 'herding' the class's candidates whose mean features follow the class's",
+        description="first: the first candidate of each prototype; margin: the one with the largest logit margin; "
+        "coverage: those most similar to all real scenes of the class; herding: those whose mean features match the "
+        "mean of the class",
     )
 
 
 class RefinementSettings(_Settings):
-    """Moving the chosen latents, so that a classifier learns more from their images about the real scenes."""
+    """Optimisation of the selected latents, so that classifiers trained on the images generalise better."""
 
     steps: int = Field(
-        240, ge=0, description="0 leaves them as they were drawn; 480 under privacy 'screen', 120 under 'dp'"
+        240, ge=0, description="optimisation steps; 0 switches it off. Default under privacy 'screen': 480"
     )
-    lr: float = Field(0.03, gt=0, description="Adam's, in deviations of a latent's elements, decayed to zero")
+    lr: float = Field(
+        0.03, gt=0, description="learning rate of Adam, in standard deviations of a latent's elements, decayed to zero"
+    )
     rounds: int = Field(
-        3, ge=1, description="the steps are split into rounds; each trains a classifier on the set (not under 'dp')"
+        3,
+        ge=1,
+        description="rounds that the steps are split into; each trains a classifier on the set (not under 'dp')",
     )
     students: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (40, 100, 200),
-        description="numbers of steps after which a round's classifier is looked at; what it gets wrong on the real "
-        "scenes then is lowered, beside what the pretrained backbone gets wrong",
+        description="training steps at which a round's classifier is copied; the error on the real scenes in the "
+        "features of these copies and of the pretrained backbone is minimised",
     )
     random: bool = Field(
         True,
-        description="at some of the steps networks of random weights count, in which the means of a class are to agree "
-        "with the real ones: for classifiers that start at random (not under privacy 'dp')",
+        description="at every fourth step, match the class means in the features of a random network: for classifiers "
+        "that are trained from scratch (not under privacy 'dp')",
     )
 
 
 class SelfTestSettings(_Settings):
-    """The test that ends `distill`: the set against random real images, on training scenes that were held out."""
+    """The test at the end of `distill`: the set against random real images, on held-out training scenes."""
 
     held_out: float = Field(
         0.1,
         ge=0,
         le=0.5,
-        description="share of each class's training scenes that is held out for it; 0 switches the test off",
+        description="share of each class's training scenes that is held out; 0 switches the test off",
     )
 
 
@@ -201,33 +222,33 @@ class Config(_Settings):
 
     ipc: int = Field(10, ge=1, description="images per class")
     size: int = Field(64, ge=8, description="side of the images in pixels")
-    seed: int = Field(0, ge=0, description="random seed; of the images only where they are reproducible")
+    seed: int = Field(0, ge=0, description="random seed; the images follow from it only with `reproducible`")
     reproducible: bool = Field(
         False,
-        description="draw the images from the seed, so that the same settings give the same bytes: for benchmarks, "
-        "never to be shared. Else from a secret that is kept in the run folder",
+        description="draw the images from the seed, so that the same settings give the same bytes: for benchmarks, not "
+        "for sharing. By default they are drawn from a secret in the run folder",
     )
     base: str = Field(
         "compact",
-        description="'compact' (comes with the package), the name of an installed base, 'scratch' (built from the "
+        description="'compact' (in the package), the name of an installed base, 'scratch' (trained in the run on the "
         "scenes), a pipeline folder, or a hub name",
     )
     precision: Precision = Field(
         "auto",
-        description="type in which the run's models compute: bf16, f16 or f32; auto is bf16 where the device has units "
-        "for it (classifiers that test a set choose for themselves)",
+        description="number type of the run's models: bf16, f16 or f32; auto is bf16 if the device supports it in "
+        "hardware (evaluation classifiers always use auto)",
     )
     soft_labels: bool = Field(
         False,
-        description="also store what a classifier trained on all scenes, for some minutes, thinks of each image",
+        description="also store the class probabilities of each image, from a classifier trained on all scenes",
     )
     privacy: Literal["none", "screen", "dp"] = Field(
         "none",
-        description="'screen': no image starts as a training image, and those too like one are drawn again; "
-        "'dp': differential privacy, all that is learned from the scenes being a noisy sum",
+        description="screen: no image starts from a training image, and images too similar to one are drawn again; "
+        "dp: differential privacy, everything that is learned from the scenes is a noisy sum",
     )
-    epsilon: float | None = Field(None, gt=0, description="of 'dp': how much one image may change what comes out")
-    delta: float | None = Field(None, gt=0, lt=1, description="of 'dp': with what probability it may change more")
+    epsilon: float | None = Field(None, gt=0, description="for 'dp': bound on the effect of one image")
+    delta: float | None = Field(None, gt=0, lt=1, description="for 'dp': probability that the bound does not hold")
     compact: CompactSettings = CompactSettings()
     latents: LatentsSettings = LatentsSettings()
     teacher: TeacherSettings = TeacherSettings()
@@ -387,29 +408,13 @@ def defaults_like(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_toml(config: Config) -> str:
     """Return the resolved settings as TOML, which `load_config` reads back to the same config."""
-    values = config.model_dump()
-    lines = _table(values)
-    for section, content in values.items():
-        if isinstance(content, dict):
-            lines += ["", f"[{section}]", *_table(content)]
-    return "\n".join(lines) + "\n"
+    return tomli_w.dumps(_without_null(config.model_dump(mode="json")))
 
 
-def _table(values: Mapping[str, Any]) -> list[str]:
-    """Return a line of TOML for each value; TOML has no null, and sections follow as tables of their own."""
-    given = {key: value for key, value in values.items() if value is not None and not isinstance(value, dict)}
-    return [f"{key} = {_toml(value)}" for key, value in given.items()]
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, str):
-        # A JSON string is a TOML string but for the delete character.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` without those that are None, which TOML does not have."""
+    given = {key: value for key, value in values.items() if value is not None}
+    return {key: _without_null(value) if isinstance(value, dict) else value for key, value in given.items()}
 
 
 def _preset_or_file(name: Path | str) -> Path:

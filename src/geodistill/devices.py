@@ -1,4 +1,4 @@
-"""Where models run, and in which precision: asked here, once for the whole run."""
+"""The device and precision of models, determined here for the whole run."""
 
 import ctypes
 import platform
@@ -13,15 +13,15 @@ from geodistill.errors import ConfigError
 Precision = Literal["auto", "bf16", "f16", "f32"]
 _TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
-# Names of glibc's malloc.h, and the largest block that it can be told to keep.
+# Constants of glibc's malloc.h, and the largest block size that it can be set to keep.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep the memory that tensors free for the next ones; say whether its C library can be told so.
+    """Make this process keep memory freed by tensors for the next ones; return whether its C library supports that.
 
-    Each layer's output else goes back to the kernel, which zeroes the same pages for the next: on a CPU this takes 5
-    to 10 % of the time of training and drawing. For the process of a command, not for one that a library is in.
+    Otherwise each layer's output goes back to the kernel, which zeroes the same pages for the next one: on a CPU this
+    takes 5 to 10 % of the time of training and drawing. Only for the process of a command, not for library use.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -36,19 +36,19 @@ def accelerator() -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that this process could still take on `device`."""
+    """Return the number of bytes that this process could still allocate on `device`."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def working_type(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the type that `precision` stands for on `device`.
+    """Return the type that `precision` means on `device`.
 
-    auto is bf16 on a device that has units for it, f32 on another: there a CPU emulates bf16, at a third of the speed.
+    auto is bf16 on a device with hardware for it, else f32: a CPU without it emulates bf16 at a third of the speed.
 
     Raises:
-        ConfigError: bf16 is asked for on a GPU without units for it.
+        ConfigError: bf16 is requested on a GPU without hardware for it.
     """
     if precision == "bf16" and device.type == "cuda" and not _has_bf16_units(device):
         raise ConfigError("this GPU has no units for bf16: use --set precision=f16 or f32, or leave it at auto")
@@ -66,13 +66,13 @@ def _has_bf16_units(device: torch.device) -> bool:
 
 
 def compile_in_place(module: nn.Module) -> None:
-    """Have `module` compiled when it is first called; what cannot be compiled runs as it is.
+    """Compile `module` when it is first called; code that cannot be compiled runs uncompiled.
 
-    Compiled, a small U-Net trains 2.2 times as fast on a CPU with matrix units. Where there is no C++ compiler torch
-    falls back to the module as it is.
+    A compiled small U-Net trains 2.2 times as fast on a CPU with matrix units. Without a C++ compiler, torch runs the
+    module uncompiled.
     """
     torch._dynamo.config.suppress_errors = True
-    # Shapes come again and again: one program for each is faster than one for all.
+    # Shapes recur, and one program per shape is faster than one for all shapes.
     module.compile(dynamic=False)
 
 

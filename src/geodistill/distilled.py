@@ -1,8 +1,8 @@
-"""The distilled set: a few synthetic images per class, and the folder that holds them.
+"""The distilled set: a few synthetic images per class, and the folder that contains them.
 
 The folder is a plain image folder, `<class>/<class-slug>_<k>.png`, which `datasets.load_dataset("imagefolder", ...)`
-and torchvision's `ImageFolder` read as it is. Beside the classes lie README.md (data card), manifest.json and
-croissant.json. Nothing in it names a source file, and the same set always gives the same bytes.
+and torchvision's `ImageFolder` read directly. Beside the class folders are README.md (data card), manifest.json and
+croissant.json. No file names a source file, and the same set always gives the same bytes.
 """
 
 import hashlib
@@ -30,24 +30,24 @@ log = logging.getLogger("geodistill")
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
-# What an image's record may hold. A fixed list, so that no file name of a real image slips into what is shared.
+# Keys allowed in an image's record. The list is fixed, so that no file name of a real image gets into shared files.
 RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate", "soft_label"})
-# Where an image was drawn from: whoever knows it can draw the image again from any scene, and see which scene fits.
+# Keys that say where an image was drawn from: with them, anyone can redraw it from any scene and see which scene fits.
 _ORIGIN = frozenset({"seed", "prototype", "candidate"})
-# What every page says that is not to be handed out, and names of other files that are not.
+# The sentence on every page that must not be shared, and names of other files that must not be shared.
 FOR_THE_OWNER = "It is for the owner of the data; do not share it with the set."
 _OWNERS = frozenset({"audit.json", "run.json", "secret"})
 
 
 @dataclass
 class DistilledSet:
-    """Images that stand for a data set.
+    """Images that represent a data set.
 
     `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
-    keys from RECORD_KEYS. `about`: method, real_pixels (true if the images are real ones as they are), derived (true if
-    they are real ones changed), config, versions, base (name, archives and terms, where known), guarantee (of privacy,
-    if any), screened (true if it was); representable in JSON.
-    Raises DistilledSetError when these do not fit together.
+    keys from RECORD_KEYS. `about`: method, real_pixels (true if the images are unchanged real ones), derived (true if
+    they are changed real ones), config, versions, base (name, archives and terms, if known), guarantee (of privacy, if
+    any), screened (true if the set was screened); all of it representable in JSON.
+    Raises DistilledSetError if these do not fit together.
     """
 
     images: torch.Tensor
@@ -69,35 +69,35 @@ class DistilledSet:
 
     @property
     def size(self) -> int:
-        """Side of the images in pixels."""
+        """Return the side of the images in pixels."""
         return int(self.images.shape[-1])
 
     @property
     def ipc(self) -> int:
-        """Images of the smallest class."""
+        """Return the number of images in the smallest class."""
         return int(torch.bincount(self.labels, minlength=len(self.classes)).min())
 
     @property
     def kind(self) -> Kind:
-        """What the images are: real ones, ones derived from them, or synthetic ones."""
+        """Return what the images are: real ones, ones derived from them, or synthetic ones."""
         if self.about.get("real_pixels"):
             return "real"
         return "derived" if self.about.get("derived") else "synthetic"
 
     @property
     def replayable(self) -> bool:
-        """Whether the set tells the seeds that its images were drawn from, so that an outsider can name their sources.
+        """Return whether the set contains seeds of its images, with which an outsider could identify their sources.
 
-        Of a differentially private set that does no harm: no image has a source.
+        In a differentially private set they do no harm: no image has a source.
         """
         if self.kind == "real" or self.about.get("guarantee"):
             return False
         return "seed" in self.about.get("config", {}) or any(_ORIGIN & record.keys() for record in self.records)
 
     def save(self, folder: Path | str) -> Path:
-        """Write the set to `folder`, whole or not at all, and return the path; an earlier set there is replaced.
+        """Write the set to `folder`, completely or not at all, and return the path; an earlier set there is replaced.
 
-        Raises DistilledSetError when `folder` holds something else, RunError when it cannot be written.
+        Raises DistilledSetError if `folder` contains something else, RunError if it cannot be written.
         """
         target = Path(folder).absolute()
         _check_target(target)
@@ -110,7 +110,7 @@ class DistilledSet:
         return target
 
     def write(self, folder: Path) -> None:
-        """Write the set's files into `folder`, which is there; `save` makes that safe, a run's stage does it itself."""
+        """Write the set's files into the existing `folder`; `save` or a run's stage makes this atomic."""
         entries = []
         for (path, label), image, record in zip(self._paths(), self.images, self.records, strict=True):
             (folder / path).parent.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ class DistilledSet:
         _warn_of_split_words(self.classes)
 
     def _paths(self) -> list[tuple[str, int]]:
-        """Return ("class/slug_k.png", label) of each image, k counting within its class."""
+        """Return ("class/slug_k.png", label) of each image, where k counts within its class."""
         counts, paths = [0] * len(self.classes), []
         for label in self.labels.tolist():
             paths.append((f"{self.classes[label]}/{_slug(self.classes[label])}_{counts[label]:03d}.png", label))
@@ -136,8 +136,8 @@ class DistilledSet:
     def load(cls, folder: Path | str, *, size: int | None = None) -> "DistilledSet":
         """Read a set from `folder`: one that `save` wrote, or any plain image folder `<class>/<image>`.
 
-        Images of a plain folder are cropped to their central square; with `size` all are resized to it, otherwise they
-        must be of one size. Raises DistilledSetError when the folder is no such thing.
+        Images are cropped to their central square; with `size` all are resized to it, otherwise they must have one
+        size. Raises DistilledSetError if the folder is neither.
         """
         root = Path(folder)
         if not root.is_dir():
@@ -196,15 +196,15 @@ def _check_target(target: Path) -> None:
 
 
 def _warn_of_split_words(classes: tuple[str, ...]) -> None:
-    # `datasets` takes "train_station" for a part of a train split, and then leaves all other classes out; the card's
-    # own list of files, which load_dataset(FOLDER) reads, prevents that.
+    # `datasets` takes "train_station" for a part of a train split and then drops all other classes. The card's own
+    # list of files, which load_dataset(FOLDER) reads, prevents that.
     words = re.compile(r"(^|[ ._-])(train|training|test|testing|eval|evaluation|val|valid|validation|dev)($|[ ._-])")
     for name in filter(words.search, classes):
         log.warning("class %r reads like a split: load the set by datasets.load_dataset(FOLDER), not by data_dir", name)
 
 
 def _swap(aside: Path, target: Path) -> None:
-    """Put `aside` in the place of `target`, flushed to disk first."""
+    """Flush `aside` to disk, then move it to the place of `target`."""
     for path in aside.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -235,7 +235,7 @@ def _load_own(root: Path, size: int | None) -> DistilledSet:
 
 
 def _inside(root: Path, name: str) -> Path:
-    """Return root/name; a manifest that points out of its folder is refused."""
+    """Return root/name; raise DistilledSetError if it lies outside `root`."""
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         raise DistilledSetError(f"{root / MANIFEST}: file {name!r} lies outside the folder")
@@ -340,14 +340,15 @@ _SCREENED = (
     "a training image."
 )
 _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
-# Only the set of a run that tested itself has this section.
+# Only sets of runs that tested themselves have this section.
 _SELF_TEST = re.compile(r"## Self-test\n\n.*?\n\n(?=## Privacy\n)|(?=## Privacy\n)", re.DOTALL)
 
 
 def owner_files(folder: Path) -> list[str]:
-    """Return the names of files under `folder`, that of a set, that are for the owner of the data alone.
+    """Return the names of files in the set's `folder` that are for the owner of the data only.
 
-    Pages that show training images or tell how a run is repeated, the record of an audit, a run's secret.
+    These are pages that show training images or say how to repeat a run, the records of an audit and of a run, and a
+    run's secret.
     """
 
     def private(path: Path) -> bool:
@@ -359,7 +360,7 @@ def owner_files(folder: Path) -> list[str]:
 
 
 def tell_of_audit(folder: Path, summary: str) -> None:
-    """Put `summary`, what an audit found, in the data card of the set in `folder`, where it has one of ours."""
+    """Insert `summary`, the result of an audit, into the data card of the set in `folder`, if it is geodistill's."""
     text = _card_in(folder)
     if _PRIVACY.search(text):
         about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["about"]
@@ -367,9 +368,9 @@ def tell_of_audit(folder: Path, summary: str) -> None:
 
 
 def tell_of_self_test(folder: Path, summary: str) -> None:
-    """Put `summary`, what a self-test found, in the data card of the set in `folder`, where it has one of ours.
+    """Insert `summary`, the result of a self-test, into the data card of the set in `folder`, if it is geodistill's.
 
-    What an earlier one found is replaced; the same again changes nothing.
+    It replaces an earlier result; inserting the same one again changes nothing.
     """
     before = _card_in(folder)
     after = _SELF_TEST.sub(lambda _: f"## Self-test\n\n{summary}\n\n", before, count=1)
@@ -383,14 +384,14 @@ def _card_in(folder: Path) -> str:
 
 
 def _privacy(about: dict[str, Any], audit: str) -> str:
-    """Return what the card says of privacy: the guarantee or the screening, if any, and what was audited."""
+    """Return the card's text on privacy: the guarantee or the screening, if any, and the audit result."""
     made = [about["guarantee"]] if about.get("guarantee") else []
     made += [_SCREENED] if about.get("screened") else []
     return "\n\n".join([*made, audit])
 
 
 def _base(facts: dict[str, Any] | None) -> str:
-    """Return the section on the base that drew the images, where base.json has told of it; else nothing."""
+    """Return the section on the base that drew the images, or "" if there are no facts about it."""
     if not facts:
         return ""
     archives = f", trained on {', '.join(facts['archives'])}" if facts["archives"] else ""
@@ -428,7 +429,7 @@ def _data_card(distilled: DistilledSet) -> str:
     )
 
 
-# The context that the Croissant 1.0 specification prescribes: each term without a line of its own is cr:<term>.
+# The context required by the Croissant 1.0 specification: each term without a line of its own is cr:<term>.
 _CROISSANT_TERMS = (
     "citeAs column extract field fileProperty fileObject fileSet format includes isLiveDataset "
     "jsonPath key md5 parentField path recordSet references regex repeated replace separator source subField transform"

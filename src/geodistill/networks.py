@@ -1,6 +1,6 @@
-"""Classifiers that a distilled set is tested with, and the features of the pretrained one.
+"""Classifiers that a distilled set is tested with, and features of the pretrained one.
 
-Each takes float32 images normalised by `normalise`, of 32 px or more, and returns logits. Nothing is downloaded: the
+All take float32 images normalised by `normalise`, of 32 px or more, and return logits. Nothing is downloaded: the
 ImageNet weights of EfficientNet-Lite0 and -Lite2 come with packages, all other networks start at random.
 """
 
@@ -29,18 +29,18 @@ from geodistill.seeding import derive_seed
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FEATURES = 1280
-# Resolutions above the last at which the pretrained networks' blocks end: 1/2, 1/4, 1/8 and 1/16 of the image's.
+# Number of resolutions before the last at which the pretrained networks' blocks end: 1/2, 1/4, 1/8 and 1/16.
 _MAPS = 4
 PRETRAINED = "efficientnet-lite0"
-# A second network with ImageNet weights, which no method looks at while it makes a set.
+# A second network with ImageNet weights, which no method uses to make a set.
 WITNESS = "efficientnet-lite2"
 TIMM = "timm:"
-# The least side at which each of Inception v3's maps is at least 1x1.
+# The smallest side at which every map of Inception v3 is at least 1x1.
 INCEPTION_SIDE = 75
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images [n, 3, h, w] as float32 with ImageNet's mean and deviation, channels last in memory."""
+    """Return uint8 images [n, 3, h, w] as float32, normalised by ImageNet's mean and deviation, channels last."""
     mean, std = imagenet_statistics(images.device)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -57,32 +57,32 @@ def build_network(name: str, classes: int, seed: int) -> nn.Module:
     efficientnet-lite0 and -lite2 start from ImageNet with a new head; all others start at random: convnet3 (three
     blocks of 128 channels, instance norm, as is standard in dataset distillation), resnet18, vgg16, densenet121,
     inception_v3 (which enlarges images below 75 px to 75 px, and has no auxiliary head), and `timm:NAME` for any
-    classifier that timm.list_models() has; one that names a least or an only size, as vision transformers do, is given
-    that size.
+    classifier in timm.list_models(); if such a model has a minimum or fixed input size, as vision transformers do,
+    images are resized to fit it.
     Raises ConfigError for other names, and for `timm:NAME` without timm.
     """
     check_network(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, f"network {name}"))
         network = _timm_network(name, classes) if name.startswith(TIMM) else NETWORKS[name](classes)
-    # Instance norm is twice as fast the other way round.
+    # Instance norm is twice as fast in contiguous format.
     memory = torch.contiguous_format if name == "convnet3" else torch.channels_last
     return network.to(memory_format=memory)  # type: ignore[call-overload, no-any-return]
 
 
 def trains_in_bfloat16(name: str) -> bool:
-    """Whether `name` trains under bf16 autocast where there are units for it: 1.3 to 1.9 times as fast if it is dense.
+    """Return whether `name` trains under bf16 autocast on hardware for it: dense networks run 1.3 to 1.9 times as fast.
 
-    With depthwise convolutions, as in efficientnet-lite0 and many of timm's networks, bf16 is the slower one.
+    With depthwise convolutions, as in efficientnet-lite0 and many networks of timm, bf16 is slower.
     """
     return name in NETWORKS and name not in _IMAGENET_FILES
 
 
 def compiled(name: str, network: nn.Module, batch: torch.Tensor, precision: torch.autocast) -> nn.Module:
-    """Return `network`, known as `name`, compiled for batches like `batch` where that pays: convnet3 on the CPU.
+    """Return `network`, known as `name`, compiled for batches like `batch` if that pays: convnet3 on the CPU.
 
-    Its time goes on norms and pooling, which torch.compile joins: 1.7 times as fast (benchmarks/harness.py). Parameters
-    are shared with `network`, which comes back as it is where it cannot be compiled.
+    Most of its time goes into norms and pooling, which torch.compile fuses: 1.7 times as fast (benchmarks/harness.py).
+    Parameters are shared with `network`, which is returned unchanged if it cannot be compiled.
     """
     if name != "convnet3" or batch.device.type != "cpu":
         return network
@@ -91,7 +91,7 @@ def compiled(name: str, network: nn.Module, batch: torch.Tensor, precision: torc
         with precision:
             logits = joined(batch)
         logits.float().sum().backward()
-    except Exception:  # no C++ compiler, no headers of Python, a Python too new for it: torch has an error for each
+    except Exception:  # no C++ compiler, no Python headers, Python too new: torch raises a different error for each
         return network
     finally:
         network.zero_grad()
@@ -132,9 +132,9 @@ def _efficientnet(name: str, classes: int) -> nn.Module:
 
 
 class _SameConv2d(nn.Conv2d):
-    """A convolution of stride 1 and odd kernel that pads by itself, and leaves out taps that only ever see padding.
+    """A convolution of stride 1 and odd kernel with its own padding, without the taps that only ever see padding.
 
-    The package pads in a layer of its own, and its 5x5 kernels meet maps of 2x2 at 64 px. The values are the same; a
+    The package pads in a separate layer, and its 5x5 kernels meet maps of 2x2 at 64 px. The values are the same; a
     training step on two cores takes about half the time.
     """
 
@@ -143,12 +143,12 @@ class _SameConv2d(nn.Conv2d):
         reach = min(centre, max(images.shape[2:]) - 1)
         taps = slice(centre - reach, centre + reach + 1)
         weight = self.weight[:, :, taps, taps]
-        if reach == 1 and max(images.shape[2:]) == 2:  # a map of 2x2 is 30 times as fast when padded beforehand
+        if reach == 1 and max(images.shape[2:]) == 2:  # a map of 2x2 is 30 times as fast if padded beforehand
             return F.conv2d(F.pad(images, (1, 1, 1, 1)), weight, self.bias, groups=self.groups)
         return F.conv2d(images, weight, self.bias, padding=reach, groups=self.groups)
 
 
-# The norm that follows each convolution of an EfficientNet, in a block and outside.
+# The norm that follows each convolution of an EfficientNet, inside and outside blocks.
 _FOLLOWED_BY = {
     "_expand_conv": "_bn0",
     "_depthwise_conv": "_bn1",
@@ -159,10 +159,10 @@ _FOLLOWED_BY = {
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
-    """Return a copy of an EfficientNet in evaluation mode whose convolutions have their batch norms in their weights.
+    """Return a copy of an EfficientNet in evaluation mode whose batch norms are merged into its convolutions.
 
-    The values are the same but for rounding. Without the norms' own passes over memory a gradient with respect to the
-    images takes a quarter less time on a CPU.
+    The values are the same except for rounding. Without the norms' own passes over memory, a gradient with respect to
+    the images takes a quarter less time on a CPU.
     """
     folded = deepcopy(network).eval()
     for module in folded.modules():
@@ -175,7 +175,7 @@ def fold_norms(network: nn.Module) -> nn.Module:
 
 
 def _fold_padding(network: nn.Module) -> None:
-    """Replace every convolution of `network` that has stride 1 and a kernel above 1x1 by its `_SameConv2d`."""
+    """Replace each convolution of `network` with stride 1 and a kernel above 1x1 by a `_SameConv2d`."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and tuple(child.stride) == (1, 1) and child.kernel_size[0] > 1:
@@ -207,14 +207,14 @@ class _Logits(nn.Module):
 
 
 class _Contiguous(nn.Module):
-    """Lays images out channel after channel, whatever they were; a compiled network lays them out as it likes."""
+    """Makes images contiguous in memory; a compiled network chooses its own memory layout."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images if torch.compiler.is_compiling() else images.contiguous()
 
 
 class _AvgPool2d(nn.AvgPool2d):
-    """Average pooling over 2x2 as a product of each two rows and a fixed matrix: the same values, sooner on the CPU."""
+    """Average pooling over 2x2 as a product of pairs of rows with a fixed matrix: same values, faster on the CPU."""
 
     def __init__(self) -> None:
         super().__init__(2)
@@ -233,14 +233,14 @@ def _convnet3(classes: int) -> nn.Module:
     for channels in (3, 128, 128):
         norm = nn.GroupNorm(128, 128)  # as many groups as channels: instance norm with learned scale
         blocks += [nn.Conv2d(channels, 128, 3, padding=1), norm, nn.ReLU(inplace=True), _AvgPool2d()]
-    # The standard head sees an 8x8 map per 64 px; pooling to at most 4x4 lets one network take any size.
+    # The standard head sees an 8x8 map at 64 px; pooling to at most 4x4 lets one network take any size.
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128 * 16, classes))
 
 
 def _any_size(network: nn.Module, side: int) -> nn.Module:
     """Pool the last map of a pytorchcv `network` to `side` x `side`; nothing changes at ImageNet's own size.
 
-    Flattened here, because pytorchcv's own view of a map fails where it lies channels last in memory.
+    The map is flattened here, because pytorchcv's own `view` fails on maps that are channels last in memory.
     """
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten())
     network.get_submodule("features").add_module("final_pool", pool)
@@ -248,7 +248,7 @@ def _any_size(network: nn.Module, side: int) -> nn.Module:
 
 
 class _Resized(nn.Module):
-    """Resizes images for a network that does not take every size: those below `side`, or all where `fixed`."""
+    """Resizes images for a network that does not take every size: those below `side`, or all if `fixed`."""
 
     def __init__(self, model: nn.Module, side: int, *, fixed: bool) -> None:
         super().__init__()
@@ -294,9 +294,9 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 @torch.no_grad()
 def pooled_features(images: torch.Tensor, *, batch: int = 128, network: nn.Module | None = None) -> torch.Tensor:
-    """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: the last map, averaged.
+    """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: the spatial mean of the last map.
 
-    Of the pretrained network, or of another efficientnet-lite0 on the accelerator.
+    `network`: by default the pretrained one; it can be another efficientnet-lite0 on the accelerator.
     """
     own: Any = network or pretrained()
     device = accelerator()
@@ -313,8 +313,8 @@ def backbone_maps(images: torch.Tensor, *, last: bool = False, name: str = PRETR
     """Return maps of a pretrained network at 1/2, 1/4, 1/8 and 1/16 of the resolution of `images`, shallow to deep.
 
     `images` float [n, 3, s, s] in [-1, 1], through which gradients flow. `name`: efficientnet-lite0, whose maps have
-    16, 24, 40 and 112 channels, or -lite2. With `last` also the map at 1/32, of 1280 channels, whose means are
-    `pooled_features`.
+    16, 24, 40 and 112 channels, or -lite2. With `last`, the map at 1/32 with 1280 channels is added; its spatial means
+    are `pooled_features`.
     """
     network = pretrained(name)
     maps = network._swish(network._bn0(network._conv_stem(_rescaled(images))))
@@ -329,7 +329,7 @@ def backbone_maps(images: torch.Tensor, *, last: bool = False, name: str = PRETR
 
 
 def embed(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return what the last layer of an efficientnet-lite0 sees of images, [n, 1280] of length 1; gradients flow.
+    """Return the input of an efficientnet-lite0's last layer, [n, 1280] of length 1; gradients flow.
 
     `images` float [n, 3, s, s] in [-1, 1].
     """
@@ -338,7 +338,7 @@ def embed(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def _rescaled(images: torch.Tensor) -> torch.Tensor:
-    """Return images in [-1, 1] as `normalise` returns bytes."""
+    """Return images in [-1, 1] normalised in the same way as `normalise` does for uint8 images."""
     mean, std = imagenet_statistics(images.device)
     return (((images + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)
 

@@ -1,7 +1,7 @@
-"""Several processes that work on one run, as `accelerate launch` or torchrun starts them.
+"""Several processes that work on one run, started by `accelerate launch` or torchrun.
 
-The main process does what cannot be shared and writes what is kept; encoding, sampling and the adapter's training are
-shared. Everything that is random depends on what it is for, so that any number of processes makes the same images.
+The main process does all work that cannot be shared and writes all files; encoding, sampling and the adapter's training
+are shared. All randomness depends on its purpose only, so any number of processes makes the same images.
 """
 
 import os
@@ -14,34 +14,34 @@ from torch import Tensor
 
 from geodistill.devices import accelerator
 
-# One process may wait for another through a stage that is not shared, such as the descriptions by a large model.
+# A process may have to wait for another during an unshared stage, such as descriptions by a large model.
 _PATIENCE = timedelta(days=7)
 
 
 class Processes:
-    """One of `count` processes, which is number `rank`."""
+    """Process number `rank` of `count`."""
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Return whether this is the process that writes files."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Return when all processes have called this."""
         if self.count > 1:
             torch.distributed.barrier()
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Put into each of `tensors` its sum over all processes."""
+        """Replace each of `tensors` by its sum over all processes."""
         if self.count > 1:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
 
     def any(self, happened: bool) -> bool:
-        """Whether it happened in any of the processes."""
+        """Return whether it happened in any of the processes."""
         flag = torch.tensor(float(happened), device=accelerator())
         self.add([flag])
         return bool(flag > 0)
@@ -49,7 +49,7 @@ class Processes:
 
 @cache
 def processes() -> Processes:
-    """Return this process among those that were started together; alone, if it was."""
+    """Return this process as one of those started together, or as the only one if it was started alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes()
     from accelerate import PartialState

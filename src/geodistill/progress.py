@@ -1,4 +1,4 @@
-"""Progress bars with time left, drawn only where somebody can see them."""
+"""Progress bars with the remaining time, drawn only on a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from geodistill.processes import processes
 
 
 class Advance(Protocol):
-    """Tells a progress bar how far the work is, with a short note."""
+    """Sets the position of a progress bar, with a short note."""
 
     def __call__(self, done: int, note: str = "") -> None:
         """Set how many items are done."""
@@ -22,7 +22,7 @@ class Advance(Protocol):
 def progress(title: str, total: int) -> Iterator[Advance]:
     """Show a bar titled `title` on standard error; the yielded function sets how many of `total` are done.
 
-    Where standard error is not a terminal (a log file), a line is printed at each tenth instead.
+    If standard error is not a terminal (a log file), a line is printed at each tenth instead.
     """
     if not processes().main:
         yield lambda done, note="": None
@@ -39,13 +39,13 @@ def progress(title: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar for each kind of work as it comes up; the yielded function takes its name, done and total."""
+    """Show one bar per kind of work as it comes up; the yielded function takes its name, done and total."""
     with ExitStack() as stack:
         bars: dict[tuple[str, int], Advance] = {}
 
         def advance(name: str, done: int, total: int) -> None:
             if (name, total) not in bars:
-                # The bar of the work before ends where it stands.
+                # The previous bar stops at its current position.
                 stack.close()
                 bars.clear()
                 bars[name, total] = stack.enter_context(progress(name, total))

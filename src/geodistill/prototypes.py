@@ -1,7 +1,7 @@
-"""Visual prototypes: a few real training scenes that stand for their class.
+"""Visual prototypes: a few real training scenes that represent their class.
 
-Per class, k-means over features of the latents; each cluster is represented by the member that is near its own centre
-and far from the others' (DPD, Xu, Ghamisi, Weng, arXiv 2601.15829, 2026).
+In each class, k-means clusters features of the latents. Each cluster is represented by the member that is near its own
+centre and far from the other centres (DPD, Xu, Ghamisi, Weng, arXiv 2601.15829, 2026).
 """
 
 import warnings
@@ -44,9 +44,9 @@ class Prototypes:
         return len(self.indices)
 
     def starts(self, count: int, seed: int, *, of: Literal["representative", "members"]) -> Tensor:
-        """Return int64 [P * count]: the scenes that the `count` candidates of each prototype follow, side by side.
+        """Return int64 [P * count]: the scenes that the `count` candidates of each prototype follow, by prototype.
 
-        `members`: the representative, then the others in a random order, from the start again where there are fewer.
+        `members`: the representative, then the other members in random order, repeated if there are fewer than `count`.
         """
         if of == "representative":
             return self.indices.repeat_interleave(count)
@@ -58,14 +58,14 @@ class Prototypes:
         return torch.cat(rows)
 
     def save(self, folder: Path) -> None:
-        """Write prototypes.safetensors in `folder`; members are kept as one row with the clusters' sizes."""
+        """Write prototypes.safetensors in `folder`; members are stored as one row, with the sizes of the clusters."""
         sizes = torch.tensor([len(members) for members in self.members])
         tensors = {"indices": self.indices, "labels": self.labels, "members": torch.cat(self.members), "sizes": sizes}
         save_file(tensors, folder / "prototypes.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> "Prototypes":
-        """Return what `save` wrote in `folder`."""
+        """Return the prototypes that `save` wrote in `folder`."""
         tensors = load_file(folder / "prototypes.safetensors")
         members = tensors["members"].split(tensors["sizes"].tolist())
         return cls(tensors["indices"], tensors["labels"], members)
@@ -81,11 +81,11 @@ def latent_features(latents: Tensor) -> Tensor:
 def find_prototypes(
     features: Tensor, labels: Tensor, *, classes: tuple[str, ...], per_class: int, seed: int, alpha: float = 1.0
 ) -> Prototypes:
-    """Cluster each class into `per_class` clusters and choose the scene that represents each.
+    """Cluster each class into `per_class` clusters and choose the scene that represents each cluster.
 
-    `features` float [N, D]; `labels` int64 [N], indices into `classes`. `alpha` weighs nearness to the own centre
-    against distance from the others'. Raises SceneError for a class with too few images or features that are not
-    finite, ConfigError for `per_class` below 1.
+    `features` float [N, D]; `labels` int64 [N], indices into `classes`. `alpha` weights nearness to the own centre
+    against distance from the other centres. Raises SceneError for a class with too few images or features that are
+    not finite, ConfigError for `per_class` below 1.
     """
     _check(features, labels, classes, per_class)
     points = features.detach().cpu().double().numpy()
@@ -104,7 +104,7 @@ def find_prototypes(
 def find_centroids(latents: Tensor, labels: Tensor, *, classes: tuple[str, ...], per_class: int, seed: int) -> Tensor:
     """Return float32 [classes * per_class, C, h, w]: the k-means centroids of each class's latents [N, C, h, w].
 
-    Classes lie side by side, of each the largest cluster first. Distances are those of whole latents, unpooled.
+    Centroids are ordered by class, then by cluster size, largest first. Distances are between whole, unpooled latents.
     Raises the errors of `find_prototypes`.
     """
     _check(latents.flatten(1), labels, classes, per_class)
@@ -139,7 +139,7 @@ def _of_class(points: Floats, count: int, seed: int, alpha: float) -> list[tuple
     """Return (representative, members nearest first) of each cluster, as rows of `points`, largest cluster first."""
     assigned = _fill_empty(points, _cluster(points, count, seed), count)
     centres = np.stack([points[assigned == k].mean(axis=0) for k in range(count)])
-    # One column at a time: the same distances, without an [n, K, D] array.
+    # One column at a time gives the same distances without an [n, K, D] array.
     distances = np.stack([np.linalg.norm(points - centre, axis=1) for centre in centres], axis=1)  # [n, K]
     found = []
     for k in range(count):
@@ -151,16 +151,16 @@ def _of_class(points: Floats, count: int, seed: int, alpha: float) -> list[tuple
 
 
 def _cluster(points: Floats, count: int, seed: int) -> Ints:
-    """Return the k-means cluster of each point; fewer than `count` clusters where points coincide."""
+    """Return the k-means cluster of each point; there may be fewer than `count` clusters if points coincide."""
     with warnings.catch_warnings():
-        # Coinciding points are no fault here: `_fill_empty` deals with them.
+        # Coinciding points are not an error here: `_fill_empty` handles them.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = KMeans(count, n_init=RESTARTS, random_state=seed % 2**32).fit(points)
     return np.asarray(fitted.labels_, dtype=np.int64)
 
 
 def _fill_empty(points: Floats, assigned: Ints, count: int) -> Ints:
-    """Give each empty cluster the member of the largest cluster that is farthest from that cluster's centre."""
+    """Return `assigned` with each empty cluster given the member of the largest one farthest from its centre."""
     assigned = assigned.copy()
     for k in np.flatnonzero(np.bincount(assigned, minlength=count) == 0):
         largest = np.flatnonzero(assigned == np.argmax(np.bincount(assigned, minlength=count)))
@@ -170,7 +170,7 @@ def _fill_empty(points: Floats, assigned: Ints, count: int) -> Ints:
 
 
 def _representativeness(distances: Floats, own: int, alpha: float) -> Floats:
-    """Return min over the other centres of the distance to them, less `alpha` times that to the own centre."""
+    """Return the distance to the nearest other centre, minus `alpha` times the distance to the own centre."""
     if distances.shape[1] == 1:
         return -distances[:, 0]
     others = np.delete(distances, own, axis=1).min(axis=1)

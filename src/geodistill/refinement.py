@@ -1,17 +1,19 @@
-"""Refining a chosen set: its latents are moved a little, so that its images teach more about the real scenes.
+"""Refinement: the selected latents are optimised so that classifiers trained on the images generalise better.
 
 The loss is that of kernel-inducing points (Nguyen, Chen, Lee, "Dataset Meta-Learning from Kernel Ridge-Regression",
 ICLR 2021) with the linear kernel of a network's features: the squared error on the real scenes of a ridge regression
-that has the set's images alone to learn from. Several networks take turns, the ImageNet backbone as it is and finetuned
-on the set itself, for different numbers of steps (a pool of networks trained on the set, as in FRePo: Zhou, Nezhadarya,
-Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS 2022). These have seen no real scene. Networks
-finetuned on all real scenes, which stood here before, fit a small archive by heart, and have nothing left to teach. A
-network that starts at random has none of their features
-to learn from; for such ones, networks of random weights take turns as well, in which the means of a class are to agree
-(Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023). There pixels are free; here only what
-the autoencoder can draw is in reach (Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior",
-CVPR 2023), each step sees every image under another crop, and a latent is held near where it was: images stay as
-realistic as they were.
+trained only on the set's images.
+
+Several networks take turns: the ImageNet backbone as it is, and copies fine-tuned on the set itself for different
+numbers of steps (a pool of networks trained on the set, as in FRePo: Zhou, Nezhadarya, Ba, "Dataset Distillation using
+Neural Feature Regression", NeurIPS 2022). None of them has seen a real scene. Earlier versions used networks fine-tuned
+on all real scenes, but these memorise a small archive and then have nothing left to teach.
+
+A network trained from scratch has none of the backbone's features to build on. For such networks, networks with random
+weights take turns as well; their loss makes the class means agree (Zhao and Bilen, "Dataset Condensation with
+Distribution Matching", WACV 2023). There pixels are free; here only images that the autoencoder can decode are possible
+(Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior", CVPR 2023). Each step crops every
+image differently, and a penalty keeps each latent near its initial value, so images stay as realistic as they were.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,28 +35,28 @@ from geodistill.prior.training import Optimisation, batches, forget_checkpoint, 
 from geodistill.privacy.noisy import Moments
 from geodistill.seeding import derive_seed, generator
 
-# Chosen on a quarter of AID's training scenes held out: docs/experiments.md.
+# Chosen with a quarter of AID's training scenes held out: docs/experiments.md.
 RIDGE = 0.3
-# Part of the deviation of noise in a second moment that counts as scatter in every direction: chosen on EuroSAT's
-# training scenes by the ridge regression on noisy moments that is best on held-out ones.
+# Fraction of the noise in a second moment that is added as scatter in every direction. Chosen on EuroSAT's training
+# scenes, so that the ridge regression on noisy moments is best on held-out ones.
 _FLOOR = 0.2
-# Share of the largest eigenvalue of a scatter matrix at which one counts as zero.
+# An eigenvalue of a scatter matrix below this fraction of the largest one counts as zero.
 _LEAST = 1e-6
-# Weight of the mean squared distance to where the latents were.
+# Weight of the mean squared distance of the latents from their initial values.
 _HELD = 0.1
-# Real images of each class that a network of random weights is shown, and how many go through it together.
+# Number of real images per class for a network with random weights, and number of images in one of its batches.
 _REAL, _TOGETHER = 32, 64
-# From so many images a class on, the means count in full: fewer images cannot have the mean of all real ones without
-# each becoming what no scene looks like. Chosen as above.
+# From this number of images per class on, the means count in full: the mean of fewer images cannot equal that of all
+# real ones unless each image becomes unlike any scene. Chosen as above.
 _FULL_FROM = 10
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a ridge regression that learns from a set's features in one network gets wrong on the real scenes.
+    """Error on the real scenes of a ridge regression trained on a set's features in one network.
 
-    network: as `networks.embed` takes it. labels: int64 [m] of the set. real: float [N, D], the real scenes' features
-    of length 1. real_labels: int64 [N].
+    network: any network that `networks.embed` accepts. labels: int64 [m] of the set. real: float [N, D], the real
+    scenes' features of length 1. real_labels: int64 [N].
     """
 
     network: nn.Module
@@ -63,9 +65,9 @@ class Lesson:
     real_labels: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the squared error after learning from `features` [m, D] of length 1, over that of no knowledge.
+        """Return the squared error after training on `features` [m, D] of length 1, relative to no knowledge.
 
-        Targets are one-hot less 1/classes, features less the mean of the real ones.
+        Targets are one-hot minus 1/classes; the mean of the real features is subtracted from all features.
         """
         mean = self.real.mean(dim=0)
         points = features - mean
@@ -80,16 +82,16 @@ class Lesson:
 
 
 class MomentsLesson:
-    """The error of `Lesson` where of the real scenes only sums are known, with or without noise.
+    """The error of `Lesson` if only sums over the real scenes are known, with or without noise.
 
     network, labels: as in Lesson. moments: of the real scenes' features of length 1 in that network.
 
-    The weights of the ridge regression are scaled so that the error is least: which class is named does not depend on
-    their scale, and the scatter of the noise asks for smaller weights than any that can be learned.
+    The weights of the ridge regression are rescaled to minimise the error: the predicted class does not depend on their
+    scale, and the scatter of the noise would require smaller weights than any that can be learned.
 
-    The noise of the second moment has eigenvalues of both signs, up to twice its deviation times √D. What is negative
-    of the scatter matrix is set to 0, and `_FLOOR` of that deviation times √D is added, so that no direction that the
-    noise hides counts as free.
+    The noise of the second moment has eigenvalues of both signs, up to twice its deviation times √D. Negative
+    eigenvalues of the scatter matrix are set to 0. Then `_FLOOR` times that deviation times √D is added to all, so that
+    no direction hidden by the noise counts as free.
     """
 
     def __init__(self, network: nn.Module, labels: Tensor, moments: Moments) -> None:
@@ -100,36 +102,36 @@ class MomentsLesson:
         values, axes = torch.linalg.eigh(moments.second - count * torch.outer(mean, mean))
         values = values.clamp_min(0) + _FLOOR * moments.deviation * size**0.5
         self._mean, self._scatter = mean.float(), ((axes * values) @ axes.T).float()
-        # Sums over the scenes of (feature - mean) times target, the target being one-hot less 1/classes.
+        # Sums over the scenes of (feature - mean) times target, with targets one-hot minus 1/classes.
         centred = moments.sums - moments.counts[:, None] * mean
         self._cross = (centred - centred.mean(dim=0)).T.float()
-        # What the best weights gain; without noise there may be directions in which nothing varies.
+        # The gain of the best weights; without noise there may be directions without any variance.
         along = (axes.T @ self._cross.double()).square().sum(dim=1)
         varies = values > _LEAST * values.max()
         self._whole = float((along[varies] / values[varies]).sum())
         self._targets = F.one_hot(labels, classes).float() - 1 / classes
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the squared error after learning from `features` [m, D] of length 1, float [].
+        """Return the squared error after training on `features` [m, D] of length 1, float [].
 
-        0 is the least error of any weights, 1 that of no knowledge, and more that of weights that point the wrong way.
+        0 is the smallest error of any weights, 1 that of no knowledge. Weights in the wrong direction give more than 1.
         """
         points = features - self._mean
         weights = points.T @ torch.linalg.solve(points @ points.T + RIDGE * torch.eye(len(points)), self._targets)
         gain, size = (weights * self._cross).sum(), (weights * (self._scatter @ weights)).sum()
-        # The sign tells weights that point the wrong way from those that point the right way.
+        # The sign distinguishes weights in the wrong direction from those in the right one.
         error: Tensor = 1 - gain * gain.abs() / (size * self._whole)
         return error
 
 
 class MeansLesson(Lesson):
-    """How far the means of a set's classes are from the real ones, in one network."""
+    """Distance of the class means of a set from the real ones in one network."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the squared distance of class means of `features` [m, D] to the real ones, over that of no knowledge.
+        """Return the squared distance of class means of `features` [m, D] to the real ones, relative to no knowledge.
 
-        No knowledge is the mean of all real classes. The squared distance of the mean of k real images, drawn at
-        random, falls as 1/k; where a class of the set has fewer than ten images, the whole counts for a tenth for each.
+        No knowledge is the mean of all real classes. The squared distance of the mean of k random real images falls as
+        1/k; if the largest class of the set has k < 10 images, the result is therefore multiplied by k/10.
         """
         wanted = self._means(self.real, self.real_labels)
         distance = (self._means(features, self.labels) - wanted).square().sum()
@@ -143,9 +145,9 @@ class MeansLesson(Lesson):
 
 
 class RandomNetwork(nn.Module):
-    """Three convolutions of random weights that `networks.embed` takes as it takes an efficientnet-lite0.
+    """Three convolutions with random weights and the interface of efficientnet-lite0 that `networks.embed` uses.
 
-    Not convnet3 itself, so that tests with that one still say something about other networks.
+    This is not convnet3 itself, so that tests with convnet3 still say something about other networks.
     """
 
     def __init__(self, seed: int) -> None:
@@ -166,9 +168,9 @@ class RandomNetwork(nn.Module):
 
 
 def random_lesson(pixels: Tensor, real_labels: Tensor, labels: Tensor, *, seed: int) -> MeansLesson:
-    """Return the lesson of a network of random weights on some real images of each class, both drawn by `seed`.
+    """Return the lesson of a network with random weights on some real images of each class, both drawn by `seed`.
 
-    pixels: uint8 [N, 3, s, s] of all scenes, int64 [N] their classes, int64 [m] those of the set.
+    pixels: uint8 [N, 3, s, s], all scenes. real_labels: int64 [N], their classes. labels: int64 [m], those of the set.
     """
     network, random = RandomNetwork(derive_seed(seed, "weights")).to(accelerator()), generator(seed, "real images")
     order = torch.randperm(len(real_labels), generator=random)
@@ -190,12 +192,12 @@ def refine(
     seed: int,
     folder: Path,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return `latents` [m, C, h, w] moved so that each lesson gets less wrong, and facts on how it went.
+    """Return `latents` [m, C, h, w] optimised to reduce the error of each lesson, and facts about the training.
 
-    `lesson_at` says which lesson is taken at a step, the same one whenever it is asked. What training under way needs
-    to go on is kept in `folder` until it is done.
-    Where memory runs out, fewer images are drawn together.
-    Raises TrainingError where the loss is no number, or memory runs out with one image at a time.
+    `lesson_at` returns the lesson of a step; the same step must always get the same lesson. The state of an unfinished
+    training is kept in `folder`.
+    If memory runs out, fewer images are decoded together.
+    Raises TrainingError if the loss is not finite, or memory runs out with one image at a time.
     """
     moved = _Moved(latents.to(prior.device))
     together = _Together(min(len(latents), images_together(latents.shape[-1] * prior.downscale)), prior.device)
@@ -208,15 +210,15 @@ def refine(
         def features(part: slice) -> Tensor:
             return embed(lesson.network, crop(prior.render(moved.latents[part]), crops[part]))
 
-        # As many parts as memory has room for are drawn once, what their gradients need kept until all are known. The
-        # others are drawn once more.
+        # As many parts as memory allows are decoded once, and their graphs kept until all features are known. The
+        # others are decoded again for their gradients.
         kept = together.keep(features, parts)
         with torch.no_grad():
             seen = torch.cat([*kept, *(features(part) for part in parts[len(kept) :])]).cpu()
         error = lesson(seen.requires_grad_())
         (slope,) = torch.autograd.grad(error, seen)
         yield error.detach() + _HELD * moved.distance()
-        # The chain rule, part after part: terms without a value of their own, whose gradient is that of the error.
+        # The chain rule, part by part: these terms have value 0, and their gradients add up to that of the error.
         for rank, part in enumerate(parts):
             drawn = kept[rank] if rank < len(kept) else features(part)
             along = (drawn * slope[part].to(prior.device)).sum()
@@ -239,13 +241,13 @@ def refine(
 
 
 class _Together:
-    """How many images are drawn together, and how many such parts of the set are kept for their gradients."""
+    """Number of images decoded together, and number of parts of the set whose graphs are kept for their gradients."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.count, self._device, self._parts = count, device, 0
 
     def keep(self, features: Callable[[slice], Tensor], parts: list[slice]) -> list[Tensor]:
-        """Return the features of the first parts: as many as half of the free memory can keep, and at least one."""
+        """Return the features of the first parts: as many as fit into half of the free memory, and at least one."""
         if self._parts:
             return [features(part) for part in parts[: self._parts]]
         # Measured once: later, memory that this process has freed does not count as free.
@@ -256,7 +258,7 @@ class _Together:
         return kept + [features(part) for part in parts[1 : self._parts]]
 
     def halve(self) -> str:
-        """Ask for less memory; return how, or nothing when no less can be asked for."""
+        """Reduce memory use; return how, or "" if no reduction is left."""
         if self.count == 1:
             return ""
         self.count, self._parts = -(-self.count // 2), 1
@@ -264,12 +266,12 @@ class _Together:
 
 
 class _Moved(nn.Module):
-    """Latents, and where they were."""
+    """Trainable latents, and their initial values."""
 
     def __init__(self, latents: Tensor) -> None:
         super().__init__()
         self.latents, self._start = nn.Parameter(latents.clone()), latents
 
     def distance(self) -> Tensor:
-        """Return the mean squared distance of their elements to where they were."""
+        """Return the mean squared distance of the latents' elements from their initial values."""
         return (self.latents - self._start).square().mean()

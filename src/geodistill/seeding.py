@@ -1,10 +1,10 @@
-"""One place where randomness comes from.
+"""The single source of randomness.
 
-Every image, training step and split draws from its own generator, seeded by the run's seed, what it is for,
-and its index, so that batch size, resume and the number of processes change nothing about what is drawn.
+Every image, training step and split draws from its own generator, seeded by the run's seed, its purpose and its index.
+Batch size, resuming and the number of processes therefore do not change what is drawn.
 
-A seed is an int that anyone may know, or a secret: bytes that the operating system drew. What follows from an int can
-be drawn again by trying all seeds, since torch uses 32 bits of it. What follows from a secret cannot.
+A seed is an int that anyone may know, or a secret: bytes drawn by the operating system. Draws from an int can be
+reproduced by trying all seeds, since torch uses 32 bits of it. Draws from a secret cannot.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import os
 import torch
 
 SECRET_BYTES = 32
-# Where the state of torch's Mersenne twister has its 624 words, 8 bytes each, the upper 4 of them zero.
+# Position of the 624 words in the state of torch's Mersenne twister: 8 bytes each, of which the upper 4 are zero.
 _WORDS = 624
 _TWISTER = slice(24, 24 + 8 * _WORDS)
 
@@ -25,14 +25,14 @@ def derive_seed(seed: int, what: str, index: int = 0) -> int:
 
 
 def derive_secret(secret: bytes, what: str) -> bytes:
-    """Return 32 bytes that depend on both arguments and tell nothing of `secret`."""
+    """Return 32 bytes that depend on both arguments and reveal nothing about `secret`."""
     return hashlib.blake2b(what.encode(), key=secret, digest_size=SECRET_BYTES).digest()
 
 
 def generator(seed: int | bytes, what: str, index: int = 0) -> torch.Generator:
     """Return a fresh CPU generator for (`seed`, `what`, `index`).
 
-    All of its state, 19,968 bits, follows from a secret seed by SHAKE-256 (FIPS 202).
+    For a secret seed, its whole state of 19,968 bits is derived by SHAKE-256 (FIPS 202).
     """
     if isinstance(seed, int):
         return torch.Generator().manual_seed(derive_seed(seed, what, index))
@@ -40,7 +40,7 @@ def generator(seed: int | bytes, what: str, index: int = 0) -> torch.Generator:
 
 
 def secret_generator() -> torch.Generator:
-    """Return a CPU generator that nobody can set up again: all of its state is drawn by the operating system."""
+    """Return a CPU generator that nobody can reproduce: the operating system draws its whole state."""
     return _of_state(os.urandom(4 * _WORDS))
 
 
@@ -53,5 +53,5 @@ def _of_state(words: bytes) -> torch.Generator:
 
 
 def seed_of_member(seed: int, what: str, index: int) -> int:
-    """Return the seed of member `index` of a mixture; the first has `seed` itself, as if it were alone."""
+    """Return the seed of member `index` of a mixture; the first gets `seed` itself, as if it were alone."""
     return derive_seed(seed, what, index) if index else seed

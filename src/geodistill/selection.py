@@ -1,9 +1,9 @@
-"""Choosing among candidates: one for each slot (the prototype it followed), or those of a class.
+"""Selection among candidates: one per slot (the prototype that a candidate followed), or a number per class.
 
-By margin: the candidate the teacher is surest of (DPD, arXiv 2601.15829), which leans towards easy images.
-By coverage: the set whose members lie nearest to all real scenes of the class, greedily (facility location;
-within 1/2 of the best set when one is taken per slot: Fisher, Nemhauser, Wolsey, 1978).
-By herding: the set whose mean features are those of the class (Welling, ICML 2009), whatever slots they come from.
+By margin: the candidate that the teacher is surest of (DPD, arXiv 2601.15829), which favours easy images.
+By coverage: the set whose members are nearest to all real scenes of the class, found greedily (facility location;
+within 1/2 of the best set if one is taken per slot: Fisher, Nemhauser, Wolsey, 1978).
+By herding: the set whose mean features match those of the class (Welling, ICML 2009), regardless of slots.
 """
 
 import torch
@@ -14,7 +14,7 @@ from geodistill.errors import TrainingError
 
 
 def by_margin(logits: Tensor, label: int, slots: Tensor) -> Tensor:
-    """Return int64 [slots]: per slot in ascending order, the candidate with the largest margin, ties to the first.
+    """Return int64 [slots]: for each slot, ascending, the candidate with the largest margin, ties to the first.
 
     `logits` float [n, classes] from the teacher, `label` the class of all candidates, `slots` int64 [n].
     The margin is logit[label] minus the largest other logit. Raises TrainingError if a logit is not finite.
@@ -31,19 +31,19 @@ def by_margin(logits: Tensor, label: int, slots: Tensor) -> Tensor:
 
 
 def by_coverage(features: Tensor, real: Tensor, slots: Tensor) -> Tensor:
-    """Return int64 [slots]: per slot in ascending order, a candidate; together they cover the real scenes.
+    """Return int64 [slots]: for each slot, ascending, a candidate; together they cover the real scenes.
 
     `features` float [n, D] of the candidates, `real` float [m, D] of the real scenes of the class, `slots` int64 [n].
-    Maximises greedily the mean over the real scenes of the largest cosine similarity to a chosen candidate: each step
-    takes the candidate with the largest gain among slots not yet filled; of those that gain the same (often nothing,
-    late in the choice) the one with the largest mean similarity, then the first.
+    Greedily maximises the mean, over the real scenes, of the largest cosine similarity to a chosen candidate. Each step
+    takes the candidate with the largest gain among the slots not yet filled. Ties (often gains of zero, late in the
+    selection) go to the largest mean similarity, then to the first.
     Raises TrainingError if a feature is not finite.
     """
     _require_finite(features, "candidate features")
     _require_finite(real, "real features")
     similarity = F.normalize(real.double(), dim=1) @ F.normalize(features.double(), dim=1).T  # [m, n]
     typical = similarity.mean(dim=0)  # [n]
-    covered = similarity.new_full((len(real), 1), -1.0)  # the least a cosine can be
+    covered = similarity.new_full((len(real), 1), -1.0)  # the smallest possible cosine
     free = torch.ones(len(slots), dtype=torch.bool)
     chosen: dict[int, int] = {}
     while free.any():
@@ -57,11 +57,11 @@ def by_coverage(features: Tensor, real: Tensor, slots: Tensor) -> Tensor:
 
 
 def herd(features: Tensor, count: int, mean: Tensor | None = None) -> Tensor:
-    """Return int64 [count]: the rows of `features` [n, D] that herding towards `mean` [D] takes, in that order.
+    """Return int64 [count]: the rows of `features` [n, D] that herding towards `mean` [D] selects, in that order.
 
-    Weights start as w_0 = `mean`, by default that of `features`; each step takes the row with the largest ⟨w, φ⟩ among
-    those not yet taken, ties to the first, and sets w to w + mean - φ. For features of one length that is the row which
-    brings the mean of those taken nearest to `mean`.
+    Weights start as w_0 = `mean`, by default that of `features`. Each step takes the row with the largest ⟨w, φ⟩ among
+    those not yet taken, ties to the first, and sets w to w + mean - φ. For features of equal length, this row brings
+    the mean of the selected rows nearest to `mean`.
     Raises TrainingError if a feature is not finite.
     """
     _require_finite(features, "candidate features")

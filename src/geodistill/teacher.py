@@ -1,4 +1,4 @@
-"""The teacher: a classifier on real latents, with a validation part cut from the training scenes."""
+"""The teacher: a classifier of real latents, validated on scenes held out from training."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ class Teacher(nn.Module):
     Args:
         channels: C of the latents.
         classes: number of classes.
-        width: of its layers; a multiple of 8.
+        width: number of channels of its first layers; a multiple of 8.
     """
 
     def __init__(self, channels: int, classes: int, width: int) -> None:
@@ -82,22 +82,22 @@ def train_teacher(
     folder: Path,
     precision: Precision = "auto",
 ) -> dict[str, Any]:
-    """Train a teacher on all scenes but `held`, and save it in `folder` as teacher.safetensors and teacher.json.
+    """Train a teacher on all scenes except `held`, and save it in `folder` as teacher.safetensors and teacher.json.
 
     Args:
         latents: [N, V, C, h, w], V views of each scene.
         labels: int64 [N].
-        held: indices of the scenes kept for validation.
+        held: indices of the scenes held out for validation.
         settings: width and training.
         seed: of the run.
-        folder: where it goes.
-        precision: in which it computes; f32 instead of f16, whose gradients would have to be scaled.
+        folder: where the teacher is saved.
+        precision: of the training; f16 becomes f32, because its gradients would need scaling.
 
     Returns:
-        facts: accuracy on the held-out scenes (view 0), of the last step, and what chance gives.
+        facts: accuracy on the held-out scenes (view 0) after the last step, accuracy of chance, number of these scenes.
 
     Raises:
-        TrainingError: nothing held out, or no better than chance on what is.
+        TrainingError: no scene is held out, or the accuracy on held-out scenes is no better than chance.
     """
     classes = int(labels.max()) + 1
     if not len(held):
@@ -112,7 +112,7 @@ def train_teacher(
         _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed, working)
     teacher.eval()
     accuracy = _accuracy(teacher, latents[held, 0], labels[held])
-    chance = float(torch.bincount(labels).max()) / len(labels)  # what always naming the largest class gives
+    chance = float(torch.bincount(labels).max()) / len(labels)  # accuracy of always predicting the largest class
     _refuse_chance(accuracy, chance, len(held))
     save_teacher(teacher, folder)
     return {"held_out_accuracy": round(accuracy, 4), "chance": round(chance, 4), "held_out_scenes": len(held)}
@@ -141,7 +141,7 @@ def judge(teacher: Teacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, 
 
 
 def _channels_last(teacher: Teacher) -> Teacher:
-    # The layout in which convolutions are fastest; torch's types do not know that `to` takes it.
+    # The memory layout in which convolutions are fastest; torch's type hints do not allow it in `to`.
     return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -187,7 +187,7 @@ def _accuracy(teacher: Teacher, latents: Tensor, labels: Tensor) -> float:
 
 
 def _refuse_chance(accuracy: float, chance: float, count: int) -> None:
-    # Two standard deviations of a guesser's accuracy on so many scenes.
+    # Two standard deviations above the expected accuracy of guessing on `count` scenes.
     bar = chance + 2 * (chance * (1 - chance) / count) ** 0.5
     if not accuracy > bar:
         raise TrainingError(

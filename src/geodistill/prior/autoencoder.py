@@ -221,8 +221,8 @@ class AutoencoderLoss(nn.Module):
         |x̂ - x| + 0.5 Σ_l ‖ unit(φ_l(x̂)) - unit(φ_l(x)) ‖² + 2e-3 KL(posterior ‖ N(0, 1)) + 0.2 (1 - cos(W z, φ(x)))
 
     φ_l are maps of the ImageNet backbone, each position scaled to length 1 (the perceptual loss of Zhang et al., CVPR
-    2018, without its learned weights). The last term trains a linear map W that predicts the backbone's deepest map
-    from 2x2 latents: a diffusion model learns semantically meaningful latents in fewer steps (Yao et al., CVPR 2025).
+    2018, without its learned weights). The last term makes the backbone's deepest map predictable from 2x2 latents
+    by a linear map W: a diffusion model needs fewer steps for latents that encode content (Yao et al., CVPR 2025).
     All terms are means over their elements.
     """
 

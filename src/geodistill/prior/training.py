@@ -192,16 +192,16 @@ def train(
     remembered: dict[str, Tensor] | None = None,
     relieve: Callable[[], str] = str,
 ) -> dict[str, Any]:
-    """Minimise `loss_at(step)` over the trainable parameters of `model`, in place; they end as their average.
+    """Minimise `loss_at(step)` over the trainable parameters of `model`, in place; they end averaged unless `ema` is 0.
 
     The loss is one tensor, or an iterator of tensors that add up to it. If a step runs out of memory, `relieve` reduces
     memory use and says how, and the step is repeated. If several processes share the training, only the main one
     writes files.
 
     `loss_at` must draw all random numbers from the step's own generator. Model, optimiser, average and the `remembered`
-    tensors that the loss itself changes are saved in `folder` every `checkpoint_every` steps, so that a run that was
-    killed and restarted ends with the same weights. `forget_checkpoint` removes that checkpoint once the result is
-    saved.
+    tensors that the loss itself changes are saved in `folder` every `checkpoint_every` steps and at the end, so that a
+    run that was killed and restarted ends with the same weights. `forget_checkpoint` removes that checkpoint once the
+    result is saved.
 
     Returns:
         facts: first and last losses (means over a tenth of the steps), the curve of these means, steps.
@@ -300,7 +300,7 @@ class Ahead:
 def _losses(
     unet: Any, alphas: Tensor, prediction: str, plan: TrainingPlan, together: int, drawn: tuple[Tensor, ...]
 ) -> Iterator[Tensor]:
-    """Yield the loss terms of the tensors `drawn` for a step, with up to `together` latents in each."""
+    """Yield this process's loss terms of the tensors `drawn` for a step, with up to `together` latents in each."""
     crew, count = processes() if plan.shared else Processes(), len(drawn[0])
     for index, part in enumerate(batches(count, together)):
         if index % crew.count != crew.rank:

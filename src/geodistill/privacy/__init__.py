@@ -1,4 +1,4 @@
-"""What a distilled set gives away about the real images behind it."""
+"""Privacy: what a distilled set reveals about its training images."""
 
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
 

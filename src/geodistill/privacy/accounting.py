@@ -1,9 +1,10 @@
-"""Differential privacy: how much noise each mechanism of a run adds, so that all together keep within (ε, δ).
+"""Differential privacy: how much noise each mechanism of a run must add so that all together stay within (ε, δ).
 
-Two data sets of as many images are neighbours when one of these counts in the one and contributes nothing in the other
-("zero-out"; the number of images is public). Every mechanism adds Gaussian noise to a sum to which an image contributes
-at most its sensitivity; the noise multiplier is the noise over that. They are added up as privacy loss distributions
-(Koskela, Jälkö, Honkela, AISTATS 2020; rounded up: Doroshenko et al., PoPETs 2022) by Google's dp-accounting.
+Two data sets of equal size are neighbours if one image contributes to the first and contributes nothing to the second
+("zero-out"; the number of images is public). Every mechanism adds Gaussian noise to a sum. An image contributes at most
+the sensitivity to this sum. The noise multiplier is the standard deviation of the noise divided by the sensitivity.
+Google's dp-accounting composes the mechanisms as privacy loss distributions (Koskela, Jälkö, Honkela, AISTATS 2020;
+rounded up: Doroshenko et al., PoPETs 2022).
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,20 @@ from typing import Any
 
 from geodistill.errors import ConfigError, PrivacyError
 
-# Noise multiplier above which no more is looked for.
+# The search for a noise multiplier gives up above this value.
 _MOST = 1e4
 _HALVINGS = 12
-# Spacing at which privacy losses are rounded up, for each unit of ε, from one upwards. With a tenth of it ε is less by
-# 0.01 % at ε = 1 and 0.02 % at ε = 8, in ten times the time.
+# Privacy losses are rounded up to multiples of this value times max(1, ε). With a tenth of it, ε is lower by 0.01 % at
+# ε = 1 and by 0.02 % at ε = 8, and the accounting takes ten times as long.
 _SPACING = 1e-3
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """Noise added `steps` times to sums over a share `rate` of the images, each drawn or not on its own.
+    """Gaussian noise that is added `steps` times, each time to a sum over a Poisson sample of the images.
 
-    `ratio`: its noise multiplier over that of the whole run.
+    `rate`: the probability that an image is in the sample. `ratio`: the noise multiplier of this mechanism divided by
+    that of the whole run.
     """
 
     name: str
@@ -36,9 +38,9 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Budget:
-    """Noise multipliers by the names of the mechanisms, which together spend (`epsilon`, `delta`).
+    """Noise multipliers by name of the mechanism; all mechanisms together spend (`epsilon`, `delta`).
 
-    `replacing`: the ε at the same δ of neighbours that differ in one image being another one.
+    `replacing`: the ε at the same δ if neighbours differ in one image that is replaced by another image.
     """
 
     epsilon: float
@@ -48,16 +50,16 @@ class Budget:
 
 
 def spend(mechanisms: Sequence[Mechanism], epsilon: float, delta: float) -> Budget:
-    """Return the least noise, to 0.02 %, with which `mechanisms` together are (`epsilon`, `delta`) private.
+    """Return the smallest noise, within 0.02 %, for which `mechanisms` together are (`epsilon`, `delta`) private.
 
-    Raises PrivacyError where no noise is enough, ConfigError without dp-accounting.
+    Raises PrivacyError if no noise is enough, ConfigError without dp-accounting.
     """
     return _spend(tuple(mechanisms), epsilon, delta)
 
 
 @lru_cache(maxsize=16)
 def _spend(mechanisms: tuple[Mechanism, ...], epsilon: float, delta: float) -> Budget:
-    # From a multiplier of 1 outwards: far less noise than is needed takes long to account for.
+    # The search starts at a multiplier of 1, because accounting is slow for multipliers far below the needed one.
     spacing, high = _SPACING * max(1.0, epsilon), 1.0
     while epsilon_of(mechanisms, high, delta, spacing=spacing) > epsilon:
         high *= 2
@@ -80,10 +82,10 @@ def _spend(mechanisms: tuple[Mechanism, ...], epsilon: float, delta: float) -> B
 def epsilon_of(
     mechanisms: Sequence[Mechanism], scale: float, delta: float, *, replacing: bool = False, spacing: float = _SPACING
 ) -> float:
-    """Return the ε at `delta` of `mechanisms` together, their noise multipliers `scale` times their ratios.
+    """Return the ε at `delta` of all `mechanisms` together, each with a noise multiplier of `scale` times its ratio.
 
-    `replacing`: of neighbours that differ in one image being another one, not in its being there. `spacing`: privacy
-    losses are rounded up to multiples of it.
+    `replacing`: neighbours differ in one image that is replaced by another image; otherwise in one image that
+    contributes or not. `spacing`: privacy losses are rounded up to multiples of it.
 
     >>> round(epsilon_of([Mechanism("sum", 1.0)], 2.0, 1e-5), 3)
     1.993
@@ -98,7 +100,7 @@ def epsilon_of(
 
 
 def optional(module: str) -> Any:
-    """Return a module of the extra `dp`; raises ConfigError where it is not installed."""
+    """Return a module of the optional dependencies `dp`; raise ConfigError if it is not installed."""
     import importlib
 
     try:

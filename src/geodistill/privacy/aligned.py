@@ -1,8 +1,8 @@
-"""Aligned nearness: are distilled images more like real training images than fresh real images of equal sharpness are?
+"""Aligned nearness: how near distilled images are to the training images, compared with equally sharp held-out images.
 
-The distance of an image to its nearest training image is that of `copies`: 1 - correlation after any rotation, a mirror
-image and a crop to 70 % are allowed for. A blurred image is nearer to everything. So the sharper of the two groups,
-distilled images and held-out ones, is blurred until both are equally sharp.
+The distance of an image to its nearest training image is that of `copies`: 1 - correlation, the smallest over
+rotations, mirror images and crops down to 70 % of the side. A blurred image is nearer to every other image. So the
+sharper of the two groups, distilled and held-out images, is blurred until both are equally sharp.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from geodistill.privacy.neighbours import Neighbours
 from geodistill.seeding import generator
 
 _RESAMPLES = 1000
-# The widest blur, in pixels, and how often the interval that has the right one is halved.
+# Largest standard deviation of the blur in pixels, and number of bisection steps that search for the right one.
 _WIDEST, _HALVINGS = 4.0, 10
-# What rounding leaves of the distance between two equal images.
+# Rounding error of the distance between two equal images.
 _SAME = 1e-5
-# Groups whose sharpness differs by no more than this are equally sharp.
+# Groups whose sharpness differs by at most this share count as equally sharp.
 _EQUAL = 0.01
 
 
 @dataclass(frozen=True)
 class AlignedNearness:
-    """How near a set is to the training images: 1 is no nearer than fresh real images are, 0 is copies.
+    """How near a set is to the training images: 1 means no nearer than held-out images, 0 means copies.
 
-    `ratio`: the median aligned distance of the set over that of held-out images that are as sharp, with a 95 %
-    bootstrap interval over the images of both (`low`, `high`). `sharpness`: that of the set over that of held-out
-    images, before either was blurred.
+    `ratio`: the median aligned distance of the set divided by that of equally sharp held-out images. `low`, `high`: its
+    95 % bootstrap interval over the images of both groups. `sharpness`: the sharpness of the set divided by that of
+    the held-out images, before either is blurred.
     """
 
     ratio: float
@@ -51,9 +51,9 @@ def aligned_nearness(
 ) -> AlignedNearness:
     """Return the aligned nearness of uint8 `images` [n, 3, s, s] to the training images of `search`, a CopySearch.
 
-    `held_out`: real images of the same size that are not among these. `known`: the distances float32 [n] of both groups
-    by `search`, where they are known.
-    Raises ConfigError where a group is empty or half of the held-out images are copies of training images.
+    `held_out`: real images of the same size that are not training images. `known`: the distances float32 [n] that
+    `search` gives for `images` and for `held_out`, each None if not computed yet.
+    Raises ConfigError if a group is empty, or if half of the held-out images are copies of training images.
 
     >>> from geodistill.privacy.copies import CopySearch
     >>> from geodistill.scenes import builtin_scenes
@@ -85,14 +85,14 @@ def aligned_nearness(
 
 
 def sharpness(images: Tensor) -> float:
-    """Return the median share of the variance of uint8 images [n, 3, s, s] that a 3x3 binomial filter removes."""
+    """Return the share of variance that a 3x3 binomial filter removes, the median over uint8 images [n, 3, s, s]."""
     whole = images.float()
     kept = filtered(whole, BINOMIAL).var(dim=(1, 2, 3))
     return float((1 - kept / whole.var(dim=(1, 2, 3)).clamp(min=1e-6)).median())
 
 
 def blurred_to(images: Tensor, wanted: float) -> Tensor:
-    """Return uint8 `images` [n, 3, s, s] under the Gaussian blur that makes them as sharp as `wanted` (`sharpness`)."""
+    """Return uint8 `images` [n, 3, s, s] after the Gaussian blur that reduces their `sharpness` to `wanted`."""
     low, high = 0.0, _WIDEST
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

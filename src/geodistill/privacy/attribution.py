@@ -1,6 +1,6 @@
-"""Attribution: how much of the real scene that it began as survives in a distilled image.
+"""Attribution: how much of its start survives in a distilled image.
 
-An image of the project's own method is drawn from the noised latent of one training scene, its start.
+The project's own method samples each image from the noised latent of one training scene. This scene is its start.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from geodistill.privacy.neighbours import grey, ssim
 
 @dataclass(frozen=True)
 class Attribution:
-    """How alike images and their starts are, in SSIM of grey images at 32 px, as means over the images.
+    """How similar images are to their starts: means over the images of the SSIM of grey images at 32 px.
 
-    `own`: with its start. `others`: with the other training scenes of its class. `recognised`: the share of images that
-    are more like their start than like any other training scene of the class; `chance`: the share that guessing gives.
+    `own`: similarity to the start. `others`: similarity to the other training scenes of the class. `recognised`: the
+    share of images that are more similar to their start than to any other training scene of the class. `chance`: the
+    share that guessing gives.
     """
 
     own: float
@@ -26,9 +27,9 @@ class Attribution:
 
 
 def attribute(images: Tensor, starts: Tensor, train: Tensor, labels: Tensor) -> Attribution:
-    """Return how much of their starts, int64 [n], survives in `images` uint8 [n, 3, s, s].
+    """Return how much of their `starts`, indices int64 [n] into `train`, survives in `images` uint8 [n, 3, s, s].
 
-    `train` uint8 [m, 3, s, s] and `labels` int64 [m] are all training scenes; an image is of the class of its start.
+    `train` uint8 [m, 3, s, s] and `labels` int64 [m] are all training scenes. An image has the class of its start.
     """
     own, others, recognised, chance = [], [], [], []
     for label in labels[starts].unique():

@@ -1,4 +1,4 @@
-"""The audit: what a distilled set gives away of the training images, read against what fresh real images give away."""
+"""The audit: what a distilled set reveals about the training images, compared with what held-out images reveal."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -39,13 +39,13 @@ from geodistill.run import write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator
 
-# Measures of nearness: pixels are compared by `copies`, structure is SSIM.
+# Measures of nearness: `copies` compares pixels, structure is SSIM.
 PIXELS, STRUCTURE, FEATURES, COPYPRINT = MEASURES = ("pixels", "structure", "features", "copyprint")
-# Nearer than all but this share of held-out images is nearer than chance.
+# An image is nearer than chance if at most this share of the held-out images is nearer than it.
 FRESH = 0.01
-# Training images that are audited as if they had been handed out: what a full leak looks like.
+# Number of training images that are audited like images of the set, to show what a full leak looks like.
 _LEAKED = 100
-# What a user may ask to fail on.
+# Findings that a user can make the audit fail on.
 FAILURES = ("copy", "membership")
 REPLAYABLE = (
     "FAILED: the images follow from seeds, which the set tells or which can be guessed. Whoever has the base can draw "
@@ -54,23 +54,23 @@ REPLAYABLE = (
     "stages up to the adapter again and draws the images anew, from a secret."
 )
 _UNMEASURED = "Whether it tells who was a training image cannot be measured"
-# A set and a part of the training images that it was distilled from, by their places in it: see membership.
+# A set, and the indices of the training images it was distilled from, for the shadow attack of `membership`.
 Shadow = tuple[DistilledSet, Tensor]
 
 
 def best_of(attacks: Sequence[Attack]) -> Attack | None:
-    """Return the attack that certainly finds most; None where there are none."""
+    """Return the attack with the highest lower limit of the share found, or of the AUC; None without attacks."""
     return max(attacks, key=lambda one: one.judged.low if one.judged else one.auc.low, default=None)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of how a set was made, besides its images.
+    """What is known about how a set was made, besides its images.
 
-    starts: int64 [n], the training scene that each image began as (see attribution). shadows: sets made in the same way
-    from known parts of the training scenes, for the shadow attack. overlap, replayable: as they are to be in the Audit.
-    prior: the base, for attacks in its latents. draws: how the images were drawn, for the replay. beside: names of
-    files in the set's folder that are for the owner alone.
+    starts: int64 [n], the training scene that each image was sampled from (see attribution). shadows: sets made in the
+    same way from known parts of the training scenes, for the shadow attack. overlap, replayable: copied into the Audit.
+    prior: the base, for attacks in its latents. draws: how the images were sampled, for the replay. beside: names of
+    files in the set's folder that are for the data owner alone.
     """
 
     starts: Tensor | None = None
@@ -84,9 +84,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Reading:
-    """How near images are to the training images under one of MEASURES: distance and distance ratio of each, in order.
+    """How near images are to the training images under one of MEASURES.
 
-    Of the distilled set (`own`), of held-out real images (empty where there are none) and of some training images.
+    `own`, `held_out`, `leaked`: the distance of each image of the distilled set, of held-out images (empty if there are
+    none) and of some training images, in order. `own_ratios`, `held_out_ratios`: the distance ratios.
     """
 
     measure: str
@@ -98,7 +99,7 @@ class Reading:
 
     @property
     def nearer(self) -> float | None:
-        """The share of the set nearer than all but FRESH of the held-out images; about FRESH where nothing leaks."""
+        """The share of the set below the FRESH quantile of the held-out distances; about FRESH if nothing leaks."""
         if not self.held_out:
             return None
         limit = torch.tensor(self.held_out).quantile(FRESH)
@@ -107,10 +108,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class ImageAudit:
-    """One image: its place in the set, its class and rank, and the training image most like it in pixels.
+    """One image: its index in the set, its class and rank (`name`), and its nearest training image in pixels.
 
-    `nearest_index` is that one's place among the training scenes, `nearest` its name. `distances` and `ratios` under
-    each of MEASURES; `copy`: whether it is a copy (see `copies`).
+    `nearest_index`: the index of that training image; `nearest`: its name. `distances`, `ratios`: values under each of
+    MEASURES. `copy`: whether the image is a copy (see `copies`).
     """
 
     index: int
@@ -124,18 +125,18 @@ class ImageAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """The findings of an audit.
 
-    `images`: most suspicious first. `held_out_flagged` and `leaked_flagged`: the shares that the same test takes for
-    copies of real images that are not in the training set, which should be about none, and of training images, which
-    should be all. `readings`: one for each of MEASURES. `nearness` (see privacy.aligned), `attacks` (see
-    privacy.membership): None and empty without held-out images. `null` (see privacy.null): None with too few of them.
-    `isolated`: the attack of most success on the most isolated images alone (see membership.isolated).
-    `attribution`, `replay` (see privacy.replay): None where no image began as a scene, or where that is not known.
-    `replayable`: whether the images of the set follow from seeds that it tells or that can be guessed.
-    `beside`: names of files in the set's folder that are for the owner of the data alone.
-    `overlap`: how many of the training images the base of the set's run was trained on, a sentence without its stop; ""
-    where none are known.
+    `images`: the most suspicious first. `held_out_flagged`: the share of held-out images that the copy test takes for
+    copies; it should be about 0. `leaked_flagged`: the same share of training images; it should be 1. `readings`: one
+    for each of MEASURES. `nearness` (see privacy.aligned), `attacks` (see privacy.membership): None and empty without
+    held-out images. `null` (see privacy.null): None with too few held-out images.
+    `isolated`: the best attack, made on the most isolated images alone (see membership.isolated).
+    `attribution`, `replay` (see privacy.replay): None if the images were not sampled from scenes, or if it is not known
+    from which. `replayable`: whether the images follow from seeds that the set contains or that can be guessed.
+    `beside`: names of files in the set's folder that are for the data owner alone.
+    `overlap`: a sentence, without its full stop, on how many of the training images the base of the set's run was
+    trained on; "" if none are known.
     """
 
     images: tuple[ImageAudit, ...]
@@ -157,36 +158,37 @@ class Audit:
 
     @property
     def copies(self) -> int:
-        """How many images are copies."""
+        """The number of images that are copies."""
         return sum(image.copy for image in self.images)
 
     @property
     def best_attack(self) -> Attack | None:
-        """The attack that certainly finds most; None where there were none."""
+        """The best attack according to `best_of`; None without attacks."""
         return best_of(self.attacks)
 
     @property
     def leaks(self) -> bool:
-        """Whether the membership attacks tell training images, or an outsider's replay names them."""
+        """Whether the membership attacks or an outsider's replay identify training images."""
         return self.tells_members or self.outsider_names
 
     @property
     def outsider_names(self) -> bool:
-        """Whether an outsider who replays the set names more starting images than guessing does."""
+        """Whether an outsider who replays the set identifies significantly more starts than guessing does."""
         return self.replay is not None and self.replay.p_outsider <= ALARM
 
     @property
     def tells_members(self) -> bool:
-        """Whether the attacks find more than in sets of held-out images; the shadow attack, which has no such null,
-        more than chance does.
+        """Whether the attacks find more training images than they find with sets of held-out images.
+
+        The shadow attack has no such null distribution. Its share found is compared with the false positive rate.
         """
         shadow = any(one.leaks for one in self.attacks if one.name == SHADOW)
         return shadow or (self.null is not None and self.null.leaks)
 
     def fails(self, on: Sequence[str]) -> bool:
-        """Whether there is any of FAILURES named in `on`.
+        """Return whether the audit fails; `on` names the FAILURES that count.
 
-        A set that can be replayed always fails, and so does a folder with files beside it that are for the owner alone.
+        A replayable set fails in any case, and so does a set whose folder holds files that are for the owner alone.
         """
         return (
             self.replayable
@@ -197,7 +199,7 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """What was found, in a few sentences, with the thresholds and what they were checked against."""
+        """The findings in a few sentences, with the thresholds and the images that these were checked on."""
         found = f"{self.copies} of {len(self.images)} images are copies of training images"
         checked = "no held-out images to check that against"
         if self.held_out_flagged is not None:
@@ -255,7 +257,7 @@ class Audit:
         null, told, found = self.null, "It tells" if self.tells_members else "It does not tell", best.judged
         if null is None:
             return f"{_UNMEASURED}: {too_few or 'no class has two held-out images'}."
-        # Too few images can hide a leak. They cannot make one.
+        # Too few images can hide a leak, but they cannot cause one.
         if too_few and not self.tells_members:
             return f"{_UNMEASURED}: {too_few}."
         value, low, high = (count / null.images for count in null.exposed)
@@ -287,16 +289,16 @@ def audit(
     *,
     out: Path | None = None,
 ) -> Audit:
-    """Look for training images in `distilled`; the test part of `data` is what fresh real images are.
+    """Audit `distilled` for traces of the training images; the test part of `data` gives the held-out images.
 
     Args:
         distilled: the set.
-        data: the scenes that it was made from; their test part must have had no part in it.
-        known: what is known of how it was made.
-        out: where audit.json goes. It names training images: it is for the owner of the data alone.
+        data: the scenes that the set was made from; the test part must not have been used for it.
+        known: what is known about how the set was made.
+        out: folder for audit.json. This file names training images, so it is for the data owner alone.
 
     Raises:
-        ConfigError: the set is of other classes than the data, or there are too few images to compare.
+        ConfigError: the set has a class that the data lack, or there are too few images to compare.
     """
     strange = sorted(set(distilled.classes) - set(data.train.classes))
     if strange:
@@ -361,7 +363,7 @@ def _replay(distilled: DistilledSet, known: Known, train: Tensor, test: Tensor, 
 
 
 def _some(images: Tensor) -> Tensor:
-    """Return at most as many of `images` [n, 3, s, s] as are used elsewhere for what fresh images are like."""
+    """Return at most MAX_HELD_OUT of `images` [n, 3, s, s], the limit that `nearness` uses too."""
     chosen = torch.randperm(len(images), generator=generator(0, "audited held-out images"))[:MAX_HELD_OUT]
     return images[chosen.sort().values]
 
@@ -369,7 +371,7 @@ def _some(images: Tensor) -> Tensor:
 def _compare(
     groups: dict[str, Tensor], train: Tensor, features: Tensor, search: CopySearch
 ) -> dict[str, dict[str, Neighbours]]:
-    """Return the neighbours of each group of images under each of MEASURES; none of a group that is empty."""
+    """Return the neighbours of each group of images under each of MEASURES; an empty group has none."""
     with progress("copyprint", 1) as advance:
         copyprint = learn_copyprint(train)
         prints = copyprint(train)
@@ -385,7 +387,7 @@ def _compare(
     with progress("audit", len(MEASURES)) as advance:
         for rank, measure in enumerate(MEASURES):
             advance(rank, measure)
-            # All groups at once: what the training images are compared by is worked out once.
+            # All groups go in together, so that the representations of the training images are computed only once.
             for name, part in zip(groups, compared[measure](images).split(sizes), strict=True):
                 if len(part.nearest):
                     found[name][measure] = part
@@ -396,9 +398,9 @@ def _compare(
 def _attacks(
     distilled: DistilledSet, shadows: Sequence[Shadow], known: Seen, others: Seen, data: SceneData
 ) -> tuple[tuple[Attack, ...], Attack | None]:
-    """Return what attacks on the set find, those of `known` being the training images and `others` not.
+    """Return the results of the attacks on the set; `known` are the training images, `others` the held-out ones.
 
-    And what the best of them finds of the most isolated images.
+    The second value is the result of the best attack on the most isolated images alone.
     """
     classes, count = data.train.classes, len(known.labels)
     found = scores(distilled, classes, known.followed_by(others))

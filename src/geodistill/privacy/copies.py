@@ -1,16 +1,17 @@
-"""Copies: is an image a training image again, turned by any angle, mirrored, cropped, recoloured, noisy or blurred?
+"""Copies: find training images that return rotated by any angle, mirrored, cropped, recoloured, noisy or blurred.
 
-Two images are compared over a disc, which a rotation leaves in its place, by the normalised cross-correlation of their
-pixels: each channel less its mean, over its length, so that no gain or offset of a channel counts. A first pass
-compares every image in 48 orientations, coarsely, with 30 windows of every training image. A second one improves
-position, side and angle of the window of the few most alike. A window has at least 70 % of the training image's side.
+Two images are compared by the normalised cross-correlation of their pixels inside a disc, which a rotation maps to
+itself. Each channel is centred and divided by its norm, so that its gain and offset do not count. A first, coarse pass
+compares every image in 48 orientations with 30 windows of every training image. A second pass refines position, side
+and angle of the windows of the few most similar training images. A window has at least 70 % of the training image's
+side.
 
-A smooth image is much like many others. What tells a copy is that one training image is much more like it than any
-other: the ratio of 1 - correlation with the nearest to that with the second nearest, as Lowe (IJCV 2004) tells right
-matches of image features from chance ones. Which changes are found how often, and how many held-out images are taken
-for copies, is measured in benchmarks/copies.py. Where training images have near twins, such as tiles that overlap
-almost wholly, a copy of one that is not exact is as like the other and is not told by this; the audit's readings still
-say that it is nearer than held-out images are.
+A smooth image is similar to many others. A copy is much more similar to one training image than to any other. The test
+is therefore the ratio of 1 - correlation with the nearest training image to that with the second nearest. Lowe (IJCV
+2004) separates right matches of image features from chance matches in the same way. benchmarks/copies.py measures how
+often each change is found, and how many held-out images are taken for copies. If training images have near twins, for
+example tiles that overlap almost wholly, an inexact copy of one is as similar to the other, and this test misses it.
+The audit's readings still show that it is nearer than held-out images are.
 """
 
 import math
@@ -25,42 +26,42 @@ from torch import Tensor
 from geodistill.errors import ConfigError
 from geodistill.privacy.neighbours import TOO_FEW, Neighbours
 
-# Sides in pixels at which the two passes compare, and at which images are read.
+# Image sides in pixels: in the first pass, in the second pass, and the largest side of the images they sample from.
 _COARSE, _FINE, _READ = 12, 24, 48
-# Training images that the second pass looks at for each image, and windows of each from which it starts.
+# Training images that the second pass compares with each image, and starting windows in each of them.
 _LOOKED_AT, _STARTS = 6, 3
 # Windows of a training image: (side as a share of the image's, number of places along each axis).
 _WINDOWS = ((1.0, 1), (0.88, 2), (0.8, 3), (0.7, 4))
 _LEAST_SIDE = 0.7
-# Rotations of an image in the first pass, each as it is and mirrored.
+# Rotations of an image in the first pass, each with and without mirroring.
 _ANGLES = 24
-# The second pass's first steps of place and side (in half sides of the image) and of angle, halved in each round.
+# Initial steps of the second pass for position and side (in half image sides) and for angle. Each round halves them.
 _STEP, _TURN, _ROUNDS = 0.06, math.pi / _ANGLES, 5
 _BLOCK, _TOGETHER = 256, 32
-# The weights along an axis of the least low-pass filter.
+# Weights along one axis of the smallest low-pass filter.
 BINOMIAL = torch.tensor([0.25, 0.5, 0.25])
-# The ratio under which an image is a copy, and the distance under which it is one whatever else there is.
+# An image is a copy if its distance ratio is below COPY, or if its distance is below _SAME, whatever the ratio.
 COPY, _SAME = 0.5, 2e-3
 
 
 def are_copies(found: Neighbours) -> Tensor:
-    """Return which images are copies, bool [n]: those whose distance ratio, by `find_copies`, is under COPY."""
+    """Return which images are copies, bool [n]: those whose distance ratio from `find_copies` is below COPY."""
     return found.ratio < COPY
 
 
 def find_copies(images: Tensor, train: Tensor) -> Neighbours:
-    """Return for each of `images` uint8 [n, 3, s, s] the most alike of `train` uint8 [m, 3, s, s], in 1 - correlation.
+    """Return the nearest of `train` uint8 [m, 3, s, s] to each of `images` uint8 [n, 3, s, s], by 1 - correlation.
 
-    A distance of 0 is the same image but for its orientation, its channels' gains and offsets, and its margins; of
-    unlike ones it is about 1.
+    A distance of 0 means the same image up to orientation, channel gains and offsets, and margins. Unrelated images
+    have a distance of about 1.
 
-    Raises ConfigError when there is nothing to compare, or only one training image.
+    Raises ConfigError without images, or with fewer than two training images.
     """
     return CopySearch(train)(images)
 
 
 class CopySearch:
-    """`find_copies` among the same training images, uint8 [m, 3, s, s], more than once.
+    """`find_copies` for several queries against the same training images, uint8 [m, 3, s, s].
 
     It holds 70 kB for each training image of 48 px or more.
     """
@@ -81,14 +82,17 @@ class CopySearch:
 
 @dataclass(frozen=True)
 class _Places:
-    """Windows of n training images: `values` float32 [n, 4] has centre x, y, half side (the image reaches from -1 to 1
-    along each axis) and angle, `mirrored` float32 [n] -1 for a mirrored image and else 1."""
+    """Windows of n training images.
+
+    `values` float32 [n, 4]: centre x, centre y, half side and angle; the image reaches from -1 to 1 along each axis.
+    `mirrored` float32 [n]: -1 for a mirrored image, else 1.
+    """
 
     values: Tensor
     mirrored: Tensor
 
     def maps(self) -> Tensor:
-        """Return float32 [n, 2, 3]: from where a pixel of the image is to where it comes from in the training image."""
+        """Return affine maps float32 [n, 2, 3] from positions in the image to positions in the training image."""
         x, y, side, angle = self.values.unbind(1)
         c, s = angle.cos() * side, angle.sin() * side
         rows = [torch.stack([c * self.mirrored, s, x], 1), torch.stack([-s * self.mirrored, c, y], 1)]
@@ -101,14 +105,14 @@ def _compared(images: Tensor, train: Tensor, windows: Tensor) -> tuple[Tensor, T
     found = _closely(images, train[few.flatten()], _places(turned, windows, few)).view(few.shape)
     alike, ranks = found.topk(2, dim=1)
     distance = (1 - alike).clamp(min=0)
-    # Of two equal training images both are the nearest: what is a copy of one is one of the other.
+    # With two equal training images the ratio of a copy is near 1, so a tiny distance alone must make it a copy.
     ratio = distance[:, 0] / distance[:, 1].clamp(min=1e-6)
     ratio = torch.where(distance[:, 0] < _SAME, torch.zeros_like(ratio), ratio)
     return few.gather(1, ranks[:, :1])[:, 0], distance[:, 0], ratio
 
 
 def _most_alike(turned: Tensor, windows: Tensor) -> Tensor:
-    """Return int64 [n, k]: which training images, by their `windows`, are most like images `turned`, coarsely."""
+    """Return int64 [n, k]: the training images whose coarse `windows` are most similar to the images `turned`."""
     orientations, images = turned.shape[:2]
     count = min(_LOOKED_AT, len(windows))
     kept, which = turned.new_full((images, count), -torch.inf), torch.zeros(images, count, dtype=torch.int64)
@@ -123,14 +127,14 @@ def _most_alike(turned: Tensor, windows: Tensor) -> Tensor:
 
 
 def _places(turned: Tensor, windows: Tensor, few: Tensor) -> tuple[_Places, ...]:
-    """Return where in training images `few`, int64 [n, k], are the windows most like images `turned`.
+    """Return the windows of training images `few`, int64 [n, k], that are most similar to the images `turned`.
 
-    _STARTS places for each image and training image, the best first.
+    There are _STARTS windows for each image and training image, the best first.
     """
     alike = torch.einsum("and,nkwd->nkaw", turned, windows[few])
     pairs = alike.flatten(0, 1).flatten(1).topk(_STARTS, dim=1).indices  # [n * k, starts]
     orientations, chosen = pairs // len(_CENTRES), pairs % len(_CENTRES)
-    # The image was turned; the window is turned back in its place.
+    # The first pass rotates the image. From here on the window is rotated instead.
     angles = (orientations % _ANGLES) * (2 * math.pi / _ANGLES)
     values = torch.cat([torch.tensor(_CENTRES)[chosen], angles[..., None]], dim=2)
     mirrored = 1.0 - 2.0 * (orientations // _ANGLES)
@@ -138,7 +142,7 @@ def _places(turned: Tensor, windows: Tensor, few: Tensor) -> tuple[_Places, ...]
 
 
 def _closely(images: Tensor, candidates: Tensor, starts: tuple[_Places, ...]) -> Tensor:
-    """Return float32 [n * k]: the correlation of images [n, 3, s, s] with the best windows near one of `starts`.
+    """Return float32 [n * k]: the highest correlation of images [n, 3, s, s] with windows near one of `starts`.
 
     `candidates` [n * k, 3, s, s] are k training images for each image.
     """
@@ -155,9 +159,9 @@ def _closely(images: Tensor, candidates: Tensor, starts: tuple[_Places, ...]) ->
 def _best_of(
     tried: Iterator[_Places], own: Tensor, candidates: Tensor, best: Tensor, places: _Places
 ) -> tuple[Tensor, _Places]:
-    """Return the best correlation float32 [n] of `own` [n, d] with windows at those `tried`, and with which.
+    """Return the best correlation float32 [n] of `own` [n, d] with the windows `tried`, and the windows that give it.
 
-    `best` and `places` are what is to be bettered.
+    `best` and `places` are the best correlations and windows so far; they stay where no tried window is better.
     """
     for one in tried:
         found = (own * _windows(candidates, one)).sum(1)
@@ -169,25 +173,25 @@ def _best_of(
 
 
 def _tried(places: _Places, number: int) -> Iterator[_Places]:
-    """Yield the places near `places` that are tried in round `number`: every one of the four values a step up or down.
+    """Yield the windows near `places` to try in round `number`: each of the four values stays or moves by one step.
 
-    Fine structure matches only if place, side and angle are all right.
+    Several values move at once, because fine structure matches only if position, side and angle are all right.
     """
     steps = torch.tensor([_STEP, _STEP, _STEP, _TURN]) / 2**number
     for move in product((0.0, -1.0, 1.0), repeat=4):
-        # After the first round the place itself is known, and only two values are moved together.
+        # Later rounds already know the result of `places` itself, and move at most two values together to save time.
         if number == 0 or 0 < sum(map(abs, move)) <= 2:
             yield _Places(_inside(places.values + steps * torch.tensor(move)), places.mirrored)
 
 
 def _inside(values: Tensor) -> Tensor:
-    """Return places float32 [n, 4] whose windows are as large as they may be and lie inside the image."""
+    """Return places float32 [n, 4] with sides clamped to the allowed range and windows moved inside the image."""
     side = values[:, 2:3].clamp(_LEAST_SIDE, 1)
     return torch.cat([torch.minimum(torch.maximum(values[:, :2], side - 1), 1 - side), side, values[:, 3:]], dim=1)
 
 
 def _windows(images: Tensor, places: _Places) -> Tensor:
-    """Return the signatures float32 [n, d] of the windows of images [n, 3, s, s] at `places`."""
+    """Return the signatures float32 [n, d] (see `_standard`) of the windows of images [n, 3, s, s] at `places`."""
     grid = F.affine_grid(places.maps(), [len(images), 3, _FINE, _FINE], align_corners=False)
     return _standard(F.grid_sample(images, grid, padding_mode="border", align_corners=False))
 
@@ -199,7 +203,7 @@ def _coarse_windows(train: Tensor) -> Tensor:
         maps = torch.tensor([[[side, 0, x], [0, side, y]] for x, y, side in _CENTRES])
         views = []
         for one in maps:
-            # Read at twice the side and averaged, so that nothing is aliased.
+            # Sampled at twice the side and averaged, to avoid aliasing.
             grid = F.affine_grid(one.expand(len(block), 2, 3), [len(block), 3, 2 * _COARSE, 2 * _COARSE], False)
             views.append(_signatures(F.grid_sample(block, grid, align_corners=False), _COARSE))
         parts.append(torch.stack(views, dim=1))
@@ -216,7 +220,7 @@ _CENTRES = tuple(_centres())
 
 
 def _orientations(images: Tensor) -> Iterator[Tensor]:
-    """Yield images [n, 3, s, s] turned by each angle, then their mirror images."""
+    """Yield images [n, 3, s, s] rotated by each angle, then their mirror images."""
     for mirrored in (1.0, -1.0):
         for k in range(_ANGLES):
             angle = 2 * math.pi * k / _ANGLES
@@ -227,7 +231,7 @@ def _orientations(images: Tensor) -> Iterator[Tensor]:
 
 
 def _read(images: Tensor) -> Tensor:
-    """Return float32 [n, 3, s, s] of uint8 images, of a side of at most _READ pixels, without what would be aliased."""
+    """Return uint8 images as float32 [n, 3, s, s], s at most _READ pixels, low-pass filtered against aliasing."""
     side = min(_READ, images.shape[-1])
     small = (F.interpolate(part.float(), (side, side), mode="area") for part in images.split(_BLOCK))
     return torch.cat([filtered(part, BINOMIAL) for part in small])
@@ -242,12 +246,12 @@ def filtered(images: Tensor, weights: Tensor) -> Tensor:
 
 
 def _signatures(images: Tensor, side: int) -> Tensor:
-    """Return float32 [n, d] of images [n, 3, s, s] at `side` pixels; see `_standard`."""
+    """Return the signatures float32 [n, d] (see `_standard`) of images [n, 3, s, s] at `side` pixels."""
     return _standard(F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False))
 
 
 def _standard(images: Tensor) -> Tensor:
-    """Return float32 [n, d], of length 1: the pixels of a disc, each channel less its mean and over its length."""
+    """Return float32 [n, d] of norm 1: the pixels inside a disc, each channel centred and divided by its norm."""
     inside = images.flatten(2)[:, :, _disc(images.shape[-1])]
     return F.normalize(F.normalize(inside - inside.mean(dim=2, keepdim=True), dim=2).flatten(1), dim=1)
 

@@ -1,9 +1,9 @@
-"""An embedding in which copies of an image lie near it and other images do not: for the detection of copies.
+"""Copyprint: an embedding for copy detection, in which copies of an image lie near it and other images do not.
 
-A linear map of what EfficientNet-Lite2 sees, an ImageNet network that no method looks at while it makes a set. It is
-learned on the training images themselves: of each image a changed copy is made, and the copy is to be told from the
-copies of all others (InfoNCE, van den Oord et al., 2018; for the detection of copies Pizzi et al., SSCD, CVPR 2022). It
-needs no weights but the network's, and takes under a minute.
+It is a linear map of features of EfficientNet-Lite2, an ImageNet network that no method uses while it makes a set. It
+is trained on the training images themselves: changed copies are made of each image, and a copy must be matched to the
+copy of the same image among the copies of all others (InfoNCE, van den Oord et al., 2018; for copy detection Pizzi et
+al., SSCD, CVPR 2022). It needs no weights other than the network's, and training takes under a minute.
 """
 
 import io
@@ -19,14 +19,14 @@ from geodistill.networks import WITNESS, backbone_maps
 from geodistill.seeding import derive_seed, generator
 
 _SIZE, _TEMPERATURE, _STEPS, _BATCH, _RATE = 128, 0.05, 300, 256, 2e-3
-# Training images that it is learned on, and how many changed copies are made of each.
+# Largest number of training images to train on, and number of changed copies of each.
 _LEARNED_ON, _COPIES = 1500, 3
-# Which of the network's maps, 1/8 of the resolution, and the side to which it is averaged.
+# Index of the early feature map (1/8 of the resolution), and side of the grid to which it is averaged.
 _MAP, _PLACES = 2, 4
 
 
 class Copyprint:
-    """Maps uint8 images [n, 3, s, s] to float32 [n, 128] of norm 1. Make one with `learn_copyprint`."""
+    """A map from uint8 images [n, 3, s, s] to float32 [n, 128] of norm 1, made by `learn_copyprint`."""
 
     def __init__(self, projection: nn.Linear, mean: Tensor, deviation: Tensor) -> None:
         self._projection, self._mean, self._deviation = projection, mean, deviation
@@ -37,12 +37,12 @@ class Copyprint:
         return self.of_seen(_seen(images))
 
     def of_seen(self, vectors: Tensor) -> Tensor:
-        """Return the copyprints of images whose vectors [n, d] by `_seen` are known."""
+        """Return the copyprints of images whose feature vectors [n, d] from `_seen` are given."""
         return F.normalize(self._projection((vectors - self._mean) / self._deviation), dim=1)
 
 
 def learn_copyprint(train: Tensor, *, seed: int = 0) -> Copyprint:
-    """Return a copyprint learned on uint8 images [n, 3, s, s]; the same seed gives the same."""
+    """Return a copyprint trained on uint8 images [n, 3, s, s]; the same seed gives the same copyprint."""
     chosen = train[torch.randperm(len(train), generator=generator(seed, "copyprint"))[:_LEARNED_ON]]
     views = torch.stack([_seen(chosen), *(_seen(changed_copies(chosen, seed, k)) for k in range(_COPIES))])
     with torch.random.fork_rng(devices=[]):
@@ -68,8 +68,11 @@ def learn_copyprint(train: Tensor, *, seed: int = 0) -> Copyprint:
 
 
 def changed_copies(images: Tensor, seed: int, rank: int) -> Tensor:
-    """Return uint8 images like `images`, each cropped to 80 to 100 %, brighter or darker, of another contrast, and
-    compressed by JPEG at quality 30 to 95; copy `rank` of each."""
+    """Return changed copy number `rank` of each of the uint8 `images`.
+
+    A copy is cropped to 80 to 100 % of the side, has another brightness and contrast, and is compressed by JPEG at
+    quality 30 to 95.
+    """
     return torch.stack([_changed(image, generator(seed, f"copy {rank}", index)) for index, image in enumerate(images)])
 
 
@@ -93,7 +96,7 @@ def _compressed(image: Tensor, quality: int) -> Tensor:
 
 @torch.no_grad()
 def _seen(images: Tensor, *, batch: int = 128) -> Tensor:
-    """Return what the network sees of uint8 images [n, 3, s, s]: its last map averaged, and an early one by places."""
+    """Return features of uint8 images [n, 3, s, s]: the mean of the last map, and an early map on a coarse grid."""
     deep, early = [], []
     for part in images.split(batch):
         maps = backbone_maps(part.to(accelerator()).float() / 127.5 - 1, last=True, name=WITNESS)

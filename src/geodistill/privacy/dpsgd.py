@@ -1,4 +1,4 @@
-"""DP-SGD (Abadi et al., CCS 2016) by Opacus: each image's gradient is clipped, and noise is added to their sum."""
+"""DP-SGD (Abadi et al., CCS 2016) with Opacus: each image's gradient is clipped, and noise is added to their sum."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,15 +11,18 @@ from geodistill.privacy.accounting import optional
 from geodistill.privacy.noisy import SecretNoise
 from geodistill.progress import progress
 
-# A private step sees so many times as many images as one without noise, which comes once for all of them.
+# A private step uses this many times more images than a step without noise, because noise is added once per step.
 LARGER = 8
-# Length to which each image's gradient is clipped.
+# Norm to which each image's gradient is clipped.
 CLIP = 1.0
 
 
 @dataclass(frozen=True)
 class PrivateTraining:
-    """`steps` on random batches of about `batch` out of `count` images, at most `together` gradients at once."""
+    """Settings of DP-SGD: `steps` on random batches of about `batch` out of `count` images.
+
+    `lr`: the peak learning rate. `together`: largest number of images whose gradients are in memory at once.
+    """
 
     count: int
     steps: int
@@ -29,15 +32,15 @@ class PrivateTraining:
 
     @classmethod
     def instead_of(cls, count: int, steps: int, batch: int, lr: float, together: int = 32) -> "PrivateTraining":
-        """Return what sees as many images as `steps` of `batch` images do, in fewer and larger batches.
+        """Return settings that use about as many images as `steps` of `batch` images, in fewer and larger batches.
 
-        The rate grows with the root of the batch, as is usual for Adam.
+        The learning rate grows by the square root of LARGER, as is usual for Adam.
         """
         return cls(count, max(1, steps // LARGER), min(count, batch * LARGER), lr * LARGER**0.5, together)
 
     @property
     def rate(self) -> float:
-        """Probability with which each image is in a batch."""
+        """The probability that an image is in a batch."""
         return self.batch / self.count
 
 
@@ -50,10 +53,11 @@ def train_privately(
     by: SecretNoise,
     title: str,
 ) -> None:
-    """Train what requires gradients in `model`, in place, by AdamW on private gradients; the rate falls to zero.
+    """Train the parameters of `model` that require gradients, in place, by AdamW on private gradients.
 
-    `loss_of(images)`, int64 [n], is their mean loss, each image's part depending on no other image. A mechanism of
-    multiplier `noise` on batches that each image is in with probability `training.rate`.
+    The learning rate falls to zero. `loss_of(images)` returns the mean loss of the images with indices int64 [n]; each
+    image's part of the loss must depend on no other image. The training is a mechanism with noise multiplier `noise`
+    on batches that contain each image with probability `training.rate`.
     """
     watched = optional("opacus.grad_sample").GradSampleModule(model, strict=False)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -63,7 +67,7 @@ def train_privately(
         max_grad_norm=CLIP,
         expected_batch_size=training.batch,
     )
-    # Opacus would draw its noise from a generator that can be set up again.
+    # Opacus would draw its noise from a generator that can be reproduced, so secret noise is added here instead.
     optimiser.attach_step_hook(lambda _: _add_noise(parameters, noise * CLIP / training.batch, by))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser.original_optimizer, training.steps)
     with progress(title, training.steps) as advance:
@@ -95,7 +99,7 @@ def _step(
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Full backward hook is firing")
                 loss_of(part).backward()
-        else:  # A batch that nobody is in is a step of noise alone.
+        else:  # An empty batch is a step of noise alone.
             for p in of:
                 p.grad_sample = p.new_zeros((0, *p.shape))  # type: ignore[attr-defined]
         optimiser.signal_skip_step(do_skip=rank + 1 < len(parts))  # type: ignore[attr-defined]

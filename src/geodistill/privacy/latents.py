@@ -1,9 +1,9 @@
-"""Attacks in the latents of the base, which whoever holds a set can install.
+"""Membership attacks in the latents of the base, the pretrained diffusion model that any holder of a set can install.
 
-- latents: the image's latent beside those of real images.
-- inverted: the image is taken back to the noise level that candidates start from, by DDIM inversion (Song, Meng, Ermon,
-  ICLR 2021; Mokady et al., CVPR 2023). A candidate began as the noised latent of a scene: what inversion gives is that
-  latent, scaled, and noise. The nearest latent at the same level is looked for.
+- latents: compares the image's latent with those of real images.
+- inverted: takes the image back to the noise level that candidates start from, by DDIM inversion (Song, Meng, Ermon,
+  ICLR 2021; Mokady et al., CVPR 2023). A candidate starts as the noised latent of a scene, so inversion gives that
+  latent, scaled, plus noise. The attack searches for the nearest latent at the same noise level.
 """
 
 import math
@@ -16,13 +16,13 @@ from geodistill.prior.base import Prior
 from geodistill.prior.training import no_class
 from geodistill.privacy.membership import Space, in_orientations
 
-# The noise level that is inverted to, as a share of all time steps, and steps of the inversion from 0 to 1.
+# Noise level at which the inversion ends, as a share of all time steps, and steps of an inversion from 0 to 1.
 _STRENGTH, _STEPS = 0.6, 15
 _TOGETHER = 64
 
 
 def latent_spaces(prior: Prior) -> tuple[Space, Space]:
-    """Return the spaces of attacks in the latents of `prior`, without an adapter: what an outsider has."""
+    """Return the spaces for attacks in the latents of `prior` without an adapter, which is what an outsider has."""
 
     def flat(images: Tensor) -> Tensor:
         return prior.encode(images).flatten(1)
@@ -32,7 +32,7 @@ def latent_spaces(prior: Prior) -> tuple[Space, Space]:
         return math.sqrt(level) * flat(images)
 
     def back(images: Tensor) -> Tensor:
-        # In one orientation: the sampler keeps that of the start.
+        # One orientation is enough, because the sampler keeps the orientation of the start.
         return invert(prior, prior.encode(images)).flatten(1)[None]
 
     return Space("latents", flat, in_orientations(flat)), Space("inverted", at_level, back)
@@ -40,7 +40,7 @@ def latent_spaces(prior: Prior) -> tuple[Space, Space]:
 
 @torch.inference_mode()
 def invert(prior: Prior, latents: Tensor) -> Tensor:
-    """Return latents [n, C, h, w] taken to the noise level of candidates' starts, by DDIM inversion without a text."""
+    """Return latents [n, C, h, w] at the noise level of the candidates' starts, by DDIM inversion with an empty text."""
     empty = prior.embed([""]).to(prior.device)
     return torch.cat([_inverted(prior, part, empty) for part in latents.split(_TOGETHER)])
 
@@ -63,6 +63,6 @@ def _scheduler(prior: Prior) -> DDIMInverseScheduler:
 
 
 def _level(prior: Prior) -> Tensor:
-    """Return the time steps int64 [k] of the inversion, upwards."""
+    """Return the time steps int64 [k] of the inversion, in ascending order."""
     times: Tensor = _scheduler(prior).timesteps
     return times[: round(_STRENGTH * _STEPS)]

@@ -1,19 +1,19 @@
-"""Membership: does a distilled set tell which images were among the training images?
+"""Membership inference attacks: find out from a distilled set which images were training images.
 
-An attacker who holds nothing but the set scores images, and those he scores high he calls training images:
+The attacker holds nothing but the set. He scores images, and takes those with high scores for training images:
 
 - nearest: how near the nearest distilled image of the same class is (Chen et al., GAN-Leaks, CCS 2020, full black box);
-- relative: how much nearer the nearest distilled image is than the others of the class, in standard deviations: an
-  image that is near all of them says nothing (calibration, Watson et al., ICLR 2022);
-- density: how dense the distilled images of the same class lie around it, a sum of Gaussians (Hilprecht et al., PoPETs
-  2019, and van Breugel et al., DOMIAS, AISTATS 2023, without its reference set, which this attacker has not);
-- shadow: logistic regression on all these scores, learned on sets distilled from known halves of the training images
+- relative: how much nearer the nearest distilled image is than the others of the class, in standard deviations. An
+  image that is near all of them is no evidence (calibration, Watson et al., ICLR 2022);
+- density: the density of the distilled images of the same class at the image, a sum of Gaussians (Hilprecht et al.,
+  PoPETs 2019, and van Breugel et al., DOMIAS, AISTATS 2023, without its reference set, which this attacker lacks);
+- shadow: logistic regression on all these scores, trained on sets distilled from known halves of the training images
   (Shokri et al., S&P 2017).
 
-The first three are made in pixels, in structure (SSIM), in the features of the pretrained backbone, and, where the base
-is known, in its latents (see `latents`). Held-out images,
-which cannot have been training images, are what the attacker has to keep them from. How often he succeeds while he
-hardly ever errs is what counts, not how he does on average (Carlini et al., S&P 2022).
+The first three are computed on pixels, on structure (SSIM), on features of the pretrained backbone and, if the base is
+known, on its latents (see `latents`). The attacker must separate training images from held-out images, which cannot
+have been training images. An attack is judged by its success at a low false positive rate, not by its average success
+(Carlini et al., S&P 2022).
 """
 
 import math
@@ -31,25 +31,26 @@ from geodistill.privacy.nearness import pixel_vectors, symmetries
 from geodistill.privacy.neighbours import grey, ssim
 from geodistill.seeding import generator
 
-# False-positive rates at which the share of training images found is told.
+# False positive rates at which the share of training images found is reported.
 RATES = (0.01, 0.001)
-# A leak: the whole interval of the share of training images found lies above so many times the false-positive rate,
-# which is 1 %, or with fewer than 1,000 held-out images what ten of them are: the place of fewer is chance.
+# A set leaks if the whole interval of the share of training images found lies above LEAK times the false positive rate.
+# This rate is 1 %. With fewer than 1,000 held-out images it is the rate that ten of them make, because the rank of
+# fewer images is left to chance.
 LEAK = 2
 _ERRORS = 10
 SHADOW = "shadow"
 _RESAMPLES = 200
 _POINTS = 40
 _BLOCK = 1024
-# Distilled images of a class from which on they tell what distance is usual.
+# Smallest number of distilled images of a class that shows what distance is usual.
 USUAL = 3
-# The most isolated images: this share of them, and no fewer.
+# Share of the images that count as most isolated, and their smallest number.
 ISOLATED, _FEWEST = 0.05, 20
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and the 2.5th and 97.5th percentiles of what resampled images give (bootstrap)."""
+    """A value with the 2.5th and 97.5th percentiles of its bootstrap distribution over resampled images."""
 
     value: float
     low: float
@@ -58,12 +59,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Attack:
-    """How well an attack tells training images from held-out ones.
+    """How well an attack separates training images from held-out images.
 
     `auc`: the area under the ROC curve, 0.5 for guessing, 1 for certainty. `found`: the share of training images found
-    at the false-positive rates RATES; None where there are too few held-out images for the rate. `judged`: that share
-    at `rate`, which is what a leak is judged by (see LEAK); None with 20 images `held_out` or fewer. `curve`: points of
-    the ROC curve, (false-positive rate, share found), upwards.
+    at each false positive rate of RATES; None if there are too few held-out images for the rate. `judged`: the share
+    found at `rate`, which decides on a leak (see LEAK); None with 20 or fewer images `held_out`. `curve`: points of the
+    ROC curve, (false positive rate, share found), in ascending order.
     """
 
     name: str
@@ -76,16 +77,16 @@ class Attack:
 
     @property
     def leaks(self) -> bool:
-        """Whether far more training images are found than errors made; for an attack without a null (see null)."""
+        """Whether the share found is far above the false positive rate; for attacks without a null (see null)."""
         return self.judged is not None and self.judged.low > LEAK * self.rate
 
 
 @dataclass(frozen=True)
 class Space:
-    """What images are compared in.
+    """A representation in which images are compared.
 
-    real: maps uint8 images [n, 3, s, s] that are asked about to float32 [n, ...]. drawn: maps those of a set to
-    [views, n, ...], of which the nearest view counts. Vectors are compared by L2, images [n, 1, h, w] by 1 - SSIM.
+    real: maps uint8 query images [n, 3, s, s] to float32 [n, ...]. drawn: maps images of a set to [views, n, ...]; the
+    nearest view counts. Vectors are compared by L2 distance, images [n, 1, h, w] by 1 - SSIM.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Space:
 
 
 def in_orientations(real: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a function of images that gives what `real` gives in each of eight orientations, [8, n, ...]."""
+    """Return a function that applies `real` to images in each of eight orientations and returns [8, n, ...]."""
     return lambda images: torch.stack([real(view) for view in symmetries(images)])
 
 
@@ -110,7 +111,7 @@ SPACES = tuple(
 
 @dataclass(frozen=True)
 class Seen:
-    """Images as the attacks see them: float32 [n, ...] in each of `spaces`, and the class int64 [n] of each."""
+    """Images as the attacks see them: `vectors` float32 [n, ...] in each of `spaces`, and class `labels` int64 [n]."""
 
     vectors: tuple[Tensor, ...]
     labels: Tensor
@@ -118,11 +119,11 @@ class Seen:
 
     @property
     def features(self) -> Tensor:
-        """The pretrained backbone's features, float32 [n, 1280]; SPACES come first, and they end with these."""
+        """The pretrained backbone's features, float32 [n, 1280]: `spaces` begins with SPACES, which ends with them."""
         return self.vectors[len(SPACES) - 1]
 
     def followed_by(self, others: "Seen") -> "Seen":
-        """Return these images and then the others."""
+        """Return these images followed by the others."""
         joined = tuple(torch.cat(pair) for pair in zip(self.vectors, others.vectors, strict=True))
         return Seen(joined, torch.cat([self.labels, others.labels]), self.spaces)
 
@@ -133,9 +134,10 @@ def seen(images: Tensor, labels: Tensor, spaces: tuple[Space, ...] = SPACES) -> 
 
 
 def scores(distilled: DistilledSet, classes: tuple[str, ...], images: Seen) -> dict[str, Tensor]:
-    """Return by attack how much each of `images` looks like a training image, float32 [n]; no shadow attack.
+    """Return scores float32 [n] by attack: how much each of `images` looks like a training image.
 
-    The class of `images` counts in `classes`. An image whose class the set has not gets the lowest score there is.
+    The shadow attack is not included. The labels of `images` are indices into `classes`. An image of a class that the
+    set lacks gets the lowest score of all.
     """
     own = torch.tensor([classes.index(name) for name in distilled.classes])[distilled.labels]
     found: dict[str, Tensor] = {}
@@ -146,18 +148,21 @@ def scores(distilled: DistilledSet, classes: tuple[str, ...], images: Seen) -> d
 
 
 def _finite(values: Tensor) -> Tensor:
-    """Return `values` with the least that is a number in the place of those that are none."""
+    """Return `values` with the smallest finite value in place of those that are not finite."""
     return torch.where(values.isfinite(), values, values[values.isfinite()].min())
 
 
 def _kinds(queries: Tensor, labels: Tensor, views: Tensor, own: Tensor) -> dict[str, Tensor]:
-    """Return scores [n] by kind of attack: `queries` are of classes `labels`, views [v, m, ...] of classes `own`."""
+    """Return scores [n] by kind of attack, of `queries` with classes `labels` against `views` with classes `own`.
+
+    `views` has shape [v, m, ...]: v views of each of m distilled images.
+    """
     width = _width(views)
     found = {kind: torch.empty(len(labels)) for kind in ("nearest", "relative", "density")}
     for label in labels.unique():
         mask, same = labels == label, own == label
         distances = distances_to(queries[mask], views[:, same])
-        # Too few of the class to say what is usual: all others stand for it.
+        # With too few images of the class, the images of all classes show what distance is usual.
         usual = distances if int(same.sum()) >= USUAL else distances_to(queries[mask], views)
         for kind, values in scores_of(distances, width, usual).items():
             found[kind][mask] = values
@@ -165,9 +170,9 @@ def _kinds(queries: Tensor, labels: Tensor, views: Tensor, own: Tensor) -> dict[
 
 
 def scores_of(distances: Tensor, width: float, usual: Tensor | None = None) -> dict[str, Tensor]:
-    """Return scores [n] by kind of attack, of distances [n, m] to the images of the same class.
+    """Return scores [n] by kind of attack, from distances [n, m] to the set's images of the same class.
 
-    width: of the Gaussians of the density. usual: distances [n, k] that tell what is usual; the same when None.
+    width: of the Gaussians of the density. usual: distances [n, k] that show what is usual; `distances` if None.
     """
     usual = distances if usual is None else usual
     nearest = distances.amin(1)
@@ -181,8 +186,8 @@ def scores_of(distances: Tensor, width: float, usual: Tensor | None = None) -> d
 def isolated(known: Seen, others: Seen) -> tuple[Tensor, Tensor]:
     """Return which of the training images `known`, bool [n], and of `others`, bool [m], are the most isolated.
 
-    How isolated an image is: its distance, in the backbone's features, to the nearest training image of its class other
-    than itself. ISOLATED of each are taken. An image that is like no other is what a set can give away most surely
+    The isolation of an image is its distance, in the backbone's features, to the nearest training image of its class
+    other than itself. The share ISOLATED of each group is taken. An image unlike all others is the easiest one to find
     (Carlini et al., S&P 2022).
     """
     own = _to_nearest(known, known, itself=True)
@@ -190,7 +195,10 @@ def isolated(known: Seen, others: Seen) -> tuple[Tensor, Tensor]:
 
 
 def _to_nearest(queries: Seen, known: Seen, *, itself: bool) -> Tensor:
-    """Return the distance [n] of each of `queries` to the nearest of `known` in its class; 0 where there is none."""
+    """Return the distance [n] of each of `queries` to the nearest of `known` in its class; 0 if there is none.
+
+    `itself`: `queries` and `known` are the same images, and an image does not count as its own neighbour.
+    """
     found = torch.zeros(len(queries.labels))
     for label in queries.labels.unique():
         asked, own = queries.labels == label, known.labels == label
@@ -206,12 +214,12 @@ def _largest(values: Tensor) -> Tensor:
 
 
 def rate_of(held_out: int) -> float:
-    """Return the false-positive rate at which a leak is judged with so many held-out images (see LEAK)."""
+    """Return the false positive rate at which a leak is judged with `held_out` held-out images (see LEAK)."""
     return max(RATES[0], _ERRORS / held_out) if held_out else 1.0
 
 
 def too_little(images: int, train: int, held_out: int) -> str:
-    """Return why no attack could show a leak, nothing where it could: an image gives away one training image or so."""
+    """Return why no attack could show a leak; "" if one could. An image reveals about one training image at most."""
     most, bar = images / train, LEAK * rate_of(held_out)
     if most > bar:
         return ""
@@ -222,9 +230,9 @@ def too_little(images: int, train: int, held_out: int) -> str:
 
 
 def attack(name: str, members: Tensor, others: Tensor, *, seed: int = 0) -> Attack:
-    """Return how well scores tell `members` float32 [n] from `others` float32 [m].
+    """Return how well scores separate `members` float32 [n] from `others` float32 [m].
 
-    Raises ConfigError when either is empty.
+    Raises ConfigError if either is empty.
     """
     if not len(members) or not len(others):
         raise ConfigError("no images to tell apart: a membership attack needs training and held-out images")
@@ -244,8 +252,8 @@ def shadow_scores(
 ) -> Tensor:
     """Return the scores of the shadow attack, float32 [n], for images whose other scores are `target`.
 
-    `shadows`: for each set distilled from a known part of the training images, scores of all of these and which of them
-    were in the part, bool [m]. Scores are taken relative to those of the same set, which the attacker can do.
+    `shadows`: for each set distilled from a known part of the training images, the scores of all training images, and a
+    mask bool [m] of those in the part. Scores are standardised within each set, which the attacker can do too.
     """
     rows = torch.cat([_standard(known) for known, _ in shadows])
     inside = torch.cat([members for _, members in shadows])
@@ -260,9 +268,9 @@ def _standard(found: dict[str, Tensor]) -> Tensor:
 
 
 def distances_to(queries: Tensor, views: Tensor) -> Tensor:
-    """Return float32 [n, m]: of queries [n, ...] to the nearest of the views [v, m, ...] of each distilled image.
+    """Return float32 [n, m]: distances of queries [n, ...] to the nearest view of each distilled image.
 
-    1 - SSIM of grey images, L2 of vectors.
+    `views` [v, m, ...] are v views of m distilled images. The distance is 1 - SSIM for grey images, L2 for vectors.
     """
     if not views.shape[1]:
         return torch.full((len(queries), 1), torch.inf)
@@ -279,7 +287,7 @@ def _unlike(queries: Tensor, view: Tensor) -> Tensor:
 
 
 def _log_density(distances: Tensor, width: float) -> Tensor:
-    """Return the log of the mean of Gaussians [n], up to a constant, of distances [n, m]."""
+    """Return the log of the mean of Gaussians [n], up to a constant, at distances [n, m]."""
     return torch.logsumexp(-(distances**2) / (2 * width**2), dim=1) - math.log(distances.shape[1])
 
 
@@ -289,7 +297,7 @@ def _width(views: Tensor) -> float:
 
 
 def nearest_other(distances: Tensor) -> Tensor:
-    """Return the distance [k] of each image to the nearest other one, of distances [k, k]; none of a single image."""
+    """Return the distance [k] of each image to the nearest other one, from distances [k, k]; empty for a single one."""
     if len(distances) < 2:
         return distances.new_empty(0)
     apart = distances.clone()
@@ -298,7 +306,7 @@ def nearest_other(distances: Tensor) -> Tensor:
 
 
 def width_of(nearest: Tensor) -> float:
-    """Return the width of the density's Gaussians: the median of distances `nearest` [k]; 1 where there are none."""
+    """Return the width of the density's Gaussians: the median of distances `nearest` [k], or 1 if there are none."""
     return max(float(nearest.median()), 1e-3) if len(nearest) else 1.0
 
 
@@ -312,7 +320,10 @@ def _measures(members: Tensor, others: Tensor, rate: float) -> tuple[float | Non
 
 
 def found_at(members: Tensor, ranked: Tensor, rate: float) -> float | None:
-    """Return the share of members above all but `rate` of the others, `ranked` upwards; None where that allows none."""
+    """Return the share of members found at false positive rate `rate`; None if this allows no false positive.
+
+    `ranked`: the scores of the others in ascending order.
+    """
     allowed = math.floor(rate * len(ranked) + 1e-9)
     return float((members > ranked[-1 - allowed]).double().mean()) if allowed else None
 
@@ -325,12 +336,12 @@ def _curve(members: Tensor, others: Tensor) -> tuple[tuple[float, float], ...]:
 
 
 def resampled(values: Tensor, random: torch.Generator) -> Tensor:
-    """Return as many of `values` [n] as there are, drawn by `random` with replacement (bootstrap)."""
+    """Return a bootstrap sample of `values` [n]: n draws by `random` with replacement."""
     return values[torch.randint(len(values), (len(values),), generator=random)]
 
 
 def interval(value: float, drawn: Sequence[float | None]) -> Interval:
-    """Return `value` with the 2.5th and 97.5th percentiles of those `drawn` that are known."""
+    """Return `value` with the 2.5th and 97.5th percentiles of the values `drawn` that are not None."""
     ends = torch.tensor([one for one in drawn if one is not None], dtype=torch.float64)
     low, high = torch.quantile(ends, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(value, low, high)

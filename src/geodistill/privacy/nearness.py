@@ -1,4 +1,4 @@
-"""Nearness: do distilled images lie closer to real training images than fresh real images do?"""
+"""Nearness: how close distilled images are to the training images, compared with held-out images."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class Nearness:
-    """Ratios of median distances, distilled over held-out: 1 is no nearer than fresh real images, 0 is copies.
+    """Ratios of median distances, distilled to held-out: 1 means no nearer than held-out images, 0 means copies.
 
     `pixel`: L2 at 32 px. `feature`: 1 - cosine in the pretrained backbone. `ratio`: the smaller of the two.
     """
@@ -29,10 +29,10 @@ class Nearness:
 
 @dataclass(frozen=True)
 class RealDistances:
-    """What distances of distilled images are read against.
+    """The reference for distances of distilled images.
 
     `pixels`: float32 [m, 3 * 32 * 32] and `features`: float32 [m, 1280] of the training images. `pixel`, `feature`:
-    medians of the held-out real images' distances to them.
+    median distances of held-out images to them.
     """
 
     pixels: torch.Tensor
@@ -44,11 +44,11 @@ class RealDistances:
 def real_distances(
     train: torch.Tensor, held_out: torch.Tensor, *, seed: int = 0, features: torch.Tensor | None = None
 ) -> RealDistances:
-    """Return how far fresh real images are from the training images; both uint8 [n, 3, s, s].
+    """Return how far held-out images are from the training images; both uint8 [n, 3, s, s].
 
-    Of `held_out` (real images that are not in `train`) at most 500 are used, drawn by `seed`. `features` are the
-    backbone's of `train`, where they are known.
-    Raises ConfigError when a set is empty or half of the held-out images are themselves copies of training images.
+    At most 500 of `held_out` (real images that are not in `train`) are used, drawn by `seed`. `features`: the
+    backbone's features of `train`, if they are already computed.
+    Raises ConfigError if a set is empty, or if half of the held-out images are copies of training images.
     """
     _refuse_empty("training", train)
     _refuse_empty("held-out", held_out)
@@ -63,8 +63,8 @@ def real_distances(
 def nearness_ratio(distilled: torch.Tensor, real: RealDistances) -> Nearness:
     """Return the nearness ratio of uint8 images [n, 3, s, s].
 
-    The distance of an image is to its nearest training image, the best over the eight flips and right-angle rotations.
-    Raises ConfigError when there are no images.
+    The distance of an image is that to its nearest training image, the smallest over the eight flips and right-angle
+    rotations. Raises ConfigError without images.
     """
     _refuse_empty("distilled", distilled)
     pixel = float(pixel_distances(distilled, real.pixels).median()) / real.pixel
@@ -78,13 +78,13 @@ def symmetries(images: torch.Tensor) -> list[torch.Tensor]:
 
 
 def pixel_distances(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Return float32 [n]: least L2 of uint8 queries, in any orientation, to rows of `real` [m, 3 * 32 * 32]."""
+    """Return float32 [n]: smallest L2 of uint8 queries, in any orientation, to rows of `real` [m, 3 * 32 * 32]."""
     turned = symmetries(_shrink(queries))
     return torch.stack([_least_l2(image.flatten(1), real) for image in turned]).amin(0)
 
 
 def feature_distances(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Return float32 [n]: least 1 - cosine of uint8 queries, in any orientation, to features `real` [m, 1280]."""
+    """Return float32 [n]: smallest 1 - cosine of uint8 queries, in any orientation, to features `real` [m, 1280]."""
     best = torch.full((len(queries),), -1.0)
     for turned in symmetries(queries):
         features = backbone_features(turned)
@@ -99,19 +99,19 @@ def _refuse_empty(name: str, images: torch.Tensor) -> None:
 
 
 def _shrink(images: torch.Tensor) -> torch.Tensor:
-    """Return images in [0, 1] at 32 px, area-averaged, so that noise and codec traces do not hide a copy."""
+    """Return images in [0, 1] at 32 px, area-averaged so that noise and compression artefacts do not hide a copy."""
     return F.interpolate(images.float() / 255, size=(SIDE, SIDE), mode="area")
 
 
 def pixel_vectors(images: torch.Tensor) -> torch.Tensor:
     """Return float32 [n, 3 * 32 * 32] in [0, 1]: uint8 images [n, 3, s, s] at 32 px."""
-    return torch.cat([_shrink(block).flatten(1) for block in images.split(BLOCK)])  # [n, 3 * 32 * 32]
+    return torch.cat([_shrink(block).flatten(1) for block in images.split(BLOCK)])
 
 
 def _least_l2(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Return the exact distance [n] to the nearest row: found by matrix products, then computed anew.
+    """Return the exact distance [n] to the nearest row, which is found by matrix products.
 
-    The products lose digits where the distance is near 0, which is where copies are.
+    The distance itself is then computed directly, because the products lose precision near 0, where copies are.
     """
     least, nearest = torch.full((len(queries),), torch.inf), torch.zeros(len(queries), dtype=torch.int64)
     for start in range(0, len(real), BLOCK):
@@ -125,7 +125,7 @@ def _least_l2(queries: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 def _reference(held_out: torch.Tensor, what: str) -> float:
     reference = float(held_out.median())
-    # 1e-6: what rounding leaves of the distance between two equal images.
+    # 1e-6: rounding error of the distance between two equal images.
     if reference <= 1e-6:
         raise ConfigError(f"half of the held-out images are copies of training images (in {what}): remove the copies")
     return reference

@@ -1,6 +1,6 @@
 """Nearest training images under several measures, each exact: every image is compared with every training image.
 
-`copies` tells what is a copy; these tell how near the other images are, in structure and in what networks see.
+`copies` decides what is a copy. These measures show how near the other images are, in structure and network features.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +22,9 @@ TOO_FEW = "too few images to compare: an audit needs distilled images and two tr
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of n images: which training image is the nearest, int64 [n], and how far it is, float32 [n].
+    """The index `nearest` int64 [n] of the training image nearest to each of n images, and its `distance` float32 [n].
 
-    `ratio` float32 [n]: that distance over the one to the second nearest.
+    `ratio` float32 [n]: that distance divided by the distance to the second nearest training image.
     """
 
     nearest: Tensor
@@ -38,10 +38,10 @@ class Neighbours:
 
 
 def by_structure(images: Tensor, train: Tensor) -> Neighbours:
-    """Return the neighbours of uint8 images [n, 3, s, s] in 1 - SSIM.
+    """Return the neighbours of uint8 images [n, 3, s, s] by 1 - SSIM.
 
-    SSIM (Wang et al., IEEE TIP 2004) of grey images at 32 px, over windows of 8x8 pixels every four; the best of the
-    eight flips and right-angle rotations.
+    SSIM (Wang et al., IEEE TIP 2004) of grey images at 32 px, over 8x8 windows with stride 4. The best of the eight
+    flips and right-angle rotations counts.
     """
     own = [grey(view) for view in symmetries(images)]
     real = grey(train)
@@ -53,10 +53,10 @@ def by_structure(images: Tensor, train: Tensor) -> Neighbours:
 
 
 def by_embedding(images: Tensor, real: Tensor, embed: Callable[[Tensor], Tensor]) -> Neighbours:
-    """Return the neighbours of uint8 images [n, 3, s, s] in 1 - cosine, over the eight flips and rotations.
+    """Return the neighbours of uint8 images [n, 3, s, s] by 1 - cosine, the best of the eight flips and rotations.
 
-    `embed` maps images to vectors [n, d] of norm 1, such as `backbone_features` or a `Copyprint`; `real` float32 [m, d]
-    are those of the training images.
+    `embed` maps images to vectors [n, d] of norm 1, for example `backbone_features` or a `Copyprint`. `real` float32
+    [m, d] holds the vectors of the training images.
     """
     own = [embed(view) for view in symmetries(images)]
 
@@ -87,7 +87,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def _nearest_two(similarity: Callable[[slice, slice], Tensor], count: int, real: int) -> Neighbours:
-    """Compare all `count` images with all `real` ones in blocks, whose similarity `similarity` returns."""
+    """Return the neighbours of `count` images among `real` ones; `similarity` gives the similarities of a block."""
     if not count or real < 2:
         raise ConfigError(TOO_FEW)
     parts = [_of_some(similarity, slice(at, at + _TOGETHER), real) for at in range(0, count, _TOGETHER)]
@@ -97,7 +97,7 @@ def _nearest_two(similarity: Callable[[slice, slice], Tensor], count: int, real:
 
 
 def _of_some(similarity: Callable[[slice, slice], Tensor], chosen: slice, real: int) -> Sequence[Tensor]:
-    """Return the two largest similarities [n, 2] of some images, and of which training images int64 [n, 2]."""
+    """Return the two largest similarities [n, 2] of the `chosen` images, and their training images int64 [n, 2]."""
     best, places = [], []
     for start in range(0, real, _BLOCK):
         values = similarity(chosen, slice(start, min(start + _BLOCK, real)))
