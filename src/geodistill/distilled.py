@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,17 @@ class DistilledSet:
         Raises DistilledSetError if `folder` contains something else, RunError if it cannot be written.
         """
         target = Path(folder).absolute()
+        _complete(target)
         _check_target(target)
         aside = target.with_name(f".{target.name}.partial")
         with explain_os_errors(target):
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             self.write(aside)
-            _swap(aside, target)
+            _flush(aside)
+            # From here on a process that is killed leaves a complete set, which the next one puts in its place.
+            aside.rename(_ready(target))
+            _complete(target)
         return target
 
     def write(self, folder: Path) -> None:
@@ -140,6 +145,8 @@ class DistilledSet:
         size. Raises DistilledSetError if the folder is neither.
         """
         root = Path(folder)
+        with suppress(OSError):
+            _complete(root)
         if not root.is_dir():
             raise DistilledSetError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
         if (root / MANIFEST).is_file():
@@ -203,17 +210,28 @@ def _warn_of_split_words(classes: tuple[str, ...]) -> None:
         log.warning("class %r reads like a split: load the set by datasets.load_dataset(FOLDER), not by data_dir", name)
 
 
-def _swap(aside: Path, target: Path) -> None:
-    """Flush `aside` to disk, then move it to the place of `target`."""
-    for path in aside.rglob("*"):
+def _flush(folder: Path) -> None:
+    """Flush the files in `folder` to disk."""
+    for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    old = target.with_name(f".{target.name}.old")
+
+
+def _ready(target: Path) -> Path:
+    """Return where a complete set waits that is to replace the set at `target`."""
+    return target.with_name(f".{target.name}.ready")
+
+
+def _complete(target: Path) -> None:
+    """Put the set that waits for the place of `target` there, if there is one; an earlier set is removed."""
+    ready, old = _ready(target), target.with_name(f".{target.name}.old")
+    if not ready.is_dir():
+        return
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    aside.rename(target)
+    ready.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

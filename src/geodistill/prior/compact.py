@@ -4,7 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
-from geodistill.devices import accelerator, compile_in_place, working_type
+from geodistill.devices import Precision, accelerator, compile_in_place, working_type
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
 from geodistill.prior.base import Prior, refuse_odd_size, without_path
 from geodistill.prior.losses import spread
@@ -78,6 +78,7 @@ def build_compact(
     seed: int,
     folder: Path,
     start: Prior | None = None,
+    precision: Precision = "auto",
 ) -> dict[str, Any]:
     """Build and train a base from scenes, and save it in `folder` as a half-precision pipeline; resumable there.
 
@@ -88,6 +89,7 @@ def build_compact(
         folder: where the pipeline is saved; holds the checkpoint during training.
         start: a base whose U-Net is trained further in place, with all other parts unchanged; the architecture and
             autoencoder in `settings` are then ignored.
+        precision: number type of the U-Net's training; that of `start` if there is one.
 
     Returns:
         facts: losses, number of parameters, PSNR of the autoencoder on the scenes.
@@ -100,6 +102,7 @@ def build_compact(
     if prior is None:
         every = [text for archive in archives for row in archive.prompts for text in row]
         prior = new_compact(sorted(set(every)), settings, size=archives[0].pixels.shape[-1], seed=seed)
+        prior = replace(prior, working=working_type(precision, prior.device))
         # An odd step: an even one would skip one of two alternating texts per scene.
         _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
         facts = _make_autoencoder(prior, archives, settings, seed, folder)

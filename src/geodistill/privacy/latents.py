@@ -40,7 +40,7 @@ def latent_spaces(prior: Prior) -> tuple[Space, Space]:
 
 @torch.inference_mode()
 def invert(prior: Prior, latents: Tensor) -> Tensor:
-    """Return latents [n, C, h, w] at the noise level of the candidates' starts, by DDIM inversion with an empty text."""
+    """Return latents [n, C, h, w] at the noise level of candidates' starts, by DDIM inversion with an empty text."""
     empty = prior.embed([""]).to(prior.device)
     return torch.cat([_inverted(prior, part, empty) for part in latents.split(_TOGETHER)])
 

@@ -1,9 +1,9 @@
-"""The null of the membership attacks: what they find where no training image had a part in the set.
+"""The null distribution of the membership attacks: what they find if the set does not depend on the training images.
 
-Held-out images are put in the place of the set's, as many of each class, and the attacks are made on these as on the
-set. The best of all attacks is taken there too, so that it is no advantage to have many. The p-value is the share of
-such sets, the set itself included, that give away as much (Phipson and Smyth 2010); it is exact where the set's images
-are to the training images what held-out images are.
+Held-out images replace the set's images, as many of each class, and the attacks run on them as on the set. The best of
+all attacks counts in both cases, so having many attacks gives no advantage. The p-value is the share of these sets,
+including the set itself, that reveal at least as much as the set (Phipson and Smyth 2010). It is exact if the set's
+images relate to the training images as held-out images do.
 """
 
 import math
@@ -29,20 +29,20 @@ from geodistill.privacy.membership import (
 from geodistill.progress import progress
 from geodistill.seeding import generator
 
-# False alarms that are accepted: a set leaks where its p-value is no larger.
+# Accepted rate of false alarms: a set leaks if its p-value is not larger.
 ALARM = 0.01
 _SETS = 199
-# Held-out images of a class that sets are drawn from, for each image of the set.
+# Number of held-out images of a class that sets are drawn from, for each image of the set.
 _POOL = 10
 
 
 @dataclass(frozen=True)
 class Null:
-    """What the best attack finds of the training images in the set, and in sets of held-out images in its place.
+    """The share of training images that the best attack finds with the set, and with sets of held-out images instead.
 
-    `rates`: false-positive rates. `observed`: share of the training images found at each of them in the set. `drawn`:
-    the same for each set of held-out images. `p`: the p-value, over all rates together. `images`, `train`: how many
-    there are in the set and to be found.
+    `rates`: false positive rates. `observed`: the share found at each rate with the set. `drawn`: the same for each set
+    of held-out images. `p`: the p-value over all rates together. `images`: the number of images in the set. `train`:
+    the number of training images that can be found.
     """
 
     rates: tuple[float, ...]
@@ -54,20 +54,20 @@ class Null:
 
     @property
     def leaks(self) -> bool:
-        """Whether the set tells more of its training images than ALARM of sets without them do."""
+        """Whether the set reveals significantly more of its training images than sets of held-out images do."""
         return self.p <= ALARM
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """What is found on average where there is nothing to be found, at each rate."""
+        """The mean share found with sets of held-out images, at each rate."""
         return tuple(sum(column) / len(column) for column in zip(*self.drawn, strict=True))
 
     @property
     def exposed(self) -> tuple[float, float, float]:
-        """How many of the set's images expose a training image, at most one each, with a 95 % interval.
+        """Estimated number of the set's images that expose a training image, at most one each, with a 95 % interval.
 
-        All exposed ones are found, at the largest rate, and of the others as many as where there is nothing to be
-        found. The interval is that of the null.
+        The estimate assumes that at the largest rate the attack finds all exposed training images, and the same share
+        of the others as under the null. The interval is that of the null distribution.
         """
         own = sorted(one[0] for one in self.drawn)
         low, high = own[math.floor(0.025 * len(own))], own[math.ceil(0.975 * len(own)) - 1]
@@ -78,10 +78,10 @@ class Null:
 
 @dataclass(frozen=True)
 class _Class:
-    """Distances in each space from the real images of a class, the first `members` of them training images.
+    """Distances, in each space, from the n real images of a class; the first `members` of these are training images.
 
-    `own`: to the set's images [n, k]; `among`: from these to the nearest other one [k]. `pool`: to held-out images
-    [n, m], which are the real images after the first `members`.
+    `own` [n, k]: to the set's images. `among` [k]: from each of the set's images to the nearest other one. `pool`
+    [n, m]: to held-out images, which are the real images after the first `members`.
     """
 
     members: int
@@ -91,7 +91,7 @@ class _Class:
 
     @property
     def taken(self) -> int:
-        """How many held-out images stand for the set's: half of them stay to be taken for training images."""
+        """The number of held-out images that replace the set's images; at least half remain to be false positives."""
         held = len(self.own[0]) - self.members
         return min(self.own[0].shape[1], held // 2)
 
@@ -99,10 +99,10 @@ class _Class:
 def null_of(
     distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Tensor, *, seed: int = 0
 ) -> Null | None:
-    """Return the null of the attacks on `distilled`; None where there are too few held-out images.
+    """Return the null distribution of the attacks on `distilled`; None with too few held-out images.
 
-    known, others: the training images and the held-out ones as attacks see them, their labels counting in `classes`.
-    held_out: the latter's pixels, uint8 [n, 3, s, s].
+    known, others: the training images and the held-out images as attacks see them; labels are indices into `classes`.
+    held_out: the pixels of the held-out images, uint8 [n, 3, s, s].
     """
     parts = list(_parts(distilled, classes, known, others, held_out, seed))
     left = sum(len(part.own[0]) - part.members - part.taken for part in parts)
@@ -124,7 +124,7 @@ def null_of(
 def _parts(
     distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Tensor, seed: int
 ) -> Iterator[_Class]:
-    """Yield the distances of each class that the set has and that has two held-out images or more."""
+    """Yield the distances of each class of the set that has at least two held-out images."""
     for label, name in enumerate(distilled.classes):
         place = classes.index(name)
         train, held = ((some.labels == place).nonzero()[:, 0] for some in (known, others))
@@ -151,8 +151,8 @@ def _best(
 ) -> tuple[float, ...]:
     """Return the share of training images that the best attack finds at each of `rates`.
 
-    In the set itself where `drawn` is None, else in a set of held-out images that are drawn by it. As many held-out
-    images, drawn by `left_out`, are not asked about in the first case as in the second.
+    If `drawn` is None, the attack is on the set itself, otherwise on a set of held-out images that `drawn` draws. In
+    the first case, as many held-out images are drawn by `left_out` and not queried, so that both cases are comparable.
     """
     orders = [torch.randperm(part.pool[0].shape[1], generator=drawn or left_out) for part in parts]
     taken = [order[: part.taken] for order, part in zip(orders, parts, strict=True)]
@@ -176,7 +176,7 @@ def _best(
 def _scored(
     parts: Sequence[_Class], columns: Sequence[Tensor], among: Tensor, taken: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for each kind of attack the scores [n] of all real images that are asked about, and who is a member."""
+    """Yield for each kind of attack the scores [n] of all real images that are queried, and the mask of members [n]."""
     width = width_of(among)
     asked, members = [], []
     for part, own in zip(parts, taken, strict=True):
@@ -187,18 +187,18 @@ def _scored(
     few = min(distances.shape[1] for distances in columns) < USUAL
     kinds = [scores_of(distances[stays], width) for distances, stays in zip(columns, asked, strict=True)]
     for kind in kinds[0]:
-        # What is usual cannot be told from fewer.
+        # Fewer images do not show what distance is usual.
         if not (few and kind == "relative"):
             yield torch.cat([one[kind] for one in kinds]), torch.cat(members)
 
 
 def _p_value(observed: Sequence[float], drawn: Sequence[Sequence[float]]) -> float:
-    """Return the p-value of `observed` among itself and `drawn`: at the rate where it is least, as for all the others.
+    """Return the p-value of `observed` among itself and `drawn`; each set counts at the rate where it is most extreme.
 
     >>> _p_value((0.5, 0.1), [(0.1, 0.2), (0.2, 0.1), (0.3, 0.3)])
     0.5
     """
     table = torch.tensor([observed, *drawn], dtype=torch.float64)  # [1 + sets, rates]
-    ranks = (table[None] >= table[:, None]).sum(1)  # how many give away as much, at each rate
+    ranks = (table[None] >= table[:, None]).sum(1)  # how many sets reveal at least as much, at each rate
     least = ranks.amin(1)
     return int((least <= least[0]).sum()) / len(least)

@@ -1,11 +1,11 @@
-"""Was a base trained on these very images? Then no noise hides what it knows of them.
+"""Overlap: estimate how many of the given images a base was trained on. No noise hides what the base knows of them.
 
-Of a base that was made here, by `geodistill pretrain` or in a run, there is a footprint of its training images: of many
-bits, the one that each image's file hashes to is set. One image in sixteen or so meets a set bit by chance; of a data
-set that was trained on, all do. The same image in another file is not known again.
+A base that was made here, by `geodistill pretrain` or in a run, has a footprint of its training images. This is an
+array of bits in which the bit that each image's file hashes to is set. About one image in sixteen meets a set bit by
+chance, but all images of a training set do. The same image in another file is not recognised.
 
-Whoever has a file and the footprint learns a lot about whether the file was trained on. So the footprint lies in the
-run folder, beside the base, and is not handed out with it. `pretrain --footprint` puts it into the base, for public
+A file and the footprint together reveal a lot about whether the base was trained on the file. So the footprint lies in
+the run folder, beside the base, and is not handed out with it. `pretrain --footprint` puts it into the base, for public
 data.
 """
 
@@ -20,16 +20,16 @@ from pathlib import Path
 from geodistill.errors import PriorError
 from geodistill.pipeline import BASE
 
-# Beside the pipeline's own files; not one of those that tell a base from another.
+# Lies beside the pipeline's own files and does not count for the identity of a base.
 FOOTPRINT = "trained_on.jsonl"
-# Of the footprint, for each image.
+# Size of the footprint for each image.
 _BYTES_EACH = 2
-# Standard deviations of what chance gives, above which images are known to the base.
+# Images count as known to the base if hits exceed those expected by chance by this many standard deviations.
 _SURE = 4.0
 
 
 def footprint(keys: Sequence[str], name: str = "") -> str:
-    """Return a line of JSON for the images of archive `name`, whose contents have `keys`."""
+    """Return the footprint of archive `name` as a line of JSON; `keys` identify the contents of its images."""
     bits = bytearray(_BYTES_EACH * len(keys))
     for key in keys:
         place = _place(key, 8 * len(bits))
@@ -39,7 +39,7 @@ def footprint(keys: Sequence[str], name: str = "") -> str:
 
 
 def sign(folder: Path, archives: Sequence[tuple[str, Sequence[str]]], earlier: Path | None = None) -> None:
-    """Write footprints of `archives`, (name, keys) each, into `folder`, after those of the base in `earlier`."""
+    """Write footprints of `archives`, each (name, keys), into `folder`, followed by those of the base in `earlier`."""
     path = None if earlier is None else footprint_of(earlier)
     lines = [] if path is None else path.read_text(encoding="utf-8").splitlines(keepends=True)
     own = [footprint(keys, name) for name, keys in archives]
@@ -47,13 +47,13 @@ def sign(folder: Path, archives: Sequence[tuple[str, Sequence[str]]], earlier: P
 
 
 def footprint_of(folder: Path) -> Path | None:
-    """Return the file of the footprints of the base in `folder`: in it, or beside it where a run made it."""
+    """Return the file of footprints of the base in `folder`, or None: inside it, or beside it if a run made the base."""
     beside = [folder.parent / FOOTPRINT] if folder.name == BASE.name else []
     return next((path for path in (folder / FOOTPRINT, *beside) if path.is_file()), None)
 
 
 def fewest_noticed(count: int, folder: Path) -> int | None:
-    """Return how many of `count` images the base in `folder` must have seen to be noticed; None if it does not tell.
+    """Return how many of `count` images the base in `folder` must know to be noticed; None without a footprint.
 
     >>> fewest_noticed(6000, Path("no such folder")) is None
     True
@@ -66,34 +66,34 @@ def fewest_noticed(count: int, folder: Path) -> int | None:
 
 @dataclass(frozen=True)
 class Known:
-    """Images that a base was trained on: about how many, of which of its archives ("" where it has no name)."""
+    """The approximate number of images of one archive that a base was trained on; an archive without a name is ""."""
 
     archive: str
     count: int
 
 
 def known_archives(keys: Sequence[str], folder: Path) -> list[Known]:
-    """Return for each archive of the base in `folder` how many of the images with `keys`, about, are from it.
+    """Return, for each archive that the base in `folder` was trained on, about how many images with `keys` it holds.
 
-    Archives of which chance could give as many are left out; a base that does not say has none.
+    Archives whose hits chance could explain are left out. A base without a footprint has none.
     """
     found = [Known(archive, _known(keys, [bits])) for archive, bits in _footprints(folder)]
     return [one for one in found if one.count]
 
 
 def known(keys: Sequence[str], folder: Path) -> int:
-    """Return how many of the images with `keys`, about, the base in `folder` was trained on, all archives together.
+    """Return about how many of the images with `keys` the base in `folder` was trained on, over all archives.
 
-    An image of several archives counts once. 0 where the base does not say, or chance could give as many.
+    An image of several archives counts once. 0 if the base has no footprint, or if chance could explain the hits.
     """
     found = [bits for _, bits in _footprints(folder) if _known(keys, [bits])]
     return min(_known(keys, _merged(found)), len(keys)) if found else 0
 
 
 def told_overlap(keys: Sequence[str], folder: Path, *, images: str = "training images", base: str = "the base") -> str:
-    """Return the sentence, without its stop, that says how many of the images with `keys` the base was trained on.
+    """Return a sentence, without its full stop, on how many of the images with `keys` the base was trained on.
 
-    It names their archives. "" where none are known. `images` and `base` are what the sentence calls them.
+    It names their archives. It is "" if none are known. `images` and `base` are the words for them in the sentence.
     """
     count = known(keys, folder)
     if not count:
@@ -120,7 +120,7 @@ def _footprints(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def _merged(footprints: Sequence[bytes]) -> list[bytes]:
-    """Return `footprints` with those of one size in one: an image has the same place in them, so chance counts once."""
+    """Return `footprints` with those of equal size merged: an image has the same bit in them, so chance counts once."""
     merged: dict[int, int] = {}
     for bits in footprints:
         merged[len(bits)] = merged.get(len(bits), 0) | int.from_bytes(bits)
@@ -128,7 +128,7 @@ def _merged(footprints: Sequence[bytes]) -> list[bytes]:
 
 
 def _known(keys: Sequence[str], footprints: Sequence[bytes]) -> int:
-    """Return how many images with `keys` are in any of `footprints`, less those that chance puts there."""
+    """Return how many images with `keys` are in any of `footprints`, minus those expected by chance."""
     filled = 1 - prod(1 - _filled(bits) for bits in footprints)
     hits = sum(any(_has(bits, key) for bits in footprints) for key in keys)
     chance = filled * len(keys)

@@ -1,12 +1,12 @@
-"""Replay: whoever has a pile of suspect images draws the set again from each, and looks which one gives its images.
+"""Replay attack: an attacker samples the set again from suspect images, and checks which one reproduces its images.
 
-A candidate is drawn from the noised latent of a training scene. For some images of the set, the scene that each began
-as and other real images of its class are the suspects. Each suspect is noised and drawn from again; it is named where
-its image is the nearest to that of the set.
+A candidate is sampled from the noised latent of a training scene, its start. For some images of the set, the suspects
+are the start and other real images of its class. Each suspect is noised and sampled from again. The suspect whose
+result is nearest to the image of the set is named as its source.
 
-- The outsider has the set, the base and the settings. He draws the noise from a seed that he guesses: what the images
-  of a set that was drawn in secret tell him is what is left of their starts.
-- The insider has the adapter and the secret besides, and so the very noise of each image.
+- The outsider has the set, the base and the settings. He draws the noise from a guessed seed. If the set was drawn from
+  a secret, he can only use what is left of the starts in its images.
+- The insider also has the adapter and the secret, and so the exact noise of each image.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from geodistill.prior.training import batches, prompt_table
 from geodistill.privacy.nearness import pixel_vectors
 from geodistill.seeding import generator
 
-# Images of the set that are replayed, and suspects for each: its start and others.
+# Number of images of the set that are replayed, and of suspects for each (its start and others).
 _IMAGES, _SUSPECTS = 30, 16
 
 
 @dataclass(frozen=True)
 class Draws:
-    """How the n images of a set were drawn.
+    """How the n images of a set were sampled.
 
-    prior: without the run's adapter, `adapted` with it. texts: the description of each. starts: int64 [n], the training
-    scene that each began as. indices: int64 [n], of each one's own noise. guessed: a seed that an outsider would try.
-    settings, seeds: the settings and the seed that each may have been drawn with; several where candidates were drawn
-    again and which ones is not kept.
+    prior: the base without the run's adapter; `adapted`: with it. texts: the description of each image. starts: int64
+    [n], the training scene that each image was sampled from. indices: int64 [n], the index of each image's own noise.
+    guessed: a seed that an outsider would try. settings, seeds: pairs of settings and seed that an image may have been
+    sampled with; several if candidates were sampled again and it is not recorded which ones.
     """
 
     prior: Prior
@@ -49,9 +49,9 @@ class Draws:
 
 @dataclass(frozen=True)
 class Replay:
-    """Of `images` replayed images, how many sources were named among `suspects` each; guessing names `guessed`.
+    """The number of sources that `outsider` and `insider` name for `images` replayed images with `suspects` each.
 
-    p_outsider, p_insider: the probability that guessing names as many (one-sided binomial test).
+    p_outsider, p_insider: the probability that guessing names at least as many (one-sided binomial test).
     """
 
     images: int
@@ -63,15 +63,15 @@ class Replay:
 
     @property
     def guessed(self) -> float:
-        """How many sources guessing names on average."""
+        """The mean number of sources that guessing names."""
         return self.images / self.suspects
 
 
 def replay(draws: Draws, images: Tensor, pixels: Tensor, labels: Tensor, *, seed: int = 0) -> Replay | None:
     """Return how many starts of `images`, uint8 [n, 3, s, s], an outsider and an insider name; None without suspects.
 
-    `pixels` uint8 [m, 3, s, s] of classes int64 [m]: all real images, the training scenes of `draws.starts` first. An
-    image is of the class of its start.
+    `pixels` uint8 [m, 3, s, s] and `labels` int64 [m] are all real images, first the training scenes that
+    `draws.starts` refers to. An image has the class of its start.
     """
     least = int(torch.bincount(labels)[labels[draws.starts].unique()].min())
     suspects = min(_SUSPECTS, least)
@@ -103,8 +103,11 @@ def _named(
     images: Tensor,
     pixels: Tensor,
 ) -> int:
-    """Return of how many of the `chosen` images the start is the suspect, of `asked` int64 [k, suspects], that gives
-    the nearest image, drawn by one of `ways`: settings, and a seed for each."""
+    """Return for how many of the `chosen` images the start is named, that is gives the nearest image of all suspects.
+
+    `asked` int64 [k, suspects] are the suspects. `ways`: settings, and a seed for each. The images are sampled in each
+    of these ways, and the nearest one counts.
+    """
     flat = asked.flatten()
     latents = prior.encode(pixels[flat])
     table, rows = prompt_table([[draws.texts[index]] for index in chosen.tolist()])

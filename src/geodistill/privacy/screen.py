@@ -1,8 +1,9 @@
-"""Screening: which images are so like one training image that they should not be handed out?
+"""Screening: reject images that are too similar to a single training image to be handed out.
 
-An image passes unless it is nearer to a training image of its class, in structure (SSIM), than all but one in a hundred
-held-out real images are: in distance, or in distance over that to the second nearest, which tells that one image alone
-is like it. The held-out images are training scenes set apart for this, each compared with all the rest of its class.
+An image is compared with the training images of its class in structure (SSIM), by two values: the distance to the
+nearest one, and its ratio to the distance to the second nearest. A small ratio means that only one training image is
+similar. An image fails if either value is below that of 99 % of the held-out images. The held-out images are training
+scenes set apart for this purpose, each compared with the remaining training scenes of its class.
 """
 
 from dataclasses import dataclass
@@ -14,16 +15,16 @@ from geodistill.errors import PrivacyError
 from geodistill.privacy.neighbours import Neighbours, by_structure
 from geodistill.seeding import generator
 
-# Of held-out images, this share is nearer than the limits.
+# Share of the held-out images that is nearer than the limit, for each of the two limits.
 STRICT = 0.01
-# Set apart: so many in all, and no more than a fifth of a class, most of which must be there to be compared with.
+# Number of images set apart in all, but at most one in _PART of a class, so that most remain for comparison.
 _SET_APART, _PART = 500, 5
 _LEAST = 3
 
 
 @dataclass(frozen=True)
 class Screen:
-    """Training images uint8 [m, 3, s, s] of classes int64 [m], and the least `distance` and `ratio` that pass."""
+    """Training images uint8 [m, 3, s, s] of classes int64 [m], and the smallest `distance` and `ratio` that pass."""
 
     train: Tensor
     labels: Tensor
@@ -31,15 +32,15 @@ class Screen:
     ratio: float
 
     def passes(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return bool [n]: which of uint8 images [n, 3, s, s] keep away from the training images of their class."""
+        """Return bool [n]: which uint8 images [n, 3, s, s] are far enough from the training images of their class."""
         found = _of_class(images, labels, self.train, self.labels)
         return (found.distance >= self.distance) & (found.ratio >= self.ratio)
 
 
 def make_screen(train: Tensor, labels: Tensor, *, seed: int) -> Screen:
-    """Return the screen for training images uint8 [m, 3, s, s] of classes int64 [m]; `seed` sets some apart.
+    """Return the screen for training images uint8 [m, 3, s, s] of classes int64 [m]; `seed` chooses those set apart.
 
-    Raises PrivacyError where a class is too small: two of its images must be left when one is set apart.
+    Raises PrivacyError if a class is too small: two of its images must remain when one is set apart.
     """
     least = int(torch.bincount(labels).min())
     if least < _LEAST:
@@ -57,7 +58,7 @@ def make_screen(train: Tensor, labels: Tensor, *, seed: int) -> Screen:
 
 
 def _of_class(images: Tensor, labels: Tensor, train: Tensor, of: Tensor) -> Neighbours:
-    """Return the neighbours of `images` among the training images of their own class; `nearest` counts in the class."""
+    """Return the neighbours of `images` among training images of their class; `nearest` is an index in the class."""
     nearest = torch.empty(len(images), dtype=torch.int64)
     distance, ratio = torch.empty(len(images)), torch.empty(len(images))
     for label in labels.unique():

@@ -20,7 +20,7 @@ from geodistill.provenance import Made
 from geodistill.run import Run
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.checks import overlap_with_base
-from geodistill.stages.context import Context
+from geodistill.stages.context import Context, unless_default
 
 log = logging.getLogger("geodistill")
 
@@ -90,6 +90,7 @@ def train_base(sources: Sequence[Source], config: Config, run: Run, start: str |
             seed=config.seed,
             folder=folder,
             start=earlier,
+            precision=config.precision,
         )
         archives = [(source.name, source.scenes.keys) for source in sources]
         # Beside the base, which may be handed out.
@@ -102,6 +103,7 @@ def train_base(sources: Sequence[Source], config: Config, run: Run, start: str |
         given.append([[source.weight, source.labelled] for source in sources])
     if earlier is not None:
         given.append(fingerprint_of_base(earlier.source))
+    given += unless_default(config.precision)
     return run.make(BASE, build, lambda folder: folder, given=given)
 
 
