@@ -1,6 +1,6 @@
-"""What a distilled set is worth: train on it, test on real images, compare.
+"""Evaluation of a distilled set: train on it, test on real images, compare.
 
-`geodistill.evaluation.evaluate` has the whole of it; this module names the parts.
+`geodistill.evaluation.evaluate` does the whole evaluation; this module exports its parts.
 """
 
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, measure, share

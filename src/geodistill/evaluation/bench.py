@@ -1,6 +1,6 @@
-"""The test bench: trains classifiers on images, predicts the real test images, and remembers what it predicted.
+"""The test bench: trains classifiers on images, predicts the real test images, and stores the predictions.
 
-Every figure follows from predictions kept in files; what was predicted once is read, not trained, again.
+Every figure is computed from predictions kept in files. Stored predictions are read instead of training again.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ from geodistill.provenance import fingerprint
 from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 
-# Raise it when the same inputs give another likeness or other figures.
+# Raise this number when the same inputs give another likeness or other figures.
 VERSION = 5
-# Raise a protocol's when the same inputs give other predictions under it.
+# Raise a protocol's number when the same inputs give other predictions under it.
 PREDICTIONS = {"probe": 5, "finetune": 5, "scratch": 7, "finetune-soft": 1, "scratch-soft": 1}
 
 Progress = Callable[[str, int, int], None]
@@ -47,8 +47,8 @@ Progress = Callable[[str, int, int], None]
 class Training:
     """Images to train on, read only when they are needed.
 
-    `name`: for messages and file names. `key`: stands for their content. `count`: how many. `read`: returns uint8
-    images [n, 3, s, s] and int64 labels [n].
+    `name`: for messages and file names. `key`: identifies their content. `count`: the number of images. `read`: returns
+    uint8 images [n, 3, s, s] and int64 labels [n].
     """
 
     name: str
@@ -68,7 +68,7 @@ class Training:
 
 
 class Task(NamedTuple):
-    """One classifier to train: `network` under `protocol` on `training`, with what `seed` draws."""
+    """One classifier to train: `network` under `protocol` on `training`, with random numbers from `seed`."""
 
     training: Training
     protocol: str
@@ -78,7 +78,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Likeness:
-    """How a set lies to the real images: near to single training images, covering them, like the test images as a set.
+    """How a set relates to the real images: nearness and nearest similarity to training images, FID and KID to test.
 
     The fields are those of privacy.nearness, evaluation.similarity and evaluation.fidelity.
     """
@@ -93,14 +93,14 @@ class Bench:
     """Real scenes that sets are tested on and compared with, at one image size.
 
     Args:
-        data: `test` gives the predictions; `train` is what nearness and similarity are measured to.
+        data: classifiers predict `test`; nearness and similarity are measured to `train`.
         size: side in pixels at which everything is read.
-        store: folder for predictions and likeness; nothing is kept when None.
+        store: folder for predictions and likeness; if None, nothing is stored.
         steps: replaces the protocols' numbers of training steps.
         progress: called as progress(what, done, steps) while classifiers train.
 
     Raises:
-        SceneError: there are no test images, or none of some class.
+        SceneError: there are no test images, or a class has none.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class Bench:
         return measure(self.logits(task).argmax(1), self.test.labels, len(self.test.classes))
 
     def logits(self, task: Task) -> torch.Tensor:
-        """Return logits float32 [n_test, classes] after the task's training; stored or trained."""
+        """Return logits float32 [n_test, classes] after the task's training, from the store or newly trained."""
         self.train_all([task])
         return self._memo[self._key(task)]
 
     def train_all(self, tasks: Iterable[Task]) -> None:
-        """Train, side by side, what no prediction is stored of; `logits` and `measure` then answer at once.
+        """Train, side by side, all tasks without stored predictions; `logits` and `measure` then return at once.
 
         Raises:
-            ConfigError: a protocol or network that is not known, or images that it cannot take.
-            TrainingError: a loss is no longer a number.
+            ConfigError: a protocol or network is not known, or cannot take the images.
+            TrainingError: a loss is not finite.
         """
         missing = {self._key(task): task for task in tasks}
         missing = {key: task for key, task in missing.items() if not self._known(key, task)}
@@ -148,9 +148,9 @@ class Bench:
     def measure_all(
         self, trainings: Mapping[str, Sequence[Training]], protocol: str, network: str, seeds: Sequence[int]
     ) -> dict[str, tuple[Measures, ...]]:
-        """Return the measures under each name, of its first training with the first of `seeds` and so on.
+        """Return the measures for each name; its first training uses the first of `seeds`, and so on.
 
-        All are trained side by side; a name without trainings has no measures. Raises the errors of `train_all`.
+        All are trained side by side. A name without trainings has no measures. Raises the errors of `train_all`.
         """
         tasks = {
             name: [Task(one, protocol, network, seed) for one, seed in zip(ones, seeds, strict=False)]
@@ -160,7 +160,7 @@ class Bench:
         return {name: tuple(map(self.measure, ones)) for name, ones in tasks.items()}
 
     def likeness(self, distilled: DistilledSet) -> Likeness:
-        """Return how `distilled` lies to the real images, stored or measured."""
+        """Return how `distilled` relates to the real images, from the store or newly measured."""
         both = (self.train.fingerprint(), self.test.fingerprint(), self.size)
         path = self._path(f"likeness-{fingerprint(VERSION, hash_of(distilled), *both)[:16]}.json")
         if path and path.is_file():
@@ -176,13 +176,13 @@ class Bench:
         return found
 
     def write(self, name: str, content: str) -> None:
-        """Keep `content` in file `name` of the store."""
+        """Write `content` to file `name` of the store."""
         _write(self._path(name), content.encode())
 
     def _key(self, task: Task) -> str:
         check_protocol(task.protocol, task.network)
         steps = recipe_steps(task.protocol, task.training.count, self.steps)
-        # The probe has nothing random in it: one training serves all seeds that see the same images.
+        # The probe is deterministic, so one training serves all seeds with the same images.
         seed = 0 if task.protocol == "probe" else task.seed
         cell = (task.protocol, task.network)
         version: list[Any] = [PREDICTIONS[task.protocol]]
@@ -191,9 +191,9 @@ class Bench:
         return fingerprint(*version, task.training.key, self.test.fingerprint(), *cell, self.size, seed, steps)
 
     def _known(self, key: str, task: Task) -> bool:
-        """Say whether there are predictions, read from the store where they are not at hand."""
+        """Return whether there are predictions; they are read from the store if they are not in memory."""
         if key not in self._memo:
-            # The key says it all: another call may have had another name for the same images.
+            # Only the key counts: another call may have stored the same images under another name.
             for path in self.store.glob(f"{_cell_of(task)}/*-{key[:16]}.safetensors") if self.store else ():
                 logits = _read_logits(path, (len(self.test), len(self.test.classes)))
                 if logits is not None:
@@ -219,7 +219,7 @@ class Bench:
         )
 
     def _jobs(self, tasks: Iterable[Task]) -> list[Job]:
-        """Return the tasks with what they train on; those on the same images share them in memory."""
+        """Return the tasks as jobs with their training images; tasks on the same images share them in memory."""
         arrays: dict[tuple[str, bool], tuple[NDArray[np.uint8], NDArray[np.int64 | np.float32]]] = {}
         test, classes, jobs = self._test_pixels.numpy(), len(self.test.classes), []
         for task in tasks:
@@ -276,16 +276,16 @@ def _cell_of(task: Task) -> str:
 
 
 def cell_name(protocol: str, network: str) -> str:
-    """Return the name of the folder for what `network` predicts under `protocol`; no system objects to it."""
+    """Return the folder name for predictions of `network` under `protocol`, valid on every operating system."""
     return f"{protocol}-{network}".replace(":", "-")
 
 
 def open_store(out: Path | str | None) -> Path | None:
-    """Return the folder `<out>/evaluation`, made where it is not there.
+    """Return the folder `<out>/evaluation`, created if it does not exist; None if `out` is None.
 
     Raises:
         ConfigError: `out` is itself a distilled set.
-        RunError: it cannot be written.
+        RunError: the folder cannot be written.
     """
     if out is None:
         return None
@@ -298,7 +298,7 @@ def open_store(out: Path | str | None) -> Path | None:
 
 
 def hash_of(distilled: DistilledSet) -> str:
-    """Return a sha256 over images and labels; what is told of them does not count."""
+    """Return a SHA-256 over images and labels; class names and other metadata do not count."""
     digest = hashlib.sha256(json.dumps([list(distilled.images.shape), distilled.labels.tolist()]).encode())
     digest.update(distilled.images.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -316,13 +316,14 @@ def _complete_test(data: SceneData) -> Scenes:
 
 def _likeness_of(stored: dict[str, Any]) -> Likeness:
     scores = {name: Score(**stored[name]) for name in ("fid", "kid")}
-    # Called coverage before; the field uses that name for another measure (Naeem et al., ICML 2020).
+    # Earlier releases called it coverage, but the literature uses that name for another measure (Naeem et al., ICML
+    # 2020).
     similarity = stored["nearest_similarity" if "nearest_similarity" in stored else "coverage"]
     return Likeness(Nearness(**stored["nearness"]), similarity, **scores)
 
 
 def _read_logits(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
-    """Return stored logits, or None where the file is damaged: then they are made anew."""
+    """Return stored logits, or None if the file is damaged, so that they are computed again."""
     try:
         logits = load(path.read_bytes())["logits"]
     except (SafetensorError, KeyError):

@@ -1,4 +1,4 @@
-"""One table of all measures: name, unit, direction, format, what each needs. Every other table follows from it."""
+"""The table of all measures: name, unit, direction, format and required images. All other tables are built from it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,11 +10,12 @@ from geodistill.evaluation.rows import Row
 class Column:
     """A measure of a `Row`.
 
-    field: of the row; its mean where `spread` names the field of its standard deviation. title: in a table's head,
-    without the unit. short: in a narrow table. unit: as the head shows it. better: which way is better; None for what
-    is a condition rather than a merit. factor: what the field is multiplied by for that unit. digits: after the point.
-    signed: with a plus sign. needs: images that it looks at, besides predictions for test images; figures that need
-    "training" or "test" images are no part of a differentially private release. means: one sentence.
+    field: name of the row's field; it is a mean if `spread` names the field with its standard deviation. title: name in
+    a table's head, without the unit. short: name in a narrow table. unit: as the head shows it. better: which direction
+    is better; None for a condition that is neither. factor: multiplies the field to give that unit. digits: decimals.
+    signed: whether positive values get a plus sign. needs: images that the measure uses, besides predictions for test
+    images; a differentially private release leaves out figures that need "training" or "test" images. means: one
+    sentence.
     """
 
     field: str
@@ -36,7 +37,7 @@ class Column:
 
     @property
     def narrow(self) -> str:
-        """Name and unit for a table that has little room."""
+        """Name and unit for a narrow table."""
         return f"{self.short or self.title}{f' {self.unit}' if self.unit not in ('', 'points') else ''}"
 
     def value(self, row: Row) -> float | None:

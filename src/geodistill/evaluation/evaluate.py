@@ -1,4 +1,4 @@
-"""A distilled set against all real images and against random real images, under one protocol."""
+"""Comparison of a distilled set with all real images and with random real images, under one protocol."""
 
 import json
 import logging
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one distilled set is worth: measures for each seed, trained on it, on random real and on all real images.
+    """Results of one distilled set: measures for each seed after training on it, on random real and on all real images.
 
-    `full` is empty where that reference was left out; `clip` is the CLIP score, where one was asked for. Ratios and
-    differences are of means over the seeds.
+    `full` is empty if that reference was left out. `clip` is the CLIP score, or None if it was not requested. Ratios
+    and differences are those of means over the seeds.
     """
 
     protocol: str
@@ -61,7 +61,7 @@ class Evaluation:
 
     @property
     def ior(self) -> float:
-        """Improvement over random real images of the same number."""
+        """Improvement in overall accuracy over the same number of random real images."""
         return ior(self.oa, mean_std([m.oa for m in self.random])[0])
 
     @property
@@ -71,7 +71,7 @@ class Evaluation:
 
     @property
     def hlr(self) -> float | None:
-        """Hard-label recovery: what is lost against the full data."""
+        """Hard-label recovery: the overall accuracy that is lost against the full data."""
         return hlr(mean_std([m.oa for m in self.full])[0], self.oa) if self.full else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,20 +98,20 @@ def evaluate(
     """Train on `distilled` (a set or its folder), test on `data.test`, compare with real images; return all measures.
 
     Args:
-        distilled: a DistilledSet, a folder that it was saved to, or any image folder `<class>/<image>`.
-        data: real scenes with the same class names; `test` gives the figures, `train` the references.
+        distilled: a DistilledSet, the folder of a saved one, or any image folder `<class>/<image>`.
+        data: real scenes with the same class names; classifiers are tested on `test`, `train` gives the references.
         protocol: probe, finetune, scratch, finetune-soft or scratch-soft.
         network: a name that `check_network` knows.
-        seeds: how many (0, 1, ...), or which.
+        seeds: their number (0, 1, ...), or the seeds themselves.
         size: side in pixels at which everything is read; the distilled set's own by default.
         steps: replaces the protocol's number of training steps, for the references too.
         full: also train on all real images, which takes longest; without it there is no share and no HLR.
         clip: a CLIP model's folder or hub name, for the CLIP score of images and their descriptions.
-        out: folder; predictions go to `<out>/evaluation/<protocol>-<network>/` and are used again from there.
+        out: folder; predictions are stored in `<out>/evaluation/<protocol>-<network>/` and reused from there.
         progress: called as progress(what, done, steps) while classifiers train.
 
     Raises:
-        DistilledSetError: `distilled` is no distilled set.
+        DistilledSetError: `distilled` is not a distilled set.
         SceneError: classes differ, no test images, or fewer real images than distilled ones in a class.
         ConfigError: unknown protocol or network, no seeds.
         RunError: `out` cannot be written.
@@ -149,7 +149,7 @@ def evaluate(
 
 
 def _texts(distilled: DistilledSet) -> list[str]:
-    """Return each image's description, or its class's prompt where none is told."""
+    """Return each image's description, or the prompt of its class if it has none."""
     prompts = [class_prompt(distilled.classes[label]) for label in distilled.labels.tolist()]
     return [record.get("description", prompt) for record, prompt in zip(distilled.records, prompts, strict=True)]
 
@@ -170,7 +170,7 @@ def _sized(distilled: DistilledSet | Path | str, size: int | None) -> DistilledS
 
 
 def _check_classes(distilled: DistilledSet, data: SceneData) -> None:
-    """Classes are sorted by name on both sides, so that equal names are equal labels."""
+    """Raise SceneError unless both have the same classes, which are sorted, so that equal names have equal labels."""
     ours, theirs = set(distilled.classes), set(data.train.classes)
     if theirs - ours:
         raise SceneError(f"the distilled set has no class {min(theirs - ours)!r}, which the data has: distil it again")
@@ -266,7 +266,7 @@ def _told(name: str, score: Score) -> str:
 
 
 def cross_table(results: Sequence[Evaluation]) -> Table:
-    """Return one row for each network: OA in per cent after the distilled set, random real and all real images."""
+    """Return a table with one row per network: OA in per cent after distilled, random real and all real images."""
     table = Table(title=f"{results[0].protocol}, across networks, OA %")
     table.add_column("network")
     for name in ("distilled", "random real", "all real", "share of full"):

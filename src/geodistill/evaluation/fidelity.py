@@ -1,7 +1,7 @@
-"""Fidelity: how like the real test images the distilled ones are as a set (FID, KID), and how well they fit a text.
+"""Fidelity: how similar distilled images are to real test images as a set (FID, KID), and how well they fit a text.
 
 FID and KID are computed from `networks.pooled_features`, because the weights of the usual Inception network would have
-to be downloaded: their figures are comparable among themselves, not with published ones.
+to be downloaded. The figures are comparable with each other, but not with published ones.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from transformers import CLIPModel, CLIPProcessor
 from geodistill.errors import ConfigError
 from geodistill.seeding import generator
 
-# Samples of 50 real AID images at 64 px have a KID of 0 ± 0.4 against other real ones, samples of 20 one of 0 ± 0.6; a
-# blur over 3x3 pixels brings it to 2.7. Fewer images could not tell much less than such a blur from chance.
+# Samples of 50 real AID images at 64 px have a KID of 0 ± 0.4 against other real images, samples of 20 one of 0 ± 0.6.
+# A blur over 3x3 pixels raises it to 2.7. With fewer images, defects much weaker than this blur could not be
+# distinguished from chance.
 MIN_KID = 50
 SUBSET = 1000
 SUBSETS = 100
@@ -23,19 +24,19 @@ SUBSETS = 100
 
 @dataclass(frozen=True)
 class Score:
-    """A figure, or None and the `reason` why the images do not give one."""
+    """A value, or None and the `reason` why the images do not give one."""
 
     value: float | None
     reason: str = ""
 
 
 def fid(features: torch.Tensor, real: torch.Tensor) -> Score:
-    """Return the Fréchet distance of two sets of features [n, d] and [m, d], which are not to be normalised.
+    """Return the Fréchet distance of two sets of features [n, d] and [m, d], which must not be normalised.
 
     ‖μ − ν‖² + tr(S) + tr(R) − 2 tr((S R)^½), with means μ, ν and covariances S, R (Heusel et al. 2017). The last trace
-    is the sum of the singular values of S^½ R^½, which keeps the digits that a square root of S R loses. Without more
-    images than features a covariance is singular and the distance far too large: the Score then has no value.
-    Raises ConfigError when the two sets do not have the same features.
+    is computed as the sum of the singular values of S^½ R^½, which is more precise than a square root of S R. Without
+    more images than features a covariance is singular and the distance far too large, so the Score has no value.
+    Raises ConfigError if the two sets do not have the same features.
     """
     _check_features(features, real)
     count, width = min(len(features), len(real)), features.shape[1]
@@ -46,24 +47,24 @@ def fid(features: torch.Tensor, real: torch.Tensor) -> Score:
     spread = torch.cov(one.T).reshape(width, width), torch.cov(two.T).reshape(width, width)
     shared = torch.linalg.svdvals(_square_root(spread[0]) @ _square_root(spread[1])).sum()
     distance = (one.mean(0) - two.mean(0)).square().sum() + spread[0].trace() + spread[1].trace() - 2 * shared
-    return Score(max(float(distance), 0.0))  # rounding alone makes it negative
+    return Score(max(float(distance), 0.0))  # only rounding can make it negative
 
 
 def kid(features: torch.Tensor, real: torch.Tensor, *, seed: int = 0) -> Score:
-    """Return the kernel distance of two sets of features [n, d] and [m, d], which are not to be normalised.
+    """Return the kernel distance of two sets of features [n, d] and [m, d], which must not be normalised.
 
-    The unbiased estimate of the squared maximum mean discrepancy with the kernel (x·y/d + 1)³ (Bińkowski et al. 2018),
-    averaged over 100 pairs of subsets of 1,000 images, or of the smaller set's size; `seed` draws them. It is 0 on
-    average for two samples of one distribution, and so may be negative. With fewer than 50 images in a set the Score
-    has no value.
-    Raises ConfigError when the two sets do not have the same features.
+    It is the unbiased estimate of the squared maximum mean discrepancy with the kernel (x·y/d + 1)³ (Bińkowski et al.
+    2018), averaged over 100 pairs of subsets of 1,000 images, or of the smaller set's size; `seed` draws them. Its mean
+    is 0 for two samples of one distribution, so it can be negative. With fewer than 50 images in a set the Score has no
+    value.
+    Raises ConfigError if the two sets do not have the same features.
     """
     _check_features(features, real)
     count = min(len(features), len(real))
     if count < MIN_KID:
         return Score(None, f"{count} images: KID needs at least {MIN_KID}")
     size = min(count, SUBSET)
-    # One pair is enough where the subsets are the sets.
+    # One pair is enough if the subsets are the whole sets.
     subsets = 1 if size == len(features) == len(real) else SUBSETS
     one, two = features.double(), real.double()
     values = [_mmd(_subset(one, size, seed, 2 * k), _subset(two, size, seed, 2 * k + 1)) for k in range(subsets)]
@@ -73,10 +74,10 @@ def kid(features: torch.Tensor, real: torch.Tensor, *, seed: int = 0) -> Score:
 def clip_score(images: torch.Tensor, texts: Sequence[str], source: str | Path, *, batch: int = 32) -> float:
     """Return the mean of max(100 · cosine, 0) between uint8 images [n, 3, s, s] and their texts (Hessel et al. 2021).
 
-    `source` is a CLIP model of transformers: a folder, or a name on the hub, from where it is downloaded once;
-    safetensors only, no remote code. A text beyond the model's length is cut. Scores of different models are not
-    comparable.
-    Raises ConfigError when the model cannot be loaded, or images and texts do not pair.
+    `source` is a CLIP model of transformers: a folder, or a name on the hub, from which it is downloaded once. Only
+    safetensors are read, and no remote code runs. A text beyond the model's length is cut. Scores of different models
+    are not comparable.
+    Raises ConfigError if the model cannot be loaded, or if there is not one text for each image.
     """
     if len(images) != len(texts) or not len(images):
         raise ConfigError(f"{len(images)} images and {len(texts)} texts: the CLIP score needs one text an image")
@@ -123,7 +124,7 @@ def _load_clip(source: str) -> tuple[CLIPModel, CLIPProcessor]:
         processor = CLIPProcessor.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError, TypeError) as error:
         raise ConfigError(_unloadable(source, str(error).split("\n")[0])) from error
-    # transformers fills what it does not find at random, and only logs it.
+    # transformers fills missing weights with random values, and only logs it.
     if info["missing_keys"]:
         raise ConfigError(_unloadable(source, f"it lacks {len(info['missing_keys'])} of CLIP's weights"))
     return model.eval(), processor

@@ -1,8 +1,8 @@
-"""The labeller: the classifier that sees all real training scenes, and gives any image its soft label.
+"""The labeller: a classifier that is trained on all real training scenes and gives any image its soft label.
 
-The protocols finetune-soft and scratch-soft train on its probabilities in place of classes (Hinton et al. 2015; as a
-part of distilled sets: Qin et al., "A Label is Worth a Thousand Images", NeurIPS 2024). It is the same for every
-method, so that what it brings is brought to all.
+The protocols finetune-soft and scratch-soft train on its probabilities instead of classes (Hinton et al. 2015; as a
+part of distilled sets: Qin et al., "A Label is Worth a Thousand Images", NeurIPS 2024). All methods use the same
+labeller, so it gives none of them an advantage.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from geodistill.networks import PRETRAINED, build_network
 from geodistill.run import save_tensors
 from geodistill.scenes.scenes import Scenes
 
-# Raise it when the same scenes give another labeller.
+# Raise this number when the same scenes give another labeller.
 VERSION = 1
 
 
@@ -27,7 +27,7 @@ def train_labeller(
 ) -> nn.Module:
     """Return the pretrained network finetuned on all `scenes` at `size` pixels, under the protocol finetune, seed 0.
 
-    Raises what `train_classifier` raises.
+    Raises the errors of `train_classifier`.
     """
     images = scenes.pixels(size=size)
     with kept_memory():
@@ -44,7 +44,7 @@ def train_labeller(
 
 
 def soft_labels(labeller: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return probabilities float32 [n, classes] of uint8 images [n, 3, s, s]."""
+    """Return class probabilities float32 [n, classes] of uint8 images [n, 3, s, s]."""
     return predict(labeller, images).softmax(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Figures from predictions: accuracy, kappa, and what a distilled set keeps of the full data's accuracy."""
+"""Figures from predictions: accuracy, kappa, and how much of the full data's accuracy a distilled set keeps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from geodistill.errors import ConfigError
 
 @dataclass(frozen=True)
 class Measures:
-    """All as fractions. `oa`: overall accuracy. `aa`: mean of the classes' accuracies. `kappa`: Cohen's.
+    """Accuracies as fractions. `oa`: overall accuracy. `aa`: mean of the class accuracies. `kappa`: Cohen's kappa.
 
-    `per_class`: accuracy of each class, NaN where it has no test image. `confusion`: rows are true classes.
+    `per_class`: accuracy of each class, NaN if it has no test image. `confusion`: counts; rows are true classes.
     """
 
     oa: float
@@ -25,7 +25,7 @@ class Measures:
 def measure(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> Measures:
     """Return the measures of predicted int64 [n] against true labels int64 [n], both in [0, classes).
 
-    Classes without a test image are left out of `aa`. Raises ConfigError when the two do not fit or are empty.
+    Classes without a test image are left out of `aa`. Raises ConfigError if the shapes differ or there are no labels.
     """
     if predicted.shape != labels.shape or not len(labels):
         raise ConfigError(f"{len(predicted)} predictions for {len(labels)} test images: give one for each, at least 1")
@@ -41,7 +41,7 @@ def measure(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> Meas
 
 
 def _kappa(confusion: torch.Tensor) -> float:
-    """Return (agreement - chance) / (1 - chance); 0 when chance alone agrees on everything."""
+    """Return (agreement - chance) / (1 - chance); 0 if the agreement by chance is complete."""
     total = confusion.sum()
     agreement = confusion.diag().sum() / total
     chance = (confusion.sum(0) * confusion.sum(1)).sum() / total**2
@@ -49,7 +49,7 @@ def _kappa(confusion: torch.Tensor) -> float:
 
 
 def hlr(oa_full: float, oa_distilled: float) -> float:
-    """Return the hard-label recovery OA(real) - OA(distilled) (DD-Ranking, 2025): the smaller the better."""
+    """Return the hard-label recovery OA(real) - OA(distilled) (DD-Ranking, 2025); smaller is better."""
     return oa_full - oa_distilled
 
 
@@ -59,7 +59,7 @@ def ior(oa_distilled: float, oa_random: float) -> float:
 
 
 def share(oa_full: float, oa_distilled: float) -> float:
-    """Return OA(distilled) / OA(full data); NaN when the full data gives 0."""
+    """Return OA(distilled) / OA(full data); NaN if the full data gives 0."""
     return oa_distilled / oa_full if oa_full else float("nan")
 
 

@@ -1,4 +1,4 @@
-"""Two methods on the same test images: is the difference of their accuracies more than chance?"""
+"""Comparison of two methods on the same test images: whether their accuracies differ by more than chance."""
 
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -10,15 +10,15 @@ from scipy.stats import t as student
 from geodistill.errors import ConfigError
 from geodistill.seeding import generator
 
-# Resampled values held at once, 8 bytes each.
+# Number of resampled values in memory at once, 8 bytes each.
 HELD = 1 << 21
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Overall accuracy of the first method minus the second's, as a fraction, and the interval [`low`, `high`].
+    """Overall accuracy of the first method minus that of the second, as a fraction, and the interval [`low`, `high`].
 
-    `verdict` is "better" (the first) or "worse" where the interval excludes 0, else "no difference".
+    `verdict` is "better" or "worse" (the first method) if the interval excludes 0, else "no difference".
     """
 
     difference: float
@@ -32,13 +32,15 @@ def compare_pair(
 ) -> Pair:
     """Compare predictions int64 [seeds, n] of two methods for the same n test images with labels int64 [n].
 
-    The interval is a bootstrap over both: each resample draws test images, the same for both methods, and seeds. Where
-    both methods have as many seeds, seed k of the one goes with seed k of the other, which started from the same
-    weights; otherwise each method's are drawn on their own. A method with one row is taken as deterministic.
-    Of S seeds S − 1 are drawn, which makes the variance of their mean unbiased (Rao & Wu 1988), and the interval is
-    stretched by the ratio of Student's to the normal quantile, because a few seeds say little about their own spread.
-    It is rather too wide than too narrow: what differs by image and seed together counts thrice (Owen 2007).
-    Raises ConfigError when shapes do not fit, or for settings out of range.
+    The interval is a bootstrap over test images and seeds. Each resample draws test images, the same for both methods,
+    and seeds. If both methods have the same number of seeds, seed k of one is paired with seed k of the other, because
+    both started from the same weights. Otherwise the seeds of each method are drawn independently. A method with one
+    row counts as deterministic.
+    Of S seeds S − 1 are drawn, which makes the variance of their mean unbiased (Rao & Wu 1988). The interval is
+    stretched by the ratio of Student's t to the normal quantile, because a few seeds say little about their own spread.
+    It is rather too wide than too narrow: the variance of the interaction of image and seed counts three times (Owen
+    2007).
+    Raises ConfigError if shapes do not match or settings are out of range.
     """
     _check(a, b, labels, resamples, level)
     right = (a == labels).double(), (b == labels).double()
@@ -46,10 +48,10 @@ def compare_pair(
 
 
 def compare_shares(a: torch.Tensor, b: torch.Tensor, *, seed: int, resamples: int = 2000, level: float = 0.95) -> Pair:
-    """Compare float64 [sets, n] of two methods: for each of their sets, how often each test image is predicted right.
+    """Compare float64 [sets, n] of two methods: for each set, the share of correct predictions of each test image.
 
-    With the mean over several classifiers in each row, sets take the place of the seeds of `compare_pair`, and the
-    interval covers sets, classifiers and images.
+    If each row is a mean over several classifiers, sets replace the seeds of `compare_pair`, and the interval covers
+    sets, classifiers and images.
     """
     right = a, b
     difference = float(right[0].mean() - right[1].mean())
@@ -74,7 +76,7 @@ def _check(a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor, resamples: in
 
 
 def _resample(right: tuple[torch.Tensor, torch.Tensor], resamples: int, seed: int) -> torch.Tensor:
-    """Return the difference of the means of `right` [seeds, n], [other seeds, n] in each resample: [resamples]."""
+    """Return the difference of the means of `right` ([seeds, n], [other seeds, n]) in each resample, [resamples]."""
     images = right[0].shape[1]
     shares = [_seed_shares(len(rows), resamples, seed) for rows in right]
     random, drawn = generator(seed, "pair images"), []
@@ -87,7 +89,7 @@ def _resample(right: tuple[torch.Tensor, torch.Tensor], resamples: int, seed: in
 
 
 def _seed_shares(seeds: int, resamples: int, seed: int) -> torch.Tensor:
-    """Return float64 [resamples, seeds]: the share of the draws that fell on each seed, the same for equal `seeds`."""
+    """Return float64 [resamples, seeds]: the share of draws that fall on each seed; equal `seeds` give equal draws."""
     draws = max(1, seeds - 1)
     chosen = torch.randint(seeds, (resamples, draws), generator=generator(seed, "pair seeds", seeds))
     return torch.zeros(resamples, seeds, dtype=torch.float64).scatter_add_(
@@ -96,9 +98,9 @@ def _seed_shares(seeds: int, resamples: int, seed: int) -> torch.Tensor:
 
 
 def _stretch(right: tuple[torch.Tensor, torch.Tensor], variance: float, level: float) -> float:
-    """Return Student's over the normal quantile at the degrees of freedom that the seeds leave (Satterthwaite 1946).
+    """Return the ratio of Student's t to the normal quantile at the seeds' degrees of freedom (Satterthwaite 1946).
 
-    The test images are many, so that their share of `variance` is known well; that of S seeds has S − 1 degrees.
+    There are many test images, so their part of `variance` is well known. The part of S seeds has S − 1 degrees.
     """
     means = [rows.mean(1) for rows in right]
     sources = [means[0] - means[1]] if len(means[0]) == len(means[1]) else means
@@ -107,6 +109,6 @@ def _stretch(right: tuple[torch.Tensor, torch.Tensor], variance: float, level: f
     if not spread:
         return 1.0
     tail = (1 + level) / 2
-    # No fewer degrees than the scarcest seeds have.
+    # At least the degrees of freedom of the method with the fewest seeds.
     degrees = max(variance**2 / spread, min(degrees for _, degrees in parts))
     return float(student.ppf(tail, degrees)) / NormalDist().inv_cdf(tail)

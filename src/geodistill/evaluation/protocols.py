@@ -1,6 +1,6 @@
 """Protocols: the ways to train a classifier on a few images and to predict the test images.
 
-The last step's network is the one that counts; nothing is ever chosen on test images.
+The network after the last step is used; nothing is ever selected on test images.
 """
 
 import difflib
@@ -29,10 +29,10 @@ from geodistill.seeding import derive_seed, generator
 Progress = Callable[[int, int], None]
 Visit = Callable[[int, nn.Module], None]
 BATCH = 64
-# Compiling takes about as long as it saves in so many steps.
+# Compiling takes about as long as it saves in this number of steps.
 _WORTH_COMPILING = 100
 LARGE_SET = 2000
-# In pixels; the networks halve an image five times.
+# In pixels. The networks halve the side of an image five times.
 SMALLEST_SIDE = 32
 
 
@@ -40,7 +40,8 @@ SMALLEST_SIDE = 32
 class Recipe:
     """How a protocol trains.
 
-    Peak learning rate of the one-cycle schedule, steps for small and for large sets, largest norm of a gradient.
+    learning_rate: peak of the one-cycle schedule. steps, steps_large: for small and for large sets. clip: largest norm
+    of a gradient.
     """
 
     learning_rate: float
@@ -49,12 +50,13 @@ class Recipe:
     clip: float
 
 
-# finetune: the settings of the reference figures (docs/experiments.md). scratch: a random start takes a higher rate,
-# chosen on a quarter of AID's training scenes held out (benchmarks/results/recipes.csv): 0.05 gave 38.3 % in 300 steps,
-# 0.02 36.7, 0.1 37.4, clipping gradients to norm 1 36.6; 500 steps gave 39.8, and 1,000 42.0: too dear for many sets.
-# Clipping cost finetune 5.6 points (69.7 to 64.1 % after ten k-means images a class, tried by hand).
+# finetune: the settings of the reference figures (docs/experiments.md). scratch: random weights need a higher learning
+# rate. It was chosen on a held-out quarter of AID's training scenes (benchmarks/results/recipes.csv): 0.05 gave 38.3 %
+# in 300 steps, 0.02 36.7 %, 0.1 37.4 %, clipping gradients to norm 1 36.6 %. 500 steps gave 39.8 %, and 1,000 steps
+# 42.0 %, but they take too long for many sets. Clipping cost finetune 5.6 points (69.7 to 64.1 % after ten k-means
+# images a class, tried by hand).
 RECIPES = {"finetune": Recipe(0.02, 400, 1200, math.inf), "scratch": Recipe(0.05, 500, 1500, math.inf)}
-# What ends the name of a protocol that trains on soft labels.
+# Suffix of the names of protocols that train on soft labels.
 _SOFT = "-soft"
 PROTOCOLS = ("probe", *RECIPES, *(name + _SOFT for name in RECIPES))
 
@@ -74,12 +76,13 @@ def train_and_predict(
 ) -> torch.Tensor:
     """Train `network` under `protocol` and return logits float32 [n_test, classes] of the test images.
 
-    Images are uint8 [n, 3, s, s], labels int64. `probe` is logistic regression on frozen pretrained features (the seed
-    changes nothing); `finetune` starts from the network's own initial weights (ImageNet for efficientnet-lite0);
-    `scratch` starts every network at random. `steps` replaces the recipe's (400 and 500; three times as many above
-    2,000 images). `features` gives the probe's. `progress(done, steps)` is called after each step. The same seed gives
-    the same logits.
-    Raises ConfigError for names or sizes that cannot work, TrainingError when the loss is no longer a number.
+    Images are uint8 [n, 3, s, s], labels int64 [n], or probabilities float32 [n, classes] for `finetune-soft` and
+    `scratch-soft`. `probe` is logistic regression on frozen pretrained features (the seed changes nothing). `finetune`
+    starts from the network's own initial weights (ImageNet for efficientnet-lite0). `scratch` starts every network from
+    random weights. `steps` replaces the recipe's number (400 and 500; three times as many above 2,000 images).
+    `features` computes the probe's features. `progress(done, steps)` is called after each step. The same seed gives the
+    same logits.
+    Raises ConfigError for names or sizes that cannot work, TrainingError if the loss is not finite.
     """
     check_protocol(protocol, network)
     _check_sizes(train_images, test_images)
@@ -103,10 +106,10 @@ def train_classifier(
     progress: Progress | None = None,
     visit: Visit | None = None,
 ) -> nn.Module:
-    """Return the network that `train_and_predict` predicts with; every protocol but probe, with the same errors.
+    """Return the network that `train_and_predict` predicts with; for every protocol except probe, with the same errors.
 
-    `visit(done, network)` is called after each step with the network as it is then, in training mode; it must leave
-    the network as it was.
+    `visit(done, network)` is called after each step with the current network in training mode; it must leave the
+    network unchanged.
     """
     check_protocol(protocol, network)
     _check_labels(protocol, labels)
@@ -133,7 +136,7 @@ def train_classifier(
 
 
 def takes_soft_labels(protocol: str) -> bool:
-    """Whether `protocol` trains on probabilities [n, classes] in place of classes [n]."""
+    """Return whether `protocol` trains on probabilities [n, classes] instead of classes [n]."""
     return protocol.endswith(_SOFT)
 
 
@@ -149,7 +152,7 @@ def check_protocol(protocol: str, network: str) -> None:
 
 
 def recipe_steps(protocol: str, count: int, steps: int | None) -> int:
-    """Return how many steps `protocol` takes on `count` training images; 0 for probe."""
+    """Return the number of steps that `protocol` takes on `count` training images; 0 for probe."""
     return 0 if protocol == "probe" else _recipe(protocol, count, steps).steps
 
 
@@ -184,7 +187,7 @@ def predict_from_features(train: torch.Tensor, labels: torch.Tensor, test: torch
     """Return logits [m, classes] of features `test` [m, d] by logistic regression on features `train` [n, d].
 
     `labels` int64 [n] are the classes of `train`. A class that is not among them is never predicted.
-    Raises ConfigError where all are of one class.
+    Raises ConfigError if there is only one class.
     """
     present = torch.unique(labels)
     if len(present) < 2:
@@ -199,7 +202,7 @@ def predict_from_features(train: torch.Tensor, labels: torch.Tensor, test: torch
 
 
 def _forget(model: nn.Module, seed: int) -> None:
-    """Give every layer new random weights, as its own class draws them."""
+    """Give every layer new random weights: He initialisation for convolutions, the layer's own for the others."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "scratch"))
         for module in model.modules():
@@ -246,7 +249,7 @@ def _check_loss(loss: torch.Tensor, step: int) -> None:
 
 
 def batches(count: int, steps: int, seed: int) -> torch.Tensor:
-    """Return int64 [steps, 64] of indices below `count`: one shuffled pass over all images after the other."""
+    """Return int64 [steps, 64] of indices below `count`: successive shuffled passes over all images."""
     passes = math.ceil(steps * BATCH / count)
     order = [torch.randperm(count, generator=generator(seed, "order", k)) for k in range(passes)]
     return torch.cat(order)[: steps * BATCH].view(steps, BATCH)
@@ -255,13 +258,13 @@ def batches(count: int, steps: int, seed: int) -> torch.Tensor:
 def augment(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """Return a random resized crop of each image [n, 3, s, s] (area 0.67 to 1, ratio 3/4 to 4/3), flipped at random.
 
-    Crop and flips are one affine map, sampled bilinearly; what would lie outside is never asked for.
+    Crop and flips are one affine map, sampled bilinearly; the crop never reaches outside the image.
     """
     return crop(images, draw_crops(len(images), random))
 
 
 def draw_crops(count: int, random: torch.Generator) -> torch.Tensor:
-    """Return float32 [count, 2, 3]: the affine maps of `augment`, from where a pixel goes to where it comes from."""
+    """Return float32 [count, 2, 3]: the affine maps of `augment`, from output positions to input positions."""
     area = torch.empty(count).uniform_(0.67, 1, generator=random)
     ratio = torch.empty(count).uniform_(math.log(3 / 4), math.log(4 / 3), generator=random).exp()
     size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)  # [n, 2], x and y
@@ -271,7 +274,7 @@ def draw_crops(count: int, random: torch.Generator) -> torch.Tensor:
 
 
 def crop(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Return images [n, 3, s, s] each under its own of `maps` [n, 2, 3]; gradients flow."""
+    """Return images [n, 3, s, s], each transformed by its own of `maps` [n, 2, 3]; differentiable."""
     grid = F.affine_grid(maps, list(images.shape), align_corners=False).to(images.device)
     out = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     return out.contiguous(memory_format=torch.channels_last)

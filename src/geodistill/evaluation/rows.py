@@ -1,4 +1,4 @@
-"""Rows of a table: what a set is worth under one protocol and network."""
+"""Rows of a comparison table: the results of a set under one protocol and network."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,18 @@ from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.provenance import Kind
 
 FULL = "full"
-# Nearer to the training images than half of what fresh real images are: accuracy that comes from copying.
+# Below this nearness ratio (half the distance of held-out images) the accuracy counts as a result of copying.
 COPYING = 0.5
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one IPC under one protocol and network; accuracies as fractions, `oa` of each seed.
+    """One method at one IPC (images per class) under one protocol and network; accuracies are fractions.
 
-    Training on all real images is the method "full" with IPC 0. `wall_seconds` and `peak_memory_mib` are of the stages
-    the method used, without the base, which all share; `images_per_second` is images over that time. `rho` is the
-    nearness ratio, `kind` what the images are. Fields are None where they do not apply or are not known yet.
+    `oa` has a value for each seed. Training on all real images is the method "full" with IPC 0. `wall_seconds` and
+    `peak_memory_mib` cover the stages that the method used, without the base, which all methods share.
+    `images_per_second` is the number of images divided by that time. `rho` is the nearness ratio, `kind` what the
+    images are. Fields are None if they do not apply or are not known yet.
     """
 
     method: str
@@ -54,17 +55,17 @@ class Row:
 
     @property
     def key(self) -> tuple[str, int, str, str]:
-        """What tells a row from the others of its table."""
+        """The values that identify a row in its table."""
         return self.method, self.ipc, self.protocol, self.network
 
     @property
     def full(self) -> bool:
-        """Whether it was trained on all real images."""
+        """Whether the row is for training on all real images."""
         return self.method == FULL
 
     @property
     def copying(self) -> bool:
-        """Whether the set lies so near the training images that its accuracy is that of copies."""
+        """Whether the set is so near the training images that its accuracy counts as that of copies."""
         return self.rho is not None and self.rho < COPYING
 
     @property
@@ -109,7 +110,7 @@ def summarise(
 
 
 def row_from_json(entry: dict[str, Any]) -> Row:
-    """Return the row that `entry` holds as JSON has it; KeyError or TypeError where it is none of this version."""
+    """Return the row that `entry`, read from JSON, holds; raise KeyError or TypeError if it is from another version."""
     values = {name: _finite(value) for name, value in _renamed(entry).items()}
     values |= {field.name: entry[field.name] for field in fields(Row) if field.default is MISSING}
     values |= {name: tuple(entry[name]) for name in ("seeds", "oa", "per_class") if name in entry}
@@ -117,7 +118,7 @@ def row_from_json(entry: dict[str, Any]) -> Row:
 
 
 def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return `entry` under today's names: tables of earlier releases have `coverage` and `real_pixels`."""
+    """Return `entry` with current field names; tables of earlier releases have `coverage` and `real_pixels`."""
     entry = dict(entry)
     if "coverage" in entry:
         entry["nearest_similarity"] = entry.pop("coverage")
@@ -127,5 +128,5 @@ def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Return None for NaN and infinity, which stand for what could not be measured."""
+    """Return None for NaN and infinity, which stand for values that could not be measured; else `value`."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

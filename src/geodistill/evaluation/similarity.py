@@ -1,4 +1,4 @@
-"""Nearest similarity: does every real training image have a distilled one like it?"""
+"""Nearest similarity: whether every real training image has a similar distilled image."""
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,12 @@ BLOCK = 2048
 def nearest_similarity(
     features: torch.Tensor, labels: torch.Tensor, real_features: torch.Tensor, real_labels: torch.Tensor
 ) -> float:
-    """Return the mean over the real training images of the largest cosine to a distilled image of the class.
+    """Return the mean, over the real training images, of the largest cosine to a distilled image of the same class.
 
-    `features` [n, d] with labels int64 [n] are of the distilled images, `real_features` [m, d] with labels int64 [m] of
-    the real training images, both from `backbone_features`. 1: every real image has its like.
-    Raises ConfigError when there are no real images, or a class of theirs has no distilled image.
+    `features` [n, d] and `labels` int64 [n] are those of the distilled images, `real_features` [m, d] and `real_labels`
+    int64 [m] those of the real training images; features are from `backbone_features`. 1 means that every real image
+    has a distilled image with equal features.
+    Raises ConfigError if there are no real images, or if one of their classes has no distilled image.
     """
     if not len(real_labels):
         raise ConfigError("no real training images: nearest similarity is a mean over them")
@@ -32,6 +33,6 @@ def nearest_similarity(
 
 
 def _largest(queries: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Return the largest cosine [n] of each query [n, d] to rows of norm 1 of `known` [m, d], a block at a time."""
+    """Return the largest cosine [n] of each query [n, d] to the rows, of norm 1, of `known` [m, d]."""
     queries = F.normalize(queries, dim=1)
     return torch.stack([(queries @ block.T).amax(1) for block in known.split(BLOCK)]).amax(0)

@@ -1,4 +1,4 @@
-"""The table of a comparison on disk: its rows, what follows from them together, and their predictions."""
+"""The table of a comparison on disk: its rows, the figures that relate rows, and the predictions."""
 
 import csv
 import io
@@ -23,10 +23,10 @@ _TABLE, _SHEET = "compare.json", "compare.csv"
 
 
 def load_rows(folder: Path) -> list[Row]:
-    """Return the rows of the comparison in `folder`, an empty list where none is done yet.
+    """Return the rows of the comparison in `folder`; an empty list if none is done yet.
 
     Raises:
-        RunError: the table is not one that this version of `compare` wrote.
+        RunError: this version of `compare` did not write the table.
     """
     try:
         return [row_from_json(entry) for entry in _read_table(folder)["rows"]]
@@ -43,9 +43,9 @@ def load_pairs(folder: Path) -> list[dict[str, Any]]:
 
 
 def load_predictions(folder: Path, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the classes predicted for the test images, int64 [seeds, n], in `row` of the comparison in `folder`.
+    """Return the predicted classes of the test images, int64 [seeds, n], for `row` of the comparison in `folder`.
 
-    The second value is their true labels, int64 [n].
+    The second value is the true labels, int64 [n].
     """
     kept = load_file(_predictions(folder, row))
     return kept["predicted"], kept["labels"]
@@ -69,7 +69,7 @@ def pair_key(pair: dict[str, Any]) -> tuple[str, int, str, str]:
 
 
 class Ledger:
-    """The table on disk: rows of this call and of earlier ones; methods in the order of `order`."""
+    """The table on disk, with rows of this call and of earlier ones; `order` gives the order of the methods."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...], labels: torch.Tensor, order: Sequence[str]) -> None:
         self._folder, self._classes, self._labels = folder, classes, labels
@@ -79,14 +79,14 @@ class Ledger:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """All rows, the figures that depend on other rows filled in; full data first, then by IPC and method."""
+        """All rows with the figures that depend on other rows, by protocol, network, IPC (full data: 0) and method."""
         return tuple(self._related(row) for row in sorted(self._rows.values(), key=self._place))
 
     def _place(self, row: Row) -> tuple[str, str, int, int]:
         return row.protocol, row.network, row.ipc, self._order.get(row.method, len(self._order))
 
     def enter(self, row: Row, predicted: torch.Tensor) -> None:
-        """Take a row in and write the table anew."""
+        """Add a row with its predictions, and write the table again."""
         path = _predictions(self._folder, row)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors({"predicted": predicted, "labels": self._labels}, path)
@@ -111,7 +111,7 @@ class Ledger:
         )
 
     def _pair_up(self, row: Row) -> None:
-        """Compare the project's own method with `row`, or with every row of the cell where it is itself the row."""
+        """Compare the project's own method with `row`, or with every other row of the cell if `row` is its own."""
         subject = self._rows.get((OWN, row.ipc, row.protocol, row.network))
         if subject is None:
             return
@@ -127,7 +127,7 @@ class Ledger:
 
 
 def _sheet(rows: Sequence[Row]) -> str:
-    """Return the table as CSV: all but the fields that hold more than one value for each class."""
+    """Return the table as CSV, without the fields `per_class` and `confusion`."""
     text = io.StringIO()
     names = [field.name for field in fields(Row) if field.name not in ("per_class", "confusion")]
     writer = csv.writer(text, lineterminator="\n")

@@ -1,7 +1,7 @@
 """Classifiers trained side by side, each in a process with one thread.
 
-Small networks keep one core busy and leave others waiting: several trainings at once finish sooner than one after the
-other with all threads (benchmarks/harness.py). With one thread each, they also come out the same on any number of
+A small network keeps one core busy and the others idle. So several trainings at once finish sooner than one after the
+other with all threads (benchmarks/harness.py). With one thread each, the results are also the same on any number of
 cores.
 """
 
@@ -25,13 +25,14 @@ from geodistill.evaluation.protocols import recipe_steps, train_and_predict
 # Each process takes up to a gigabyte with the largest networks.
 MOST_WORKERS = 8
 _POLL_SECONDS = 1.0
-# mallopt's parameters, from glibc's malloc.h: arrays mapped one by one, and free memory at which some is given back.
+# Parameters of mallopt, from glibc's malloc.h: largest number of arrays with a memory mapping of their own, and amount
+# of free memory above which some is returned to the system.
 _M_MMAP_MAX, _M_TRIM_THRESHOLD, _NEVER = -4, -1, 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """Arguments of one `train_and_predict`, which tells what they are; as NumPy arrays, which go between processes."""
+    """Arguments of one call of `train_and_predict`, as NumPy arrays, which can be passed between processes."""
 
     protocol: str
     network: str
@@ -48,11 +49,11 @@ def train_side_by_side(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (index of the job, logits float32 [n_test, classes]) as the jobs finish.
 
-    `progress(done, steps)` is told about once a second how many training steps of all jobs are done. Raises what
-    `train_and_predict` raises.
+    `progress(done, steps)` is called about once a second with the number of finished training steps of all jobs. Raises
+    the errors of `train_and_predict`.
     """
     steps = sum(recipe_steps(job.protocol, len(job.images), job.steps) for job in jobs)
-    # One GPU is not shared by many processes: what is trained on it is trained one after the other, here.
+    # Several processes should not share one GPU, so trainings on a GPU run one after the other in this process.
     workers = 1 if accelerator().type == "cuda" else min(len(jobs), joblib.cpu_count(), MOST_WORKERS)
     with tempfile.TemporaryDirectory(prefix="geodistill-") as folder, _told(Path(folder), steps, progress):
         parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", temp_folder=folder)
@@ -63,14 +64,14 @@ def train_side_by_side(
 
 
 def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Tensor]:
-    """Train in a worker, or here where one is enough; `told` grows by one byte with each step."""
+    """Train in a worker process, or in this one if one is enough; the file `told` grows by one byte with each step."""
     images, labels, test = (torch.from_numpy(np.array(part)) for part in (job.images, job.labels, job.test))
     with _one_thread(), kept_memory(), told.open("wb", buffering=0) as file:
 
         def tell(done: int, of: int) -> None:
             file.write(b".")
             if parent not in (os.getpid(), os.getppid()):
-                os._exit(1)  # Killed without warning, the command cannot stop its workers: they stop by themselves.
+                os._exit(1)  # A command that was killed cannot stop its workers, so they stop by themselves.
 
         logits = train_and_predict(
             job.protocol,
@@ -88,10 +89,10 @@ def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Te
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Have glibc reuse freed memory, and return it only when the block ends; other C libraries stay as they are.
+    """Make glibc reuse freed memory, and return it only when the block ends; other C libraries stay as they are.
 
-    It gives every array above 32 MiB back to the system, and a training that asks for the same ones at each step waits
-    for their pages to be cleared: a third of ConvNet-3's time.
+    By default glibc returns every freed array above 32 MiB to the system. A training that allocates the same arrays at
+    each step then waits for their pages to be cleared, which takes a third of ConvNet-3's time.
     """
     libc = _glibc()
     if libc:
@@ -124,7 +125,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _told(folder: Path, steps: int, progress: Callable[[int, int], None] | None) -> Iterator[None]:
-    """Tell `progress` how many bytes there are in the files that `_train` writes, until the block ends."""
+    """Report the total bytes (one per step) in the files that `_train` writes to `progress`, until the block ends."""
     if progress is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a set is worth beside random real images: the result of the self-test, and the words for it."""
+"""The result of the self-test, which compares a set with random real images, and the words for it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ Verdict = Literal["better than random", "not distinguishable from random", "belo
 
 @dataclass(frozen=True)
 class Worth:
-    """Overall accuracy after the set and after random real images, and the 95 % interval of the difference.
+    """Overall accuracy after training on the set and on random real images, with the 95 % interval of the difference.
 
     All are fractions.
     """
@@ -23,12 +23,12 @@ class Worth:
 
     @property
     def difference(self) -> float:
-        """Accuracy after the set minus that after random real images."""
+        """Accuracy after training on the set minus that after training on random real images."""
         return self.distilled - self.random
 
     @property
     def verdict(self) -> Verdict:
-        """Where the interval lies relative to 0."""
+        """The verdict: where the interval lies relative to 0."""
         if self.low > 0:
             return "better than random"
         return "below random" if self.high < 0 else "not distinguishable from random"
@@ -43,9 +43,9 @@ class Worth:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What the self-test found on `held_out` scenes, about `seen` of them known to the base.
+    """The result of the self-test on `held_out` scenes; the base was trained on about `seen` of them.
 
-    `skipped` says why it was not done; the other fields are 0 and None then.
+    `skipped` says why the test was not done; the other fields are then 0 or None.
     """
 
     held_out: int = 0
@@ -56,12 +56,12 @@ class SelfTest:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The verdict under finetune; None where the test was not done."""
+        """The verdict under finetune; None if the test was not done."""
         return self.finetune.verdict if self.finetune else None
 
     @property
     def figures(self) -> list[str]:
-        """What was found, a line for each protocol; empty where the test was not done."""
+        """The results, a line for each protocol; empty if the test was not done."""
         if self.finetune is None or self.probe is None:
             return []
         seen = f" (the base was trained on about {self.seen} of them)" if self.seen else ""
@@ -79,13 +79,13 @@ class SelfTest:
 
     @property
     def summary(self) -> str:
-        """Return conclusion and figures as one paragraph, for the data card and the report; it names no scene."""
+        """Conclusion and figures as one paragraph, for the data card and the report; it names no scene."""
         sentences = [self.conclusion, *self.figures]
         return " ".join(f"{one[0].upper()}{one[1:]}." for one in sentences)
 
 
 def advice(config: Config) -> str:
-    """Return what to try where a set made with `config` is below random real images."""
+    """Return what to try if a set made with `config` is below random real images."""
     steps = max(400, 2 * config.finetune.steps)
     return (
         f"try longer adaptation (--set finetune.steps={steps}), more images (--ipc {2 * config.ipc}), another --base, "

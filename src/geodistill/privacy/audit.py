@@ -180,7 +180,7 @@ class Audit:
     def tells_members(self) -> bool:
         """Whether the attacks find more training images than they find with sets of held-out images.
 
-        The shadow attack has no such null distribution. Its share found is compared with the false positive rate.
+        The shadow attack has no null distribution. It must find more than LEAK times the false positive rate.
         """
         shadow = any(one.leaks for one in self.attacks if one.name == SHADOW)
         return shadow or (self.null is not None and self.null.leaks)

@@ -1,4 +1,4 @@
-"""Copies: find training images that return rotated by any angle, mirrored, cropped, recoloured, noisy or blurred.
+"""Copies: find images that are a training image, rotated by any angle, mirrored, cropped, recoloured, noisy or blurred.
 
 Two images are compared by the normalised cross-correlation of their pixels inside a disc, which a rotation maps to
 itself. Each channel is centred and divided by its norm, so that its gain and offset do not count. A first, coarse pass
@@ -8,7 +8,7 @@ side.
 
 A smooth image is similar to many others. A copy is much more similar to one training image than to any other. The test
 is therefore the ratio of 1 - correlation with the nearest training image to that with the second nearest. Lowe (IJCV
-2004) separates right matches of image features from chance matches in the same way. benchmarks/copies.py measures how
+2004) separates right matches of image features from chance matches with this ratio. benchmarks/copies.py measures how
 often each change is found, and how many held-out images are taken for copies. If training images have near twins, for
 example tiles that overlap almost wholly, an inexact copy of one is as similar to the other, and this test misses it.
 The audit's readings still show that it is nearer than held-out images are.
