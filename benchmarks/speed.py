@@ -44,7 +44,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from geodistill.commands.plan import LORA_STEP, denoising_operations, encoding_operations, passes
 from geodistill.config import load_config
 from geodistill.descriptions import class_prompt
-from geodistill.devices import keep_freed_memory, working_type
+from geodistill.devices import dtype_for, keep_freed_memory
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training
 from geodistill.evaluation.measures import mean_std
@@ -64,7 +64,7 @@ from geodistill.scenes.views import dihedral
 from geodistill.stages.context import Context
 from geodistill.stages.latents import encode
 
-WORKING = working_type("auto", torch.device("cpu"))
+WORKING = dtype_for("auto", torch.device("cpu"))
 SIZE, BATCH = 256, 8
 WARM, TIMED, ROUNDS, CANDIDATES = 2, 8, 5, 5
 MORE = ("time_goes_to", "oa", "script_oa", "fid", "script_fid", "peak_mib", "script_peak_mib")
@@ -180,7 +180,7 @@ def _our_training(source: Path, steps: int) -> float:
         gamma=5.0,
         drop_prompt=0.1,
         checkpoint_every=10**6,
-        working=prior.working,
+        dtype=prior.dtype,
     )
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

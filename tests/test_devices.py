@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from geodistill.config import SamplingSettings, load_config
-from geodistill.devices import accelerator, free_memory, keep_freed_memory, mixed, working_type
+from geodistill.devices import accelerator, dtype_for, free_memory, keep_freed_memory, mixed
 from geodistill.errors import ConfigError
 from geodistill.prior.base import load_prior
 from geodistill.prior.sample import Requests, sample_batch
@@ -37,18 +37,18 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, machine: str, device: str, units:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: units)
-    assert working_type("auto", torch.device(device)) == found
-    assert working_type("f16", torch.device(device)) == torch.float16
+    assert dtype_for("auto", torch.device(device)) == found
+    assert dtype_for("f16", torch.device(device)) == torch.float16
 
 
 def test_bf16_that_is_asked_for_is_had_on_any_cpu() -> None:
-    assert working_type("bf16", torch.device("cpu")) == torch.bfloat16
+    assert dtype_for("bf16", torch.device("cpu")) == torch.bfloat16
 
 
 def test_bf16_without_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     with pytest.raises(ConfigError) as caught:
-        working_type("bf16", torch.device("cuda"))
+        dtype_for("bf16", torch.device("cuda"))
     assert str(caught.value) == ("this GPU has no units for bf16: use --set precision=f16 or f32, or leave it at auto")
 
 
@@ -89,10 +89,10 @@ def test_free_memory_of_the_cpu_is_what_the_system_can_still_give(monkeypatch: p
     assert free_memory(torch.device("cpu")) == 700
 
 
-@pytest.mark.parametrize("working", [torch.float32, torch.bfloat16, torch.float16])
-def test_products_are_of_the_working_type(working: torch.dtype) -> None:
-    with mixed(torch.device("cpu"), working):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == working
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_are_of_the_working_type(dtype: torch.dtype) -> None:
+    with mixed(torch.device("cpu"), dtype):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_precision_is_chosen_in_one_place(sd_folder: object) -> None:

@@ -129,11 +129,11 @@ def test_other_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_alone() -> None:
-    crew = Processes()
-    crew.wait()
+    group = Processes()
+    group.wait()
     one = torch.ones(2)
-    crew.add([one])
+    group.add([one])
     assert one.tolist() == [1, 1]
-    assert (crew.main, crew.any(True), crew.any(False)) == (True, True, False)
+    assert (group.main, group.any(True), group.any(False)) == (True, True, False)
     assert (processes().rank, processes().count) == (0, 1)
     assert not Processes(1, 2).main

@@ -15,7 +15,7 @@ from geodistill.errors import TrainingError
 from geodistill.networks import backbone_features, embed, pretrained
 from geodistill.prior.base import Prior, load_prior
 from geodistill.privacy.noisy import SecretNoise, noisy_moments
-from geodistill.refinement import RIDGE, Lesson, MeansLesson, MomentsLesson, random_lesson, refine
+from geodistill.refinement import RIDGE, MeansLoss, MomentsLoss, RefinementLoss, random_loss, refine
 from geodistill.scenes import Scenes
 
 
@@ -46,7 +46,7 @@ def gain_at_best_scale(features: Tensor, labels: Tensor, real: Tensor, real_labe
     return math.copysign(gain, scale)
 
 
-class TestLesson:
+class TestRefinementLoss:
     @settings(max_examples=30)
     @given(st.integers(0, 100_000), st.integers(2, 4), st.integers(1, 4))
     def test_is_the_error_of_a_ridge_regression(self, seed: int, classes: int, each: int):
@@ -55,22 +55,22 @@ class TestLesson:
         features, real = (
             F.normalize(torch.randn(len(one), 6, generator=noise), dim=1) for one in (labels, real_labels)
         )
-        error = Lesson(pretrained(), labels, real, real_labels)(features)
+        error = RefinementLoss(pretrained(), labels, real, real_labels)(features)
         assert float(error) == pytest.approx(error_as_written(features, labels, real, real_labels), rel=1e-4)
 
     def test_nothing_is_learned_from_the_mean(self):
         real, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        lesson = Lesson(pretrained(), torch.tensor([0, 1]), real, labels)
-        assert float(lesson(real.mean(dim=0).repeat(2, 1))) == 1.0
+        loss = RefinementLoss(pretrained(), torch.tensor([0, 1]), real, labels)
+        assert float(loss(real.mean(dim=0).repeat(2, 1))) == 1.0
 
     def test_class_means_teach_more_than_the_wrong_class(self):
         real, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
-        lesson = Lesson(pretrained(), torch.tensor([0, 1]), real, labels)
+        loss = RefinementLoss(pretrained(), torch.tensor([0, 1]), real, labels)
         means = torch.stack([real[:2].mean(dim=0), real[2:].mean(dim=0)])
-        assert float(lesson(means)) < 1 < float(lesson(means.flip(0)))
+        assert float(loss(means)) < 1 < float(loss(means.flip(0)))
 
 
-class TestMomentsLesson:
+class TestMomentsLoss:
     @settings(max_examples=30)
     @given(st.integers(0, 100_000), st.integers(2, 4), st.integers(1, 4))
     def test_without_noise_it_is_the_lesson_on_the_scenes(self, seed: int, classes: int, each: int):
@@ -81,7 +81,7 @@ class TestMomentsLesson:
         )
         silent = SecretNoise(lambda count: bytes(count))
         moments = noisy_moments(real, real_labels, classes, noise=0.0, by=silent)
-        found = float(MomentsLesson(pretrained(), labels, moments)(features))
+        found = float(MomentsLoss(pretrained(), labels, moments)(features))
         # The best weights on these scenes have an error of 0, no knowledge has 1.
         known, targets = (real - real.mean(dim=0)).double(), torch.eye(classes, dtype=torch.float64)[real_labels]
         targets = targets - 1 / classes
@@ -96,40 +96,40 @@ class TestMomentsLesson:
         real = F.normalize(torch.randn(200, 50, generator=torch.Generator().manual_seed(0)), dim=1)
         real[:, 0] += torch.where(real_labels == 1, 0.5, -0.5)
         noisy = noisy_moments(F.normalize(real, dim=1), real_labels, 2, noise=5.0, by=SecretNoise())
-        lesson = MomentsLesson(pretrained(), torch.tensor([0, 1]), noisy)
+        loss = MomentsLoss(pretrained(), torch.tensor([0, 1]), noisy)
         # What is learned from the true axis is worth something, from noise nothing.
         axis = torch.zeros(2, 50)
         axis[:, 0] = torch.tensor([-1.0, 1.0])
         other = F.normalize(torch.randn(2, 50, generator=torch.Generator().manual_seed(1)), dim=1)
-        assert float(lesson(axis)) < float(lesson(other))
+        assert float(loss(axis)) < float(loss(other))
 
 
-class TestMeansLesson:
+class TestMeansLoss:
     LABELS, REAL = torch.tensor([0, 0, 1, 1]), torch.tensor([[0.0, 1.0], [0.0, 3.0], [4.0, 0.0], [0.0, 0.0]])
 
-    def lesson(self) -> MeansLesson:
-        return MeansLesson(pretrained(), torch.tensor([1, 0]), self.REAL, self.LABELS)
+    def loss(self) -> MeansLoss:
+        return MeansLoss(pretrained(), torch.tensor([1, 0]), self.REAL, self.LABELS)
 
     def test_by_hand(self):
         # Real means (0, 2) and (2, 0), 4 in all from their mean (1, 1); one image a class counts for a tenth.
-        assert float(self.lesson()(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))) == 0.0
-        assert float(self.lesson()(torch.ones(2, 2))) == pytest.approx(0.1)
-        assert float(self.lesson()(torch.tensor([[2.0, 2.0], [0.0, 1.0]]))) == pytest.approx(0.1 * (4 + 1) / 4)
+        assert float(self.loss()(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))) == 0.0
+        assert float(self.loss()(torch.ones(2, 2))) == pytest.approx(0.1)
+        assert float(self.loss()(torch.tensor([[2.0, 2.0], [0.0, 1.0]]))) == pytest.approx(0.1 * (4 + 1) / 4)
 
     @pytest.mark.parametrize(("each", "weight"), [(3, 0.3), (10, 1.0), (50, 1.0)])
     def test_few_images_count_less(self, each: int, weight: float):
-        lesson = MeansLesson(pretrained(), torch.arange(2).repeat_interleave(each), self.REAL, self.LABELS)
-        assert float(lesson(torch.ones(2 * each, 2))) == pytest.approx(weight)
+        loss = MeansLoss(pretrained(), torch.arange(2).repeat_interleave(each), self.REAL, self.LABELS)
+        assert float(loss(torch.ones(2 * each, 2))) == pytest.approx(weight)
 
     def test_is_the_mean_that_counts(self):
-        lesson = MeansLesson(pretrained(), self.LABELS, self.REAL, self.LABELS)
-        assert float(lesson(self.REAL[[1, 0, 3, 2]])) == pytest.approx(0.0, abs=1e-6)
+        loss = MeansLoss(pretrained(), self.LABELS, self.REAL, self.LABELS)
+        assert float(loss(self.REAL[[1, 0, 3, 2]])) == pytest.approx(0.0, abs=1e-6)
 
 
-class TestRandomLesson:
+class TestRandomLoss:
     def test_same_seed_same_network_and_images(self, pair: Scenes):
         pixels = pair.pixels(size=32)
-        one, same, other = (random_lesson(pixels, pair.labels, torch.tensor([0, 1]), seed=seed) for seed in (1, 1, 2))
+        one, same, other = (random_loss(pixels, pair.labels, torch.tensor([0, 1]), seed=seed) for seed in (1, 1, 2))
         assert torch.equal(one.real, same.real)
         assert not torch.equal(one.real, other.real)
         made = embed(one.network, pixels[:2].float() / 127.5 - 1)
@@ -139,18 +139,18 @@ class TestRandomLesson:
     def test_shows_some_real_images_of_each_class(self, pair: Scenes, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(refinement, "_REAL", 3)
         pixels = pair.pixels(size=32)
-        lesson = random_lesson(pixels, pair.labels, torch.tensor([0, 1]), seed=0)
-        assert lesson.real_labels.tolist() == [0, 0, 0, 1, 1, 1]
+        loss = random_loss(pixels, pair.labels, torch.tensor([0, 1]), seed=0)
+        assert loss.real_labels.tolist() == [0, 0, 0, 1, 1, 1]
         for label in (0, 1):
-            known = embed(lesson.network, pixels[pair.labels == label].float() / 127.5 - 1)
-            for row in lesson.real[lesson.real_labels == label]:
+            known = embed(loss.network, pixels[pair.labels == label].float() / 127.5 - 1)
+            for row in loss.real[loss.real_labels == label]:
                 assert (known - row).norm(dim=1).min() < 1e-5
 
     def test_whole_classes_agree_with_themselves(self, pair: Scenes):
         pixels = pair.pixels(size=32)
-        lesson = random_lesson(pixels, pair.labels, pair.labels, seed=0)
-        features = embed(lesson.network, pixels.float() / 127.5 - 1)
-        assert float(lesson(features)) < 0.01 < float(lesson(features.flip(0)))
+        loss = random_loss(pixels, pair.labels, pair.labels, seed=0)
+        features = embed(loss.network, pixels.float() / 127.5 - 1)
+        assert float(loss(features)) < 0.01 < float(loss(features.flip(0)))
 
 
 @pytest.fixture(scope="module")
@@ -164,23 +164,25 @@ def latents(prior: Prior, pair: Scenes) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def lesson(pair: Scenes) -> Lesson:
-    return Lesson(pretrained(), torch.tensor([0, 0, 1, 1]), backbone_features(pair.pixels(size=32)), pair.labels)
+def loss(pair: Scenes) -> RefinementLoss:
+    return RefinementLoss(
+        pretrained(), torch.tensor([0, 0, 1, 1]), backbone_features(pair.pixels(size=32)), pair.labels
+    )
 
 
-def refined(prior: Prior, latents: Tensor, lesson: Lesson, folder: Path, steps: int = 4) -> Tensor:
+def refined(prior: Prior, latents: Tensor, loss: RefinementLoss, folder: Path, steps: int = 4) -> Tensor:
     folder.mkdir(exist_ok=True)
-    moved, _ = refine(prior, latents, lambda _: lesson, RefinementSettings(steps=steps, lr=0.05), seed=0, folder=folder)
+    moved, _ = refine(prior, latents, lambda _: loss, RefinementSettings(steps=steps, lr=0.05), seed=0, folder=folder)
     return moved
 
 
-def test_error_falls(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
+def test_error_falls(prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path):
     moved, facts = refine(
-        prior, latents, lambda _: lesson, RefinementSettings(steps=12, lr=0.05), seed=0, folder=tmp_path
+        prior, latents, lambda _: loss, RefinementSettings(steps=12, lr=0.05), seed=0, folder=tmp_path
     )
 
     def error(of: Tensor) -> float:
-        return float(lesson(embed(pretrained(), prior.render(of)).detach()))
+        return float(loss(embed(pretrained(), prior.render(of)).detach()))
 
     assert error(moved) < error(latents) - 0.01
     assert facts["last_loss"] < facts["first_loss"]
@@ -194,14 +196,14 @@ def alike(one: Tensor, other: Tensor) -> bool:
 
 
 def test_parts_have_the_gradient_of_the_whole(
-    prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = refined(prior, latents, lesson, tmp_path / "whole", steps=2)
+    whole = refined(prior, latents, loss, tmp_path / "whole", steps=2)
     monkeypatch.setattr(refinement, "images_together", lambda side: 96 // side)
     assert (whole - latents).abs().max() > 0.03
     for free in (0, 10**12):  # one part kept, all of them kept
         monkeypatch.setattr(refinement, "free_memory", lambda _, free=free: free)
-        assert alike(whole, refined(prior, latents, lesson, tmp_path / f"parts of {free}", steps=2))
+        assert alike(whole, refined(prior, latents, loss, tmp_path / f"parts of {free}", steps=2))
 
 
 @pytest.mark.parametrize(("free", "kept"), [([0, 0], 1), ([800, 700], 4), ([600, 500], 3), ([10**12, 10**12 - 1], 99)])
@@ -210,7 +212,7 @@ def test_parts_are_kept_while_half_of_the_free_memory_has_room(
 ):
     answers = iter(free)
     monkeypatch.setattr(refinement, "free_memory", lambda _: next(answers))
-    together, parts = refinement._Together(2, torch.device("cpu")), [slice(i, i + 2) for i in range(0, 10, 2)]
+    together, parts = refinement._MicroBatch(2, torch.device("cpu")), [slice(i, i + 2) for i in range(0, 10, 2)]
     for _ in range(2):  # asked once
         assert len(together.keep(lambda part: torch.tensor([part.start]), parts)) == min(kept, len(parts))
         answers = iter([0])
@@ -220,23 +222,23 @@ def test_parts_are_kept_while_half_of_the_free_memory_has_room(
 
 
 def test_gradient_is_that_of_the_loss_as_written(
-    prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(refinement, "crop", lambda images, _: images)
     free = latents.clone().requires_grad_()
-    lesson(embed(pretrained(), prior.render(free))).backward()
+    loss(embed(pretrained(), prior.render(free))).backward()
     # The first step of Adam goes by the sign of the gradient alone.
-    moved = refined(prior, latents, lesson, tmp_path / "one", steps=1)
+    moved = refined(prior, latents, loss, tmp_path / "one", steps=1)
     assert free.grad is not None
     clear = free.grad.abs() > free.grad.abs().mean() / 10
     assert torch.equal((moved - latents).sign()[clear], -free.grad.sign()[clear])
 
 
-class Watched(Lesson):
+class Watched(RefinementLoss):
     """Calls `watch` before each error is told; its answer, where there is one, takes the error's place."""
 
-    def __init__(self, lesson: Lesson, watch: Callable[[], float | None]) -> None:
-        super().__init__(lesson.network, lesson.labels, lesson.real, lesson.real_labels)
+    def __init__(self, loss: RefinementLoss, watch: Callable[[], float | None]) -> None:
+        super().__init__(loss.network, loss.labels, loss.real, loss.real_labels)
         object.__setattr__(self, "watch", watch)
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -244,8 +246,8 @@ class Watched(Lesson):
         return super().__call__(features) if told is None else features.sum() * told
 
 
-def test_killed_ends_with_the_same_latents(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
-    whole = refined(prior, latents, lesson, tmp_path / "whole", steps=24)
+def test_killed_ends_with_the_same_latents(prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path):
+    whole = refined(prior, latents, loss, tmp_path / "whole", steps=24)
     calls = []
 
     def dying() -> None:
@@ -253,7 +255,7 @@ def test_killed_ends_with_the_same_latents(prior: Prior, latents: Tensor, lesson
         if len(calls) == 14:
             raise KeyboardInterrupt
 
-    watched = Watched(lesson, dying)
+    watched = Watched(loss, dying)
     with pytest.raises(KeyboardInterrupt):
         refined(prior, latents, watched, tmp_path / "killed", steps=24)
     assert torch.equal(refined(prior, latents, watched, tmp_path / "killed", steps=24), whole)
@@ -261,9 +263,9 @@ def test_killed_ends_with_the_same_latents(prior: Prior, latents: Tensor, lesson
 
 
 def test_out_of_memory_goes_on_with_fewer_together(
-    prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = refined(prior, latents, lesson, tmp_path / "whole", steps=2)
+    whole = refined(prior, latents, loss, tmp_path / "whole", steps=2)
     asked: list[int] = []
 
     def full(network: nn.Module, images: Tensor) -> Tensor:
@@ -273,19 +275,19 @@ def test_out_of_memory_goes_on_with_fewer_together(
         return embed(network, images)
 
     monkeypatch.setattr(refinement, "embed", full)
-    fewer = refined(prior, latents, lesson, tmp_path / "fewer", steps=2)
+    fewer = refined(prior, latents, loss, tmp_path / "fewer", steps=2)
     assert asked[:3] == [4, 2, 1]
     assert alike(whole, fewer)
 
 
-def test_each_step_has_its_lesson(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
+def test_each_step_has_its_lesson(prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path):
     order: list[str] = []
-    lessons = [Watched(lesson, lambda name=name: order.append(name)) for name in ("a", "b", "c")]  # type: ignore[misc]
+    losses = [Watched(loss, lambda name=name: order.append(name)) for name in ("a", "b", "c")]  # type: ignore[misc]
     settings = RefinementSettings(steps=4)
-    refine(prior, latents, lambda step: lessons[step % 3], settings, seed=0, folder=tmp_path)
+    refine(prior, latents, lambda step: losses[step % 3], settings, seed=0, folder=tmp_path)
     assert order == ["a", "b", "c", "a"]
 
 
-def test_no_number(prior: Prior, latents: Tensor, lesson: Lesson, tmp_path: Path):
+def test_no_number(prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path):
     with pytest.raises(TrainingError, match=r"^the loss of 'refinement' became nan at step 0"):
-        refined(prior, latents, Watched(lesson, lambda: math.nan), tmp_path / "run")
+        refined(prior, latents, Watched(loss, lambda: math.nan), tmp_path / "run")

@@ -5,7 +5,7 @@ import torch
 
 from geodistill.config import TeacherSettings
 from geodistill.errors import TrainingError
-from geodistill.teacher import judge, load_teacher, train_teacher
+from geodistill.teacher import load_teacher, predict, train_teacher
 
 SETTINGS = TeacherSettings(steps=60, batch=16, width=16)
 HELD = torch.arange(0, 90, 9)
@@ -24,7 +24,7 @@ def test_learns_what_can_be_learned(tmp_path: Path) -> None:
     latents, labels = _latents(True)
     facts = train_teacher(latents, labels, HELD, SETTINGS, seed=0, folder=tmp_path)
     assert facts == {"held_out_accuracy": 1.0, "chance": 0.3333, "held_out_scenes": 10}
-    logits, features = judge(load_teacher(tmp_path), latents[:, 1])
+    logits, features = predict(load_teacher(tmp_path), latents[:, 1])
     assert (logits.argmax(1) == labels).float().mean() > 0.95
     assert torch.allclose(features.norm(dim=1), torch.ones(90), atol=1e-5)
 
@@ -34,7 +34,7 @@ def test_same_seed_same_teacher(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         train_teacher(latents, labels, HELD, SETTINGS, seed=3, folder=tmp_path / name)
-    one, other = (judge(load_teacher(tmp_path / name), latents[:, 0])[0] for name in ("a", "b"))
+    one, other = (predict(load_teacher(tmp_path / name), latents[:, 0])[0] for name in ("a", "b"))
     assert torch.equal(one, other)
 
 

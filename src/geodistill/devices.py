@@ -42,7 +42,7 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def working_type(precision: Precision, device: torch.device) -> torch.dtype:
+def dtype_for(precision: Precision, device: torch.device) -> torch.dtype:
     """Return the type that `precision` means on `device`.
 
     auto is bf16 on a device with hardware for it, else f32: a CPU without it emulates bf16 at a third of the speed.
@@ -76,7 +76,7 @@ def compile_in_place(module: nn.Module) -> None:
     module.compile(dynamic=False)
 
 
-def mixed(device: torch.device, working: torch.dtype) -> torch.autocast:
-    """Return the context in which matrix products and convolutions run in `working`, sums and weights in f32."""
-    enabled = working != torch.float32
-    return torch.autocast(device.type, working if enabled else torch.bfloat16, enabled=enabled)
+def mixed(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the context in which matrix products and convolutions run in `dtype`, sums and weights in f32."""
+    enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype if enabled else torch.bfloat16, enabled=enabled)

@@ -52,7 +52,7 @@ _FULL_FROM = 10
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RefinementLoss:
     """Error on the real scenes of a ridge regression trained on a set's features in one network.
 
     network: any network that `networks.embed` accepts. labels: int64 [m] of the set. real: float [N, D], the real
@@ -81,10 +81,10 @@ class Lesson:
         return F.one_hot(labels, classes).float() - 1 / classes
 
 
-class MomentsLesson:
-    """The error of `Lesson` if only sums over the real scenes are known, with or without noise.
+class MomentsLoss:
+    """The error of `RefinementLoss` if only sums over the real scenes are known, with or without noise.
 
-    network, labels: as in Lesson. moments: of the real scenes' features of length 1 in that network.
+    network, labels: as in RefinementLoss. moments: of the real scenes' features of length 1 in that network.
 
     The weights of the ridge regression are rescaled to minimise the error: the predicted class does not depend on their
     scale, and the scatter of the noise would require smaller weights than any that can be learned.
@@ -124,7 +124,7 @@ class MomentsLesson:
         return error
 
 
-class MeansLesson(Lesson):
+class MeansLoss(RefinementLoss):
     """Distance of the class means of a set from the real ones in one network."""
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -167,8 +167,8 @@ class RandomNetwork(nn.Module):
         return features.flatten(1)[:, :, None, None]
 
 
-def random_lesson(pixels: Tensor, real_labels: Tensor, labels: Tensor, *, seed: int) -> MeansLesson:
-    """Return the lesson of a network with random weights on some real images of each class, both drawn by `seed`.
+def random_loss(pixels: Tensor, real_labels: Tensor, labels: Tensor, *, seed: int) -> MeansLoss:
+    """Return the loss of a network with random weights on some real images of each class, both drawn by `seed`.
 
     pixels: uint8 [N, 3, s, s], all scenes. real_labels: int64 [N], their classes. labels: int64 [m], those of the set.
     """
@@ -180,42 +180,42 @@ def random_lesson(pixels: Tensor, real_labels: Tensor, labels: Tensor, *, seed: 
         parts = [
             embed(network, pixels[part].to(accelerator()).float() / 127.5 - 1).cpu() for part in shown.split(_TOGETHER)
         ]
-    return MeansLesson(network, labels, torch.cat(parts), real_labels[shown])
+    return MeansLoss(network, labels, torch.cat(parts), real_labels[shown])
 
 
 def refine(
     prior: Prior,
     latents: Tensor,
-    lesson_at: Callable[[int], Lesson | MomentsLesson],
+    loss_at: Callable[[int], RefinementLoss | MomentsLoss],
     settings: RefinementSettings,
     *,
     seed: int,
     folder: Path,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Return `latents` [m, C, h, w] optimised to reduce the error of each lesson, and facts about the training.
+    """Return `latents` [m, C, h, w] optimised to reduce the error of each loss, and facts about the training.
 
-    `lesson_at` returns the lesson of a step; the same step must always get the same lesson. The state of an unfinished
+    `loss_at` returns the loss of a step; the same step must always get the same loss. The state of an unfinished
     training is kept in `folder`.
-    If memory runs out, fewer images are decoded together.
+    If memory runs out, fewer images are decoded micro_batch.
     Raises TrainingError if the loss is not finite, or memory runs out with one image at a time.
     """
     moved = _Moved(latents.to(prior.device))
-    together = _Together(min(len(latents), images_together(latents.shape[-1] * prior.downscale)), prior.device)
+    micro_batch = _MicroBatch(min(len(latents), images_together(latents.shape[-1] * prior.downscale)), prior.device)
 
     def losses(step: int) -> Iterator[Tensor]:
-        lesson = lesson_at(step)
+        loss = loss_at(step)
         crops = draw_crops(len(latents), generator(seed, "refined view", step))
-        parts = list(batches(len(latents), together.count))
+        parts = list(batches(len(latents), micro_batch.count))
 
         def features(part: slice) -> Tensor:
-            return embed(lesson.network, crop(prior.render(moved.latents[part]), crops[part]))
+            return embed(loss.network, crop(prior.render(moved.latents[part]), crops[part]))
 
         # As many parts as memory allows are decoded once, and their graphs kept until all features are known. The
         # others are decoded again for their gradients.
-        kept = together.keep(features, parts)
+        kept = micro_batch.keep(features, parts)
         with torch.no_grad():
             seen = torch.cat([*kept, *(features(part) for part in parts[len(kept) :])]).cpu()
-        error = lesson(seen.requires_grad_())
+        error = loss(seen.requires_grad_())
         (slope,) = torch.autograd.grad(error, seen)
         yield error.detach() + _HELD * moved.distance()
         # The chain rule, part by part: these terms have value 0, and their gradients add up to that of the error.
@@ -230,17 +230,17 @@ def refine(
         warmup=0,
         ema=0,
         weight_decay=0,
-        working=torch.float32,
+        dtype=torch.float32,
         checkpoint_every=10,
     )
     with kept_memory():
-        facts = train(moved, losses, plan, folder, "refinement", relieve=together.halve)
+        facts = train(moved, losses, plan, folder, "refinement", relieve=micro_batch.halve)
     forget_checkpoint(folder)
     moved.requires_grad_(False)
     return moved.latents.cpu(), facts | {"moved": round(float(moved.distance()) ** 0.5, 4)}
 
 
-class _Together:
+class _MicroBatch:
     """Number of images decoded together, and number of parts of the set whose graphs are kept for their gradients."""
 
     def __init__(self, count: int, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from geodistill.config import TeacherSettings
-from geodistill.devices import Precision, accelerator, mixed, working_type
+from geodistill.devices import Precision, accelerator, dtype_for, mixed
 from geodistill.errors import TrainingError
 from geodistill.progress import progress
 from geodistill.run import write_atomic
@@ -108,8 +108,8 @@ def train_teacher(
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "teacher"))
         teacher = _channels_last(Teacher(latents.shape[2], classes, settings.width)).to(accelerator())
-        working = working_type("f32" if precision == "f16" else precision, accelerator())
-        _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed, working)
+        dtype = dtype_for("f32" if precision == "f16" else precision, accelerator())
+        _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed, dtype)
     teacher.eval()
     accuracy = _accuracy(teacher, latents[held, 0], labels[held])
     chance = float(torch.bincount(labels).max()) / len(labels)  # accuracy of always predicting the largest class
@@ -133,7 +133,7 @@ def load_teacher(folder: Path) -> Teacher:
 
 
 @torch.inference_mode()
-def judge(teacher: Teacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
+def predict(teacher: Teacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Return logits [n, classes] and L2-normalised features [n, D] of latents [n, C, h, w]."""
     device = teacher.head.weight.device
     features = torch.cat([teacher.features(part.to(device).float()) for part in latents.split(batch)])
@@ -158,7 +158,7 @@ def _fit(
     kept: Tensor,
     settings: TeacherSettings,
     seed: int,
-    working: torch.dtype,
+    dtype: torch.dtype,
 ) -> None:
     optimiser = torch.optim.AdamW(teacher.parameters(), lr=settings.lr, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=settings.steps)
@@ -170,7 +170,7 @@ def _fit(
             chosen = kept[torch.randint(0, len(kept), (settings.batch,), generator=g)]
             views = torch.randint(0, latents.shape[1], (settings.batch,), generator=g)
             batch = latents[chosen, views].float().contiguous(memory_format=torch.channels_last)
-            with mixed(device, working):
+            with mixed(device, dtype):
                 logits = teacher(batch.to(device))
             loss = F.cross_entropy(logits.float(), labels[chosen].to(device), label_smoothing=_SMOOTHING)
             optimiser.zero_grad(set_to_none=True)
@@ -182,7 +182,7 @@ def _fit(
 
 @torch.inference_mode()
 def _accuracy(teacher: Teacher, latents: Tensor, labels: Tensor) -> float:
-    logits, _ = judge(teacher, latents)
+    logits, _ = predict(teacher, latents)
     return float((logits.argmax(dim=1) == labels).float().mean())
 
 

@@ -32,7 +32,7 @@ from geodistill.seeding import derive_seed
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
 from geodistill.stages.distilled import about
-from geodistill.teacher import judge, load_teacher
+from geodistill.teacher import load_teacher, predict
 
 
 def _with(config: Config, **changes: object) -> Config:
@@ -286,7 +286,7 @@ def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
     prior, teacher = load_prior(one.base), load_teacher(tmp_path / "run" / "teacher")
 
     def features(latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.cat([judge(teacher, latents)[1], backbone_features(pixels)], dim=1)
+        return torch.cat([predict(teacher, latents)[1], backbone_features(pixels)], dim=1)
 
     pixels = prior.decode(candidates)
     real = features(prior.encode(pair.pixels(size=32)).half(), pair.pixels(size=32))

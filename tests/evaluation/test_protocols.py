@@ -57,7 +57,7 @@ def test_scratch_forgets_imagenet_and_reports_progress(monkeypatch):
 )
 def test_dense_networks_train_in_bfloat16_and_all_predict_in_float32(network, auto, dtype, monkeypatch):
     monkeypatch.setattr(protocols, "BATCH", 8)
-    monkeypatch.setattr(protocols, "working_type", lambda *_: auto)
+    monkeypatch.setattr(protocols, "dtype_for", lambda *_: auto)
     seen, build = [], protocols.build_network
 
     def watched(*args):

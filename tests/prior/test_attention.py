@@ -13,14 +13,14 @@ CONTEXTS = {"self": None, "cross": torch.linspace(-1, 1, 2 * 7 * 16).view(2, 7, 
 
 
 def _attend(
-    processor: object, context: torch.Tensor | None, working: torch.dtype = torch.bfloat16, **more: bool
+    processor: object, context: torch.Tensor | None, dtype: torch.dtype = torch.bfloat16, **more: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what the same layer makes of the same states, and the gradient of its query weights."""
     torch.manual_seed(0)
     layer = Attention(query_dim=24, cross_attention_dim=None if context is None else 16, heads=3, dim_head=8, **more)
-    layer.to(working).set_processor(processor)
-    states = torch.randn(2, 10, 24).to(working)
-    output = layer(states, encoder_hidden_states=None if context is None else context.to(working))
+    layer.to(dtype).set_processor(processor)
+    states = torch.randn(2, 10, 24).to(dtype)
+    output = layer(states, encoder_hidden_states=None if context is None else context.to(dtype))
     output.square().sum().backward()
     gradient = layer.to_q.weight.grad
     assert gradient is not None
@@ -40,13 +40,13 @@ def test_same_as_unfused_attention_to_the_bit_however_many_heads_at_a_time(
 
 
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
-@pytest.mark.parametrize(("working", "together"), [(torch.float32, 2**20), (torch.bfloat16, 69)])
+@pytest.mark.parametrize(("dtype", "together"), [(torch.float32, 2**20), (torch.bfloat16, 69)])
 def test_float32_and_scores_over_the_cache_are_left_to_the_fused_attention(
-    monkeypatch: pytest.MonkeyPatch, context: torch.Tensor | None, working: torch.dtype, together: int
+    monkeypatch: pytest.MonkeyPatch, context: torch.Tensor | None, dtype: torch.dtype, together: int
 ) -> None:
     monkeypatch.setattr(attention, "_TOGETHER", together)
-    output, gradient = _attend(CachedAttention(), context, working)
-    fused, fused_gradient = _attend(AttnProcessor2_0(), context, working)
+    output, gradient = _attend(CachedAttention(), context, dtype)
+    fused, fused_gradient = _attend(AttnProcessor2_0(), context, dtype)
     assert torch.equal(output, fused)
     assert torch.equal(gradient, fused_gradient)
 

@@ -68,7 +68,7 @@ def test_killed_twice_ends_with_the_same_weights(tmp_path: Path, sd_folder: Path
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     start = load_prior(str(sd_folder)).unet.state_dict()
     before = {name: start.get(name.replace(".base_layer", "")) for name in expected}
-    # Frozen weights are in the working type afterwards.
+    # Frozen weights are in the computation type afterwards.
     moved = [
         name
         for name, value in before.items()
@@ -97,10 +97,10 @@ def test_killed_before_the_weights_are_saved_trains_no_step_again(tmp_path: Path
 def test_an_adapter_learns_the_same_from_weights_that_are_cast_at_every_step(
     tmp_path: Path, sd_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = _trained(tmp_path / "once", sd_folder, _plan(working=torch.bfloat16), adapter=True)
+    expected = _trained(tmp_path / "once", sd_folder, _plan(dtype=torch.bfloat16), adapter=True)
     monkeypatch.setattr(training, "_settle", lambda *_: None)
     monkeypatch.setattr(training, "disable_input_dtype_casting", nullcontext)
-    cast = _trained(tmp_path / "each", sd_folder, _plan(working=torch.bfloat16), adapter=True)
+    cast = _trained(tmp_path / "each", sd_folder, _plan(dtype=torch.bfloat16), adapter=True)
     adapter = [name for name in expected if "lora" in name]
     assert adapter
     assert all(torch.equal(expected[name], cast[name]) for name in adapter)
@@ -136,8 +136,8 @@ def test_nan_stops_with_advice(tmp_path: Path, sd_folder: Path) -> None:
 
 def test_precision_is_what_the_plan_says(tmp_path: Path, sd_folder: Path) -> None:
     weights = {}
-    for name, working in (("f32", torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16)):
-        weights[name] = _trained(tmp_path / name, sd_folder, _plan(working=working))
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16)):
+        weights[name] = _trained(tmp_path / name, sd_folder, _plan(dtype=dtype))
     moved = {
         name: sum(float((weights["f32"][key] - own[key]).abs().sum()) for key in own) for name, own in weights.items()
     }
@@ -146,7 +146,7 @@ def test_precision_is_what_the_plan_says(tmp_path: Path, sd_folder: Path) -> Non
 
 
 def test_killed_in_f16_ends_with_the_same_weights(tmp_path: Path, sd_folder: Path) -> None:
-    plan = _plan(working=torch.float16)
+    plan = _plan(dtype=torch.float16)
     expected = _trained(tmp_path / "whole", sd_folder, plan)
     with pytest.raises(RuntimeError, match="killed"):
         _trained(tmp_path / "killed", sd_folder, plan, stop_at=5)

@@ -15,7 +15,7 @@ def test_a_base_from_scratch_is_trained_in_the_precision_that_was_asked_for(
     seen: list[torch.dtype] = []
     monkeypatch.setattr(
         "geodistill.prior.compact.train_denoiser",
-        lambda unet, scheduler, data, plan, folder, name: seen.append(plan.working) or {"steps": 0},
+        lambda unet, scheduler, data, plan, folder, name: seen.append(plan.dtype) or {"steps": 0},
     )
     marks = set()
     for rank, precision in enumerate(("auto", "f32", "bf16")):

@@ -7,7 +7,7 @@ import torch
 from geodistill.commands.distill import distill
 from geodistill.config import Config
 from geodistill.networks import PRETRAINED, backbone_features, normalise, pretrained
-from geodistill.refinement import Lesson, MeansLesson
+from geodistill.refinement import MeansLoss, RefinementLoss
 from geodistill.run import records
 from geodistill.scenes import Scenes
 from geodistill.seeding import derive_seed
@@ -19,8 +19,8 @@ from geodistill.stages.students import Shown, students
 SET = torch.tensor([0, 1])
 
 
-def _lessons(scenes: Scenes) -> list[Lesson]:
-    return [Lesson(pretrained(), SET, torch.zeros(len(scenes), 4), scenes.labels) for _ in range(3)]
+def _losses(scenes: Scenes) -> list[RefinementLoss]:
+    return [RefinementLoss(pretrained(), SET, torch.zeros(len(scenes), 4), scenes.labels) for _ in range(3)]
 
 
 def _rounds(scenes: Scenes, config: Config) -> _Rounds:
@@ -29,22 +29,22 @@ def _rounds(scenes: Scenes, config: Config) -> _Rounds:
 
 
 def test_random_networks_take_every_fourth_turn(pair: Scenes, tiny: Config):
-    lessons = _lessons(pair)
-    lesson_at = _rounds(pair, tiny)._in_turn(lessons, 0)
+    losses = _losses(pair)
+    loss_at = _rounds(pair, tiny)._in_turn(losses, 0)
     for step, known in ((0, 0), (1, 1), (2, 2), (4, 0), (5, 1), (6, 2), (8, 0)):
-        assert lesson_at(step) is lessons[known]
-    one, again, next_one = lesson_at(3), lesson_at(3), lesson_at(7)
-    assert isinstance(one, MeansLesson)
+        assert loss_at(step) is losses[known]
+    one, again, next_one = loss_at(3), loss_at(3), loss_at(7)
+    assert isinstance(one, MeansLoss)
     assert torch.equal(one.real, again.real)  # whenever it is asked: a run that goes on ends with the same latents
     assert not torch.equal(one.real, next_one.real)
 
 
 def test_without_random_networks(pair: Scenes, tiny: Config):
-    lessons = _lessons(pair)
+    losses = _losses(pair)
     config = tiny.model_copy(update={"refinement": tiny.refinement.model_copy(update={"random": False})})
-    lesson_at = _rounds(pair, config)._in_turn(lessons, 0)
+    loss_at = _rounds(pair, config)._in_turn(losses, 0)
     for step, known in enumerate((0, 1, 2, 0, 1)):
-        assert lesson_at(step) is lessons[known]
+        assert loss_at(step) is losses[known]
 
 
 def test_every_round_does_its_share_of_the_steps():

@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from geodistill.config import Config, SamplingSettings
 from geodistill.descriptions.models import SERVER
-from geodistill.devices import accelerator, working_type
+from geodistill.devices import accelerator, dtype_for
 from geodistill.errors import PriorError
 from geodistill.evaluation.protocols import BATCH, recipe_steps
 from geodistill.networks import PRETRAINED, build_network, embed
@@ -61,7 +61,7 @@ from geodistill.stages.held_out import Apart, set_apart
 from geodistill.stages.line import line
 from geodistill.stages.refinement import steps_of_rounds
 from geodistill.stages.screen import weaker
-from geodistill.stages.self_test import JUDGE
+from geodistill.stages.self_test import VERDICT_PROTOCOL
 from geodistill.stages.students import views_of_scenes
 from geodistill.teacher import Teacher
 
@@ -183,12 +183,12 @@ def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     describer = config.descriptions.describer
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))
-    working = working_type(config.precision, accelerator())
+    dtype = dtype_for(config.precision, accelerator())
     apart, count, overlap = set_apart(scenes, config), len(scenes), told_overlap(scenes.keys, Path(source))
     scenes = apart.train
-    stages = tuple(_stages(parts, apart, config, block_rate(device, working)))
+    stages = tuple(_stages(parts, apart, config, block_rate(device, dtype)))
     files = _disk(parts, scenes, config)
-    memory = _memory(parts, config, working, len(scenes.classes) * config.ipc)
+    memory = _memory(parts, config, dtype, len(scenes.classes) * config.ipc)
     if device == "cpu":
         # What is loaded by now, libraries most of all, and the data share the memory with the models.
         memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
@@ -309,7 +309,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         # A gradient takes two passes more. Where memory is short, most images are drawn once more.
         REFINED.name: (refinement.steps * slots, "images", 3 * (decoding + embedding)),
         # One training on the set and one on real images.
-        SELF_TEST.name: (2 * recipe_steps(JUDGE, slots, None) * BATCH, "images", 3 * embedding),
+        SELF_TEST.name: (2 * recipe_steps(VERDICT_PROTOCOL, slots, None) * BATCH, "images", 3 * embedding),
     }
     asked = {stage.name for stage in line(config)}
     private = config.privacy == "dp"
@@ -369,14 +369,14 @@ def _operations(call: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def _memory(parts: _Parts, config: Config, working: torch.dtype, images: int) -> int:
+def _memory(parts: _Parts, config: Config, dtype: torch.dtype, images: int) -> int:
     """Return the bytes of the weights in f32 and of what the largest backward pass keeps, to make so many `images`."""
     unet, channels = parts.unet, int(parts.unet.config.in_channels)
     # The U-Net is there twice while its adapter is trained.
     weights = _bytes(unet) * (2 if config.finetune.steps else 1) + _bytes(parts.vae) + parts.text_encoder_bytes
     side = config.size // parts.downscale
-    latents = _meta(config.finetune.batch, channels, side, working).requires_grad_()
-    unet.to(working)
+    latents = _meta(config.finetune.batch, channels, side, dtype).requires_grad_()
+    unet.to(dtype)
     kept = _kept(lambda: _denoised(_Parts(parts.vae, unet, 0, parts.tokens), latents))
     unet.to(torch.float32)
     if config.refinement.steps:
@@ -427,18 +427,18 @@ def _free(folder: Path) -> int:
     return free
 
 
-def block_rate(device: str, working: torch.dtype) -> float:
-    """Return the floating-point operations a second of a residual block in `working`, the median of twenty passes.
+def block_rate(device: str, dtype: torch.dtype) -> float:
+    """Return the floating-point operations a second of a residual block in `dtype`, the median of twenty passes.
 
     A product of large matrices is no yardstick: a processor with units for it is six times as fast there as another,
     and less than twice as fast at what a small U-Net consists of.
     """
     channels, side, count = (320, 64, 16) if device == "cuda" else (128, 8, 64)
     block = ResnetBlock2D(in_channels=channels, temb_channels=None).eval()
-    images = torch.zeros(count, channels, side, side, device=device, dtype=working)
+    images = torch.zeros(count, channels, side, side, device=device, dtype=dtype)
     images = images.to(memory_format=torch.channels_last)
     operations = _operations(lambda: block.to("meta")(_meta(count, channels, side), None))
-    block = block.to_empty(device=device).to(working, memory_format=torch.channels_last)
+    block = block.to_empty(device=device).to(dtype, memory_format=torch.channels_last)
     seconds = []
     with torch.inference_mode():
         for _ in range(25):

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from geodistill.devices import Precision, accelerator, working_type
+from geodistill.devices import Precision, accelerator, dtype_for
 from geodistill.errors import DescriberError
 
 _MOST_TOKENS = 96
@@ -44,7 +44,7 @@ class TransformersAnswerer:
             DescriberError: there is none, it is no vision model, or it needs a package that is not installed.
             ConfigError: the device does not support that precision.
         """
-        self.name, self._type = source, working_type(precision, accelerator())
+        self.name, self._type = source, dtype_for(precision, accelerator())
         try:
             kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
         except (OSError, ValueError, KeyError) as error:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from geodistill.devices import accelerator, mixed, working_type
+from geodistill.devices import accelerator, dtype_for, mixed
 from geodistill.errors import ConfigError, TrainingError
 from geodistill.networks import (
     PRETRAINED,
@@ -119,7 +119,7 @@ def train_classifier(
     if protocol.removesuffix(_SOFT) == "scratch":
         _forget(model, seed)
     model.to(device)
-    precision = mixed(device, working_type("auto", device) if trains_in_bfloat16(network) else torch.float32)
+    precision = mixed(device, dtype_for("auto", device) if trains_in_bfloat16(network) else torch.float32)
     trained = model
     if recipe.steps >= _WORTH_COMPILING:
         like = torch.zeros(BATCH, *images.shape[1:], device=device).contiguous(memory_format=torch.channels_last)

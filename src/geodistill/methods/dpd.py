@@ -63,8 +63,8 @@ def make(context: Context) -> Made[DistilledSet]:
     prototypes = cluster(context, latents)
     texts = describe(context, prior, prototypes)
     each = derived(lambda: texts_of_each(prototypes.value, texts.value, context.scenes), texts)
-    judge = teacher if context.config.finetune.consistency else None
-    prior = finetune(context, prior, latents, each, judge)
+    consistency = teacher if context.config.finetune.consistency else None
+    prior = finetune(context, prior, latents, each, consistency)
     context = followed(in_secret(context), prior, latents, texts, prototypes)
     slots = slots_of(context, latents, texts, prototypes)
     candidates = draw(context, prior, slots)

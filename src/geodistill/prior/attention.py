@@ -80,9 +80,9 @@ def project(layers: Sequence[nn.Module], states: Tensor) -> list[Tensor]:
     down = torch.cat([layer.lora_A[name].weight for layer, name in zip(adapted, names, strict=True)])
     ups = [layer.scaling[name] * layer.lora_B[name].weight for layer, name in zip(adapted, names, strict=True)]
     device = states.device.type
-    working = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     tensors = (states, weight, bias, down, torch.block_diag(*ups))
-    inputs = [None if tensor is None else tensor.to(working) for tensor in tensors]
+    inputs = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     output: Tensor = _LowRank.apply(*inputs)  # type: ignore[no-untyped-call]
     return list(output.split([base.out_features for base in bases], dim=-1))
 

@@ -12,7 +12,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from geodistill.devices import mixed, working_type
+from geodistill.devices import dtype_for, mixed
 from geodistill.networks import backbone_maps
 
 # Channels of the compared backbone maps, at 1/2, 1/4, 1/8 and 1/16 of the image's resolution.
@@ -208,7 +208,7 @@ def _exact(x: Tensor) -> torch.autocast:
 
 
 def _mixed(images: Tensor) -> torch.autocast:
-    return mixed(images.device, working_type("auto", images.device))
+    return mixed(images.device, dtype_for("auto", images.device))
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from geodistill.devices import Precision, accelerator, mixed, working_type
+from geodistill.devices import Precision, accelerator, dtype_for, mixed
 from geodistill.errors import PriorError
 from geodistill.pipeline import BASE
 from geodistill.prior.catalogue import FACTS, SCRATCH, check_drawn, folder_of, missing_part, unknown_base
@@ -32,7 +32,7 @@ class Prior:
     """The parts of a text-to-image latent diffusion model, all in float32 and frozen.
 
     Images are uint8 [n, 3, s, s]; latents are float32 [n, C, h, w], shifted and scaled by the VAE's own config. Both
-    stay in CPU memory, whatever device the parts are on. `working` is the type used for computation.
+    stay in CPU memory, whatever device the parts are on. `dtype` is the type used for computation.
     """
 
     vae: Any
@@ -41,7 +41,7 @@ class Prior:
     unet: Any
     scheduler: Any
     source: str
-    working: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Prior:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, *, draft: bool = False) -> Tensor:
-        """Return uint8 images; a `draft` uses the working type, is faster and may be off by a grey level in places."""
+        """Return uint8 images; a `draft` uses the prior's dtype, is faster and may be off by a grey level in places."""
         parts = latents.split(images_together(latents.shape[-1] * self.downscale))
         return torch.cat([self._decode(part, draft=draft) for part in parts])
 
@@ -97,7 +97,7 @@ class Prior:
 
     def mixed(self) -> torch.autocast:
         """Return the context in which the U-Net computes."""
-        return mixed(self.device, self.working)
+        return mixed(self.device, self.dtype)
 
     def fits(self, prompt: str) -> bool:
         """Return whether the text encoder takes all of `prompt`; `embed` drops what exceeds its limit."""
@@ -105,7 +105,7 @@ class Prior:
 
     def _mixed_vae(self) -> torch.autocast:
         # bf16 is four times as fast on CPUs that support it; in f16 the autoencoders of some bases overflow.
-        return mixed(self.device, torch.float32 if self.working == torch.float16 else self.working)
+        return mixed(self.device, torch.float32 if self.dtype == torch.float16 else self.dtype)
 
     def tokens(self, prompt: str) -> int:
         """Return the number of tokens in `prompt`, including the start and end tokens."""
@@ -153,7 +153,7 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
         ConfigError: the device does not support that precision.
     """
     device = accelerator()
-    working = working_type(precision, device)
+    dtype = dtype_for(precision, device)
     _check_folder(source)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     with _loading(source):
@@ -171,7 +171,7 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
         )
     for name in ("vae", "text_encoder", "unet"):
         parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
-    return Prior(**parts, source=source, working=working)
+    return Prior(**parts, source=source, dtype=dtype)
 
 
 def check_family(source: str, index: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
-from geodistill.devices import Precision, accelerator, compile_in_place, working_type
+from geodistill.devices import Precision, accelerator, compile_in_place, dtype_for
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
 from geodistill.prior.base import Prior, refuse_odd_size, without_path
 from geodistill.prior.losses import spread
@@ -102,7 +102,7 @@ def build_compact(
     if prior is None:
         every = [text for archive in archives for row in archive.prompts for text in row]
         prior = new_compact(sorted(set(every)), settings, size=archives[0].pixels.shape[-1], seed=seed)
-        prior = replace(prior, working=working_type(precision, prior.device))
+        prior = replace(prior, dtype=dtype_for(precision, prior.device))
         # An odd step: an even one would skip one of two alternating texts per scene.
         _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
         facts = _make_autoencoder(prior, archives, settings, seed, folder)
@@ -116,7 +116,7 @@ def build_compact(
         gamma=_GAMMA,
         ema=settings.ema,
         drop_prompt=_DROP_PROMPT,
-        working=prior.working,
+        dtype=prior.dtype,
     )
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
     if prior.device.type == "cuda" or settings.steps >= _WORTH_COMPILING:
@@ -170,7 +170,7 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
     )
     device = accelerator()
     parts = (vae.eval().to(device), tokenizer, text_encoder.to(device), unet.to(device), scheduler)
-    return Prior(*parts, source="compact", working=working_type("auto", device))
+    return Prior(*parts, source="compact", dtype=dtype_for("auto", device))
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def apportion(count: int, shares: Sequence[float]) -> list[int]:
 class Optimisation:
     """AdamW with linear warm-up and cosine decay to zero, gradients clipped to norm 1, averaged weights.
 
-    `working` is the type that models compute in; in f16 the loss is scaled so that small gradients do not vanish. If
+    `dtype` is the type that models compute in; in f16 the loss is scaled so that small gradients do not vanish. If
     `shared`, several processes divide the parts of each step's loss among them, and all end with the same weights.
     """
 
@@ -104,7 +104,7 @@ class Optimisation:
     warmup: int
     ema: float
     weight_decay: float = 0.01
-    working: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32
     shared: bool = False
     checkpoint_every: int = 250
 
@@ -134,38 +134,38 @@ def train_denoiser(
 ) -> dict[str, Any]:
     """Train the parameters of `unet` that require gradients; returns and errors are those of `train`.
 
-    Frozen convolution and linear weights are converted to the working type. If memory runs out, the U-Net keeps fewer
+    Frozen convolution and linear weights are converted to `dtype`. If memory runs out, the U-Net keeps fewer
     activations (gradient checkpointing), then processes fewer latents at a time; the optimiser still sees the same
     batches.
     """
     alphas = scheduler.alphas_cumprod.float().to(unet.device)
     prediction = scheduler.config.prediction_type
-    together = _Together(unet, plan)
-    _settle(unet, plan.working)
+    micro_batch = _MicroBatch(unet, plan)
+    _settle(unet, plan.dtype)
     if unet.device.type == "cpu":
         unet.set_attn_processor(CachedAttention())
 
     drawn = Ahead(lambda step: data.batch(plan, len(alphas), step), unet.device)
 
     def losses(step: int) -> Iterator[Tensor]:
-        return _losses(unet, alphas, prediction, plan, together.count, drawn(step))
+        return _losses(unet, alphas, prediction, plan, micro_batch.count, drawn(step))
 
     remembered = dict(plan.auxiliary.to(unet.device).named_buffers()) if plan.auxiliary is not None else {}
     # An adapter's layers would otherwise cast their inputs to f32, only for autocast to cast them back.
     with disable_input_dtype_casting(unet):
-        return train(unet, losses, plan, folder, title, remembered, together.relieve)
+        return train(unet, losses, plan, folder, title, remembered, micro_batch.relieve)
 
 
-def _settle(unet: nn.Module, working: torch.dtype) -> None:
-    """Convert the frozen weights to `working` once, instead of letting autocast do it at every step."""
+def _settle(unet: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the frozen weights to `dtype` once, instead of letting autocast do it at every step."""
     for layer in unet.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             for p in layer.parameters(recurse=False):
-                p.data = p.data if p.requires_grad else p.data.to(working)
+                p.data = p.data if p.requires_grad else p.data.to(dtype)
 
 
-class _Together:
-    """Number of a step's latents that go through the U-Net together."""
+class _MicroBatch:
+    """Number of a step's latents that go through the U-Net micro_batch."""
 
     def __init__(self, unet: Any, plan: TrainingPlan) -> None:
         self.unet, self.count = unet, -(-plan.batch // (processes().count if plan.shared else 1))
@@ -216,7 +216,7 @@ def train(
             _step(state, loss_at, step, title, relieve)
             advance(step + 1, f"loss {state.recent():.4f}")
             due = (step + 1) % optimisation.checkpoint_every == 0 or step + 1 == optimisation.steps
-            if due and state.crew.main:
+            if due and state.group.main:
                 state.save(folder)
     model.eval()
     state.finish(folder)
@@ -245,7 +245,7 @@ def _step(
         except torch.OutOfMemoryError as error:
             why = str(error).split(".")[0] or "no reason given"
         # Outside the handler, which would keep the step's tensors in memory. If any process ran out, all retry.
-        if not state.crew.any(bool(why)):
+        if not state.group.any(bool(why)):
             state.update(state.gathered(loss))
             return
         torch.cuda.empty_cache()
@@ -298,12 +298,12 @@ class Ahead:
 
 
 def _losses(
-    unet: Any, alphas: Tensor, prediction: str, plan: TrainingPlan, together: int, drawn: tuple[Tensor, ...]
+    unet: Any, alphas: Tensor, prediction: str, plan: TrainingPlan, micro_batch: int, drawn: tuple[Tensor, ...]
 ) -> Iterator[Tensor]:
-    """Yield this process's loss terms of the tensors `drawn` for a step, with up to `together` latents in each."""
-    crew, count = processes() if plan.shared else Processes(), len(drawn[0])
-    for index, part in enumerate(batches(count, together)):
-        if index % crew.count != crew.rank:
+    """Yield this process's loss terms of the tensors `drawn` for a step, with up to `micro_batch` latents in each."""
+    group, count = processes() if plan.shared else Processes(), len(drawn[0])
+    for index, part in enumerate(batches(count, micro_batch)):
+        if index % group.count != group.rank:
             continue
         own = [tensor[part] for tensor in drawn]
         yield denoising_loss(unet, alphas, prediction, plan, *own) * (len(own[0]) / count)
@@ -324,13 +324,13 @@ def denoising_loss(
     clean, embedding = clean.float(), embedding.float()
     alpha_bar = alphas[times]
     noisy = add_noise(clean, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
-    with mixed(noisy.device, plan.working):
+    with mixed(noisy.device, plan.dtype):
         output = unet(noisy, times, embedding, class_labels=no_class(unet, noisy)).sample
     output = output.float()
     loss = diffusion_loss(output, target(clean, noise, alpha_bar, prediction), alpha_bar, prediction, plan.gamma)
     estimate = estimate_clean(output, noisy, alpha_bar, prediction)
     if plan.teacher is not None and plan.consistency:
-        judged = _in_working_type(plan.teacher, noisy.device, plan.working)
+        judged = _in_dtype(plan.teacher, noisy.device, plan.dtype)
         loss = loss + plan.consistency * consistency_loss(
             judged, estimate, clean, labels, alpha_bar, cross_entropy=plan.cross_entropy, kl=plan.kl
         )
@@ -339,13 +339,13 @@ def denoising_loss(
     return loss
 
 
-def _in_working_type(
-    teacher: Callable[[Tensor], Tensor], device: torch.device, working: torch.dtype
+def _in_dtype(
+    teacher: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
-    """Return `teacher` computing in `working`, with logits in float32."""
+    """Return `teacher` computing in `dtype`, with logits in float32."""
 
     def logits(latents: Tensor) -> Tensor:
-        with mixed(device, working):
+        with mixed(device, dtype):
             return teacher(latents).float()
 
     return logits
@@ -409,9 +409,9 @@ class _State:
         self.optimiser = torch.optim.AdamW(
             self.named.values(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
         )
-        self.crew = processes() if plan.shared else Processes()
+        self.group = processes() if plan.shared else Processes()
         device = next(iter(self.named.values())).device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.working == torch.float16)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16)
 
     @classmethod
     def start(cls, model: nn.Module, plan: Optimisation, folder: Path, remembered: dict[str, Tensor]) -> "_State":
@@ -422,12 +422,12 @@ class _State:
 
     def gathered(self, loss: float) -> float:
         """Sum the gradients over all processes; return the sum of their losses."""
-        if self.crew.count == 1:
+        if self.group.count == 1:
             return loss
         for p in self.named.values():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         total = torch.tensor(loss, dtype=torch.float64, device=next(iter(self.named.values())).device)
-        self.crew.add([total, *(p.grad for p in self.named.values() if p.grad is not None)])
+        self.group.add([total, *(p.grad for p in self.named.values() if p.grad is not None)])
         return total.item()
 
     def update(self, loss: float) -> None:
@@ -494,7 +494,7 @@ class _State:
         if self.plan.ema:
             for name, p in self.named.items():
                 p.copy_(self.average[name])
-        if self.crew.main:
+        if self.group.main:
             self._write_losses(folder)
 
     def _write_losses(self, folder: Path) -> None:

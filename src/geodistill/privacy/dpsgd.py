@@ -21,22 +21,22 @@ CLIP = 1.0
 class PrivateTraining:
     """Settings of DP-SGD: `steps` on random batches of about `batch` out of `count` images.
 
-    `lr`: the peak learning rate. `together`: largest number of images whose gradients are in memory at once.
+    `lr`: the peak learning rate. `micro_batch`: largest number of images whose gradients are in memory at once.
     """
 
     count: int
     steps: int
     batch: int
     lr: float
-    together: int = 32
+    micro_batch: int = 32
 
     @classmethod
-    def instead_of(cls, count: int, steps: int, batch: int, lr: float, together: int = 32) -> "PrivateTraining":
+    def instead_of(cls, count: int, steps: int, batch: int, lr: float, micro_batch: int = 32) -> "PrivateTraining":
         """Return settings that use about as many images as `steps` of `batch` images, in fewer and larger batches.
 
         The learning rate grows by the square root of LARGER, as is usual for Adam.
         """
-        return cls(count, max(1, steps // LARGER), min(count, batch * LARGER), lr * LARGER**0.5, together)
+        return cls(count, max(1, steps // LARGER), min(count, batch * LARGER), lr * LARGER**0.5, micro_batch)
 
     @property
     def rate(self) -> float:
@@ -73,7 +73,7 @@ def train_privately(
     with progress(title, training.steps) as advance:
         for step in range(training.steps):
             drawn = (by.uniform(training.count) <= training.rate).nonzero()[:, 0]
-            _step(optimiser, loss_of, drawn.split(training.together), parameters)
+            _step(optimiser, loss_of, drawn.split(training.micro_batch), parameters)
             schedule.step()
             advance(step + 1)
     watched.remove_hooks()

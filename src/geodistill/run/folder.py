@@ -49,10 +49,10 @@ class Run:
         self._secret: bytes | None = None
         self._lender = lender
         self._lock = FileLock(folder / ".lock")
-        self._crew = processes()
-        if self._crew.main:
+        self._group = processes()
+        if self._group.main:
             self._open(settings, command)
-        self._crew.wait()
+        self._group.wait()
 
     def _open(self, settings: dict[str, Any], command: str) -> None:
         folder = self.folder
@@ -72,7 +72,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._crew.main:
+        if self._group.main:
             self._lock.release()
 
     def _take_lock(self) -> None:
@@ -110,10 +110,10 @@ class Run:
         Raises RunError: the secret is gone, or is not the one that the run was begun with.
         """
         if self._secret is None:
-            if self._crew.main:
+            if self._group.main:
                 with explain_os_errors(self.folder):
                     make_secret(self.folder)
-            self._crew.wait()
+            self._group.wait()
             self._secret = read_secret(self.folder)
         return self._secret
 
@@ -173,26 +173,26 @@ class Run:
             log.info("stage %s of %s is used again", name, self.folder)
             return target
         # None may look for what another is about to make.
-        self._crew.wait()
-        if not self._crew.main:
-            self._crew.wait()
+        self._group.wait()
+        if not self._group.main:
+            self._group.wait()
             if stage.shared:
                 with building(stage, given):
                     build(partial)
-            self._crew.wait()
+            self._group.wait()
             return target
         log.info("stage %s of %s is made", name, self.folder)
         with explain_os_errors(self.folder):
             shutil.rmtree(target, ignore_errors=True)
             _prepare_partial(partial, mark)
-            self._crew.wait()
+            self._group.wait()
             with Clock(self._record_path(stage), name, mark) as clock, building(stage, given):
                 facts = build(partial)
             clock.record(facts or {})
             flush_folder(partial)
             partial.replace(target)
             flush_folder(self.folder, recursive=False)
-        self._crew.wait()
+        self._group.wait()
         return target
 
     def record_of(self, stage: Stage) -> dict[str, Any]:

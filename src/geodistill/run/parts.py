@@ -30,14 +30,14 @@ def make_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tenso
     follow on each other, the last one's stop is the number of items. When the whole is saved, `forget_parts` removes
     what was kept. Several processes make every one of their number each, and all get all of them.
     """
-    slices, crew = list(parts), processes()
+    slices, group = list(parts), processes()
     paths = [folder / f".part-{index:05d}.safetensors" for index in range(len(slices))]
     with progress(title, slices[-1].stop) as advance:
         for index, (path, which) in enumerate(zip(paths, slices, strict=True)):
-            if index % crew.count == crew.rank and not path.exists():
+            if index % group.count == group.rank and not path.exists():
                 save_tensors({"part": make(which)}, path)
             advance(which.stop)
-    crew.wait()
+    group.wait()
     return paths
 
 

@@ -41,7 +41,7 @@ def finetune(
     config, settings = context.config, context.config.finetune
     if not settings.steps:
         return prior
-    judge = further if isinstance(further, Made) else None
+    own = further if isinstance(further, Made) else None
     auxiliary = further if isinstance(further, nn.Module) else None
 
     def build(folder: Path) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def finetune(
         options = settings.model_dump(exclude={"rank", "weights"})
         plan = TrainingPlan(
             seed=derive_seed(config.seed, ADAPTER.name),
-            teacher=judge.value if judge else None,
+            teacher=own.value if own else None,
             auxiliary=auxiliary,
-            working=base.working,
+            dtype=base.dtype,
             shared=True,
             **options,
         )
@@ -76,7 +76,7 @@ def finetune(
         merge_adapter(prior.value, folder)
         return prior.value
 
-    given = [latents, texts, *([judge] if judge else []), settings.model_dump(), config.seed]
+    given = [latents, texts, *([own] if own else []), settings.model_dump(), config.seed]
     given += [repr(auxiliary)] if auxiliary is not None else []
     given += unless_default(config.precision)
     return context.run.make(ADAPTER, build, load, given=given)

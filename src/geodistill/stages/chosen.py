@@ -21,7 +21,7 @@ from geodistill.selection import by_coverage, by_margin, herd
 from geodistill.stages.candidates import Candidates, decode
 from geodistill.stages.context import Context
 from geodistill.stages.latents import scene_features
-from geodistill.teacher import Teacher, judge
+from geodistill.teacher import Teacher, predict
 
 _CHOSEN = "chosen.safetensors"
 
@@ -64,8 +64,8 @@ def choose(
 
     def build(folder: Path) -> None:
         drawn = candidates.value
-        logits, features = judge(teacher.value, drawn.latents)
-        real = judge(teacher.value, latents.value[:, 0])[1]
+        logits, features = predict(teacher.value, drawn.latents)
+        real = predict(teacher.value, latents.value[:, 0])[1]
         if known is not None:
             # Two judges that were trained on other things are harder to please for a wrong reason.
             seen = backbone_features(decode(prior.value, drawn.latents, config, draft=True))

@@ -14,7 +14,7 @@ from geodistill.prior.base import Prior, source_of
 from geodistill.prior.sample import covering_strengths, sample
 from geodistill.privacy.overlap import fewest_noticed
 from geodistill.provenance import Made, derived
-from geodistill.refinement import MomentsLesson, refine
+from geodistill.refinement import MomentsLoss, refine
 from geodistill.run import forget_parts, save_tensors
 from geodistill.seeding import derive_seed
 from geodistill.selection import herd
@@ -24,7 +24,7 @@ from geodistill.stages.distilled import about, describe_images
 from geodistill.stages.noise import seed_of_noise
 from geodistill.stages.private import PrivateContext, guarantee
 from geodistill.stages.private_means import Profiles, Starts, make_moments
-from geodistill.teacher import Teacher, judge
+from geodistill.teacher import Teacher, predict
 
 
 def noisy_slots(
@@ -85,7 +85,7 @@ def choose_privately(
         each = config.ipc * config.sampling.candidates
         own = features.view(len(means), each, -1)
         rows = torch.cat([label * each + herd(own[label], config.ipc, mean) for label, mean in enumerate(means)])
-        logits = judge(teacher.value, drawn[rows])[0] if teacher else torch.zeros(len(rows), 0)
+        logits = predict(teacher.value, drawn[rows])[0] if teacher else torch.zeros(len(rows), 0)
         Chosen(rows, drawn[rows], logits).save(folder)
 
     given = ["private", candidates, *([teacher] if teacher else [])]
@@ -100,9 +100,9 @@ def refine_privately(context: PrivateContext, prior: Made[Prior], chosen: Made[C
     moments = make_moments(context)
 
     def build(folder: Path) -> dict[str, Any]:
-        lesson = MomentsLesson(fold_norms(pretrained()), slot_labels(context.scenes, config), moments.value)
+        loss = MomentsLoss(fold_norms(pretrained()), slot_labels(context.scenes, config), moments.value)
         seed, latents = derive_seed(config.seed, "refinement"), chosen.value.latents
-        moved, facts = refine(prior.value, latents, lambda _: lesson, config.refinement, seed=seed, folder=folder)
+        moved, facts = refine(prior.value, latents, lambda _: loss, config.refinement, seed=seed, folder=folder)
         replace(chosen.value, latents=moved).save(folder)
         return facts
 

@@ -71,7 +71,7 @@ def finetune_privately(
         data = TrainingData(latents.value, scenes.labels, rows, adapted.embed(table))
         options = settings.model_dump(exclude={"rank", "weights"})
         own = teacher.value if teacher else None
-        plan = TrainingPlan(seed=config.seed, teacher=own, working=torch.float32, **options)
+        plan = TrainingPlan(seed=config.seed, teacher=own, dtype=torch.float32, **options)
         alphas = adapted.scheduler.alphas_cumprod.float()
         prediction = adapted.scheduler.config.prediction_type
 

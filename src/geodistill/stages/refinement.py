@@ -15,7 +15,7 @@ from geodistill.networks import fold_norms, pretrained
 from geodistill.pipeline import REFINED
 from geodistill.prior.base import Prior
 from geodistill.provenance import Made
-from geodistill.refinement import Lesson, random_lesson, refine
+from geodistill.refinement import RefinementLoss, random_loss, refine
 from geodistill.run import save_tensors
 from geodistill.seeding import derive_seed
 from geodistill.stages.candidates import decode, slot_labels
@@ -24,7 +24,7 @@ from geodistill.stages.context import Context
 from geodistill.stages.latents import scene_features
 from geodistill.stages.screen import keeps_away
 from geodistill.stages.students import Shown, show_scenes, students
-from geodistill.teacher import Teacher, judge
+from geodistill.teacher import Teacher, predict
 
 # A random network takes one turn in so many: chosen on a quarter of AID's training scenes (docs/experiments.md).
 _RANDOM_EVERY = 4
@@ -52,7 +52,7 @@ def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher:
             away = keeps_away(decode(prior.value, latents, config), labels, scenes, config)
             latents = torch.where(away[:, None, None, None], latents, before.latents)
             facts["put_back"] = int((~away).sum())
-        replace(before, latents=latents, logits=judge(teacher.value, latents)[0]).save(folder)
+        replace(before, latents=latents, logits=predict(teacher.value, latents)[0]).save(folder)
         for part_file in (*folder.glob("round-*.safetensors"), *folder.glob("student-*.safetensors")):
             part_file.unlink()
         return facts
@@ -76,36 +76,36 @@ class _Rounds:
             done = self.shown.folder / f"round-{rank}.safetensors"
             if not done.exists():
                 start = time.perf_counter()
-                lessons = self._lessons(latents, rank)
+                losses = self._losses(latents, rank)
                 spent += time.perf_counter() - start
                 part = self.config.refinement.model_copy(update={"steps": steps})
-                seed, in_turn = self._seed("refinement", rank), self._in_turn(lessons, rank)
+                seed, in_turn = self._seed("refinement", rank), self._in_turn(losses, rank)
                 latents, facts = refine(self.prior, latents, in_turn, part, seed=seed, folder=self.shown.folder)
                 save_tensors({"latents": latents}, done)
             latents = load_file(done)["latents"]
         return latents, facts | {"students_seconds": round(spent, 1)}
 
-    def _lessons(self, latents: Tensor, rank: int) -> list[Lesson]:
-        """Return the lessons of round `rank`: the pretrained backbone's and those of the round's students."""
+    def _losses(self, latents: Tensor, rank: int) -> list[RefinementLoss]:
+        """Return the losses of round `rank`: the pretrained backbone's and those of the round's students."""
         images = decode(self.prior, latents, self.config, draft=True)
         taught = students(self.shown, images, rank, self.config)
         labels, real = self.shown.labels, self.shown.real_labels
         judges = [(pretrained(), self.shown.seen), *taught]
-        return [Lesson(fold_norms(network), labels, seen, real) for network, seen in judges]
+        return [RefinementLoss(fold_norms(network), labels, seen, real) for network, seen in judges]
 
-    def _in_turn(self, lessons: Sequence[Lesson], rank: int) -> Callable[[int], Lesson]:
-        """Return which lesson a step takes: one of `lessons`, and from time to time that of a random network."""
+    def _in_turn(self, losses: Sequence[RefinementLoss], rank: int) -> Callable[[int], RefinementLoss]:
+        """Return which loss a step takes: one of `losses`, and from time to time that of a random network."""
         if not self.config.refinement.random:
-            return lambda step: lessons[step % len(lessons)]
+            return lambda step: losses[step % len(losses)]
         seed, shown = self._seed("random network", rank), self.shown
 
-        def lesson_at(step: int) -> Lesson:
+        def loss_at(step: int) -> RefinementLoss:
             if step % _RANDOM_EVERY == _RANDOM_EVERY - 1:
                 own = derive_seed(seed, "step", step)
-                return random_lesson(shown.pixels, shown.real_labels, shown.labels, seed=own)
-            return lessons[(step - step // _RANDOM_EVERY) % len(lessons)]
+                return random_loss(shown.pixels, shown.real_labels, shown.labels, seed=own)
+            return losses[(step - step // _RANDOM_EVERY) % len(losses)]
 
-        return lesson_at
+        return loss_at
 
     def _seed(self, what: str, rank: int) -> int:
         return derive_seed(self.config.seed, what, rank)

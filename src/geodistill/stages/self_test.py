@@ -36,7 +36,7 @@ log = logging.getLogger("geodistill.self_test")
 
 _RESULT = "self_test.json"
 # Protocol that the verdict follows from, and the one beside it.
-JUDGE, _PROBE = "finetune", "probe"
+VERDICT_PROTOCOL, _PROBE = "finetune", "probe"
 
 
 def run_self_test(context: Context, distilled: Made[DistilledSet], apart: Apart) -> SelfTest:
@@ -53,7 +53,7 @@ def run_self_test(context: Context, distilled: Made[DistilledSet], apart: Apart)
         write_atomic(folder / _RESULT, json.dumps(asdict(found), indent=2) + "\n")
 
     given = [distilled, apart.train.fingerprint(), config.size, config.seed, apart.reason]
-    given += [apart.test.fingerprint() if apart.test else None, PREDICTIONS[JUDGE], PREDICTIONS[_PROBE]]
+    given += [apart.test.fingerprint() if apart.test else None, PREDICTIONS[VERDICT_PROTOCOL], PREDICTIONS[_PROBE]]
     run.make(SELF_TEST, build, lambda folder: folder, given=given)
     found = read_self_test(run.folder)
     if found is None:
@@ -77,7 +77,7 @@ def read_self_test(run: Path) -> SelfTest | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        worths = {name: values[name] and Worth(**values[name]) for name in (JUDGE, _PROBE)}
+        worths = {name: values[name] and Worth(**values[name]) for name in (VERDICT_PROTOCOL, _PROBE)}
         return SelfTest(**{**values, **worths})
     except (ValueError, KeyError, TypeError):
         raise RunError(
@@ -93,13 +93,13 @@ def _measured(distilled: DistilledSet, data: SceneData, config: Config, folder: 
     }
     tasks = {
         protocol: {name: Task(one, protocol, PRETRAINED, config.seed) for name, one in trainings.items()}
-        for protocol in (JUDGE, _PROBE)
+        for protocol in (VERDICT_PROTOCOL, _PROBE)
     }
     with stages() as advance:
         bench = Bench(data, config.size, store=folder, progress=advance)
         bench.train_all(task for pair in tasks.values() for task in pair.values())
     worths = {protocol: _worth(bench, pair) for protocol, pair in tasks.items()}
-    return SelfTest(len(bench.test), _seen(bench.test, config), worths[JUDGE], worths[_PROBE])
+    return SelfTest(len(bench.test), _seen(bench.test, config), worths[VERDICT_PROTOCOL], worths[_PROBE])
 
 
 def _worth(bench: Bench, tasks: Mapping[str, Task]) -> Worth:
