@@ -25,7 +25,7 @@ from geodistill.evaluation.protocols import train_and_predict
 from geodistill.networks import pooled_features
 from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.catalogue import SHIPPED
-from geodistill.prior.losses import add_noise, target
+from geodistill.prior.noising import noise_process
 from geodistill.prior.sample import Requests, sample_batch
 from geodistill.prior.training import batches, prompt_table
 from geodistill.privacy.nearness import nearness_ratio, real_distances
@@ -88,9 +88,9 @@ def _text_losses(prior: Prior, images: Tensor, texts: list[str]) -> tuple[float,
     g = torch.Generator().manual_seed(0)
     clean = prior.encode(images)
     times = torch.linspace(50, 949, len(images)).long()[torch.randperm(len(images), generator=g)]
-    alpha_bar, noise = prior.scheduler.alphas_cumprod[times], torch.randn(clean.shape, generator=g)
-    prediction = prior.scheduler.config.prediction_type
-    noisy, wanted = add_noise(clean, noise, alpha_bar), target(clean, noise, alpha_bar, prediction)
+    process, noise = noise_process(prior.scheduler), torch.randn(clean.shape, generator=g)
+    level = process.levels[times]
+    noisy, wanted = process.add(clean, noise, level), process.target(clean, noise, level)
 
     def error(prompts: list[str]) -> float:
         told = prior.unet(noisy, times, prior.embed(prompts)).sample

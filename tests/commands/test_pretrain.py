@@ -161,7 +161,7 @@ def test_several_archives_one_of_them_without_classes(
     doubled = settings.model_copy(update={"compact": settings.compact.model_copy(update={"doubled": True})})
     seen: list[torch.Size] = []
     loss = training.denoising_loss
-    monkeypatch.setattr(training, "denoising_loss", lambda *args: (seen.append(args[4].shape), loss(*args))[1])
+    monkeypatch.setattr(training, "denoising_loss", lambda *args: (seen.append(args[3].clean.shape), loss(*args))[1])
     longer = doubled.model_copy(update={"compact": doubled.compact.model_copy(update={"steps": 4})})
     base = pretrain(sources, longer, out=tmp_path / "run")
     # Every fourth step is at twice the size, with a quarter of the images.

@@ -3,6 +3,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from geodistill.prior.guidance import classifier_free, coarse, pull, start_from, towards_mode
+from geodistill.prior.noising import Epsilon
+
+EPSILON = Epsilon(torch.tensor([0.36]))
 
 
 def test_classifier_free_guidance_by_hand() -> None:
@@ -11,7 +14,7 @@ def test_classifier_free_guidance_by_hand() -> None:
 
 def test_start_from_mixes_prototype_and_noise() -> None:
     prototype, noise = torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 10.0)
-    assert torch.allclose(start_from(prototype, noise, 0.64), torch.full((1, 1, 2, 2), 0.8 * 2 + 0.6 * 10))
+    assert torch.allclose(start_from(EPSILON, prototype, noise, 0.64), torch.full((1, 1, 2, 2), 0.8 * 2 + 0.6 * 10))
 
 
 def test_noise_that_is_in_a_prototype_already_is_not_added_again() -> None:
@@ -21,11 +24,11 @@ def test_noise_that_is_in_a_prototype_already_is_not_added_again() -> None:
     clean = torch.zeros(2, 3, 64, 64)
     noisy = torch.tensor([0.5, 0.0])
     prototypes = clean + noisy.view(2, 1, 1, 1) * coarse(own)
-    started = start_from(prototypes, noise, 0.64, noisy)
-    assert torch.equal(started[1], start_from(prototypes, noise, 0.64)[1])
+    started = start_from(EPSILON, prototypes, noise, 0.64, noisy)
+    assert torch.equal(started[1], start_from(EPSILON, prototypes, noise, 0.64)[1])
     for part, share in ((coarse(started), 1 / 4), (started - coarse(started), 3 / 4)):
         assert part[0].var().item() == pytest.approx(0.36 * share, rel=0.05)
-    added = coarse(start_from(clean, noise, 0.64, noisy))[0]
+    added = coarse(start_from(EPSILON, clean, noise, 0.64, noisy))[0]
     assert added.var().item() == pytest.approx((0.36 - 0.64 * 0.25) / 4, rel=0.05)
 
 
@@ -39,7 +42,8 @@ def test_coarse_is_a_projection_that_shortens() -> None:
 def test_pull_has_length_scale_times_sigma_and_points_at_the_prototype() -> None:
     g = torch.Generator().manual_seed(0)
     noisy, output, prototype = (torch.randn(3, 2, 4, 4, generator=g) for _ in range(3))
-    moved = pull(noisy, output, prototype, 0.36, "epsilon", 2.0)
+    estimate = EPSILON.clean(output, noisy, torch.full((3,), 0.36))
+    moved = pull(noisy, estimate, prototype, 0.36, 2.0)
     step = (moved - noisy).flatten(1)
     assert torch.allclose(step.norm(dim=1), torch.full((3,), 2.0 * 0.8), atol=1e-5)
     gap = (prototype - (noisy - 0.8 * output) / 0.6).flatten(1)
@@ -48,7 +52,7 @@ def test_pull_has_length_scale_times_sigma_and_points_at_the_prototype() -> None
 
 def test_pull_on_the_prototype_stays_finite() -> None:
     noisy = torch.ones(1, 1, 2, 2)
-    moved = pull(noisy, torch.zeros_like(noisy), noisy / 0.6, 0.36, "epsilon", 1.0)
+    moved = pull(noisy, noisy / 0.6, noisy / 0.6, 0.36, 1.0)
     assert torch.isfinite(moved).all()
 
 

@@ -2,14 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from geodistill.prior.losses import (
-    add_noise,
-    consistency_loss,
-    diffusion_loss,
-    estimate_clean,
-    min_snr_weight,
-    target,
-)
+from geodistill.prior.losses import consistency_loss, diffusion_loss
+from geodistill.prior.noising import PROCESSES, Epsilon
 
 LEVELS = torch.tensor([0.999, 0.9, 0.5, 0.1], dtype=torch.float64)
 
@@ -25,22 +19,24 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_estimate_from_the_exact_output_is_the_clean_latent(prediction: str) -> None:
     clean, noise = _batch()
-    noisy = add_noise(clean, noise, LEVELS)
-    wanted = target(clean, noise, LEVELS, prediction)
-    assert torch.allclose(estimate_clean(wanted, noisy, LEVELS, prediction), clean, atol=1e-12)
+    process = PROCESSES[prediction](LEVELS)
+    noisy, wanted = process.add(clean, noise, LEVELS), process.target(clean, noise, LEVELS)
+    assert torch.allclose(process.clean(wanted, noisy, LEVELS), clean, atol=1e-12)
 
 
 def test_min_snr_weights_by_hand() -> None:
     # SNR = 9 and 1/9; gamma 5.
     levels = torch.tensor([0.9, 0.1], dtype=torch.float64)
-    assert torch.allclose(min_snr_weight(levels, "epsilon", 5.0), torch.tensor([5 / 9, 1.0], dtype=torch.float64))
-    assert torch.allclose(min_snr_weight(levels, "v_prediction", 5.0), torch.tensor([0.5, 0.1], dtype=torch.float64))
+    weights = {name: process(levels).weight(levels, 5.0) for name, process in PROCESSES.items()}
+    assert torch.allclose(weights["epsilon"], torch.tensor([5 / 9, 1.0], dtype=torch.float64))
+    assert torch.allclose(weights["v_prediction"], torch.tensor([0.5, 0.1], dtype=torch.float64))
 
 
 def test_diffusion_loss_by_hand() -> None:
     output, wanted = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]])
+    levels = torch.tensor([0.9, 0.1])
     # Mean squared errors 5 and 2, weights 5/9 and 1.
-    loss = diffusion_loss(output, wanted, torch.tensor([0.9, 0.1]), "epsilon", 5.0)
+    loss = diffusion_loss(Epsilon(levels), output, wanted, levels, 5.0)
     assert loss.item() == pytest.approx((5 * 5 / 9 + 2) / 2, rel=1e-6)
 
 

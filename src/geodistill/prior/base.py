@@ -17,6 +17,7 @@ from geodistill.devices import Precision, accelerator, dtype_for, mixed
 from geodistill.errors import PriorError
 from geodistill.pipeline import BASE
 from geodistill.prior.catalogue import FACTS, SCRATCH, check_drawn, folder_of, missing_part, unknown_base
+from geodistill.prior.noising import PROCESSES
 from geodistill.provenance import fingerprint
 from geodistill.run import write_atomic
 
@@ -165,7 +166,7 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
     parts = {name: pipeline.components[name] for name in _NEEDED}
     check_channels(source, parts["unet"].config, parts["vae"].config)
     prediction = parts["scheduler"].config.get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
+    if prediction not in PROCESSES:
         raise PriorError(
             f"the base {source!r} predicts {prediction!r}: geodistill needs one that predicts epsilon or v_prediction"
         )

@@ -19,7 +19,7 @@ from geodistill.config import CompactSettings
 from geodistill.devices import Precision, accelerator, compile_in_place, dtype_for
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
 from geodistill.prior.base import Prior, refuse_odd_size, without_path
-from geodistill.prior.losses import spread
+from geodistill.prior.noising import spread
 from geodistill.prior.training import (
     Ahead,
     Mixture,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from geodistill.prior.losses import add_noise, estimate_clean
+from geodistill.prior.noising import NoiseProcess
 
 
 def classifier_free(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
@@ -13,7 +13,9 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, weight: float) -
     return unconditional + weight * (conditional - unconditional)
 
 
-def start_from(prototype: Tensor, noise: Tensor, alpha_bar: float, noisy: Tensor | None = None) -> Tensor:
+def start_from(
+    process: NoiseProcess, prototype: Tensor, noise: Tensor, alpha_bar: float, noisy: Tensor | None = None
+) -> Tensor:
     """Return the prototypes [n, C, h, w] noised to level ᾱ, where denoising starts (SDEdit, Meng et al. 2022).
 
     `noisy` float [n] is the standard deviation of the noise that the `coarse` part of each prototype already contains;
@@ -22,7 +24,7 @@ def start_from(prototype: Tensor, noise: Tensor, alpha_bar: float, noisy: Tensor
     if noisy is not None:
         left = (1 - alpha_bar / (1 - alpha_bar) * noisy**2).clamp_min(0).sqrt().view(-1, 1, 1, 1)
         noise = noise - (1 - left) * coarse(noise)
-    return add_noise(prototype, noise, prototype.new_full((len(prototype),), alpha_bar))
+    return process.add(prototype, noise, prototype.new_full((len(prototype),), alpha_bar))
 
 
 def coarse(latents: Tensor) -> Tensor:
@@ -33,19 +35,17 @@ def coarse(latents: Tensor) -> Tensor:
     return F.interpolate(F.avg_pool2d(latents, 2), scale_factor=2.0)
 
 
-def pull(noisy: Tensor, output: Tensor, prototype: Tensor, alpha_bar: float, prediction: str, scale: float) -> Tensor:
+def pull(noisy: Tensor, estimate: Tensor, prototype: Tensor, alpha_bar: float, scale: float) -> Tensor:
     """Return `z_t + s σ_t (p - ẑ0) / ‖p - ẑ0‖`: latents [n, C, h, w] moved towards their prototypes.
 
     Args:
         noisy: z_t.
-        output: the U-Net's output for z_t, after classifier-free guidance.
+        estimate: ẑ0 at step t, after classifier-free guidance.
         prototype: p.
         alpha_bar: ᾱ_t of the step.
-        prediction: "epsilon" or "v_prediction".
         scale: s.
     """
-    level = noisy.new_full((len(noisy),), alpha_bar)
-    gap = prototype - estimate_clean(output, noisy, level, prediction)
+    gap = prototype - estimate
     length = gap.flatten(1).norm(dim=1).clamp_min(1e-8).view(-1, 1, 1, 1)
     moved: Tensor = noisy + scale * (1 - alpha_bar) ** 0.5 * gap / length
     return moved

@@ -14,7 +14,7 @@ from geodistill.config import SamplingSettings
 from geodistill.errors import PriorError
 from geodistill.prior.base import Prior
 from geodistill.prior.guidance import ModeGuidance, classifier_free, pull, start_from, towards_mode
-from geodistill.prior.losses import estimate_clean
+from geodistill.prior.noising import noise_process
 from geodistill.prior.training import batches, no_class
 from geodistill.run import kept_parts
 from geodistill.seeding import generator
@@ -111,26 +111,25 @@ def sample_batch(
     With `modes`, MGD3 guidance towards the prototypes is applied in addition to `settings.follow`.
     """
     scheduler, times = _schedule(prior.scheduler.config, settings)
-    alphas = prior.scheduler.alphas_cumprod
+    alphas, process = prior.scheduler.alphas_cumprod, noise_process(prior.scheduler)
     prototypes = requests.prototypes[requests.slots].float().to(prior.device)
     # Drawn on the CPU, so that every device draws the same image.
     noise = _noise(prototypes.shape[1:], requests.seeds, seed).to(prior.device)
     latents = noise
     if settings.follow == "start":
         noisy = None if requests.noisy is None else requests.noisy[requests.slots].float().to(prior.device)
-        latents = start_from(prototypes, noise, float(alphas[times[0]]), noisy)
+        latents = start_from(process, prototypes, noise, float(alphas[times[0]]), noisy)
     embeddings = _embeddings(requests, settings.guidance_scale).to(prior.device)
     for index, time in enumerate(times):
         output = _denoise(prior, latents, time, embeddings, settings.guidance_scale)
         if settings.follow == "guide" and index / len(times) <= settings.until:
             level = float(alphas[time])
-            latents = pull(latents, output, prototypes, level, scheduler.config.prediction_type, settings.scale)
+            estimate = process.clean(output, latents, latents.new_full((len(latents),), level))
+            latents = pull(latents, estimate, prototypes, level, settings.scale)
         stepped = scheduler.step(output, time, latents).prev_sample
         if modes and index < modes.steps and index + 1 < len(times):
             level, following = float(alphas[time]), float(alphas[times[index + 1]])
-            estimate = estimate_clean(
-                output, latents, latents.new_full((len(latents),), level), scheduler.config.prediction_type
-            )
+            estimate = process.clean(output, latents, latents.new_full((len(latents),), level))
             stepped = towards_mode(stepped, estimate, prototypes, level, following, modes.scale)
         latents = stepped
     return latents.cpu()

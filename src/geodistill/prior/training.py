@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.helpers import disable_input_dtype_casting
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from geodistill.devices import mixed
 from geodistill.errors import TrainingError
 from geodistill.prior.attention import CachedAttention
-from geodistill.prior.losses import add_noise, consistency_loss, diffusion_loss, estimate_clean, target
+from geodistill.prior.losses import consistency_loss, diffusion_loss
+from geodistill.prior.noising import NoiseProcess, noise_process
 from geodistill.processes import Processes, processes
 from geodistill.progress import progress
 from geodistill.run import save_tensors, write_atomic
@@ -26,6 +27,20 @@ from geodistill.seeding import derive_seed, generator, seed_of_member
 log = logging.getLogger("geodistill")
 
 _CHECKPOINT = ".training.safetensors"
+
+
+class Drawn(NamedTuple):
+    """What a training step draws.
+
+    clean: latents [n, C, h, w], one view of each scene. embedding: of one prompt each. noise: normal. times: int64 [n].
+    labels: classes, int64 [n].
+    """
+
+    clean: Tensor
+    embedding: Tensor
+    noise: Tensor
+    times: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -138,17 +153,16 @@ def train_denoiser(
     activations (gradient checkpointing), then processes fewer latents at a time; the optimiser still sees the same
     batches.
     """
-    alphas = scheduler.alphas_cumprod.float().to(unet.device)
-    prediction = scheduler.config.prediction_type
+    process = noise_process(scheduler, unet.device)
     micro_batch = _MicroBatch(unet, plan)
     _settle(unet, plan.dtype)
     if unet.device.type == "cpu":
         unet.set_attn_processor(CachedAttention())
 
-    drawn = Ahead(lambda step: data.batch(plan, len(alphas), step), unet.device)
+    drawn = Ahead(lambda step: data.batch(plan, len(process.levels), step), unet.device)
 
     def losses(step: int) -> Iterator[Tensor]:
-        return _losses(unet, alphas, prediction, plan, micro_batch.count, drawn(step))
+        return _losses(unet, process, plan, micro_batch.count, drawn(step))
 
     remembered = dict(plan.auxiliary.to(unet.device).named_buffers()) if plan.auxiliary is not None else {}
     # An adapter's layers would otherwise cast their inputs to f32, only for autocast to cast them back.
@@ -298,44 +312,34 @@ class Ahead:
 
 
 def _losses(
-    unet: Any, alphas: Tensor, prediction: str, plan: TrainingPlan, micro_batch: int, drawn: tuple[Tensor, ...]
+    unet: Any, process: NoiseProcess, plan: TrainingPlan, micro_batch: int, drawn: tuple[Tensor, ...]
 ) -> Iterator[Tensor]:
     """Yield this process's loss terms of the tensors `drawn` for a step, with up to `micro_batch` latents in each."""
     group, count = processes() if plan.shared else Processes(), len(drawn[0])
     for index, part in enumerate(batches(count, micro_batch)):
         if index % group.count != group.rank:
             continue
-        own = [tensor[part] for tensor in drawn]
-        yield denoising_loss(unet, alphas, prediction, plan, *own) * (len(own[0]) / count)
+        own = Drawn(*(tensor[part] for tensor in drawn))
+        yield denoising_loss(unet, process, plan, own) * (len(own.clean) / count)
 
 
-def denoising_loss(
-    unet: Any,
-    alphas: Tensor,
-    prediction: str,
-    plan: TrainingPlan,
-    clean: Tensor,
-    embedding: Tensor,
-    noise: Tensor,
-    times: Tensor,
-    labels: Tensor,
-) -> Tensor:
-    """Return the loss of latents `clean` [n, C, h, w] with `noise` at `times` [n], a mean over the latents."""
-    clean, embedding = clean.float(), embedding.float()
-    alpha_bar = alphas[times]
-    noisy = add_noise(clean, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
+def denoising_loss(unet: Any, process: NoiseProcess, plan: TrainingPlan, drawn: Drawn) -> Tensor:
+    """Return the loss of the latents `drawn`, a mean over them."""
+    clean, embedding, level = drawn.clean.float(), drawn.embedding.float(), process.levels[drawn.times]
+    noisy = process.add(clean, drawn.noise, level).contiguous(memory_format=torch.channels_last)
     with mixed(noisy.device, plan.dtype):
-        output = unet(noisy, times, embedding, class_labels=no_class(unet, noisy)).sample
+        output = unet(noisy, drawn.times, embedding, class_labels=no_class(unet, noisy)).sample
     output = output.float()
-    loss = diffusion_loss(output, target(clean, noise, alpha_bar, prediction), alpha_bar, prediction, plan.gamma)
-    estimate = estimate_clean(output, noisy, alpha_bar, prediction)
+    wanted = process.target(clean, drawn.noise, level)
+    loss = diffusion_loss(process, output, wanted, level, plan.gamma)
+    estimate = process.clean(output, noisy, level)
     if plan.teacher is not None and plan.consistency:
-        judged = _in_dtype(plan.teacher, noisy.device, plan.dtype)
+        teacher, signal = _in_dtype(plan.teacher, noisy.device, plan.dtype), process.signal(level)
         loss = loss + plan.consistency * consistency_loss(
-            judged, estimate, clean, labels, alpha_bar, cross_entropy=plan.cross_entropy, kl=plan.kl
+            teacher, estimate, clean, drawn.labels, signal, cross_entropy=plan.cross_entropy, kl=plan.kl
         )
     if plan.auxiliary is not None:
-        loss = loss + plan.auxiliary(estimate, clean, labels)
+        loss = loss + plan.auxiliary(estimate, clean, drawn.labels)
     return loss
 
 
@@ -364,13 +368,10 @@ def _batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
     return torch.stack([orders[position // count][position % count] for position in positions])
 
 
-def draw_batch(
-    data: TrainingData, chosen: Tensor, drop: float, levels: int, g: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the tensors for `denoising_loss` for the scenes `chosen` int64 [n].
+def draw_batch(data: TrainingData, chosen: Tensor, drop: float, levels: int, g: torch.Generator) -> Drawn:
+    """Return what a step draws for the scenes `chosen` int64 [n].
 
-    These are latents [n, C, h, w], one view of each scene; embeddings of one prompt each, which is the empty prompt
-    with probability `drop`; normal noise; times int64 [n] below `levels`; classes int64 [n].
+    The prompt is the empty one with probability `drop`; times are below `levels`.
     """
     count = len(chosen)
     views = torch.randint(0, data.latents.shape[1], (count,), generator=g)
@@ -379,7 +380,8 @@ def draw_batch(
     rows = torch.where(torch.rand(count, generator=g) < drop, torch.zeros_like(rows), rows)
     clean = data.latents[chosen, views]
     noise = torch.randn(clean.shape, generator=g)
-    return clean, data.embeddings[rows], noise, torch.randint(0, levels, (count,), generator=g), data.labels[chosen]
+    times = torch.randint(0, levels, (count,), generator=g)
+    return Drawn(clean, data.embeddings[rows], noise, times, data.labels[chosen])
 
 
 def _check_finite(loss: Tensor, step: int, title: str) -> None:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from geodistill.pipeline import PRIVATE_ADAPTER, TEACHER
 from geodistill.prior.base import Prior
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
-from geodistill.prior.training import TrainingData, TrainingPlan, denoising_loss, draw_batch, prompt_table
+from geodistill.prior.noising import noise_process
+from geodistill.prior.training import Drawn, TrainingData, TrainingPlan, denoising_loss, draw_batch, prompt_table
 from geodistill.privacy.dpsgd import train_privately
 from geodistill.privacy.noisy import SecretNoise
 from geodistill.provenance import Made
@@ -72,13 +73,11 @@ def finetune_privately(
         options = settings.model_dump(exclude={"rank", "weights"})
         own = teacher.value if teacher else None
         plan = TrainingPlan(seed=config.seed, teacher=own, dtype=torch.float32, **options)
-        alphas = adapted.scheduler.alphas_cumprod.float()
-        prediction = adapted.scheduler.config.prediction_type
+        process = noise_process(adapted.scheduler, base.device)
 
         def loss_of(images: Tensor) -> Tensor:
-            drawn = draw_batch(data, images, settings.drop_prompt, len(alphas), by)
-            moved = (tensor.to(base.device) for tensor in drawn)
-            return denoising_loss(adapted.unet, alphas.to(base.device), prediction, plan, *moved)
+            drawn = draw_batch(data, images, settings.drop_prompt, len(process.levels), by)
+            return denoising_loss(adapted.unet, process, plan, Drawn(*(tensor.to(base.device) for tensor in drawn)))
 
         adapted.unet.train()
         train_privately(adapted.unet, loss_of, training, noise=noise, by=SecretNoise(), title="adapter")
