@@ -38,6 +38,7 @@ def test_unknown_name() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("little_audit")
 @pytest.mark.parametrize("name", ["audit", "compare", "distill", "plan", "pretrain", "sample"])
 def test_examples(name: str) -> None:
     found = doctest.testmod(import_module(f"geodistill.commands.{name}"))

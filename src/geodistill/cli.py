@@ -75,7 +75,7 @@ _Config = Annotated[
 ]
 _Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, such as finetune.steps=500. Can be repeated. `geodistill settings`."),
+    typer.Option("--set", help="A setting, such as finetune.steps=500; can be repeated. `geodistill settings` has all."),
 ]
 _Seed = Annotated[int | None, typer.Option(help="Random seed [default: 0].")]
 _Seeds = Annotated[int, typer.Option(min=1, help="Number of repetitions, each with another random seed.")]
@@ -606,7 +606,7 @@ def audit(
         _console.print(table)
         _console.print(result.verdict, soft_wrap=True)
         if result.overlap:
-            _console.print(f"{_plain(result.overlap)}: its figures flatter", soft_wrap=True)
+            _console.print(f"{_plain(result.overlap)}: figures measured on them are too optimistic", soft_wrap=True)
         _console.print(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}", soft_wrap=True)
         if result.fails(fail_on or ()):
             raise typer.Exit(3)
@@ -673,7 +673,7 @@ def _print_plan(found: Any) -> None:
     if not found.downloads:
         _console.print("downloads nothing")
     if found.overlap:
-        _console.print(f"base: {_plain(found.overlap)}: its figures flatter", soft_wrap=True)
+        _console.print(f"base: {_plain(found.overlap)}: figures measured on them are too optimistic", soft_wrap=True)
     _console.print(
         f"memory: about {_giga(found.memory)} ({found.device}); with less, training uses smaller batches\n"
         f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} free",

@@ -180,8 +180,8 @@ def test_terms_of_the_base_and_what_it_was_trained_on_are_told_once(
         run(data, config, tmp_path / "run")
         assert caplog.messages == [
             "base 'quay': not for sale",
-            "about 120 of the 120 training images are among those that the base was trained on (harbours): its figures "
-            "flatter",
+            "about 120 of the 120 training images are among those that the base was trained on (harbours): figures "
+            "measured on them are too optimistic",
         ]
     with pytest.raises(PriorError, match=r" draws images of 32 px, not 64: use --size 32, --base scratch, or a base "):
         run(data, make_config({**config.model_dump(), "size": 64}), tmp_path / "wide")

@@ -378,8 +378,8 @@ def test_terms_of_the_base_and_what_it_was_trained_on_are_told_once(
     config = _with(on_pipeline, base=str(base))
     told = [
         "base 'quay': not for sale",
-        "about 60 of the 60 training images are among those that the base was trained on (harbours): its figures "
-        "flatter",
+        "about 60 of the 60 training images are among those that the base was trained on (harbours): figures "
+        "measured on them are too optimistic",
     ]
 
     def begun(context: Context) -> Made[dict[str, Any]]:

@@ -132,7 +132,7 @@ class TestPlan:
         told = "about 60 of the 60 training images are among those that the base was trained on (harbours)"
         assert found.overlap == told
         _print_plan(found)
-        assert f"base: {told}: its figures flatter\n" in capsys.readouterr().out
+        assert f"base: {told}: figures measured on them are too optimistic\n" in capsys.readouterr().out
 
     def test_counts_the_self_test_on_scenes_that_are_held_out(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
         config = _with(on_pipeline, self_test={"held_out": 0.4})

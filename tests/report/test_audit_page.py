@@ -70,7 +70,7 @@ def test_what_the_base_was_trained_on_is_told(
     told = "bout 3 of the 4 training images are among those that the base was trained on"
     assert told not in page_of(audited, pair, tmp_path)
     page = page_of((replace(audited[0], overlap=f"a{told}"), audited[1]), pair, tmp_path)
-    assert f'<p class="note">A{told}: its figures flatter.</p>' in page
+    assert f'<p class="note">A{told}: figures measured on them are too optimistic.</p>' in page
 
 
 def test_what_could_not_be_measured_is_said(audited: tuple[Audit, DistilledSet], pair: Scenes, tmp_path: Path) -> None:

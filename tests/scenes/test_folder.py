@@ -79,7 +79,8 @@ def test_copies_in_test_are_reported(tmp_path, caplog):
     fill(tmp_path / "train")
     fill(tmp_path / "test", count=2)
     open_scenes(tmp_path)
-    assert "4 test images are also training images, Beach/00.png the first: results flatter" in caplog.messages
+    told = "4 test images are also training images, the first is Beach/00.png: results are too optimistic"
+    assert told in caplog.messages
 
 
 names = st.text(

@@ -32,13 +32,18 @@ _WORDS = {
 }
 
 
+def _overlap(told: str) -> str:
+    """Return a sentence on the training images that the base has seen, `told` by the audit; "" if there are none."""
+    return f"{told[0].upper()}{told[1:]}: figures measured on them are too optimistic." if told else ""
+
+
 def write_audit_page(result: Audit, distilled: DistilledSet, train: Scenes, path: Path) -> None:
     """Write the page of `result`, the audit of `distilled` against its training scenes `train`, to `path`."""
     page = {
         "title": f"geodistill audit: {len(distilled)} images, {len(distilled.classes)} classes",
         "verdict": result.verdict,
         "warning": f"This page shows training images. {FOR_THE_OWNER}",
-        "overlap": f"{result.overlap[0].upper()}{result.overlap[1:]}: its figures flatter." if result.overlap else "",
+        "overlap": _overlap(result.overlap),
         "pairs": _pairs(result, distilled, train),
         "readings": _readings(result),
         "distances": [_distances(reading) for reading in result.readings],

@@ -117,7 +117,11 @@ def _warn_of_copies(train: Scenes, test: Scenes) -> None:
     known = set(train.keys)
     copies = [name for name, key in zip(test.names, test.keys, strict=True) if key in known]
     if copies:
-        log.warning("%d test images are also training images, %s the first: results flatter", len(copies), copies[0])
+        log.warning(
+            "%d test images are also training images, the first is %s: results are too optimistic",
+            len(copies),
+            copies[0],
+        )
 
 
 # Listing: names only, nothing decoded.

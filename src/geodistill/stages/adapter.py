@@ -50,8 +50,7 @@ def finetune(
         whole = trains_all(base.unet, settings)
         if whole:
             free_all(adapted)
-            enough = _WORTH_COMPILING * torch.get_num_threads()
-            if base.device.type == "cpu" and _positions(latents.value, settings) >= enough:
+            if base.device.type == "cpu" and _is_long(latents.value, settings):
                 compile_in_place(adapted.unet)
         else:
             add_adapter(adapted, rank=settings.rank, seed=config.seed)
@@ -82,6 +81,7 @@ def finetune(
     return context.run.make(ADAPTER, build, load, given=given)
 
 
-def _positions(latents: Tensor, settings: FinetuneSettings) -> int:
-    """Return through how many positions of latents [N, V, C, h, w] an adaptation goes, all steps together."""
-    return settings.steps * settings.batch * latents[0, 0, 0].numel()
+def _is_long(latents: Tensor, settings: FinetuneSettings) -> bool:
+    """Return whether an adaptation on latents [N, V, C, h, w] is so long that compiling pays."""
+    positions = settings.steps * settings.batch * latents[0, 0, 0].numel()
+    return positions >= _WORTH_COMPILING * torch.get_num_threads()

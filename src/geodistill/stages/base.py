@@ -32,7 +32,7 @@ def tell_of_base(scenes: Scenes, config: Config, run: Run) -> None:
     tell_terms(Path(source_of(config.base, config.size)))
     overlap = overlap_with_base(scenes, config)
     if overlap:
-        log.warning("%s: its figures flatter", overlap)
+        log.warning("%s: figures measured on them are too optimistic", overlap)
 
 
 def load_base(context: Context) -> Made[Prior]:
