@@ -271,7 +271,7 @@ def test_the_second_pretrained_network_has_its_own_weights_and_takes_no_part_in_
     assert torch.equal(network._conv_stem.weight, again._conv_stem.weight)
     assert not torch.equal(network._fc.weight, again._fc.weight)
     assert network(normalise(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))).shape == (2, 5)
-    sources = (Path(__file__).parents[2] / "src" / "geodistill").rglob("*.py")
+    sources = (Path(__file__).parents[1] / "src" / "geodistill").rglob("*.py")
     users = {path.name for path in sources if "WITNESS" in path.read_text()}
     # The audit looks at finished sets.
     assert users == {"networks.py", "copyprint.py"}

@@ -75,7 +75,7 @@ _Config = Annotated[
 ]
 _Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting, such as finetune.steps=500; can be repeated. `geodistill settings` has all."),
+    typer.Option("--set", help="Setting, such as finetune.steps=500; can be repeated. `geodistill settings` has all."),
 ]
 _Seed = Annotated[int | None, typer.Option(help="Random seed [default: 0].")]
 _Seeds = Annotated[int, typer.Option(min=1, help="Number of repetitions, each with another random seed.")]

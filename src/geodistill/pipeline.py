@@ -1,10 +1,10 @@
-"""All stages of a run. Their names stand here and nowhere else."""
+"""All stages of a run. Their names are defined only here."""
 
 from dataclasses import replace
 
 from geodistill.provenance import Stage
 
-# The method whose stages these are; rivals have some of them.
+# The method that has these stages; its rivals have some of them.
 OWN = "dpd"
 
 BASE = Stage("base", 3, title="Training of the base", lent=True)
@@ -23,7 +23,7 @@ REFINED = Stage("refined", 5, title="Refinement of the chosen images")
 DISTILLED = Stage("distilled", 5)
 SELF_TEST = Stage("self_test", 1)
 
-# Sets of rivals.
+# The sets of rivals.
 KEPT = replace(DISTILLED, version=4)
 
 # Under differential privacy. Some replace the stage of the same name.

@@ -43,17 +43,17 @@ def test_every_column_is_of_a_field_of_its_own() -> None:
     ("field", "head", "narrow", "text"),
     [
         ("oa_mean", "OA, %", "OA %", "73.6 ± 0.5"),
-        ("aa_mean", "AA, %", "AA %", ""),
+        ("aa_mean", "AA, %", "AA, %", ""),
         ("kappa_mean", "kappa", "kappa", "0.723"),
-        ("share_of_full", "share of full, %", "share %", "82.4"),
+        ("share_of_full", "share of full, %", "share", "82.4"),
         ("hlr", "lost, points", "HLR", "15.7"),
         ("ior", "over random, points", "IOR", "+9.3"),
         ("rho", "nearness ρ", "ρ", "0.76"),
         ("nearest_similarity", "nearest similarity", "nearest similarity", "0.813"),
         ("fid", "FID", "FID", "450.3"),
         ("kid", "KID", "KID", "0.193"),
-        ("wall_seconds", "time to make, s", "time s", "1610"),
-        ("peak_memory_mib", "peak memory, MiB", "memory MiB", "2912"),
+        ("wall_seconds", "time to make, s", "time, s", "1610"),
+        ("peak_memory_mib", "peak memory, MiB", "memory, MiB", "2912"),
     ],
 )
 def test_text(field: str, head: str, narrow: str, text: str) -> None:

@@ -37,7 +37,7 @@ def test_the_gradient_is_the_sum_of_clipped_ones_over_the_expected_batch(monkeyp
     with torch.no_grad():
         for weights in (model, reference):
             weights.weight.mul_(4)
-    training = PrivateTraining(count=24, steps=1, batch=24, lr=0.5, together=7)
+    training = PrivateTraining(count=24, steps=1, batch=24, lr=0.5, micro_batch=7)
     train_privately(model, losses(model), training, noise=0.0, by=by(), title="test")
     total = [torch.zeros_like(p) for p in reference.parameters()]
     lengths = []
@@ -64,7 +64,7 @@ def test_noise_has_the_deviation_it_says(monkeypatch):
 
 def test_each_image_is_drawn_on_its_own_in_parts_of_limited_size():
     model, seen = linear(), list[int]()
-    training = PrivateTraining(count=24, steps=200, batch=6, lr=1e-3, together=4)
+    training = PrivateTraining(count=24, steps=200, batch=6, lr=1e-3, micro_batch=4)
     train_privately(model, losses(model, seen), training, noise=1.0, by=by(), title="test")
     assert max(seen) == 4
     assert sum(seen) / 200 == pytest.approx(6, rel=0.1)

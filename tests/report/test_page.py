@@ -301,7 +301,8 @@ def test_figures_of_a_distill_run_are_those_of_its_evaluation(run: Path, page: P
     found = json.loads(path.read_text())
     own, random, full = page.rows("All figures, one row for each set, protocol and network")
     assert own[:5] == ["dpd", "2", "probe", "efficientnet-lite0", "2"]
-    assert own[5] == f"{100 * found['oa']:.1f} ± 0.0"  # the probe gives the same for every seed
+    assert own[5] == "synthetic"
+    assert own[6] == f"{100 * found['oa']:.1f} ± 0.0"  # the probe gives the same for every seed
     rho = found["likeness"]["nearness"]["ratio"]
     assert f"{rho:.2f}{' copying' if rho < 0.5 else ''}" in own
     assert f"{100 * found['ior']:+.1f}" in own
@@ -452,8 +453,8 @@ def test_comparison_under_way(comparison: Path, tmp_path: Path) -> None:
     lines = [line for line in shown.all("li") if line.endswith("the run's command goes on with it")]
     assert lines[0] == "the images of d4m, IPC 3 are not finished: the run's command goes on with it"
     assert "no accuracy of dpd, IPC 1 yet: the run's command goes on with it" in lines
-    # Without figures nobody knows yet which sets are generated.
-    hidden = "+ prototypes, d4m, k-means, random, reconstruction, template"
+    # Without figures nobody knows what a method that is not installed makes.
+    hidden = "+ prototypes, k-means, random, reconstruction"
     assert f"Not shown because the images are real ones, or may be: {hidden}." in shown.source
     shutil.rmtree(folder / "sets")
     assert "no images and no figures yet" in write_report(folder).read_text()

@@ -159,7 +159,7 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
     # A process that was killed holds no lock.
     Run(tmp_path / "run", {}).__exit__()
     assert str(caught.value) == (
-        f"another geodistill process is dtype in {tmp_path}/run: wait for it or choose another --out"
+        f"another geodistill process is working in {tmp_path}/run: wait for it or choose another --out"
     )
 
 

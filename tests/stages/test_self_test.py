@@ -110,7 +110,8 @@ class TestSetApart:
         assert learned_from(pair, now).keys == set_apart(pair, small).train.keys
         before = {"method": "dpd", "config": small.model_dump(mode="json", exclude={"self_test"})}
         assert learned_from(pair, before) is pair
-        assert learned_from(pair, now | {"method": "random"}) is pair
+        # `distill --method` holds scenes out for every method.
+        assert learned_from(pair, now | {"method": "random"}).keys == learned_from(pair, now).keys
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""What the commands do: compositions of stages, methods, evaluation and audit."""
+"""The commands, composed of stages, methods, evaluation and audit."""

@@ -1,4 +1,4 @@
-"""`geodistill audit`: the audit of a folder, with what its run tells about how the set was made."""
+"""`geodistill audit`: the audit of a set in a folder, with what its run records about how the set was made."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,16 +18,17 @@ from geodistill.scenes.scenes import SceneData, Scenes
 def audit(
     what: Path, data: SceneData, *, shadows: int = 0, fail_on: Sequence[str] = (), out: Path | None = None
 ) -> tuple[Audit, DistilledSet, Scenes]:
-    """Audit the set in `what`, a run or a folder <class>/<image>; return what was found, the set, the training images.
+    """Audit the set in `what`, a run or a folder <class>/<image>; return the findings, the set and the training images.
 
-    Training images are those that a run learned from: none that it held out for its self-test.
+    Training images are those that the run learned from, without those held out for its self-test.
 
-    Of a run it is also known how the set was made: where its images began, and how to make `shadows` sets of random
-    halves of the training scenes, which go to `out`. The verdict goes into the set's data card.
+    For a run it is also known how the set was made: the scene that each image started from, and how to make `shadows`
+    further sets from random halves of the training scenes. These are written to `out`, by default the folder `audit` in
+    the run. The verdict is written into the set's data card.
 
     Raises:
-        ConfigError: an unknown name in `fail_on`, membership there where no attack could show it, what `audit` raises,
-            or shadows of a set without a run.
+        ConfigError: a name in `fail_on` is unknown, or is membership where no attack could show it; `out` is in the
+            set's folder; shadows of a set without a run; errors of `privacy.audit.audit`.
         RunError: the run was made from other scenes.
         DistilledSetError: there is no set.
 
@@ -80,14 +81,17 @@ def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequ
 
 
 def _shared(result: Audit, distilled: DistilledSet) -> str:
-    """Return what the data card says of the audit; exact figures about the training images are no private release."""
+    """Return what the data card states about the audit.
+
+    If the set has a guarantee, this omits exact figures about the training images, which are no private release.
+    """
     if distilled.about.get("guarantee"):
         return "What it found is in the owner's hands: figures about the real images are outside the guarantee."
     return result.verdict
 
 
 def _check_power(distilled: DistilledSet, data: SceneData) -> None:
-    """Raise ConfigError where no attack could show a leak, so that finding none would say nothing."""
+    """Raise ConfigError if no attack could show a leak, because finding none would then mean nothing."""
     reason = too_little(len(distilled), len(data.train), len(data.test or ()))
     if reason:
         raise ConfigError(

@@ -1,8 +1,8 @@
 """The comparison: every method on the same scenes, prior and protocols, in one table.
 
 The run holds one folder for each set (`sets/<method>-ipc<k>`), the predictions (`evaluation/`) and the table
-(`compare.json`, `compare.csv`), written anew after each row. Sets and predictions that are there are used again, so
-that adding a method or an IPC costs only what is new.
+(`compare.json`, `compare.csv`), which is rewritten after each row. Existing sets and predictions are reused, so adding
+a method or an IPC costs only what is new.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ from geodistill.stages.context import Context
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one call asks for; `cells` are pairs of protocol and network."""
+    """The request of one call; `cells` are pairs of protocol and network."""
 
     methods: tuple[str, ...]
     ipcs: tuple[int, ...]
@@ -60,10 +60,10 @@ def compare(
     command: str = "",
     progress: Progress | None = None,
 ) -> tuple[Row, ...]:
-    """Make the sets of `methods` at each of `ipcs`, test them under each protocol and network, return the table.
+    """Make the sets of `methods` at each of `ipcs`, test them under each protocol and network, and return the table.
 
-    A set of real images is selected anew for each seed; a generated one is made once, with the config's seed, and the
-    seeds vary the training of the classifier. Nothing of the test scenes reaches any method.
+    A set of real images is selected anew for each seed. Any other set is made once, with the config's seed, and the
+    seeds vary only the training of the classifier. No method sees the test scenes.
 
     Args:
         data: train and test scenes.
@@ -71,18 +71,18 @@ def compare(
         out: the run folder; rows, sets and predictions there are kept.
         methods: names in METHODS.
         ipcs: images per class.
-        protocols: probe, finetune, scratch; the probe is done with the pretrained network alone.
+        protocols: probe, finetune, scratch; the probe uses the pretrained network only.
         networks: names of classifiers.
-        seeds: how many repetitions.
+        seeds: number of repetitions.
         full: also train on all real images; without it there is no share of full-data OA and no HLR.
         command: the command line, for the record.
         progress: called as progress(what, done, steps) while classifiers train.
 
     Raises:
-        ConfigError: an unknown name, an IPC or a number of seeds below 1.
-        PriorError: there is no such base, or it does not draw images of the config's size.
+        ConfigError: a name is unknown, or an IPC or the number of seeds is below 1.
+        PriorError: the base does not exist, or does not draw images of the config's size.
         RunError: `out` holds a comparison with other settings or another kind of run.
-        SceneError: a class with fewer images than an IPC needs, or no test images.
+        SceneError: a class has fewer images than an IPC needs, or there are no test images.
 
     >>> import geodistill, tempfile
     >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
@@ -91,8 +91,8 @@ def compare(
     >>> [row.method for row in geodistill.compare(data, config, out=out, **asked)]
     ['random', 'kmeans']
     """
-    # All methods get the same scenes, and are tested on real test images anyway. Its sets are for a table that others
-    # can make again, not to be shared.
+    # No self-test is made: all methods get the same scenes and are tested on real test images anyway. The sets are
+    # reproducible, because they serve a table that others can repeat, and are not shared.
     config = without_self_test(config or Config()).model_copy(update={"reproducible": True})
     ordered = tuple(name for name in METHODS if name in methods)
     plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
@@ -116,7 +116,7 @@ def compare(
 
 
 def _cells(protocols: Sequence[str], networks: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Return the (protocol, network) pairs; the probe has features of the pretrained network alone."""
+    """Return the (protocol, network) pairs; the probe is paired with the pretrained network only."""
     cells = [("probe", PRETRAINED)] if "probe" in protocols else []
     cells += [(p, n) for p, n in product(protocols, networks) if p != "probe"]
     for protocol, network in cells:
@@ -139,7 +139,8 @@ def _check(train: Scenes, methods: Sequence[str], plan: _Plan, privacy: str) -> 
 
 def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple[Row, torch.Tensor]]:
     """Yield each row with its predictions, int64 [seeds, n_test]."""
-    # Before the first method, whose cost it is not. The base keeps its name: a run may move, and so may the package.
+    # Loaded before the first method, so that its cost is not counted for that method. The setting `base` stays a name,
+    # as the run and the package may be moved.
     load_base(Context(bench.train, config, run))
     for ipc, method in product(plan.ipcs, plan.methods):
         sets, cost = _make(method, bench.train, config.model_copy(update={"ipc": ipc}), run, plan.seeds)
@@ -147,14 +148,14 @@ def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple
         trainings = [Training.on_set(f"{method}-ipc{ipc}", distilled) for distilled in sets]
         for tasks in _trained(trainings, plan, bench):
             yield _row(method, ipc, tasks, bench, kind=METHODS[method].kind, **facts)
-    # Training on everything takes longest and comes last; until then the columns that need it are empty.
+    # Training on all real images takes longest and comes last; until then the columns that need it are empty.
     everything = [Training.on_scenes(FULL, bench.train, bench.size)] * plan.seeds
     for tasks in _trained(everything, plan, bench) if plan.full else ():
         yield _row(FULL, 0, tasks, bench, kind="real")
 
 
 def _trained(trainings: Sequence[Training], plan: _Plan, bench: Bench) -> list[list[Task]]:
-    """Return the tasks of each cell, one for each seed, after all of them have been trained."""
+    """Return the tasks of each cell, one for each seed, after training all of them."""
     cells = [[Task(one, *cell, seed) for seed, one in enumerate(trainings)] for cell in plan.cells]
     bench.train_all(chain.from_iterable(cells))
     return cells
@@ -163,7 +164,7 @@ def _trained(trainings: Sequence[Training], plan: _Plan, bench: Bench) -> list[l
 def _make(
     method: str, train: Scenes, config: Config, run: Run, seeds: int
 ) -> tuple[list[DistilledSet], dict[str, float]]:
-    """Return a set for each seed, the same one again where it is generated, and what making the first one cost."""
+    """Return a set for each seed (the same one if the method makes it only once) and the cost of making the first."""
     folder = run.folder / "sets" / f"{method}-ipc{config.ipc}"
     first, cost = _make_one(method, train, config, run, folder)
     if METHODS[method].kind != "real":
@@ -178,7 +179,7 @@ def _make(
 def _make_one(
     method: str, train: Scenes, config: Config, lender: Run, folder: Path
 ) -> tuple[DistilledSet, dict[str, float]]:
-    """Return the set and what its making cost."""
+    """Return the set and the cost of making it."""
     settings = {"method": method, "config": recorded(config), "scenes": train.fingerprint()}
     with Run(folder, settings, lender=lender) as run:
         write_atomic(folder / "config.toml", to_toml(config))
@@ -193,7 +194,7 @@ def _make_one(
 
 
 def _of_set(distilled: DistilledSet, bench: Bench) -> dict[str, float | None]:
-    """Return how a set lies to the real images, as fields of its rows."""
+    """Return the nearness of a set to the real images, its FID and its KID, as fields of its rows."""
     found = bench.likeness(distilled)
     near = {"rho": found.nearness.ratio, "rho_pixel": found.nearness.pixel, "rho_feature": found.nearness.feature}
     return {**near, "nearest_similarity": found.nearest_similarity, "fid": found.fid.value, "kid": found.kid.value}
@@ -208,7 +209,7 @@ def _row(
     kind: Kind,
     **facts: Any,
 ) -> tuple[Row, torch.Tensor]:
-    """Return the row of a cell's tasks, one for each seed, and what each predicted."""
+    """Return the row of a cell's tasks, one for each seed, and the predictions of each."""
     predicted = torch.stack([bench.logits(task).argmax(1) for task in tasks])
     measures = [measure(each, bench.test.labels, len(bench.test.classes)) for each in predicted]
     cell, seeds = (tasks[0].protocol, tasks[0].network), [task.seed for task in tasks]
@@ -216,9 +217,9 @@ def _row(
 
 
 def comparison_tables(folder: Path) -> list[Table]:
-    """Return the comparison in `folder` as rich tables, figures in per cent; see `compare` for the columns.
+    """Return the comparison in `folder` as rich tables, accuracies in per cent; see `evaluation.columns`.
 
-    One for each protocol and network, and one of what the sets cost: each fits 80 columns.
+    There is one table for each protocol and network, and one for the cost of the sets; each fits 80 columns.
     """
     rows = load_rows(folder)
     verdicts = {pair_key(pair): pair for pair in load_pairs(folder)}

@@ -1,4 +1,4 @@
-"""`geodistill distill`: some scenes are held out, the set is made from the others, and tested on those held out."""
+"""`geodistill distill`: hold out some scenes, make the set from the others, and test it on those held out."""
 
 import tempfile
 from pathlib import Path
@@ -27,20 +27,20 @@ def distill(
     out: Path | str | None = None,
     command: str = "",
 ) -> DistilledSet:
-    """Condense `scenes` into `config.ipc` synthetic images per class, and test these (see `stages.self_test`).
+    """Condense `scenes` into `config.ipc` synthetic images per class, and test the set (see `stages.self_test`).
 
-    What the test found is in the run's stage `self_test`, in the data card of its set, and in the log of
-    `geodistill.self_test`: a warning where the set is below random real images.
+    The result of the test is stored in the run's stage `self_test` and in the data card of the set, and logged by
+    `geodistill.self_test`: as a warning if the set is below random real images.
 
     Args:
-        scenes: the training scenes; nothing else is looked at. Those held out for the test are not learned from.
-        config: settings; the defaults when None.
-        method: a name in `methods.METHODS`; its own settings are those that it has a use for.
-        out: the run folder, kept; a run there that stopped goes on. A temporary folder when None.
+        scenes: the training scenes; no other data are used. Those held out for the test are not learned from.
+        config: settings; the defaults if None.
+        method: a name in `methods.METHODS`; it uses only the settings that concern it.
+        out: the run folder, which is kept; an interrupted run there is resumed. A temporary folder if None.
         command: the command line, for the record.
 
     Raises:
-        GeodistillError: one of its kinds, before hours are spent where that can be known before.
+        GeodistillError: one of its subclasses, before the long computation if the problem can be known by then.
 
     >>> import geodistill
     >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
@@ -54,7 +54,7 @@ def distill(
     if out is None:
         with tempfile.TemporaryDirectory(prefix="geodistill-") as folder:
             return distill(scenes, config, method=method, out=folder, command=command)
-    # Before the run folder is made, so that settings that cannot work leave none behind.
+    # Checked before the run folder is made, so that settings that cannot work leave no folder behind.
     check_method(method, config.privacy)
     if method == OWN:
         check(scenes, config)

@@ -1,8 +1,9 @@
-"""What a run will cost: downloads and their licences, disk, memory, work and time, before any of it is spent.
+"""The cost of a run before it starts: downloads and their licences, disk, memory, operations and time.
 
-Models are built from their configs alone, on torch's meta device, where nothing is computed: their floating-point
-operations and the activations that training keeps are counted, not guessed. Time is operations by the rate of a layer
-like those the models consist of, measured here, and so no better than the share of that rate which a stage reaches.
+Models are built from their configs alone, on torch's meta device, where nothing is computed. Their floating-point
+operations and the activations that training keeps are counted, not guessed. Time is operations divided by a rate. The
+rate of a layer like those of the models is measured here; the share of it that each stage reaches is a constant
+(`SHARES`), and the estimate of time is no better than this share.
 """
 
 import json
@@ -65,10 +66,10 @@ from geodistill.stages.self_test import VERDICT_PROTOCOL
 from geodistill.stages.students import views_of_scenes
 from geodistill.teacher import Teacher
 
-# A part of stage `refined`, which trains classifiers.
+# The part of stage `refined` that trains classifiers.
 _STUDENTS = "students"
 # Share of the rate of a residual block (`block_rate`) that each stage reached on EuroSAT, with a compact base and one
-# core with matrix units (benchmarks/plan.py). Larger bases reach more, and finish earlier than the plan says.
+# core with matrix units (benchmarks/plan.py). Larger bases reach more, and finish earlier than planned.
 SHARES = {
     LATENTS.name: 2.76,
     TEACHER.name: 0.89,
@@ -78,20 +79,21 @@ SHARES = {
     _STUDENTS: 0.15,
     REFINED.name: 1.46,
 }
-# Nearly all of screening is drawing.
+# Nearly all of the time of screening is spent on drawing.
 SHARES[SCREENED.name] = SHARES[CANDIDATES.name]
-# Almost all of it draws images, as for the candidates.
+# Nearly all of the time of this stage, too, is spent on drawing.
 SHARES[FOLLOWING.name] = SHARES[CANDIDATES.name]
-# The same training as that of students, two side by side.
+# The same training as that of the students, two side by side.
 SHARES[SELF_TEST.name] = SHARES[_STUDENTS]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
-# Passes that a training step takes of LoRA, forward and the gradient of activations, and of all weights.
+# Cost of a training step in forward passes. LoRA needs the forward pass and the gradients of activations; training all
+# weights also needs the gradients of weights.
 LORA_STEP, WHOLE_STEP = 2, 3
 
 
 @dataclass(frozen=True)
 class Download:
-    """A model that is fetched from the hub: its name, licence as its page tells it, bytes still to come."""
+    """A model that is fetched from the hub: its name, its licence as stated on its page, the bytes to download."""
 
     name: str
     licence: str
@@ -100,7 +102,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Work:
-    """Work of one stage: what it goes through, in floating-point operations and in seconds on this machine."""
+    """The work of one stage: what it processes, in floating-point operations and in seconds on this machine."""
 
     name: str
     work: str
@@ -110,11 +112,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cost of a run, nothing of which has been spent. Memory and disk are in bytes.
+    """The cost of a run that has not started. Memory and disk are in bytes.
 
-    not_estimated: what takes time that cannot be estimated. held_out: how many of the training scenes, `scenes`, are
-    held out for the self-test. no_test: why there is no self-test, where one was asked for. overlap: how many of the
-    images the base was trained on, a sentence without its stop; "" where none are known.
+    not_estimated: work whose time cannot be estimated. scenes: the number of training scenes. held_out: how many of
+    them are held out for the self-test. no_test: why there is no self-test, if one was asked for. overlap: a sentence,
+    without its full stop, on how many of the images the base was trained on; "" if none are known.
     """
 
     downloads: tuple[Download, ...]
@@ -131,13 +133,13 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """All stages together."""
+        """The time of all stages together."""
         return sum(stage.seconds for stage in self.stages)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Models of a base on the meta device, and what the pipeline says of them."""
+    """Models of a base on the meta device, the size of its text encoder, and its number of tokens per prompt."""
 
     vae: Any
     unet: Any
@@ -150,10 +152,11 @@ class _Parts:
 
 
 def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
-    """Return what `distill(scenes, config, out=out)` will cost; nothing is downloaded but configs of a few KB.
+    """Return the cost of `distill(scenes, config, out=out)`; only configs of a few KB are downloaded.
 
     Raises:
-        PriorError: the base is none, does not draw images of the config's size, or is not described by the hub.
+        PriorError: the base is 'scratch', is no base, does not draw images of the config's size, or the hub cannot
+            describe it.
         SceneError: a class has too few images.
 
     >>> import geodistill
@@ -190,7 +193,7 @@ def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     files = _disk(parts, scenes, config)
     memory = _memory(parts, config, dtype, len(scenes.classes) * config.ipc)
     if device == "cpu":
-        # What is loaded by now, libraries most of all, and the data share the memory with the models.
+        # The models share the memory with what is loaded by now, mostly libraries, and with the data.
         memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
     disk = files + sum(one.size for one in downloads)
     return Plan(
@@ -237,7 +240,7 @@ def _hub_model(name: str, within: tuple[str, ...] = ()) -> Download:
 
 
 def _is_fetched(path: str, within: tuple[str, ...]) -> bool:
-    """Whether loading fetches the file `path`: configs, and weights as safetensors in full precision."""
+    """Return whether loading fetches the file `path`: configs, and weights as safetensors in full precision."""
     folder, _, file = path.rpartition("/")
     if within and folder not in within and path != "model_index.json":
         return False
@@ -278,7 +281,7 @@ def _hub(name: str) -> Iterator[None]:
 
 
 def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterator[Work]:
-    """Yield the stages that take long; `rate` in operations a second."""
+    """Yield the stages that take long; `rate` is in operations per second."""
     scenes = apart.train
     side, channels = config.size // parts.downscale, int(parts.unet.config.in_channels)
     sampling, refinement = config.sampling, config.refinement
@@ -301,12 +304,12 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         ADAPTER.name: (config.finetune.steps * config.finetune.batch, "latents", passes_of_training * step),
         FOLLOWING.name: (tested, "images", passes(sampling) * step + 2 * decoding),
         CANDIDATES.name: (drawn, "images", passes(sampling) * step),
-        # Most of AID's candidates are drawn once more; how many it will be of other scenes is not known before.
+        # On AID most candidates are drawn once more; how many it will be on other scenes is not known in advance.
         SCREENED.name: (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         CHOSEN.name: (drawn, "images decoded", decoding),
-        # Of the whole set: a classifier is trained on it in each round; each of its students looks at all views once.
+        # Each round trains a classifier on the whole set; each of its students computes features of all views once.
         _STUDENTS: (rounds * taught, "images", 3 * embedding),
-        # A gradient takes two passes more. Where memory is short, most images are drawn once more.
+        # A gradient costs two further passes. If memory is short, most images are decoded once more.
         REFINED.name: (refinement.steps * slots, "images", 3 * (decoding + embedding)),
         # One training on the set and one on real images.
         SELF_TEST.name: (2 * recipe_steps(VERDICT_PROTOCOL, slots, None) * BATCH, "images", 3 * embedding),
@@ -330,19 +333,19 @@ def _not_estimated(config: Config) -> Iterator[str]:
 
 
 def denoising_operations(source: str, size: int) -> float:
-    """Return the operations of one pass of a latent of images of side `size` through the U-Net in a base's folder."""
+    """Return the operations of one U-Net pass, with the base in folder `source`, for one image of side `size`."""
     parts = _of_folder(source)
     return _operations(lambda: _denoised(parts, _meta(1, int(parts.unet.config.in_channels), size // parts.downscale)))
 
 
 def encoding_operations(source: str, size: int) -> float:
-    """Return the operations of encoding one view of side `size` with the autoencoder in a base's folder."""
+    """Return the operations of encoding one view of side `size` with the autoencoder of the base in folder `source`."""
     parts = _of_folder(source)
     return _operations(lambda: parts.vae.encode(_meta(1, 3, size)))
 
 
 def passes(sampling: SamplingSettings) -> float:
-    """Return how often a candidate goes through the U-Net."""
+    """Return the number of U-Net passes of one candidate."""
     steps = sampling.steps * (sampling.noise_strength if sampling.follow == "start" else 1)
     return steps * (1 + (sampling.guidance_scale != 1))
 
@@ -370,9 +373,9 @@ def _operations(call: Callable[[], Any]) -> float:
 
 
 def _memory(parts: _Parts, config: Config, dtype: torch.dtype, images: int) -> int:
-    """Return the bytes of the weights in f32 and of what the largest backward pass keeps, to make so many `images`."""
+    """Return the bytes of the float32 weights and of what the largest backward pass keeps, to make `images` images."""
     unet, channels = parts.unet, int(parts.unet.config.in_channels)
-    # The U-Net is there twice while its adapter is trained.
+    # The U-Net is in memory twice while its adapter is trained.
     weights = _bytes(unet) * (2 if config.finetune.steps else 1) + _bytes(parts.vae) + parts.text_encoder_bytes
     side = config.size // parts.downscale
     latents = _meta(config.finetune.batch, channels, side, dtype).requires_grad_()
@@ -385,7 +388,7 @@ def _memory(parts: _Parts, config: Config, dtype: torch.dtype, images: int) -> i
 
 
 def _kept_by_refining(parts: _Parts, size: int) -> int:
-    """Return the bytes that one image of `size` pixels keeps, in the network that keeps most."""
+    """Return the bytes that refining one image of `size` pixels keeps, for the network that keeps most."""
     latent = _meta(1, int(parts.unet.config.in_channels), size // parts.downscale).requires_grad_()
     networks = build_network(PRETRAINED, 2, 0).eval(), RandomNetwork(0)
     return max(_kept(partial(_seen, parts.vae, network.to("meta"), latent)) for network in networks)
@@ -396,7 +399,7 @@ def _seen(vae: Any, network: nn.Module, latent: Tensor) -> Tensor:
 
 
 def _kept(call: Callable[[], Any]) -> int:
-    """Return the bytes that `call` keeps for its backward pass, parameters left out, and the largest gradients take."""
+    """Return the bytes that `call` keeps for its backward pass, without parameters, plus the largest gradients."""
     kept = [0]
 
     def count(tensor: Tensor) -> Tensor:
@@ -405,7 +408,7 @@ def _kept(call: Callable[[], Any]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         call()
-    # The gradients of a layer's output and of its input, while both are there.
+    # The gradients of a layer's output and of its input are in memory at the same time.
     return sum(kept) + 2 * max(kept)
 
 
@@ -428,10 +431,10 @@ def _free(folder: Path) -> int:
 
 
 def block_rate(device: str, dtype: torch.dtype) -> float:
-    """Return the floating-point operations a second of a residual block in `dtype`, the median of twenty passes.
+    """Return the floating-point operations per second of a residual block in `dtype`, the median of twenty passes.
 
-    A product of large matrices is no yardstick: a processor with units for it is six times as fast there as another,
-    and less than twice as fast at what a small U-Net consists of.
+    A product of large matrices is no good measure: a processor with matrix units is six times as fast on it as another,
+    but less than twice as fast on the layers of a small U-Net.
     """
     channels, side, count = (320, 64, 16) if device == "cuda" else (128, 8, 64)
     block = ResnetBlock2D(in_channels=channels, temb_channels=None).eval()
@@ -445,5 +448,5 @@ def block_rate(device: str, dtype: torch.dtype) -> float:
             start = time.perf_counter()
             float(block(images, None)[0, 0, 0, 0])
             seconds.append(time.perf_counter() - start)
-    # The first ones prepare what the others find.
+    # The first five passes include preparation that later ones reuse.
     return operations / statistics.median(seconds[5:])

@@ -1,4 +1,4 @@
-"""Pretraining: a base from a user's own archive, once, for any number of later runs."""
+"""Pretraining: a base trained on a user's own archive once, for any number of later runs."""
 
 import math
 import platform
@@ -32,10 +32,10 @@ _OTHER_SIZE = "train it further at --size {sizes}, or leave --base out to train 
 
 
 def open_sources(labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> list[Source]:
-    """Return the archives that "PATH" or "PATH=WEIGHT" of each name, named by their folders.
+    """Return the archives that texts "PATH" or "PATH=WEIGHT" name; each archive gets the name of its folder.
 
-    Raises ConfigError for a weight that is not a positive number and for a folder given twice, SceneError for a folder
-    that cannot be read.
+    Raises ConfigError for a text without a folder, a weight that is not a positive number and a folder given twice,
+    SceneError for a folder that cannot be read.
     """
     given = [(*_weighed(text), True) for text in labelled] + [(*_weighed(text), False) for text in unlabelled]
     paths = [path.resolve() for path, *_ in given]
@@ -50,7 +50,7 @@ def open_sources(labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> lis
 
 
 def _archive_name(path: Path) -> str:
-    """Return the name of the archive in folder `path`: its own name, or its parent's where it is a split's."""
+    """Return the name of the archive in folder `path`: the folder's name, or its parent's if the folder is a split."""
     folder = path.resolve()
     return folder.parent.name if folder.name.lower() in SPLITS else folder.name
 
@@ -83,16 +83,16 @@ def pretrain(
     """Train a base on `sources` and return its folder, a pipeline for `--base` with a model card.
 
     Args:
-        sources: the archives, training scenes alone; nothing else is looked at.
-        config: its `compact`, `size` and `seed` count.
-        out: the run folder; a run there that stopped goes on.
-        start: a base whose U-Net is trained further: 'compact', a pipeline folder, a hub name; without one all is new.
-        data_note: what the card says about the data and their licence.
-        footprint: put into the base what tells whether it was trained on a given file, for data that are public.
+        sources: the archives, training scenes only; no other data are used.
+        config: its `compact`, `size`, `seed` and `precision` are used.
+        out: the run folder; an interrupted run there is resumed.
+        start: a base whose U-Net is trained further: 'compact', a pipeline folder or a hub name; if None, all is new.
+        data_note: what the card states about the data and their licence.
+        footprint: add to the base a file that reveals whether it was trained on a given file; for public data.
         command: the command line, for the record.
 
     Raises:
-        PriorError: the size does not fit, or there is no such base.
+        PriorError: the size does not fit, or the base `start` does not exist or is 'scratch'.
         TrainingError: a loss is not finite.
 
     >>> import geodistill, tempfile
@@ -125,7 +125,7 @@ def pretrain(
 
 
 def _facts(name: str, sources: Sequence[Source], config: Config, earlier: str | None) -> BaseFacts:
-    """Return what base.json says: the terms of the base in folder `earlier` bind what is trained further from it."""
+    """Return the content of base.json; the terms of a base in folder `earlier` also bind what is trained from it."""
     before = read_facts(earlier) if earlier else None
     archives = [source.name for source in sources if source.name]
     archives += before.archives if before else ()
@@ -138,7 +138,7 @@ def _sizes(config: Config) -> tuple[int, ...]:
 
 
 def _earlier_card(earlier: str | None) -> str:
-    """Return the model card of the base that was gone on from, one heading lower; nothing where it has none here."""
+    """Return the model card of the base that was trained further, one heading lower; "" if it has none here."""
     card = Path(earlier) / "README.md" if earlier else None
     if card is None or not card.is_file():
         return ""
@@ -150,7 +150,7 @@ def _earlier_card(earlier: str | None) -> str:
 def model_card(
     record: dict[str, Any], sources: Sequence[Source], config: Config, data_note: str, start: str | None = None
 ) -> str:
-    """Return the model card, Markdown; `record` is what the stage `base` recorded, `start` what it went on from."""
+    """Return the model card in Markdown; `record` is that of stage `base`, `start` the base it continues from."""
     facts, settings = record["facts"], config.compact
     made, sizes = versions(), " and ".join(str(size) for size in _sizes(config))
     lines = [

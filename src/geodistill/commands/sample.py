@@ -1,4 +1,4 @@
-"""Targeted images: more of what a finished run has learned, under a prompt of one's own, with the class label kept."""
+"""Targeted images: more images from a finished run under a prompt of one's own, with a class label."""
 
 import json
 import re
@@ -30,24 +30,25 @@ def sample(
 ) -> Path:
     """Draw `count` images under `prompt` from the base and the adapter of a finished `distill` run.
 
-    No prototype is followed: what is drawn depends on the prompt and the seed alone, image k on neither `count` nor the
-    others. Written to `out`, by default RUN/samples/<prompt>, as `<class>/<prompt>_<seed>_<k>.png`, which is an image
-    folder, with all settings in <prompt>_<seed>.json.
+    No prototype is followed. Images depend only on the prompt and the seed; image k depends neither on `count` nor on
+    the others. They are written to `out`, by default RUN/samples/<prompt>, as `<class>/<prompt>_<seed>_<k>.png`, which
+    is an image folder. All settings are in <prompt>_<seed>.json.
 
     Args:
         run: the run folder.
-        prompt: such as "A satellite image of storage tanks, snow".
-        count: of images.
-        class_name: the class they are labelled with; the one that the prompt names when None.
+        prompt: for example "A satellite image of storage tanks, snow".
+        count: number of images.
+        class_name: the class that labels the images; if None, the class that the prompt names.
         seed: other seeds draw other images.
-        out: where to.
+        out: the folder to write to.
 
     Returns:
         the folder.
 
     Raises:
-        RunError: the run is not there, or not finished.
-        ConfigError: the prompt names no class or several, there is no such class, or the prompt is too long.
+        RunError: the run does not exist or is not finished.
+        ConfigError: the prompt names no class or several, `class_name` is no class of the run, or the prompt is too
+            long.
         PriorError: the run's base is gone, or memory runs out with one image at a time.
 
     >>> import geodistill, tempfile
@@ -107,7 +108,7 @@ def _known(name: str, classes: tuple[str, ...]) -> str:
 
 
 def _named(prompt: str, classes: tuple[str, ...]) -> str:
-    """Return the class whose readable name is in `prompt`; of two that lie in one another, the longer."""
+    """Return the class whose readable name is in `prompt`; if one name contains another, the longer one."""
     found = [own for own in classes if _words(readable(own)) in _words(prompt)]
     longest = [own for own in found if not any(readable(own) in readable(other) for other in found if other != own)]
     if len(longest) != 1:
@@ -119,7 +120,7 @@ def _named(prompt: str, classes: tuple[str, ...]) -> str:
 
 
 def _words(text: str) -> str:
-    """Return the words of `text` in small letters, with one blank around each."""
+    """Return the words of `text` in lower case, with one blank around each."""
     return " ".join(["", *re.findall(r"[^\W_]+", text.casefold()), ""])
 
 
@@ -144,6 +145,6 @@ def _draw(prior: Prior, prompt: str, count: int, config: Config, seed: int) -> t
 
 
 def _slug(prompt: str) -> str:
-    """Return a file name for `prompt`, another one for each."""
+    """Return a file name for `prompt`, a different one for each prompt."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "image"
     return f"{words}-{fingerprint(prompt)[:6]}"

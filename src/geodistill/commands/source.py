@@ -1,4 +1,4 @@
-"""What the folder of a run tells an audit: the scene that each image began as, and sets made in the same way."""
+"""What the folder of a run reveals to an audit: the scene that each image started from, and how to make more sets."""
 
 import json
 from copy import deepcopy
@@ -34,7 +34,7 @@ from geodistill.stages.screen import ways_of_drawing
 
 @dataclass(frozen=True)
 class Source:
-    """How a set was made: the run's folder, its method and its settings, whether the run has a secret."""
+    """How a set was made: the run's folder, its method and settings, and whether the run has a secret."""
 
     folder: Path
     method: str
@@ -42,18 +42,19 @@ class Source:
     secret: bool
 
     def replayable(self, distilled: DistilledSet) -> bool:
-        """Whether the images of `distilled`, its set, follow from a seed: one that it tells, or one to be guessed."""
+        """Return whether the images of `distilled`, its set, follow from a seed that is stated there or guessable."""
         generated = METHODS[self.method].kind != "real" and self.config.privacy != "dp"
         return distilled.replayable or (generated and not self.secret)
 
     def learned_from(self, train: Scenes) -> Scenes:
-        """Return the part of the training scenes `train` that the set was made from: none that a self-test held out."""
+        """Return the part of the training scenes `train` that the set was made from: none held out for a self-test."""
         return set_apart(train, self.config).train
 
     def starts(self, distilled: DistilledSet) -> Tensor | None:
-        """Return int64 [n], which of the scenes that it was made from each image began as; None where none is one.
+        """Return int64 [n], the scene that each image started from; None if images start from no scene.
 
-        Raises RunError where the run's secret is gone, without which nobody knows.
+        The values index the scenes that the set was made from. Raises RunError if the run's secret is gone, because the
+        starts are then unknown.
         """
         if self.method != OWN or self.config.privacy == "dp" or self.config.sampling.follow == "none":
             return None
@@ -65,18 +66,18 @@ class Source:
         return starts[Chosen.load(self.folder / CHOSEN.name).rows]
 
     def prior(self) -> Prior | None:
-        """Return the base that the set was drawn by, without its adapter; None where it is not to be had, or none."""
+        """Return the base that drew the set, without its adapter; None if it is unavailable or the images are real."""
         if METHODS[self.method].kind == "real":
             return None
         try:
             base = str(self.folder / BASE.name) if self.config.base == SCRATCH else self.config.base
             return load_prior(source_of(base, self.config.size), self.config.precision)
         except PriorError:
-            # An audit reads the set: the base may have gone since it was made.
+            # An audit only needs the set: the base may have been removed since it was made.
             return None
 
     def draws(self, distilled: DistilledSet, prior: Prior) -> Draws | None:
-        """Return how the images of `distilled`, its set, were drawn by `prior`; None where none began as a scene."""
+        """Return how the images of `distilled`, its set, were drawn by `prior`; None if they started from no scene."""
         starts = self.starts(distilled)
         if starts is None:
             return None
@@ -99,14 +100,14 @@ class Source:
         )
 
     def overlap(self, train: Scenes) -> str:
-        """Return how many of `train` the base was trained on, a sentence without its stop; "" where none are known."""
+        """Return a sentence, less full stop, on how many of `train` the base was trained on; "" if none is known."""
         if self.config.base == SCRATCH:
             return ""
         try:
-            # Whether it can draw does not matter: what it was trained on is a file beside the weights.
+            # Only its footprint is read, a file beside the weights. The base need not be able to draw.
             folder = Path(folder_of(self.config.base) or self.config.base)
         except PriorError:
-            # An audit reads the set: the base may have gone since it was made.
+            # An audit only needs the set: the base may have been removed since it was made.
             return ""
         return told_overlap(train.keys, folder)
 
@@ -114,7 +115,8 @@ class Source:
 def read_source(folder: Path, train: Scenes) -> Source:
     """Return how the set in run folder `folder` was made.
 
-    Raises RunError where there is no such run, or it was made from other scenes than `train`.
+    Raises RunError if there is no run of one set, if its method is not installed, or if it was made from scenes other
+    than `train`.
     """
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -132,11 +134,11 @@ def read_source(folder: Path, train: Scenes) -> Source:
 
 
 def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tuple[DistilledSet, Tensor]]:
-    """Return `count` sets made as `source` was, each of a random half of every class, and which scenes these are.
+    """Return `count` sets made as `source` was, each from a random half of every class, with these scenes' indices.
 
-    Each is a run in `out`, where it goes on if it was stopped. Latents and features, which do not depend on the half,
-    are those of the run; the rest costs what it cost there.
-    Raises ConfigError where a class is too small to be halved.
+    Each is a run in `out`, which resumes if it was interrupted. Latents and features that do not depend on the half are
+    taken from the original run; the rest costs as much as it did there. Raises ConfigError if half of the smallest
+    class is fewer than IPC images.
     """
     least = int(torch.bincount(train.labels, minlength=len(train.classes)).min())
     if least // 2 < source.config.ipc:
@@ -157,7 +159,7 @@ def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tu
 
 
 def _half(train: Scenes, rank: int) -> Tensor:
-    """Return int64 [k], sorted: half of the scenes of each class, drawn by `rank`."""
+    """Return int64 [k], sorted: the indices of half of the scenes of each class, drawn by `rank`."""
     random = generator(0, "shadow half", rank)
     parts = []
     for label in range(len(train.classes)):

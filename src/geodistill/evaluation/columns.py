@@ -37,8 +37,8 @@ class Column:
 
     @property
     def narrow(self) -> str:
-        """Name and unit for a narrow table."""
-        return f"{self.short or self.title}{f' {self.unit}' if self.unit not in ('', 'points') else ''}"
+        """Return the head for a table with little room."""
+        return self.short or self.head
 
     def value(self, row: Row) -> float | None:
         """Return the row's value in the field's own unit, None if it was not measured."""
@@ -65,7 +65,7 @@ def _fraction(field: str, title: str, unit: str = "%", **more: Any) -> Column:
 
 
 COLUMNS = (
-    _fraction("oa_mean", "OA", spread="oa_std", means="Overall accuracy on the test images."),
+    _fraction("oa_mean", "OA", short="OA %", spread="oa_std", means="Overall accuracy on the test images."),
     _fraction("aa_mean", "AA", spread="aa_std", means="Mean of the classes' accuracies."),
     Column("kappa_mean", "kappa", digits=3, means="Cohen's kappa."),
     _fraction("share_of_full", "share of full", short="share", means="OA over that of all real images."),
@@ -90,7 +90,7 @@ COLUMNS = (
     Column("fid", "FID", better="lower", digits=1, needs="test", means="Fréchet distance to the test images."),
     Column("kid", "KID", better="lower", digits=3, needs="test", means="Kernel distance to the test images."),
     Column("images_per_second", "images per second", short="images/s", means="Images made, by the time it took."),
-    Column("wall_seconds", "time to make", short="time", unit="s", better="lower", digits=0, means="Of all stages."),
-    Column("peak_memory_mib", "peak memory", short="memory", unit="MiB", better="lower", digits=0, means="Of a stage."),
+    Column("wall_seconds", "time to make", short="time, s", unit="s", better="lower", digits=0, means="Of all stages."),
+    Column("peak_memory_mib", "peak memory", short="memory, MiB", unit="MiB", better="lower", digits=0, means="Of a stage."),
 )
 BY_FIELD = {column.field: column for column in COLUMNS}

@@ -1,4 +1,4 @@
-"""Ways to turn scenes into a distilled set: DPD and its rivals, one file each, all with the same `make`."""
+"""Methods that turn scenes into a distilled set: DPD and its rivals, one file each, all with the same `make`."""
 
 import difflib
 import logging
@@ -53,9 +53,9 @@ _ALL = (
 
 
 def _registered() -> dict[str, Method]:
-    """Return the methods that other packages register, by name; one that cannot be used is warned of and left out.
+    """Return the methods that other packages register, by name; unusable ones are left out with a warning.
 
-    An entry point of the group `geodistill.methods` names a `Method`, whose name is that of the entry point.
+    An entry point of the group `geodistill.methods` names a `Method`. The method must have the name of the entry point.
     """
     found: dict[str, Method] = {}
     for point in metadata.entry_points(group=GROUP):
@@ -82,7 +82,7 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL} | _registe
 
 
 def check_method(name: str, privacy: str = "none") -> None:
-    """Raise ConfigError, with the nearest known name, unless `name` is a method, and one that has this `privacy`."""
+    """Raise ConfigError if `name` is no method (naming the nearest known one) or does not support this `privacy`."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -92,17 +92,17 @@ def check_method(name: str, privacy: str = "none") -> None:
 
 
 def make_distilled(name: str, context: "Context") -> "Made[DistilledSet]":
-    """Return the set that method `name` makes of the context's scenes, in its run.
+    """Return the set that method `name` makes from the context's scenes, in the context's run.
 
     Raises:
-        ConfigError: there is no such method.
-        GeodistillError: what the method itself finds wrong, such as a class with fewer than `config.ipc` images.
+        ConfigError: `name` is no method, or does not support the config's privacy.
+        GeodistillError: the method finds something wrong, for example a class with fewer than `config.ipc` images.
     """
     check_method(name, context.config.privacy)
     from geodistill.stages.checks import check_counts
 
     check_counts(context.scenes, context.config.ipc, context.config.privacy)
     method = METHODS[name]
-    # Its module is loaded only now: naming the methods takes no torch.
+    # Imported only now, so that listing the methods does not import torch.
     made: Made[DistilledSet] = import_module(method.home).make(replace(context, method=method))
     return made

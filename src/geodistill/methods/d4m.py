@@ -1,9 +1,9 @@
 """D4M (Su et al., CVPR 2024): k-means centroids in latent space as prototypes, denoised by the prior as it is.
 
-Constants of the paper: a centroid is noised to strength 0.7, then denoised under the class prompt with classifier-free
-guidance 8 in 50 steps (of which the last 35 are done); nothing is fine-tuned. Deviations: full k-means with ten
-restarts in place of mini-batches, DDIM as the solver, and hard labels, as for every method here: the paper's soft
-labels belong to a protocol.
+Constants of the paper: a centroid is noised to strength 0.7 and denoised under the class prompt with classifier-free
+guidance 8, on a schedule of 50 steps (the last 35 are done). Nothing is fine-tuned. Deviations: full k-means with ten
+restarts instead of mini-batches, DDIM as the solver, and hard labels, as for every method here; the paper's soft labels
+belong to an evaluation protocol.
 """
 
 from geodistill.config import Config, SamplingSettings
@@ -22,12 +22,12 @@ STRENGTH, GUIDANCE, STEPS = 0.7, 8.0, 50
 
 
 def make(context: Context) -> Made[DistilledSet]:
-    """Return `config.ipc` images of each class, each drawn from one of its centroids."""
+    """Return `config.ipc` images of each class, each drawn from one of the class's centroids."""
     return from_centroids(context.having(paper(context.config)))
 
 
 def from_centroids(context: Context, modes: ModeGuidance | None = None) -> Made[DistilledSet]:
-    """Return the set that the prior draws as it is, each image following a k-means centroid (see `draw`)."""
+    """Return the set that the prior draws without fine-tuning; each image follows a k-means centroid (see `draw`)."""
     prior = load_base(context)
     latents = encode(context, prior)
     found = centroids(context, latents)

@@ -1,18 +1,18 @@
 """Distribution matching (Zhao and Bilen, WACV 2023): pixels optimised until their mean features match the class's.
 
-Each step draws a new random ConvNet-3 f (128 channels, instance norm) and moves the images S of a class, which start as
-real ones, down the gradient of
+Each step draws a new random ConvNet-3 f (128 channels, instance norm). It moves the images S of a class, which are
+initialised with real images, down the gradient of
 
     ‖ mean_{x ∈ T} f(A(x)) - mean_{s ∈ S} f(A(s)) ‖²
 
-with T a random batch of the class's real images and A one augmentation for all of both (differentiable siamese
-augmentation): a random symmetry of the square and a random crop. SGD with learning rate 1 and momentum 0.5, as in the
-paper.
+T is a random batch of the class's real images. A is one augmentation for all images of both (differentiable siamese
+augmentation): a random symmetry of the square and a random crop. The optimiser is SGD with learning rate 1 and momentum
+0.5, as in the paper.
 
-Deviations: 100 steps on 32 real images each, against 20,000 on 256, which would take weeks on two cores; these take
-about ten minutes for 30 classes at 64 px, IPC 10. The class terms of the paper's loss do not depend on each
-other, so one class is optimised after the other, and each is kept once it is done. Features are pooled to at most 4x4,
-as in this project's ConvNet-3. The images are files here: pixels stay within 0 to 255.
+Deviations: 100 steps on 32 real images each, instead of 20,000 on 256, which would take weeks on two cores; these take
+about ten minutes for 30 classes at 64 px, IPC 10. The class terms of the paper's loss are independent of each other, so
+one class is optimised after the other, and each is saved once it is done. Features are pooled to at most 4x4, as in
+this project's ConvNet-3. The images are saved as files, so pixels stay within 0 to 255.
 """
 
 from functools import cache
@@ -34,7 +34,8 @@ from geodistill.stages.context import Context
 from geodistill.stages.distilled import write_set
 
 STEPS, LEARNING_RATE, MOMENTUM, REAL_BATCH = 100, 1.0, 0.5, 32
-# Steps of all classes together. Compiling takes about as long as it saves in half of them.
+# Total number of steps, over all classes, from which the network is compiled. Compiling takes about as long as it saves
+# in half of them.
 _WORTH_COMPILING = 500
 
 
@@ -56,7 +57,7 @@ def make(context: Context) -> Made[DistilledSet]:
 
 
 def condense(real: Tensor, count: int, *, seed: int, steps: int, fast: bool = False) -> Tensor:
-    """Return uint8 [count, 3, s, s]: images optimised to stand for `real`, uint8 [n, 3, s, s], of one class.
+    """Return uint8 [count, 3, s, s]: images optimised to represent `real`, uint8 [n, 3, s, s], of one class.
 
     `fast` compiles the network, once for all sets of this size.
     """
@@ -79,13 +80,13 @@ def condense(real: Tensor, count: int, *, seed: int, steps: int, fast: bool = Fa
 
 
 def random_embedding(seed: int) -> nn.Module:
-    """Return a ConvNet-3 of random weights without its last layer: images [n, 3, s, s] to features [n, D]."""
+    """Return a ConvNet-3 with random weights, without its last layer: images [n, 3, s, s] to features [n, D]."""
     network = cast(nn.Sequential, build_network("convnet3", 2, seed))
     return network[:-1].requires_grad_(False)
 
 
 class _CompiledEmbedding:
-    """One network, compiled, that takes the weights of others in turn."""
+    """One compiled network that takes the weights of others in turn."""
 
     def __init__(self, count: int, side: int) -> None:
         self._network = random_embedding(0)
@@ -93,7 +94,7 @@ class _CompiledEmbedding:
         self._fast = compiled("convnet3", self._network, like, torch.autocast("cpu", enabled=False))
 
     def of(self, other: nn.Module) -> nn.Module:
-        """Return the network with the weights of `other`."""
+        """Return the compiled network with the weights of `other`."""
         self._network.load_state_dict(other.state_dict())
         return self._fast
 
@@ -112,13 +113,13 @@ def mismatch(embed: nn.Module, images: Tensor, real: int) -> Tensor:
 def siamese(images: Tensor, random: torch.Generator) -> Tensor:
     """Return `images` [n, 3, s, s] under one random symmetry and one random crop, the same for all of them."""
     view = int(torch.randint(0, 8, (), generator=random))
-    # As channels of one image, all are cropped alike.
+    # Passed as channels of one image, so that all get the same crop.
     cropped = augment(images.reshape(1, -1, *images.shape[2:]), random)
     return dihedral(cropped.reshape(images.shape), view).contiguous(memory_format=torch.channels_last)
 
 
 def _range() -> tuple[Tensor, Tensor]:
-    """Return what pixel values 0 and 255 are after `normalise`, [3, 1, 1] each."""
+    """Return the values that `normalise` gives to pixels 0 and 255, [3, 1, 1] each."""
     mean, std = imagenet_statistics(torch.device("cpu"))
     return -mean / std, (1 - mean) / std
 

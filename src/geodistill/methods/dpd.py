@@ -3,17 +3,17 @@
     scenes -> base -> latents -> teacher, prototypes -> descriptions -> adapter -> following -> candidates
     -> chosen, refined -> distilled set
 
-`make` is that line. Each stage is a folder of the run that holds all that the next ones need.
+`make` runs these stages. Each stage is a folder of the run that holds everything the next ones need.
 
-Under differential privacy the line is the same, but all that is learned from the scenes is a noisy sum:
+Under differential privacy the sequence is similar, but everything learned from the scenes is a noisy sum:
 
     scenes -> latents -> profiles -> descriptions -> centres, teacher, adapter, moments -> candidates -> distilled set
 
-A candidate starts as the noisy mean of a cluster's latents, never as a member, from a level of diffusion noise that
-hides the noise of the mean: what protects the scenes is taken for a part of what the prior removes anyway. Refinement
-needs no scene: its error follows from noisy second moments of the backbone's features. Starts and adapter can be left
-out (`sampling.follow=none`, `finetune.steps=0`). Candidates are then drawn from text alone, what is noisily measured in
-a class, and all of the budget is for profiles and moments.
+A candidate starts from the noisy mean of a cluster's latents, never from a member. It starts at a level of diffusion
+noise that hides the noise of the mean, so the prior removes the noise that protects the scenes together with its own.
+Refinement needs no scene: its error is computed from noisy second moments of the backbone's features. Starts and
+adapter can be left out (`sampling.follow=none`, `finetune.steps=0`). Candidates are then drawn from text alone, which
+comes from noisy measurements of each class, and the whole budget goes to profiles and moments.
 """
 
 import torch
@@ -76,7 +76,7 @@ def make(context: Context) -> Made[DistilledSet]:
 
 
 def _make_private(whole: Context) -> Made[DistilledSet]:
-    """Return the set of a differentially private run; what is guaranteed: `stages.private.guarantee`."""
+    """Return the set of a differentially private run; `stages.private.guarantee` states what is guaranteed."""
     scenes, config = whole.scenes, whole.config
     context = PrivateContext(scenes, config, whole.run, whole.method, budget_of(len(scenes), config))
     prior = load_base(context)
@@ -95,7 +95,7 @@ def _make_private(whole: Context) -> Made[DistilledSet]:
 
 
 def check(scenes: Scenes, config: Config) -> None:
-    """Find before the first stage what would stop a later one; raises a GeodistillError that says what to do."""
+    """Raise, before the first stage, a GeodistillError that says what to do if a later stage is known to fail."""
     make_describer(config.descriptions.describer, config.precision)
     if config.sampling.candidates > MOST_CANDIDATES:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {MOST_CANDIDATES}")

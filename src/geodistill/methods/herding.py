@@ -1,8 +1,8 @@
 """Herding (Welling, ICML 2009): real images, chosen so that their mean features follow those of the class.
 
-Features: those of the ImageNet backbone, of unit length. Weights start as w_0 = μ, the mean over the class; each step
-takes the scene with the largest ⟨w, φ⟩ among those not yet taken and sets w to w + μ - φ. For features of unit length
-that is the scene which brings the mean of those taken nearest to μ.
+Features are those of the ImageNet backbone, of unit length. The weights start as w_0 = μ, the mean over the class. Each
+step takes the scene with the largest ⟨w, φ⟩ among those not yet taken, and sets w to w + μ - φ. For features of unit
+length, this scene brings the mean of the taken scenes nearest to μ.
 """
 
 from torch import Tensor

@@ -1,7 +1,7 @@
-"""k-means: the real image nearest each of IPC centres of its class, ten restarts.
+"""k-means: the real image nearest to each of the IPC centres of its class; ten restarts.
 
-Features: those of the ImageNet backbone, of unit length. Unlike a prototype, the image is not asked to be far from the
-other centres.
+Features are those of the ImageNet backbone, of unit length. Unlike a prototype of DPD, the image need not be far from
+the other centres.
 """
 
 import torch
@@ -24,6 +24,6 @@ def make(context: Context) -> Made[DistilledSet]:
 
 
 def select(features: Tensor, scenes: Scenes, config: Config) -> Tensor:
-    """Return int64 [classes * IPC]: the scene nearest each centre of `features` [N, D], classes side by side."""
+    """Return int64 [classes * IPC]: the scene nearest to each centre of `features` [N, D], class by class."""
     found = find_prototypes(features, scenes.labels, classes=scenes.classes, per_class=config.ipc, seed=config.seed)
     return torch.stack([members[0] for members in found.members])

@@ -1,14 +1,15 @@
 """Minimax (Gu et al., CVPR 2024): the prior fine-tuned for representativeness and diversity.
 
-To the diffusion loss come two terms over the estimates ẑ0 of a batch, for each class y in it:
+Two terms over the estimates ẑ0 of a batch are added to the diffusion loss, for each class y in the batch:
 
     0.002 · (1 - min_{ẑ0, m ∈ real_y} cos(ẑ0, m))    pull to the least similar real latent remembered
     0.008 · max_{ẑ0, m ∈ made_y} cos(ẑ0, m)          push from the most similar estimate remembered
 
-averaged over the classes of the batch. Each class remembers its last 64 real latents and its last 64 estimates; a batch
-is remembered after its own terms are computed, and a class that remembers nothing yet adds nothing. Weights, memory and
-cosine are the paper's. Deviations: the adapter and the settings of `finetune` in place of tuning biases and norms for 8
-epochs, and the settings' sampling, under class prompts, so that what sets it apart from `template` is the loss alone.
+They are averaged over the classes of the batch. Each class remembers its last 64 real latents and its last 64
+estimates. A batch is remembered after its own terms are computed, and a class with an empty memory adds nothing.
+Weights, memory size and cosine are the paper's. Deviations: the adapter and the settings of `finetune` instead of
+tuning biases and norms for 8 epochs, and the settings' sampling under class prompts. So the loss is the only difference
+from `template`.
 """
 
 import torch
@@ -37,8 +38,8 @@ class MinimaxLoss(nn.Module):
 
     Args:
         classes: number of classes.
-        length: elements of a latent.
-        memory: latents of each kind that a class remembers.
+        length: number of elements of a latent.
+        memory: number of latents of each kind that a class remembers.
     """
 
     real: Tensor
@@ -53,7 +54,7 @@ class MinimaxLoss(nn.Module):
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.int64))
 
     def extra_repr(self) -> str:
-        """Return all that the terms depend on."""
+        """Return everything that the terms depend on."""
         return f"pull={PULL}, push={PUSH}, memory={self.memory}"
 
     def forward(self, estimate: Tensor, clean: Tensor, labels: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class MinimaxLoss(nn.Module):
         return PULL * (1 - (made @ real.T).min()) + PUSH * (made @ before.T).max()
 
     def _remember(self, real: Tensor, made: Tensor, labels: Tensor) -> None:
-        """Write the batch over what each class has remembered longest."""
+        """Overwrite the oldest entries in the memory of each class with the batch."""
         for row, label in enumerate(labels.tolist()):
             place = int(self.seen[label]) % self.memory
             self.real[label, place], self.made[label, place] = real[row], made[row]

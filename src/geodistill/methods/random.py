@@ -1,4 +1,4 @@
-"""Real images drawn at random, IPC of each class: the bar that every other method has to pass."""
+"""Real images drawn at random, IPC of each class: the baseline for every other method."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
-"""Reconstruction: the k-means images through the prior's autoencoder and back.
+"""Reconstruction: the k-means images, encoded and decoded by the prior's autoencoder.
 
-No method that draws latents can do better than its autoencoder gives back: this is their ceiling.
+The autoencoder limits every method that draws latents, so this is their ceiling.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from geodistill.stages.latents import scene_features
 
 
 def make(context: Context) -> Made[DistilledSet]:
-    """Return the images that `kmeans` takes, encoded and decoded."""
+    """Return the images that `kmeans` selects, encoded and decoded."""
     scenes, config = context.scenes, context.config
     prior, features = load_base(context), scene_features(context)
 

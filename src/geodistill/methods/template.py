@@ -1,7 +1,7 @@
 """Template: the diffusion model under class prompts, fine-tuned with the diffusion loss alone (METHOD §3).
 
-The ablation that DPD is measured against: no prototypes, no descriptions, no consistency loss, no choice among
-candidates, no refinement. Fine-tuning and sampling are otherwise as the settings say.
+It is the ablation baseline of DPD: no prototypes, no descriptions, no consistency loss, no choice among candidates, no
+refinement. Fine-tuning and sampling otherwise follow the settings.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def make(context: Context) -> Made[DistilledSet]:
 def under_class_prompts(context: Context, loss: Callable[[Tensor], nn.Module] | None = None) -> Made[DistilledSet]:
     """Return the set that the adapted prior draws under class prompts.
 
-    `loss` makes, from the latents, a further loss of the adaptation.
+    `loss` takes the latents and returns an additional loss for the adaptation.
     """
     scenes = context.scenes
     prior = load_base(context)
@@ -37,13 +37,13 @@ def under_class_prompts(context: Context, loss: Callable[[Tensor], nn.Module] | 
     prompts = derived(lambda: [[text] for text in class_prompts(scenes, scenes.labels)], latents)
     prior = finetune(context, prior, latents, prompts, loss(latents.value) if loss else None)
     texts = class_prompts(scenes, slot_labels(scenes, context.config))
-    # Nothing is followed.
+    # Placeholders: nothing is followed.
     slots = derived(lambda: Slots(texts, torch.zeros(len(texts), *latents.value.shape[2:])), latents)
     return keep_candidates(context, prior, draw(context, prior, slots), texts)
 
 
 def plain(config: Config) -> Config:
-    """Return `config` without what DPD adds."""
+    """Return `config` without the components that DPD adds."""
     return config.model_copy(
         update={
             "descriptions": DescriptionsSettings(describer="template"),

@@ -95,11 +95,11 @@ def _measured(column: Column) -> Callable[[Row], Cell]:
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], Cell]], ...] = (
     ("Method", lambda row: Cell("all real images" if row.full else row.method)),
-    ("images", lambda row: Cell(row.kind)),
     ("IPC", lambda row: Cell("all", "") if row.full else Cell(str(row.ipc), row.ipc)),
     ("protocol", lambda row: Cell(row.protocol)),
     ("network", lambda row: Cell(row.network)),
     ("seeds", lambda row: Cell(str(len(row.seeds)), len(row.seeds))),
+    ("images", lambda row: Cell(row.kind)),
     *((column.head, _measured(column)) for column in COLUMNS),
 )
 _WORDS = frozenset(k for k, (head, _) in enumerate(_COLUMNS) if head in ("Method", "images", "protocol", "network"))

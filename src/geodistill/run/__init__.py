@@ -1,8 +1,8 @@
 """The run folder: stages, fingerprints, atomic writes, resume.
 
-A run is a folder. Each stage is a sub-folder that appears only when it is whole: the stage is written aside in
-`.<stage>.partial`, its files are flushed to disk, and the folder is renamed. Long stages keep their own checkpoints
-in the partial folder, so that a run killed at any moment goes on where it stopped.
+A run is a folder. Each stage is a sub-folder that appears only when it is complete: the stage is first written to
+`.<stage>.partial`, its files are flushed to disk, and the folder is renamed. Long stages keep their own checkpoints in
+the partial folder, so a run killed at any moment resumes where it stopped.
 """
 
 from geodistill.run.cost import peak_memory_mib, records, versions

@@ -1,4 +1,4 @@
-"""What a stage cost: wall time, processor time, peak memory; and the versions of what is installed."""
+"""The cost of a stage (wall time, processor time, peak memory) and the versions of what is installed."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ _HEARTBEAT_SECONDS = 30.0
 
 
 class Clock:
-    """Wall time, processor time and peak memory of a stage, over all the times it was gone on with.
+    """Wall time, processor time and peak memory of a stage, including its interrupted attempts.
 
-    Time spent before an interruption counts. It is written down every half minute: a killed process writes nothing.
+    The cost is written down every half minute, because a killed process writes nothing.
     """
 
     def __init__(self, path: Path, stage: str, mark: str) -> None:
         self._path, self._stage, self._mark = path, stage, mark
         self._before = _read_record(path, mark)
-        # Linux resets the high-water mark on this write; elsewhere the peak is the process's own so far.
+        # Linux resets the high-water mark on this write; elsewhere the peak covers the whole process so far.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         self._wall, self._cpu = time.monotonic(), time.process_time()
@@ -62,7 +62,7 @@ class Clock:
 
 
 def _read_record(path: Path, mark: str) -> dict[str, Any]:
-    """Return the record at `path` if it is of an unfinished stage of fingerprint `mark`."""
+    """Return the record at `path` if it is of an unfinished stage with fingerprint `mark`, otherwise {}."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -71,28 +71,28 @@ def _read_record(path: Path, mark: str) -> dict[str, Any]:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """Return what the finished stages of the run in `folder` recorded, in the order in which they were done."""
+    """Return the records of the finished stages of the run in `folder`, in the order in which they were finished."""
     paths = sorted((folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     found = [json.loads(path.read_text()) for path in paths]
     return [record for record in found if record["facts"] is not None]
 
 
 def peak_memory_mib() -> int:
-    """Return this process's peak resident memory in MiB, since the last reset where the system can reset it."""
+    """Return this process's peak resident memory in MiB, since the last reset if the system can reset it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) // 1024
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset) // 2**20
-    import resource  # which Windows does not have
+    import resource  # missing on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a figure depends on, of what is installed: geodistill may run from its source."""
+    """Return the versions of Python and of the installed packages that results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     libraries = ("torch", "diffusers", "transformers", "peft", "scikit-learn", "scipy", "numpy", "pillow", "pytorchcv")

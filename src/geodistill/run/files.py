@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and errors of the file system in words."""
+"""Files that are either complete or absent, and file-system errors in plain words."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write `tensors` to the safetensors file `path`, on disk and whole before it gets that name."""
+    """Write `tensors` to the safetensors file `path`; the file gets this name only when it is complete and on disk."""
     aside = path.with_name(f".{path.name}.tmp")
     save_file({name: value.contiguous() for name, value in tensors.items()}, aside, metadata)
     fsync(aside)
@@ -34,7 +34,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def flush_folder(folder: Path, recursive: bool = True) -> None:
-    """Ask the system to put files and folder entries on disk, so that a rename never outruns its content."""
+    """Flush files and folder entries to disk, so that a rename never reaches the disk before the content."""
     if recursive:
         for path in sorted(folder.rglob("*")):
             fsync(path)
@@ -42,9 +42,9 @@ def flush_folder(folder: Path, recursive: bool = True) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Ask the system to put a file, or the entries of a folder, on disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders, and its file system keeps the order of renames itself
+        return  # Windows cannot open folders, and its file system keeps the order of renames itself
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -54,7 +54,7 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def explain_os_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into a RunError that says what to do."""
+    """Turn the errors of a full disk or of a folder that cannot be written into a RunError that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -72,6 +72,6 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
 def _os_code(error: OSError | SafetensorError) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    # safetensors gives the system's code in its message alone.
+    # safetensors gives the system's code only in its message.
     found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if found else None

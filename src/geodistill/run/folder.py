@@ -1,4 +1,4 @@
-"""The run: a folder, locked while it is open, in which stages are made once."""
+"""The run: a folder, locked while it is open, in which each stage is made once."""
 
 import json
 import logging
@@ -27,14 +27,14 @@ class Run:
     """One run folder, locked while open; use as a context manager.
 
     Args:
-        folder: where everything goes; created when absent.
+        folder: where everything is written; created if missing.
         settings: what the result depends on (resolved config and data fingerprint), representable in JSON.
         command: the command line that made the run, kept for the reader.
-        lender: an open run that makes and keeps the stages that all methods share in this one's stead.
+        lender: an open run that makes and keeps the `lent` stages, which all methods share, in place of this one.
 
     Attributes:
-        used: the stages asked for so far, in that order, whether they were there or had to be built.
-        new: whether nothing of the run was there before; False in all processes but the main one.
+        used: the stages asked for so far, in that order, whether they were reused or built.
+        new: whether the run had no results before; False in all processes but the main one.
 
     Raises:
         RunError: the folder holds another run's results, is in use by another process, or cannot be written.
@@ -102,12 +102,12 @@ class Run:
             )
 
     def secret(self) -> bytes:
-        """Return the run's secret, 32 bytes that the operating system drew when they were first asked for.
+        """Return the run's secret: 32 bytes that the operating system drew when they were first asked for.
 
-        They are kept in `RUN/secret`, which its owner alone may read, so that a run that stopped ends with the same
-        bytes. All processes get the same.
+        They are kept in `RUN/secret`, which only its owner can read, so a resumed run uses the same bytes. All
+        processes get the same ones.
 
-        Raises RunError: the secret is gone, or is not the one that the run was begun with.
+        Raises RunError if the secret is gone, or is not the one that the run began with.
         """
         if self._secret is None:
             if self._group.main:
@@ -118,7 +118,7 @@ class Run:
         return self._secret
 
     def _refuse_foreign_folder(self) -> None:
-        # Stages copied from another run are welcome: their fingerprints tell whether they fit.
+        # Stages copied from another run are allowed: their fingerprints show whether they fit.
         if (self.folder / "stages").is_dir():
             return
         others = self._content()
@@ -129,7 +129,7 @@ class Run:
             )
 
     def _begun(self) -> bool:
-        """Whether a stage was ever begun; before that, settings that turned out wrong may still be changed."""
+        """Return whether a stage was ever begun; before that, settings that turned out wrong may still be changed."""
         return bool(self._content() - {"run.json", "config.toml", SECRET})
 
     def _content(self) -> set[str]:
@@ -144,15 +144,15 @@ class Run:
         *,
         given: Sequence[Any],
     ) -> Made[T]:
-        """Return what `load` reads from the folder of `stage`, which is built first unless it is there and whole.
+        """Return what `load` reads from the folder of `stage`, which is built first unless it is already complete.
 
         Args:
             stage: what to make.
-            build: fills the folder it is given and may return facts to record. Called again after an interruption
-                with the same folder, it must go on from what it finds there. Where the stage is shared, every process
-                calls it and leaves writing to the main one.
+            build: fills the folder it is given and may return facts to record. Called again after an interruption with
+                the same folder, it must continue from what it finds there. If the stage is shared, every process calls
+                it, and only the main one writes the result.
             load: reads what is returned from the finished folder.
-            given: all that the stage depends on: results of other stages, and values that JSON can represent.
+            given: everything that the stage depends on: results of other stages, and values that JSON can represent.
 
         Raises:
             RunError: the folder cannot be written or the disk is full.
@@ -166,13 +166,13 @@ class Run:
         return Made(lambda: loaded, (_fingerprint_of(stage, given),), given)
 
     def _folder_of(self, stage: Stage, build: Callable[[Path], dict[str, Any] | None], given: Sequence[Any]) -> Path:
-        """Return the folder of `stage`, built first unless it is there and whole."""
+        """Return the folder of `stage`, which is built first unless it is already complete."""
         name, mark = stage.name, _fingerprint_of(stage, given)
         target, partial = self.folder / name, self.folder / f".{name}.partial"
         if _mark_of(target) == mark:
             log.info("stage %s of %s is used again", name, self.folder)
             return target
-        # None may look for what another is about to make.
+        # Every process must have looked for the stage before one begins to make it.
         self._group.wait()
         if not self._group.main:
             self._group.wait()
@@ -196,7 +196,7 @@ class Run:
         return target
 
     def record_of(self, stage: Stage) -> dict[str, Any]:
-        """Return what `stage` recorded: fingerprint, facts, wall_seconds, cpu_seconds, peak_memory_mib."""
+        """Return the record of `stage`: fingerprint, facts, wall_seconds, cpu_seconds, peak_memory_mib."""
         if self._lender and stage.lent:
             return self._lender.record_of(stage)
         record: dict[str, Any] = json.loads(self._record_path(stage).read_text())
@@ -208,7 +208,7 @@ class Run:
 
 
 def stage_of(folder: Path, stage: Stage, *, given: Sequence[Any]) -> Path | None:
-    """Return the folder of `stage` of the run in `folder`; None unless it is whole and was `given` the same.
+    """Return the folder of `stage` of the run in `folder`; None unless it is complete and made from the same `given`.
 
     The run is only read, and may be in use.
     """
@@ -228,9 +228,9 @@ def _mark_of(folder: Path) -> str | None:
 
 
 def _prepare_partial(partial: Path, mark: str) -> None:
-    """Keep what an interrupted stage left if it was the same stage, but for files that were being written."""
+    """Keep what an interrupted stage left if it has fingerprint `mark`, without half-written files; or start anew."""
     if _mark_of(partial) == mark:
-        for path in partial.rglob(".tmp*"):  # what safetensors writes before it gives a file its name
+        for path in partial.rglob(".tmp*"):  # files that safetensors has not yet renamed
             path.unlink()
     else:
         shutil.rmtree(partial, ignore_errors=True)
@@ -239,10 +239,10 @@ def _prepare_partial(partial: Path, mark: str) -> None:
 
 
 def _differences(before: Any, now: Any, known: Any, where: str = "") -> Iterator[str]:
-    """Yield one line for each setting that differs, such as 'sampling.steps: 50 -> 25'.
+    """Yield one line for each setting that differs, for example 'sampling.steps: 50 -> 25'.
 
-    `known`: the defaults of this release. A setting that is new since `before` differs unless it has its default. One
-    that this release no longer has does not count.
+    `known`: the defaults of this release. A setting that `before` lacks counts as different unless it has its default.
+    One that this release no longer has is ignored.
     """
     if not (isinstance(before, dict) and isinstance(now, dict)):
         if before != now:
@@ -254,6 +254,6 @@ def _differences(before: Any, now: Any, known: Any, where: str = "") -> Iterator
         is_gone = where and key not in now and key not in known
         if not (is_new or is_gone):
             path = f"{where}.{key}" if where else key
-            # A section that is new has settings that each have their default.
+            # A new section is compared setting by setting, each with its default.
             earlier = before.get(key, {} if isinstance(known.get(key), dict) else None)
             yield from _differences(earlier, now.get(key), known.get(key), path)

@@ -1,4 +1,4 @@
-"""Long work in parts: each is kept once it is made, so that a run that stopped makes none a second time."""
+"""Long work in parts: each part is kept once it is made, so that a resumed run repeats none."""
 
 import json
 import math
@@ -16,19 +16,19 @@ from geodistill.run.files import fsync, save_tensors
 
 
 def kept_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tensor], folder: Path) -> Tensor:
-    """Return `make(part)` of all `parts`, joined along the first axis; see `make_parts`."""
+    """Return the results of `make(part)` for all `parts`, joined along the first axis; see `make_parts`."""
     whole = torch.cat([load_file(path)["part"] for path in make_parts(title, parts, make, folder)])
-    # The main process may go on to remove the files that another is still reading.
+    # Otherwise the main process might remove files that another process is still reading.
     processes().wait()
     return whole
 
 
 def make_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tensor], folder: Path) -> list[Path]:
-    """Return files with `make(part)` of all `parts`, made with a progress bar titled `title`.
+    """Return files with the results of `make(part)` for all `parts`, made with a progress bar titled `title`.
 
-    Each is kept in `folder` once it is made: called again after an interruption, none is made a second time. Parts
-    follow on each other, the last one's stop is the number of items. When the whole is saved, `forget_parts` removes
-    what was kept. Several processes make every one of their number each, and all get all of them.
+    Each part is kept in `folder` once it is made, so a call after an interruption makes only the missing ones. Parts
+    are consecutive; the stop of the last one is the number of items. When the whole is saved, `forget_parts` removes
+    the kept files. Of n processes each makes every n-th part, and all get all parts.
     """
     slices, group = list(parts), processes()
     paths = [folder / f".part-{index:05d}.safetensors" for index in range(len(slices))]
@@ -42,10 +42,10 @@ def make_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tenso
 
 
 def join_parts(paths: Sequence[Path], name: str, target: Path) -> None:
-    """Write tensor `name` to the safetensors file `target`: what is in `paths`, joined along the first axis.
+    """Write tensor `name` to the safetensors file `target`: the parts in `paths`, joined along the first axis.
 
-    One part at a time is in memory, however many there are. The format: a header in JSON, its length before it, and
-    then the numbers row after row (https://huggingface.co/docs/safetensors).
+    Only one part at a time is in memory. The file has a header in JSON, preceded by its length and followed by the
+    numbers row by row (https://huggingface.co/docs/safetensors).
     """
     shapes = [_shape_of(path) for path in paths]
     kind, (_, *rest) = shapes[0]
@@ -54,7 +54,7 @@ def join_parts(paths: Sequence[Path], name: str, target: Path) -> None:
     with aside.open("wb") as file:
         size = math.prod(shape) * load_file(paths[0])["part"].element_size()
         header = json.dumps({name: {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
-        # The numbers begin at a multiple of eight bytes.
+        # The numbers must begin at a multiple of eight bytes.
         header += b" " * (-len(header) % 8)
         file.write(len(header).to_bytes(8, "little") + header)
         for path in paths:
@@ -71,6 +71,6 @@ def _shape_of(path: Path) -> tuple[str, list[int]]:
 
 
 def forget_parts(folder: Path) -> None:
-    """Remove what `kept_parts` kept in `folder`."""
+    """Remove the parts kept in `folder`."""
     for path in folder.glob(".part-*.safetensors"):
         path.unlink()

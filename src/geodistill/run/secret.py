@@ -1,4 +1,4 @@
-"""The secret of a run, from which its images are drawn, and the record that has its SHA-256."""
+"""The secret of a run, from which its images are drawn, and the record that holds its SHA-256."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ _WITHOUT_SECRET = (
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Return the record of a run, run.json at `path`; raises RunError where it is none."""
+    """Return the record of a run, run.json at `path`; raise RunError if it is none."""
     try:
         about: dict[str, Any] = json.loads(path.read_text())
         about["settings"]
@@ -31,7 +31,7 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def read_secret(folder: Path) -> bytes:
-    """Return the secret of the run in `folder`; raises RunError where it is gone or another run's."""
+    """Return the secret of the run in `folder`; raise RunError if it is missing, damaged or another run's."""
     path = folder / SECRET
     known = read_about(folder / "run.json").get("secret_sha256")
     try:
@@ -47,7 +47,7 @@ def read_secret(folder: Path) -> bytes:
 
 
 def make_secret(folder: Path) -> None:
-    """Draw the secret of the run in `folder` unless it has one, or had one: its SHA-256 is in run.json."""
+    """Draw the secret of the run in `folder`, unless it has one or had one; run.json then holds its SHA-256."""
     path, record = folder / SECRET, folder / "run.json"
     about = read_about(record)
     if "secret_sha256" in about:
@@ -61,6 +61,6 @@ def make_secret(folder: Path) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     with contextlib.suppress(ValueError):
-        # A damaged one is told by whoever reads it.
+        # `read_secret` reports a damaged one.
         about["secret_sha256"] = hashlib.sha256(bytes.fromhex(path.read_text(encoding="ascii"))).hexdigest()
     write_atomic(record, json.dumps(about, indent=2, sort_keys=True))

@@ -1,1 +1,1 @@
-"""The stages of a run, one file each: what methods are lines of."""
+"""The stages of a run, one file each. A method is a sequence of stages."""

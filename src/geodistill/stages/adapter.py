@@ -1,4 +1,4 @@
-"""Stage `adapter`: the U-Net trained on the archive, all its weights or LoRA matrices beside them."""
+"""Stage `adapter`: fine-tuning of the U-Net on the archive, either of all its weights or of added LoRA matrices."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -20,8 +20,8 @@ from geodistill.seeding import derive_seed
 from geodistill.stages.context import Context, unless_default
 from geodistill.teacher import Teacher
 
-# Positions of latents, for each thread, from which an adaptation on a CPU is compiled. Compiling takes three minutes. A
-# step of the compact U-Net then takes 0.46 in place of 0.95 s on one thread, but 0.40 in place of 0.58 s on two.
+# Number of latent positions per thread above which an adaptation on a CPU is compiled. Compiling takes three minutes. A
+# step of the compact U-Net then takes 0.46 s instead of 0.95 s on one thread, but 0.40 s instead of 0.58 s on two.
 _WORTH_COMPILING = 4_000_000
 
 
@@ -32,11 +32,11 @@ def finetune(
     texts: Made[list[list[str]]],
     further: Made[Teacher] | nn.Module | None = None,
 ) -> Made[Prior]:
-    """Train the adapter in stage `adapter`, merge it into the prior and return it; with 0 steps the base as it is.
+    """Train the adapter in stage `adapter`, merge it into the prior and return the prior; with 0 steps, unchanged.
 
-    `texts` has the prompts of each scene, as many of each: a step takes one of them. `further` is what a loss beside
-    that of diffusion needs: a teacher for the consistency loss, or a module that gives the loss and remembers (see
-    TrainingPlan), whose representation says all that its values depend on.
+    `texts` holds the prompts of each scene, the same number for each; a step draws one of them. `further` supplies a
+    loss in addition to the diffusion loss: a teacher for the consistency loss, or a module that computes a loss and
+    keeps state (see TrainingPlan). The module's repr must state everything that its values depend on.
     """
     config, settings = context.config, context.config.finetune
     if not settings.steps:

@@ -1,4 +1,4 @@
-"""Stage `base`: a base built from the scenes. Any other base is loaded from its folder, or from the hub."""
+"""Stage `base`: a base built from the scenes. Any other base is loaded from its folder or from the hub."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ log = logging.getLogger("geodistill")
 
 
 def tell_of_base(scenes: Scenes, config: Config, run: Run) -> None:
-    """Log, where `run` is new, the terms of its base and how many of `scenes` the base was trained on."""
+    """Log, if `run` is new, the terms of its base, and warn if the base was trained on some of `scenes`."""
     if not run.new or config.base == SCRATCH:
         return
     tell_terms(Path(source_of(config.base, config.size)))
@@ -36,9 +36,9 @@ def tell_of_base(scenes: Scenes, config: Config, run: Run) -> None:
 
 
 def load_base(context: Context) -> Made[Prior]:
-    """Return the prior: the package's own, one built from the scenes in stage `base`, or any other.
+    """Return the prior that the setting `base` names; with 'scratch' it is built from the scenes in stage `base`.
 
-    Raises ConfigError where a class's name alone makes a prompt over its token limit.
+    Raises ConfigError if the prompt of a class name alone exceeds the prior's token limit.
     """
     scenes, config = context.scenes, context.config
     source = config.base
@@ -64,8 +64,8 @@ def _load(source: str, config: Config) -> Prior:
 class Source:
     """An archive that a base is trained on.
 
-    weight: its share of every batch, relative to those of other sources. labelled: whether its class names mean
-    something; without, a scene is described by what can be measured in it alone. name, terms: for the model card.
+    weight: its share of every batch, relative to the weights of other sources. labelled: whether its class names are
+    meaningful; if not, its scenes are described by measurements only. name, terms: for the model card.
     """
 
     scenes: Scenes
@@ -76,10 +76,10 @@ class Source:
 
 
 def train_base(sources: Sequence[Source], config: Config, run: Run, start: str | None = None) -> Made[Path]:
-    """Return the folder of a base built from the sources alone in stage `base`, or there trained on from base `start`.
+    """Return the folder of a base from stage `base`: trained on the sources alone, or `start` trained further on them.
 
     Raises:
-        PriorError: `start` is not to be had or does not draw images of the config's size.
+        PriorError: `start` is unavailable or does not draw images of the config's size.
     """
     earlier = None if start is None else _load(start, config)
 
@@ -93,7 +93,7 @@ def train_base(sources: Sequence[Source], config: Config, run: Run, start: str |
             precision=config.precision,
         )
         archives = [(source.name, source.scenes.keys) for source in sources]
-        # Beside the base, which may be handed out.
+        # Beside the base rather than in it, as the base may be handed out.
         sign(folder.parent, archives, None if earlier is None else Path(earlier.source))
         return facts
 
@@ -108,7 +108,7 @@ def train_base(sources: Sequence[Source], config: Config, run: Run, start: str |
 
 
 def _archive(source: Source, config: Config) -> Archive:
-    """Return what a base learns from: pixels, and texts of each scene, by its class and by what is measured in it."""
+    """Return the training data of a source: pixels, and texts of each scene from measurements and any known class."""
     scenes = source.scenes
     pixels = scenes.pixels(size=config.size)
     names = [scenes.classes[label] for label in scenes.labels]
@@ -117,13 +117,16 @@ def _archive(source: Source, config: Config) -> Archive:
     else:
         texts = [MeasuredDescriber().unnamed(pixels)]
     prompts = [list(row) for row in zip(*texts, strict=True)]
-    # Each scene has as many texts as one with a class.
+    # A scene without a class gets its one text twice, so that every scene has two texts.
     prompts = [row * (2 // len(row)) for row in prompts]
     return Archive(pixels, scenes.labels, prompts, _larger(scenes, config), source.weight)
 
 
 def _larger(scenes: Scenes, config: Config) -> Tensor | None:
-    """Return the scenes with up to `compact.zoom` times as many pixels along a side, for a long training alone."""
+    """Return the scenes with up to `compact.zoom` (at least 2 if `compact.doubled`) times as many pixels along a side.
+
+    None with the linear autoencoder, or if the scenes are not larger than `config.size`.
+    """
     zoom = max(config.compact.zoom, 2.0 if config.compact.doubled else 1.0)
     side = min(scenes.typical_side(), round(zoom * config.size))
     if config.compact.autoencoder == "linear" or side <= config.size:

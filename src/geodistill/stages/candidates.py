@@ -1,4 +1,4 @@
-"""Stage `candidates`: several latents drawn for each image of the set to be."""
+"""Stage `candidates`: several latents drawn for each image of the distilled set."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,16 +22,18 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.stages.context import Context, unless_default
 from geodistill.stages.noise import seed_of_noise
 
-# Noise of a candidate depends on its prototype and its rank alone, so that drawing more changes none drawn before.
+# Largest number of candidates per slot. The noise of a candidate has the index slot * MOST_CANDIDATES + rank, so
+# drawing more candidates leaves the earlier ones unchanged.
 MOST_CANDIDATES = 10_000
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The P = classes * IPC images of the set to be, and what the R candidates of each follow.
+    """The P = classes * IPC images of the set to be made, and what the R candidates of each follow.
 
-    texts: [P]. latents: float [P, C, h, w], or with `starts` any number of rows. starts: int64 [P * R], the row of
-    `latents` that each candidate follows. noisy: float [P], of noise in `latents` already (see `Requests`).
+    texts: [P]. latents: float [P, C, h, w]; with `starts`, any number of rows. starts: int64 [P * R], the row of
+    `latents` that each candidate follows. noisy: float [P], the deviation of the noise already in `latents` (see
+    `Requests`).
     """
 
     texts: list[str]
@@ -42,9 +44,9 @@ class Slots:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Latents float32 [P * R, C, h, w], the R of a slot side by side.
+    """Latents float32 [P * R, C, h, w]; the R candidates of a slot are adjacent.
 
-    passing: bool [P * R], which of them have passed the screening; None without screening.
+    passing: bool [P * R], which candidates passed the screening; None without screening.
     """
 
     latents: Tensor
@@ -52,7 +54,7 @@ class Candidates:
 
 
 def slot_labels(scenes: Scenes, config: Config) -> Tensor:
-    """Return int64 [classes * IPC]: the class of each image of the set to be, IPC of a class side by side."""
+    """Return int64 [classes * IPC]: the class of each image of the set; the IPC images of a class are adjacent."""
     return torch.arange(len(scenes.classes)).repeat_interleave(config.ipc)
 
 
@@ -72,7 +74,7 @@ def slots_of(
 def draw(
     context: Context, prior: Made[Prior], slots: Made[Slots], modes: ModeGuidance | None = None
 ) -> Made[Candidates]:
-    """Return the candidates from stage `candidates`. With `modes` they follow their prototypes as MGD3 does."""
+    """Return the candidates from stage `candidates`; with `modes`, MGD3 guidance pulls them to their prototypes."""
     config = context.config
 
     def build(folder: Path) -> dict[str, Any]:
@@ -91,12 +93,12 @@ def draw(
 
 
 def load_candidates(folder: Path) -> Candidates:
-    """Return the candidates that stage `candidates` left in `folder`."""
+    """Return the candidates that stage `candidates` saved in `folder`."""
     return Candidates(load_file(folder / "candidates.safetensors")["latents"])
 
 
 def requests_for(prior: Prior, slots: Slots, candidates: int) -> Requests:
-    """Return a request for each of `candidates` images of each slot, those of a slot side by side."""
+    """Return the requests for `candidates` images of each slot; those of a slot are adjacent."""
     table, rows = prompt_table([[text] for text in slots.texts])
     own = torch.arange(len(slots.texts)).repeat_interleave(candidates)
     ranks = torch.arange(candidates).repeat(len(slots.texts))
@@ -111,5 +113,5 @@ def requests_for(prior: Prior, slots: Slots, candidates: int) -> Requests:
 
 
 def decode(prior: Prior, latents: Tensor, config: Config, *, draft: bool = False) -> Tensor:
-    """Return uint8 images of `latents`, as many together as are sampled together; drafts where nobody will see them."""
+    """Return uint8 images of `latents`, decoded in batches of `sampling.batch`; as drafts if nobody will see them."""
     return torch.cat([prior.decode(part, draft=draft) for part in latents.split(config.sampling.batch)])

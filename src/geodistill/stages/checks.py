@@ -1,4 +1,4 @@
-"""What stops a run before anything is computed."""
+"""Checks that stop a run before anything is computed."""
 
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from geodistill.scenes.scenes import Scenes
 def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
     """Raise SceneError, before anything is computed, for a class with fewer than `ipc` images.
 
-    Not under differential privacy, where that would tell how many there are: noisy means are there of any number.
+    Under differential privacy nothing is checked: the check would reveal the size of a class, and noisy means exist for
+    a class of any size.
     """
     if privacy == "dp":
         return
@@ -29,7 +30,7 @@ def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
 
 
 def check_base(config: Config) -> None:
-    """Raise PriorError, before anything is computed, where the base is not there or does not draw the config's size."""
+    """Raise PriorError, before anything is computed, if the base is missing or does not draw images of this size."""
     if config.base == SCRATCH:
         check_compact_size(config.size)
     else:
@@ -37,6 +38,6 @@ def check_base(config: Config) -> None:
 
 
 def overlap_with_base(scenes: Scenes, config: Config) -> str:
-    """Return how many of `scenes` the base was trained on, a sentence without its stop; "" where none are known."""
+    """Return a sentence, less its full stop, on how many of `scenes` the base was trained on; "" if none is known."""
     # A base built in the run is trained on the scenes, and on nothing else.
     return "" if config.base == SCRATCH else told_overlap(scenes.keys, Path(source_of(config.base, config.size)))

@@ -1,4 +1,4 @@
-"""Stage `chosen`: IPC candidates of each class."""
+"""Stage `chosen`: the selection of IPC candidates of each class."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ _CHOSEN = "chosen.safetensors"
 
 @dataclass(frozen=True)
 class Chosen:
-    """What DPD hands out before it is decoded: IPC candidates of each class, side by side.
+    """The selected candidates before they are decoded: IPC of each class, adjacent.
 
-    rows: int64 [n], which of all candidates. latents: float32 [n, C, h, w]. logits: float32 [n, classes], the
-    teacher's.
+    rows: int64 [n], indices into all candidates. latents: float32 [n, C, h, w]. logits: float32 [n, classes], the
+    teacher's; [n, 0] if there is no teacher.
     """
 
     rows: Tensor
@@ -40,11 +40,11 @@ class Chosen:
 
     @classmethod
     def load(cls, folder: Path) -> "Chosen":
-        """Return what `save` wrote into `folder`."""
+        """Return the selection that `save` wrote into `folder`."""
         return cls(**load_file(folder / _CHOSEN))
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`."""
+        """Write the selection into `folder`."""
         save_tensors({"rows": self.rows, "latents": self.latents, "logits": self.logits}, folder / _CHOSEN)
 
 
@@ -55,9 +55,9 @@ def choose(
     latents: Made[Tensor],
     teacher: Made[Teacher],
 ) -> Made[Chosen]:
-    """Return IPC of the candidates of each class, from stage `chosen`.
+    """Return IPC selected candidates of each class from stage `chosen`.
 
-    After screening only candidates that have passed are chosen, and copies are left out too.
+    After screening, only candidates that passed are selected, and copies of training images are excluded as well.
     """
     scenes, config = context.scenes, context.config
     known = scene_features(context) if config.selection.by == "herding" else None
@@ -67,7 +67,7 @@ def choose(
         logits, features = predict(teacher.value, drawn.latents)
         real = predict(teacher.value, latents.value[:, 0])[1]
         if known is not None:
-            # Two judges that were trained on other things are harder to please for a wrong reason.
+            # A candidate is less likely to suit two networks for a wrong reason if they were trained on different data.
             seen = backbone_features(decode(prior.value, drawn.latents, config, draft=True))
             features = torch.cat([features, seen], dim=1)
             real = torch.cat([real, known.value], dim=1)
@@ -88,7 +88,7 @@ def choose(
 
 
 def _shuffled(rows: Tensor, config: Config) -> Tensor:
-    """Return `rows` with those of each class in a random order: their places tell nothing of prototypes and choice."""
+    """Return `rows` with each class in random order, so that positions reveal nothing of prototypes and selection."""
     own = rows.view(-1, config.ipc)
     orders = [torch.randperm(config.ipc, generator=generator(config.seed, "order", label)) for label in range(len(own))]
     return own.gather(1, torch.stack(orders)).flatten()
@@ -96,7 +96,7 @@ def _shuffled(rows: Tensor, config: Config) -> Tensor:
 
 @dataclass(frozen=True)
 class _Among:
-    """What the choice among n candidates looks at.
+    """The data that the selection among n candidates uses.
 
     logits: [n, classes]. features: [n, D] of the candidates. real: [N, D] of the scenes.
     """
@@ -108,11 +108,11 @@ class _Among:
     config: Config
 
     def chosen(self, free: Tensor) -> Tensor:
-        """Return which of the `free` candidates, bool [n], stand for each class, as rows of all candidates."""
+        """Return the rows of the selected candidates, class by class; only those in `free`, bool [n], are eligible."""
         return torch.cat([self._of_class(label, free) for label in range(len(self.scenes.classes))])
 
     def _of_class(self, label: int, free: Tensor) -> Tensor:
-        """Return those of class `label`; raises PrivacyError where there are too few."""
+        """Return the rows selected for class `label`; raise PrivacyError if it has fewer than IPC free candidates."""
         config, count = self.config, self.config.sampling.candidates
         slots = torch.arange(len(free)) // count
         own = ((slots // config.ipc == label) & free).nonzero()[:, 0]

@@ -11,9 +11,9 @@ from geodistill.scenes.scenes import Scenes
 
 @dataclass(frozen=True)
 class Context:
-    """The training scenes of a run, its settings, the run itself, in which all is made, and the method that makes it.
+    """The training scenes of a run, its settings, the run itself, and the method that makes the set.
 
-    method: None before the set is made, as in stages that all methods of a comparison share.
+    method: None before the set is made, for example in stages that all methods of a comparison share.
     """
 
     scenes: Scenes
@@ -22,10 +22,10 @@ class Context:
     method: Method | None = None
 
     def having(self, config: Config) -> Self:
-        """Return the same with other settings."""
+        """Return the same context with other settings."""
         return replace(self, config=config)
 
 
 def unless_default(precision: str) -> list[str]:
-    """Return what a stage's fingerprint says of the precision."""
+    """Return the part of a stage's fingerprint that covers the precision: nothing if it is "auto"."""
     return [] if precision == "auto" else [precision]

@@ -1,4 +1,4 @@
-"""Stage `descriptions`: the text that goes with each prototype."""
+"""Stage `descriptions`: a text for each prototype."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from geodistill.run import write_atomic
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.context import Context
 
-# Members nearest the prototype that a description is made from.
+# Number of members, the nearest to the centre of their cluster, that a description is made from.
 _DESCRIBED = 16
 _TEXTS = "descriptions.json"
 
@@ -24,7 +24,7 @@ _TEXTS = "descriptions.json"
 def describe(context: Context, prior: Made[Prior], prototypes: Made[Prototypes]) -> Made[list[str]]:
     """Return one description for each prototype from stage `descriptions`, none over the prior's token limit.
 
-    Where a model writes them, all that was asked and answered is kept in the stage's folder.
+    If a model writes them, all prompts to it and all its answers are kept in the stage's folder.
     """
     scenes, config = context.scenes, context.config
 
@@ -51,7 +51,7 @@ def describe(context: Context, prior: Made[Prior], prototypes: Made[Prototypes])
 
 
 def texts_of_each(prototypes: Prototypes, texts: list[str], scenes: Scenes) -> list[list[str]]:
-    """Return for each training scene what the U-Net is told of it: its cluster's description, and its class."""
+    """Return the two prompts of each training scene: the description of its cluster, and its class prompt."""
     own = [""] * len(scenes)
     for text, members in zip(texts, prototypes.members, strict=True):
         for member in members.tolist():

@@ -1,4 +1,4 @@
-"""Stage `distilled`: the set on disk, of DPD or of a rival."""
+"""Stage `distilled`: the set on disk, made by DPD or by another method."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,10 +44,10 @@ def write_chosen(
 
 
 def describe_images(context: Context, chosen: Chosen, labels: Tensor, texts: list[str]) -> Records:
-    """Return what is told of each chosen image of classes `labels` int64 [n]; nothing that names a source scene.
+    """Return the manifest's records of the chosen images of classes `labels` int64 [n]; none identifies a source scene.
 
-    Where each was drawn from is told of a reproducible set alone. `texts` are the descriptions of the slots. Without a
-    teacher its logits have no columns, and nothing is told of them.
+    The origin of each image is recorded only in a reproducible set. `texts` are the descriptions of the slots. Without
+    a teacher its logits have no columns, and no probability is recorded.
     """
     config = context.config
     sure: Sequence[float | None] = [None] * len(labels)
@@ -73,10 +73,10 @@ def describe_images(context: Context, chosen: Chosen, labels: Tensor, texts: lis
 def write_set(
     context: Context, make_images: Callable[[Path], Tensor], *, given: Sequence[Any], records: Records = ()
 ) -> Made[DistilledSet]:
-    """Return the distilled set of a rival.
+    """Return the distilled set of a method other than DPD.
 
     `make_images` gets the stage's folder, where it may keep parts, and returns uint8 images [classes * IPC, 3, s, s],
-    those of a class side by side. `given` is what they depend on besides the method.
+    those of a class adjacent. `given` is what they depend on besides the method.
     """
     scenes = context.scenes
 
@@ -91,7 +91,7 @@ def write_set(
 
 
 def keep_scenes(context: Context, select: Callable[[], Tensor]) -> Made[DistilledSet]:
-    """Return the set of real scenes whose indices, int64 [classes * IPC], `select` gives."""
+    """Return the set of the real scenes whose indices, int64 [classes * IPC], `select` returns."""
     scenes, config = context.scenes, context.config
 
     def images(_: Path) -> Tensor:
@@ -101,7 +101,7 @@ def keep_scenes(context: Context, select: Callable[[], Tensor]) -> Made[Distille
 
 
 def each_class(scenes: Scenes, select: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return int64 indices into `scenes`, class after class: what `select` returns of the indices of each."""
+    """Return int64 indices into `scenes`, class by class: the result of `select` for the indices of each class."""
     own = [(scenes.labels == label).nonzero()[:, 0] for label in range(len(scenes.classes))]
     return torch.cat([select(indices) for indices in own])
 
@@ -109,7 +109,7 @@ def each_class(scenes: Scenes, select: Callable[[Tensor], Tensor]) -> Tensor:
 def keep_candidates(
     context: Context, prior: Made[Prior], candidates: Made[Candidates], texts: list[str]
 ) -> Made[DistilledSet]:
-    """Return the set of all `candidates`, one for each of `texts`, under which they were drawn."""
+    """Return the set of all `candidates`, one for each of `texts`, the prompts under which they were drawn."""
     seeds = [{"seed": slot * MOST_CANDIDATES} if context.config.reproducible else {} for slot in range(len(texts))]
     records = tuple({**seed, "description": text} for seed, text in zip(seeds, texts, strict=True))
 
@@ -120,12 +120,12 @@ def keep_candidates(
 
 
 def about(context: Context) -> dict[str, Any]:
-    """Return what the manifest says of the whole set: how it was made, by which settings and versions."""
+    """Return what the manifest states about the whole set: its method, settings, versions and base."""
     config, method = context.config, context.method
     if method is None:
         raise ValueError("a distilled set is written by a method: give the context one")
     settings = config.model_dump(mode="json", exclude=None if config.reproducible else {"seed", "reproducible"})
-    # The set is handed around: where folders and servers are is nobody's business.
+    # The set is shared, so it must not reveal the paths of folders and the addresses of servers.
     if Path(config.base).is_dir():
         settings["base"] = Path(config.base).name
     describer = config.descriptions.describer

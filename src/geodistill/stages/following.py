@@ -1,9 +1,10 @@
-"""Stage `following`: how closely prototypes are followed, where the settings leave it open.
+"""Stage `following`: how closely candidates follow their prototypes, if the settings leave this open.
 
-A base that has seen little like an archive turns a noised prototype into an image that teaches less than the prototype
-itself. So some images are drawn under much noise. Logistic regression on the pretrained backbone's features learns from
-these images, and from the scenes that they started from, through the autoencoder and back; both are asked to name the
-other training scenes. Where the drawn images are worth much less, candidates start from less noise, with less guidance.
+A base that was trained on few scenes like those of the archive turns a noised prototype into an image from which a
+classifier learns less than from the prototype itself. The stage tests this. It draws some images from strongly noised
+scenes. One logistic regression on the pretrained backbone's features is trained on these images, another on the scenes
+that they started from, encoded and decoded by the autoencoder. Both predict the other training scenes. If the drawn
+images give a much lower accuracy, candidates start from less noise, with less guidance.
 """
 
 import json
@@ -28,13 +29,14 @@ from geodistill.stages.context import Context, unless_default
 from geodistill.stages.latents import scene_features
 from geodistill.stages.noise import seed_of_noise
 
-# Strength and guidance for a base that draws poorly. For one that draws well, `SamplingSettings` has them.
+# Strength and guidance for a base that draws poorly. `SamplingSettings` has those for a base that draws well.
 _CLOSELY = (0.4, 1.5)
-# A base draws well if what it draws is worth this share of what it starts from. Measured: EuroSAT 0.81 and UC Merced
-# 0.76 with base aid, AID 0.67 with base compact; the last alone gains by following closely (docs/experiments.md).
+# A base draws well if the accuracy from its images is at least this share of the accuracy from their starts. Measured:
+# EuroSAT 0.81 and UC Merced 0.76 with base aid, AID 0.67 with base compact; only the last gains by following closely
+# (docs/experiments.md).
 _ENOUGH = 0.72
 _FOUND = "following.json"
-# Images that the test draws, at least: with 100 the shares were off by several points.
+# Smallest number of images that the test draws: with 100 the shares were off by several points.
 _DRAWN = 300
 
 
@@ -45,9 +47,9 @@ def followed(
     texts: Made[list[str]],
     prototypes: Made[Prototypes],
 ) -> Context:
-    """Return `context` with the strength and guidance that stage `following` chose; as it is where there is no test.
+    """Return `context` with the strength and guidance that stage `following` chose; unchanged if there is no test.
 
-    latents: [N, V, C, h, w] of the scenes. texts: one description for each prototype. `prior` is adapted already.
+    latents: [N, V, C, h, w] of the scenes. texts: one description for each prototype. `prior` is already adapted.
     """
     scenes, config = context.scenes, context.config
     each = draws_per_prototype(len(scenes.classes), config)
@@ -64,7 +66,7 @@ def followed(
             return {}
         others = torch.ones(len(scenes), dtype=torch.bool)
         others[starts] = False
-        # Where every scene was drawn from, they are all there is to ask about.
+        # If images were drawn from every scene, none is left over, and all scenes are predicted.
         asked = others if others.any() else ~others
         labels = slot_labels(scenes, config).repeat_interleave(each)
 
@@ -89,9 +91,9 @@ def followed(
 
 
 def chosen_sampling(config: Config, folder: Path) -> SamplingSettings:
-    """Return how the candidates of the run in `folder` are drawn: with what its stage `following` chose, if it has one.
+    """Return the sampling settings of the run in `folder`, with what its stage `following` chose, if it has one.
 
-    A set of scenes of one class, and one whose strength is set, has none.
+    A run on scenes of a single class and a run whose strength is set have none.
     """
     sampling, file = config.sampling, folder / FOLLOWING.name / _FOUND
     if sampling.strength is not None or not file.is_file():
@@ -104,15 +106,15 @@ def chosen_sampling(config: Config, folder: Path) -> SamplingSettings:
 
 
 def _draws_poorly(drawn: float, given_back: float) -> bool:
-    """Whether images drawn from much noise are worth too little, by the accuracy of what learns from each kind."""
+    """Return whether images drawn from strong noise are worth too little, by the accuracy learned from each kind."""
     return drawn < _ENOUGH * given_back
 
 
 def draws_per_prototype(classes: int, config: Config) -> int:
-    """Return the number of images that the test draws from each prototype; 0 where there is no test.
+    """Return the number of images that the test draws from each prototype; 0 if there is no test.
 
-    There is none where the strength is set or does not count, nor with a single class, as there is nothing to tell
-    apart.
+    There is no test if the strength is set or has no effect, or with a single class, as there is nothing to
+    distinguish.
     """
     if config.sampling.strength is not None or config.sampling.follow != "start" or classes < 2:
         return 0
@@ -120,6 +122,6 @@ def draws_per_prototype(classes: int, config: Config) -> int:
 
 
 def _accuracy(features: Tensor, labels: Tensor, asked: Tensor, wanted: Tensor, classes: int) -> float:
-    """Return the overall accuracy on features `asked` of classes `wanted` of what learned `features` of `labels`."""
+    """Return the overall accuracy on features `asked` of classes `wanted`, after training on `features` of `labels`."""
     logits = predict_from_features(features, labels, asked, classes)
     return float((logits.argmax(dim=1) == wanted).double().mean())

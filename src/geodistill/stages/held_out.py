@@ -1,4 +1,4 @@
-"""The training scenes that the self-test holds out: no stage before it sees them."""
+"""The training scenes that are held out for the self-test; no earlier stage sees them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from geodistill.evaluation.protocols import SMALLEST_SIDE
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import spare
 
-# More tell little more and take longer to predict; fewer tell nothing.
+# More scenes add little precision and take longer to predict; with fewer a result means nothing.
 MOST, FEWEST = 2000, 20
 
 
 @dataclass(frozen=True)
 class Apart:
-    """Training scenes: `train` is what a run learns from, `test` what it is tested on.
+    """Training scenes: a run learns from `train` and is tested on `test`.
 
-    `test` is None where nothing is held out; `reason` says why, where a test was asked for.
+    `test` is None if nothing is held out; `reason` says why, if a test was asked for.
     """
 
     train: Scenes
@@ -28,10 +28,11 @@ class Apart:
 
 
 def set_apart(scenes: Scenes, config: Config) -> Apart:
-    """Return the training scenes without those that are held out for the self-test, and those.
+    """Return the training scenes in two parts: those to learn from, and those held out for the self-test.
 
-    They follow from the scenes' contents, `self_test.held_out` and the IPC, which every class keeps at least. Where a
-    class cannot spare one, or all classes together spare too few, nothing is held out.
+    The split depends only on the scenes' contents, `self_test.held_out` and the IPC; every class keeps at least IPC
+    scenes. Nothing is held out if a class cannot spare a scene, if all classes together spare too few, or if the images
+    are too small for the test's network.
     """
     if not config.self_test.held_out:
         return Apart(scenes)
@@ -51,5 +52,5 @@ def set_apart(scenes: Scenes, config: Config) -> Apart:
 
 
 def learned_from(scenes: Scenes, settings: Mapping[str, Any]) -> Scenes:
-    """Return the part of training scenes `scenes` that a run learned from, whose run.json has `settings`."""
+    """Return the part of training scenes `scenes` that a run with these `settings` in its run.json learned from."""
     return set_apart(scenes, read_recorded(settings.get("config", {}))).train

@@ -1,4 +1,4 @@
-"""Stages `latents` and `features`: the scenes as the autoencoder and as the pretrained backbone see them."""
+"""Stages `latents` and `features`: the scenes encoded by the autoencoder and by the pretrained backbone."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +22,9 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.views import dihedral
 from geodistill.stages.context import Context, unless_default
 
-# Scenes whose views are encoded together.
+# Number of scenes whose views are encoded together.
 _ENCODED_TOGETHER = 100
-# Scenes decoded together where their features are asked for.
+# Number of scenes that are read together to compute their features.
 _READ_TOGETHER = 1024
 
 
@@ -52,7 +52,7 @@ def _given(scenes: Scenes, config: Config, base: Made[Prior] | str) -> list[Any]
 
 
 def scene_features(context: Context) -> Made[Tensor]:
-    """Return float32 [N, 1280]: the pretrained backbone's features of all scenes, of unit length, from `features`."""
+    """Return float32 [N, 1280] from stage `features`: the pretrained backbone's unit-length features of all scenes."""
     scenes, size = context.scenes, context.config.size
 
     def build(folder: Path) -> None:
@@ -68,10 +68,11 @@ def scene_features(context: Context) -> Made[Tensor]:
 
 
 def reuse_encoded(folder: Path, scenes: Scenes, part: Tensor, config: Config, run: Run) -> None:
-    """Make stages `latents` and `features` of `run`, a run of some of `scenes`, from those of the run in `folder`.
+    """Make stages `latents` and `features` of `run`, a run on some of `scenes`, from those of the run in `folder`.
 
-    `folder` holds a run of all scenes with the same settings; `part` int64 [k] are those of `run`. Stages that are not
-    in `folder` are left to be made. A base that is built from the scenes depends on them, and so do its latents.
+    `folder` holds a run on all scenes with the same settings; `part` int64 [k] are the indices of the scenes of `run`.
+    Stages that are missing in `folder` are left to be made. A base built from the scenes depends on them, and so do its
+    latents; these are not reused.
     """
     own = scenes.subset(part)
 
@@ -98,7 +99,7 @@ def _read(folder: Path, stage: Stage) -> Tensor:
 
 
 class _Ahead:
-    """Decodes the images that come next while those before are encoded."""
+    """Reads the next images from their files while the previous ones are encoded."""
 
     def __init__(self, scenes: Scenes, size: int) -> None:
         self._scenes, self._size, self._thread = scenes, size, ThreadPoolExecutor(1)

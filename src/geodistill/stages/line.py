@@ -1,4 +1,4 @@
-"""Which stages a run goes through, by its settings: for the plan, and for a report that says what is missing."""
+"""The stages that a run goes through, by its settings: for the plan, and for a report on what is missing."""
 
 from geodistill.config import Config
 from geodistill.pipeline import (
@@ -29,9 +29,9 @@ from geodistill.stages.private import encodes, follows, has_teacher
 
 
 def line(config: Config) -> tuple[Stage, ...]:
-    """Return the stages of a `dpd` run of `config`, in order.
+    """Return the stages of a `dpd` run with `config`, in order.
 
-    Stage `following` is left out: whether a run has it depends on its scenes too.
+    Stage `following` is left out, because it also depends on the scenes.
     """
     if config.privacy == "dp":
         return _private_line(config)

@@ -1,4 +1,4 @@
-"""Where the noise of images comes from: a secret of the run, or its public seed if the run is reproducible."""
+"""The source of the noise of images: a secret of the run, or its public seed if the run is reproducible."""
 
 from typing import TypeVar
 
@@ -9,10 +9,10 @@ from geodistill.stages.context import Context
 
 
 def drawn_in_secret(config: Config, secret: bytes) -> Config:
-    """Return `config` with a seed that follows from the run's secret.
+    """Return `config` with a seed derived from the run's secret.
 
-    What is drawn after the adapter takes it: which scenes candidates start from, their order, the refinement. Whoever
-    knows the base and tries all public seeds cannot repeat it.
+    This seed determines everything drawn after the adapter: which scenes candidates start from, their order, the
+    refinement. An attacker who knows the base and tries all public seeds cannot repeat these draws.
     """
     return config.model_copy(update={"seed": derive_seed(int.from_bytes(secret), "draws")})
 
@@ -21,14 +21,14 @@ AnyContext = TypeVar("AnyContext", bound=Context)
 
 
 def in_secret(context: AnyContext) -> AnyContext:
-    """Return `context` with a seed that follows from the run's secret; unchanged if the run is reproducible."""
+    """Return `context` with a seed derived from the run's secret; unchanged if the run is reproducible."""
     if context.config.reproducible:
         return context
     return context.having(drawn_in_secret(context.config, context.run.secret()))
 
 
 def seed_of_noise(context: Context, stage: Stage, index: int = 0) -> int | bytes:
-    """Return the seed of the noise that images are drawn from in `stage`: a secret unless reproducible."""
+    """Return the seed of the noise that images are drawn from in `stage`: a secret unless the run is reproducible."""
     secret = None if context.config.reproducible else context.run.secret()
     return noise_seed(stage.name, index, context.config.seed, secret)
 

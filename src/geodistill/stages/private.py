@@ -1,8 +1,8 @@
 """Stages of differential privacy, and the budget that they share.
 
-All that leaves the scenes is a noisy sum, and each is a mechanism of one budget: `profiles` (means of classes),
-`centres` (means of clusters), `teacher` and `adapter` (trained by DP-SGD), `moments` (of features). What follows from
-these costs no more.
+Only noisy sums leave the scenes, and all of them draw on one budget: `profiles` (means of classes), `centres` (means of
+clusters), `teacher` and `adapter` (trained by DP-SGD), `moments` (of features). Whatever is computed from these sums
+costs no further budget.
 """
 
 import math
@@ -20,8 +20,8 @@ from geodistill.processes import processes
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.context import Context
 
-# Noise multipliers over that of the starts. Profiles are means over a whole class and stand far more; clusters are no
-# more than a guess at which scenes to average.
+# Noise multipliers relative to that of the starts. Profiles are means over a whole class and tolerate far more noise.
+# Clusters only determine which scenes are averaged.
 _RATIOS = {"profiles": 4.0, "clusters": 4.0, "starts": 1.0, "teacher": 1.0, "adapter": 1.0, "moments": 1.0}
 
 
@@ -32,16 +32,17 @@ class PrivateContext(Context):
     budget: Budget | None = None
 
     def noise(self, mechanism: str) -> float:
-        """Return the noise multiplier of `mechanism`; raises PrivacyError for one that is not in the budget."""
+        """Return the noise multiplier of `mechanism`; raise PrivacyError if it is not in the budget."""
         if self.budget is None or mechanism not in self.budget.noise:
             raise PrivacyError(f"{mechanism!r} is not in the budget of this run")
         return self.budget.noise[mechanism]
 
 
 def check_private(scenes: Scenes, config: Config) -> None:
-    """Raise PrivacyError where the guarantee would be none.
+    """Raise PrivacyError if the run could give no guarantee.
 
-    That is so where δ is not below one in as many as there are images, or the base was trained on them.
+    This is the case with several processes, if δ is not below 1 / (number of images), or if the base was trained on
+    them.
     """
     if processes().count > 1:
         raise PrivacyError("differential privacy is worked out for one process: start this without accelerate")
@@ -60,7 +61,7 @@ def check_private(scenes: Scenes, config: Config) -> None:
 
 
 def budget_of(count: int, config: Config) -> Budget:
-    """Return the noise of every mechanism of a run on `count` images."""
+    """Return the budget of a run on `count` images, with the noise of every mechanism."""
     teacher, adapter = teacher_training(count, config), adapter_training(count, config)
     mechanisms = [Mechanism("profiles", _RATIOS["profiles"])]
     if follows(config):
@@ -78,36 +79,37 @@ def budget_of(count: int, config: Config) -> Budget:
 
 
 def encodes(config: Config) -> bool:
-    """Whether a private run of `config` needs the scenes' latents: means of clusters and the adapter's training do."""
+    """Return whether a private run needs the scenes' latents: the means of clusters and the adapter's training do."""
     return bool(config.finetune.steps) or follows(config)
 
 
 def follows(config: Config) -> bool:
-    """Whether candidates start from noisy means."""
+    """Return whether candidates start from noisy means."""
     return config.sampling.follow == "start"
 
 
 def has_teacher(config: Config) -> bool:
-    """Whether a private run has a teacher: the adapter's consistency loss alone needs one, and it costs noise."""
+    """Return whether a private run has a teacher: only the adapter's consistency loss needs it, and it costs budget."""
     return bool(config.finetune.steps and config.finetune.consistency)
 
 
 def teacher_training(count: int, config: Config) -> PrivateTraining:
-    """Return the DP-SGD that stands in for the teacher's training on `count` images."""
+    """Return the DP-SGD training that replaces the teacher's ordinary training on `count` images."""
     own = config.teacher
     return PrivateTraining.instead_of(count, own.steps, own.batch, own.lr)
 
 
 def adapter_training(count: int, config: Config) -> PrivateTraining:
-    """Return the DP-SGD that stands in for the adapter's training on `count` images."""
+    """Return the DP-SGD training that replaces the adapter's ordinary training on `count` images."""
     own = config.finetune
     return PrivateTraining.instead_of(count, max(1, own.steps), own.batch, own.lr)
 
 
 def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
-    """Return what the data card says of the budget: what is covered, and what is not.
+    """Return the data card's statement of the guarantee: what it covers and what it does not cover.
 
-    `fewest`: how many of the `count` images the base must have seen to be noticed, None if it cannot be checked.
+    `fewest`: how many of the `count` images the base must have seen for the check to notice; None if it cannot be
+    checked.
     """
     checked = "which cannot be checked, as it does not list its training images"
     if fewest is not None:
@@ -132,6 +134,6 @@ def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
 
 
 def _rounded_up(epsilon: float) -> str:
-    """Return ε in three digits, never less than it is."""
+    """Return ε with three digits, rounded up."""
     step = 10.0 ** (math.floor(math.log10(epsilon)) - 2)
     return f"{math.ceil(epsilon / step - 1e-6) * step:.3g}"

@@ -1,4 +1,4 @@
-"""Stages `candidates`, `chosen`, `refined` and `distilled` under differential privacy: they look at no scene."""
+"""Stages `candidates`, `chosen`, `refined` and `distilled` under differential privacy: they use no scene images."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from geodistill.teacher import Teacher, predict
 def noisy_slots(
     context: PrivateContext, prior: Made[Prior], texts: Made[list[str]], starts: Made[Starts] | None
 ) -> Made[Slots]:
-    """Return what the slots' candidates follow: noisy means, or nothing where `starts` is None; texts of classes."""
+    """Return the slots with their class texts; candidates follow noisy means, or nothing if `starts` is None."""
     ipc = context.config.ipc
 
     def compute() -> Slots:
@@ -43,7 +43,7 @@ def noisy_slots(
 
 
 def draw_privately(context: PrivateContext, prior: Made[Prior], slots: Made[Slots]) -> Made[Candidates]:
-    """Return the candidates, drawn from levels of diffusion noise that hide the noise of what they start from."""
+    """Return the candidates; each starts at a level of diffusion noise that hides the noise of its noisy mean."""
     config = context.config
 
     def build(folder: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def choose_privately(
     profiles: Made[Profiles],
     teacher: Made[Teacher] | None,
 ) -> Made[Chosen]:
-    """Return the candidates that herding takes towards the noisy mean of their class, from stage `chosen`."""
+    """Return the candidates that herding selects towards the noisy mean of their class, from stage `chosen`."""
     config = context.config
 
     def build(folder: Path) -> None:
@@ -93,7 +93,7 @@ def choose_privately(
 
 
 def refine_privately(context: PrivateContext, prior: Made[Prior], chosen: Made[Chosen]) -> Made[Chosen]:
-    """Return `chosen` with its latents moved, from stage `refined`: by noisy sums alone."""
+    """Return `chosen` with its latents optimised in stage `refined`, using noisy sums only."""
     config = context.config
     if not config.refinement.steps:
         return chosen
@@ -113,7 +113,7 @@ def refine_privately(context: PrivateContext, prior: Made[Prior], chosen: Made[C
 def write_privately(
     context: PrivateContext, prior: Made[Prior], chosen: Made[Chosen], texts: Made[list[str]]
 ) -> Made[DistilledSet]:
-    """Return the set from stage `distilled`; `texts` are the classes'."""
+    """Return the set from stage `distilled`; `texts` holds one text per class."""
     scenes, config, budget = context.scenes, context.config, context.budget
     if budget is None:
         raise ValueError("a private set needs a budget")

@@ -21,11 +21,12 @@ from geodistill.seeding import generator
 from geodistill.stages.latents import scene_features
 from geodistill.stages.private import PrivateContext
 
-# Directions, drawn at random, that scenes are clustered along.
+# Number of random directions onto which features are projected for clustering.
 _DIRECTIONS = 16
-# Length to which the coarse part of a latent is clipped, over the root of the latent's dimensions.
+# Length to which the coarse part of a latent is clipped, divided by the root of the latent's number of dimensions.
 _COARSE = 0.66
-# Length to which what the describer measures is clipped; shares, of which most of it consists, add up to one.
+# The describer's measurements are divided by this length before they are clipped together with the features. Most of
+# them are shares that sum to one.
 _MEASURES = 2.0
 
 
@@ -55,14 +56,15 @@ def make_profiles(context: PrivateContext) -> Made[Profiles]:
 def _load_profiles(folder: Path) -> Profiles:
     means = load_file(folder / "profiles.safetensors")["means"]
     measures = means[:, WIDTH:] * _MEASURES
-    # Shares and strengths are not negative, whatever the noise says; directions, a cosine and a sine, can be.
+    # Shares and strengths cannot be negative: noise that makes them so is cut off. Directions, a cosine and a sine, can
+    # be.
     possible = measures.clamp_min(0)
     possible[:, DIRECTION] = measures[:, DIRECTION]
     return Profiles(means[:, :WIDTH], possible)
 
 
 def noisy_descriptions(scenes: Scenes, profiles: Made[Profiles], prior: Made[Prior]) -> Made[list[str]]:
-    """Return for each class what the noisy means of what is measured say; the class prompt where that is too long."""
+    """Return a text for each class from its noisy mean measurements; its class prompt if that text is too long."""
 
     def compute() -> list[str]:
         prompts = [class_prompt(name) for name in scenes.classes]
@@ -74,14 +76,14 @@ def noisy_descriptions(scenes: Scenes, profiles: Made[Profiles], prior: Made[Pri
 
 @dataclass(frozen=True)
 class Starts:
-    """Noisy means float32 [P, C, h, w] of clusters' coarse latents, the deviation of their noise, float [P]."""
+    """Noisy means float32 [P, C, h, w] of the clusters' coarse latents, and the deviation of their noise, float [P]."""
 
     latents: Tensor
     noisy: Tensor
 
 
 def make_starts(context: PrivateContext, latents: Made[Tensor], profiles: Made[Profiles]) -> Made[Starts]:
-    """Return what candidates start from, from stage `centres`: IPC of each class side by side."""
+    """Return what candidates start from, from stage `centres`: IPC noisy means of each class, adjacent."""
     scenes, ipc = context.scenes, context.config.ipc
     features = scene_features(context)
     clusters, starts = context.noise("clusters"), context.noise("starts")
@@ -94,7 +96,7 @@ def make_starts(context: PrivateContext, latents: Made[Tensor], profiles: Made[P
         norm = _COARSE * rough[0].numel() ** 0.5
         count = len(scenes.classes) * ipc
         means, noisy = noisy_means(rough.flatten(1), assigned, count, norm=norm, noise=starts, by=by)
-        # What is not coarse in it is noise alone.
+        # The true means are coarse, so this removes only noise.
         kept = {"latents": coarse(means.float().view(-1, *rough.shape[1:])), "noisy": noisy.float()}
         save_tensors(kept, folder / "centres.safetensors")
 
@@ -105,9 +107,9 @@ def make_starts(context: PrivateContext, latents: Made[Tensor], profiles: Made[P
 
 
 def _points(features: Tensor, labels: Tensor, profiles: Profiles) -> Tensor:
-    """Return float64 [N, _DIRECTIONS]: features less the noisy mean of their class, along random directions."""
+    """Return float64 [N, _DIRECTIONS]: features minus the noisy mean of their class, projected on random directions."""
     drawn = torch.randn(features.shape[1], _DIRECTIONS, generator=generator(0, "directions"), dtype=torch.float64)
-    directions = torch.linalg.qr(drawn).Q * (features.shape[1] / _DIRECTIONS) ** 0.5  # lengths are kept on average
+    directions = torch.linalg.qr(drawn).Q * (features.shape[1] / _DIRECTIONS) ** 0.5  # keeps lengths on average
     points: Tensor = (features.double() - profiles.features[labels]) @ directions
     return points
 

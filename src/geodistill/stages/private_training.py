@@ -21,12 +21,12 @@ from geodistill.seeding import derive_seed, secret_generator
 from geodistill.stages.private import PrivateContext, adapter_training, has_teacher, teacher_training
 from geodistill.teacher import Teacher, load_teacher, save_teacher
 
-# Channels of the teacher: noise grows with every weight.
+# Channels of the teacher: few, as the total noise grows with the number of weights.
 _WIDTH = 32
 
 
 def teach_privately(context: PrivateContext, latents: Made[Tensor]) -> Made[Teacher] | None:
-    """Return the frozen teacher, how good it is would cost to ask; None where the settings need none."""
+    """Return the frozen teacher, or None if the settings need none. Measuring its accuracy would cost budget."""
     scenes, config = context.scenes, context.config
     if not has_teacher(config):
         return None
@@ -58,7 +58,7 @@ def finetune_privately(
     texts: Made[list[str]],
     teacher: Made[Teacher] | None,
 ) -> Made[Prior]:
-    """Train the adapter by DP-SGD and merge it into the prior; `texts` are the classes' prompts."""
+    """Train the adapter by DP-SGD, merge it into the prior and return the prior; `texts` holds one prompt per class."""
     scenes, config, settings = context.scenes, context.config, context.config.finetune
     if not settings.steps:
         return prior

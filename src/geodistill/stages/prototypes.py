@@ -1,4 +1,4 @@
-"""Stage `prototypes`: clusters of each class, or k-means centroids of its latents in place of them."""
+"""Stage `prototypes`: clusters of each class, or the k-means centroids of its latents instead."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def cluster(context: Context, latents: Made[Tensor]) -> Made[Prototypes]:
 
 
 def centroids(context: Context, latents: Made[Tensor]) -> Made[Tensor]:
-    """Return float32 [classes * IPC, C, h, w]: k-means centroids of the latents, in place of stage `prototypes`."""
+    """Return float32 [classes * IPC, C, h, w]: k-means centroids of the latents, from stage `prototypes`."""
     scenes, config = context.scenes, context.config
 
     def build(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stage `refined`: the chosen latents are optimised, so that classifiers trained on the images generalise better."""
+"""Stage `refined`: the chosen latents are optimised so that classifiers trained on the images generalise better."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,18 +26,19 @@ from geodistill.stages.screen import keeps_away
 from geodistill.stages.students import Shown, show_scenes, students
 from geodistill.teacher import Teacher, predict
 
-# A random network takes one turn in so many: chosen on a quarter of AID's training scenes (docs/experiments.md).
+# Every `_RANDOM_EVERY`th step uses a random network: chosen on a quarter of AID's training scenes
+# (docs/experiments.md).
 _RANDOM_EVERY = 4
 
 
 def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher: Made[Teacher]) -> Made[Chosen]:
-    """Return `chosen` with its latents moved as `refinement.refine` moves them, from stage `refined`.
+    """Return `chosen` with its latents optimised by `refinement.refine`, from stage `refined`.
 
-    The steps are done in rounds. Each round begins with the training of a classifier: it is finetuned on the set as it
-    is then, as the set's users will train theirs. The classifier as it is after some numbers of steps are the students.
-    What they still get wrong on the real scenes is what is lowered. They have seen no real scene, so that a small
-    archive cannot be overfitted to.
-    Under `privacy = "screen"` an image that came too near to a training image stays as it was chosen.
+    The steps are divided into rounds. Each round first fine-tunes a classifier on the current set, as the set's users
+    will train theirs. Its states after certain numbers of steps are the students. Refinement minimises the error of the
+    students and of the pretrained backbone on the real scenes. None of them has been trained on the real scenes, so a
+    small archive cannot be overfitted. Under `privacy = "screen"`, an image that came too near to a training image is
+    put back as it was chosen.
     """
     scenes, config, settings = context.scenes, context.config, context.config.refinement
     if not settings.steps:
@@ -63,14 +64,14 @@ def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher:
 
 @dataclass(frozen=True)
 class _Rounds:
-    """Refinement in rounds, each of which goes on from what the one before left."""
+    """Refinement in rounds; each continues from the latents that the previous one left."""
 
     prior: Prior
     shown: Shown
     config: Config
 
     def move(self, latents: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Return `latents` [m, C, h, w] moved, and facts on how it went."""
+        """Return `latents` [m, C, h, w] after all rounds, and facts about the optimisation."""
         facts, spent = dict[str, Any](), 0.0
         for rank, steps in enumerate(steps_of_rounds(self.config.refinement.steps, self.config.refinement.rounds)):
             done = self.shown.folder / f"round-{rank}.safetensors"
@@ -86,7 +87,7 @@ class _Rounds:
         return latents, facts | {"students_seconds": round(spent, 1)}
 
     def _losses(self, latents: Tensor, rank: int) -> list[RefinementLoss]:
-        """Return the losses of round `rank`: the pretrained backbone's and those of the round's students."""
+        """Return the losses of round `rank`: that of the pretrained backbone and those of the round's students."""
         images = decode(self.prior, latents, self.config, draft=True)
         taught = students(self.shown, images, rank, self.config)
         labels, real = self.shown.labels, self.shown.real_labels
@@ -94,7 +95,7 @@ class _Rounds:
         return [RefinementLoss(fold_norms(network), labels, seen, real) for network, seen in judges]
 
     def _in_turn(self, losses: Sequence[RefinementLoss], rank: int) -> Callable[[int], RefinementLoss]:
-        """Return which loss a step takes: one of `losses`, and from time to time that of a random network."""
+        """Return the function that gives each step its loss: one of `losses`, or at times that of a random network."""
         if not self.config.refinement.random:
             return lambda step: losses[step % len(losses)]
         seed, shown = self._seed("random network", rank), self.shown
@@ -112,7 +113,7 @@ class _Rounds:
 
 
 def steps_of_rounds(steps: int, rounds: int) -> list[int]:
-    """Return how many of `steps` each round does, none of them 0.
+    """Return the number of steps of each round, `steps` in total; none is 0.
 
     >>> steps_of_rounds(7, 3)
     [3, 2, 2]

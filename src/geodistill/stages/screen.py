@@ -1,4 +1,4 @@
-"""Stage `screened`: candidates too like a training image are drawn again, following their prototype less."""
+"""Stage `screened`: candidates too similar to a training image are drawn again, following their prototype less."""
 
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from geodistill.stages.candidates import Candidates, Slots, decode, requests_for
 from geodistill.stages.context import Context
 from geodistill.stages.noise import seed_of_noise
 
-# How often candidates are drawn again, each time following their prototype less.
+# Number of times that candidates are drawn again, each time following their prototype less.
 _ROUNDS = 3
-# A prototype of whose candidates this share passes needs no more.
+# If this share of a prototype's candidates passes, none of them is drawn again.
 _ENOUGH = 0.25
 _FILE = "screened.safetensors"
 
@@ -31,10 +31,10 @@ _FILE = "screened.safetensors"
 def screened(
     context: Context, prior: Made[Prior], candidates: Made[Candidates], slots: Made[Slots]
 ) -> Made[Candidates]:
-    """Return `candidates`, those that fail drawn again, and which of them pass, from stage `screened`.
+    """Return `candidates` from stage `screened`: failing ones are drawn again, and the result marks those that pass.
 
-    Of a prototype of whose candidates enough pass the others are left as they are: they are not chosen.
-    Raises PrivacyError where a class is too small for it.
+    If enough candidates of a prototype pass, its failing ones are left as they are; they are not chosen. Raises
+    PrivacyError if a class is too small for screening.
     """
     scenes, config = context.scenes, context.config
 
@@ -71,7 +71,7 @@ def screened(
 
 
 def keeps_away(images: Tensor, labels: Tensor, scenes: Scenes, config: Config) -> Tensor:
-    """Return bool [n]: which of uint8 images [n, 3, s, s] of classes int64 [n] pass the screen and are no copies."""
+    """Return bool [n]: which uint8 images [n, 3, s, s] of classes int64 [n] pass the screen and are no copies."""
     train = scenes.pixels(size=config.size)
     own = make_screen(train, scenes.labels, seed=config.seed)
     return own.passes(images, labels) & ~are_copies(find_copies(images, train))
@@ -80,10 +80,10 @@ def keeps_away(images: Tensor, labels: Tensor, scenes: Scenes, config: Config) -
 def ways_of_drawing(
     config: Config, sampling: SamplingSettings
 ) -> tuple[tuple[SamplingSettings, ...], tuple[tuple[str, int], ...]]:
-    """Return under which settings a candidate of `config` may have been drawn, `sampling` the first, and by which seed.
+    """Return the settings, `sampling` first, and the seeds with which a candidate of `config` may have been drawn.
 
-    A seed is told by what `seed_of_noise` is asked for: a stage's name and an index. Under privacy 'screen' a candidate
-    may have been drawn again.
+    A seed is given as the arguments of `seed_of_noise`: the name of a stage and an index. Under privacy 'screen' a
+    candidate may have been drawn again.
     """
     settings, names = [sampling], [(CANDIDATES.name, 0)]
     for number in range(_ROUNDS if config.privacy == "screen" else 0):
@@ -93,7 +93,7 @@ def ways_of_drawing(
 
 
 def weaker(settings: SamplingSettings) -> SamplingSettings:
-    """Return `settings` under which a prototype is followed less: noised a tenth more, or pulled half as much."""
+    """Return `settings` that follow a prototype less: a strength 0.1 higher (at most 1), or half the pull."""
     if settings.follow == "start":
         return settings.model_copy(update={"strength": min(1.0, round(settings.noise_strength + 0.1, 4))})
     return settings.model_copy(update={"scale": settings.scale / 2})
@@ -104,6 +104,6 @@ def _passing(own: Screen, latents: Tensor, labels: Tensor, prior: Prior, config:
 
 
 def _short(passing: Tensor, slots: Tensor) -> Tensor:
-    """Return bool [P]: the slots of whose candidates too few pass."""
+    """Return bool [P]: the slots with too few passing candidates."""
     passed = torch.bincount(slots, weights=passing.double())
     return passed < _ENOUGH * torch.bincount(slots)

@@ -1,8 +1,8 @@
-"""Stage `self_test`, which ends `distill`: the set against random real images, on training scenes that were held out.
+"""Stage `self_test`, the last of `distill`: compares the set with random real images on held-out training scenes.
 
-What is held out has no part in any stage before. A classifier is finetuned once on the set and once on as many random
-real images, and both predict the held-out scenes; a probe does the same. The interval of the difference is over these
-scenes alone: what another training or other random images would change is not in it.
+No earlier stage uses the held-out scenes. A classifier is fine-tuned once on the set and once on as many random real
+images, and both predict the held-out scenes; a probe does the same. The interval of the difference covers only the
+choice of these scenes. It does not cover what another training or other random images would change.
 """
 
 import json
@@ -35,14 +35,14 @@ from geodistill.stages.held_out import Apart
 log = logging.getLogger("geodistill.self_test")
 
 _RESULT = "self_test.json"
-# Protocol that the verdict follows from, and the one beside it.
+# The protocol that decides the verdict, and the one reported beside it.
 VERDICT_PROTOCOL, _PROBE = "finetune", "probe"
 
 
 def run_self_test(context: Context, distilled: Made[DistilledSet], apart: Apart) -> SelfTest:
-    """Return what `distilled` is worth beside random real images, from stage `self_test`.
+    """Return the comparison of `distilled` with random real images, from stage `self_test`.
 
-    The result goes into the set's data card and to the log: as a warning where the set is below random.
+    The result is written into the set's data card and logged: as a warning if the set is below random.
     """
     config, run = context.config, context.run
 
@@ -68,9 +68,9 @@ def run_self_test(context: Context, distilled: Made[DistilledSet], apart: Apart)
 
 
 def read_self_test(run: Path) -> SelfTest | None:
-    """Return what the self-test of the run in folder `run` found; None where there was none, or not yet.
+    """Return the result of the self-test of the run in folder `run`; None if there is none (yet).
 
-    Raises RunError where the file is damaged.
+    Raises RunError if the file is damaged.
     """
     path = run / SELF_TEST.name / _RESULT
     if not path.is_file():
@@ -86,7 +86,7 @@ def read_self_test(run: Path) -> SelfTest | None:
 
 
 def _measured(distilled: DistilledSet, data: SceneData, config: Config, folder: Path) -> SelfTest:
-    """Return the outcome; predictions are kept in `folder`, and read from there where they are known."""
+    """Return the result; predictions are kept in `folder`, and stored ones are reused."""
     trainings = {
         "distilled": Training.on_set("distilled", distilled),
         "random": Training.on_scenes("random", random_real(data.train, distilled, config.seed), config.size),
@@ -111,7 +111,7 @@ def _worth(bench: Bench, tasks: Mapping[str, Task]) -> Worth:
 
 
 def _seen(test: Scenes, config: Config) -> int:
-    """Return about how many of the scenes the base was trained on, where it tells; one from scratch on none."""
+    """Return about how many of the scenes the base was trained on; 0 if it has no record of this or is from scratch."""
     if config.base == SCRATCH:
         return 0
     return min(len(test), known(test.keys, Path(source_of(config.base, config.size))))

@@ -1,4 +1,4 @@
-"""What refinement looks at: the scenes in several views, and students, classifiers that are trained on the set."""
+"""The inputs of refinement: the scenes in several views, and students, which are classifiers trained on the set."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ from geodistill.seeding import derive_seed, generator
 from geodistill.stages.candidates import slot_labels
 from geodistill.stages.context import Context
 
-# Refinement overfits 945 scenes and does not overfit 6,000 (docs/experiments.md). An archive of fewer than `_ENOUGH`
-# scenes is therefore shown in several views, at most one for each of the eight symmetries of the square.
+# Refinement overfits 945 scenes and does not overfit 6,000 (docs/experiments.md). A small archive is therefore used in
+# several views: at most one for each of the eight symmetries of the square, and at most `_ENOUGH` images in all.
 _ENOUGH, _MOST_VIEWS = 8000, 8
-# How many scenes are turned together.
+# Number of scenes that are transformed together.
 _TOGETHER = 500
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What every round of refinement looks at.
+    """The data that every round of refinement uses.
 
-    pixels: uint8 [N, 3, s, s], the scenes in one view after the other, the first as they are. seen: float [N, 1280],
-    the pretrained backbone's features of them. real_labels: int64 [N], their classes, below `classes`. labels: int64
-    [m], those of the set. folder: where parts are kept until the stage is done.
+    pixels: uint8 [N, 3, s, s], all scenes in one view after the other; the first view is unchanged. seen: float [N,
+    1280], their features from the pretrained backbone. real_labels: int64 [N], their classes, below `classes`. labels:
+    int64 [m], the classes of the set's images. folder: where parts are kept until the stage is done.
     """
 
     pixels: Tensor
@@ -45,7 +45,7 @@ class Shown:
 
 
 def show_scenes(context: Context, known: Tensor, folder: Path) -> Shown:
-    """Return the scenes in all views; `known` [N, 1280] are the backbone's features of the first."""
+    """Return the scenes in all views; `known` [N, 1280] are the backbone's features of the first view."""
     scenes, config = context.scenes, context.config
     views = _real_views(scenes.pixels(size=config.size), config.seed)
     return Shown(
@@ -59,7 +59,7 @@ def show_scenes(context: Context, known: Tensor, folder: Path) -> Shown:
 
 
 def views_of_scenes(count: int) -> int:
-    """Return in how many views each of `count` scenes is shown.
+    """Return the number of views in which each of `count` scenes is used.
 
     >>> views_of_scenes(1260)
     6
@@ -68,7 +68,7 @@ def views_of_scenes(count: int) -> int:
 
 
 def _real_views(pixels: Tensor, seed: int) -> list[Tensor]:
-    """Return the views of scenes `pixels`, uint8 [N, 3, s, s]: as they are, then under a symmetry and a random crop."""
+    """Return the views of scenes `pixels`, uint8 [N, 3, s, s]: unchanged, then under a symmetry and a random crop."""
     return [pixels, *(_real_view(pixels, view, seed) for view in range(1, views_of_scenes(len(pixels))))]
 
 
@@ -79,10 +79,10 @@ def _real_view(pixels: Tensor, view: int, seed: int) -> Tensor:
 
 
 def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tuple[nn.Module, Tensor]]:
-    """Return each student of round `rank`, and its features [N, 1280] of all scenes; kept in the folder until the end.
+    """Return each student of round `rank` with its features [N, 1280] of all scenes; files stay in the folder.
 
-    The pretrained network is finetuned on `images`, uint8 [m, 3, s, s], under the protocol finetune. The students are
-    what it is after each of `refinement.students` steps.
+    The pretrained network is fine-tuned on `images`, uint8 [m, 3, s, s], under the protocol finetune. The students are
+    its states after each number of steps in `refinement.students`.
     """
     counts = sorted(set(config.refinement.students))
     files = {steps: shown.folder / f"student-{rank}-{steps}.safetensors" for steps in counts}

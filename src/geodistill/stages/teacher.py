@@ -1,4 +1,4 @@
-"""Stages `teacher` and `labeller`: the classifier on real latents, and the one that gives soft labels."""
+"""Stages `teacher` and `labeller`: the classifier of real latents, and the classifier that gives soft labels."""
 
 from pathlib import Path
 from typing import Any
