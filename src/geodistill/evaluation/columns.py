@@ -91,6 +91,8 @@ COLUMNS = (
     Column("kid", "KID", better="lower", digits=3, needs="test", means="Kernel distance to the test images."),
     Column("images_per_second", "images per second", short="images/s", means="Images made, by the time it took."),
     Column("wall_seconds", "time to make", short="time, s", unit="s", better="lower", digits=0, means="Of all stages."),
-    Column("peak_memory_mib", "peak memory", short="memory, MiB", unit="MiB", better="lower", digits=0, means="Of a stage."),
+    Column(
+        "peak_memory_mib", "peak memory", short="memory, MiB", unit="MiB", better="lower", digits=0, means="Of a stage."
+    ),
 )
 BY_FIELD = {column.field: column for column in COLUMNS}
