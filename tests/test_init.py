@@ -47,4 +47,7 @@ def test_examples(name: str) -> None:
 
 
 def test_quick_examples() -> None:
-    assert not doctest.testmod(import_module("geodistill.config")).failed
+    for name in ("config", "errors"):
+        found = doctest.testmod(import_module(f"geodistill.{name}"))
+        assert found.attempted
+        assert not found.failed

@@ -13,6 +13,9 @@
 Each message says what is wrong, where, and what to do.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class GeodistillError(Exception):
     """Base of all errors raised on purpose; its message is meant for the user."""
@@ -48,3 +51,13 @@ class RunError(GeodistillError):
 
 class DistilledSetError(GeodistillError):
     """A folder is not a usable distilled set."""
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return a question with at most `most` of the `known` names that are like `name`, "" if none is.
+
+    >>> did_you_mean("hurding", ["herding", "random"])
+    "did you mean 'herding'? "
+    """
+    near = difflib.get_close_matches(name, list(known), n=most)
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""

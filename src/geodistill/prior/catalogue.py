@@ -9,12 +9,11 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 
-from geodistill.errors import PriorError
+from geodistill.errors import PriorError, did_you_mean
 
 log = logging.getLogger("geodistill")
 
@@ -119,8 +118,8 @@ def missing_part(folder: Path) -> str:
 def unknown_base(base: str) -> PriorError:
     """Return the error for a `base` that is neither a known name, nor a folder, nor shaped like a hub name."""
     names = base_names()
-    near = get_close_matches(base.lower(), names)
-    hint = f"did you mean {' or '.join(map(repr, near))}? Give" if near else "give"
+    question = did_you_mean(base.lower(), [name for name in names if name != base], most=3)
+    hint = f"{question}Give" if question else "give"
     known = ", ".join(map(repr, names))
     return PriorError(
         f"no such base {base!r}: {hint} {known}, a pipeline folder, or a hub name such as owner/name; a base in a "
