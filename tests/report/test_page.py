@@ -514,8 +514,9 @@ srcdoc="%(page)s"></iframe><pre id="found"></pre><script>
 document.getElementById("f").addEventListener("load", (event) => {
   const view = event.target.contentWindow, page = view.document;
   const table = [...page.querySelectorAll("table[data-sortable]")].find((t) => t.caption.textContent.startsWith("All"));
-  const column = () => [...table.tBodies[0].rows].map((row) => row.cells[5].textContent.trim());
-  const head = table.tHead.rows[0].cells[5];
+  const place = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.trim().startsWith("OA"));
+  const column = () => [...table.tBodies[0].rows].map((row) => row.cells[place].textContent.trim());
+  const head = table.tHead.rows[0].cells[place];
   const found = {width: page.documentElement.scrollWidth, body: page.body.scrollWidth, before: column()};
   found.plots = [...page.querySelectorAll("svg")].every((svg) => svg.getBoundingClientRect().height > 100);
   found.broken = [...page.images].filter((image) => image.complete && !image.naturalWidth).length;

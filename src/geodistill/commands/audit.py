@@ -33,8 +33,8 @@ def audit(
         DistilledSetError: there is no set.
 
     >>> import geodistill, tempfile
-    >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
-    >>> folder = data.train.subset(range(0, 120, 12))
+    >>> data = geodistill.builtin_scenes(train_per_class=4, test_per_class=1, size=32)
+    >>> folder = data.train.subset(range(0, 40, 4))
     >>> given = geodistill.DistilledSet(folder.pixels(size=32), folder.labels, folder.classes)
     >>> found, *_ = geodistill.audit(given.save(tempfile.mkdtemp() + "/set"), data)
     >>> found.copies

@@ -44,7 +44,7 @@ def distill(
 
     >>> import geodistill
     >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
-    >>> distilled = geodistill.distill(data.train, geodistill.load_config("tiny"))
+    >>> distilled = geodistill.distill(data.train, geodistill.load_config("tiny", ["sampling.strength=0.6"]))
     >>> distilled.images.shape
     torch.Size([20, 3, 32, 32])
     """

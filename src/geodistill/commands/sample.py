@@ -54,7 +54,7 @@ def sample(
     >>> import geodistill, tempfile
     >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
     >>> run = Path(tempfile.mkdtemp()) / "run"
-    >>> _ = geodistill.distill(data.train, geodistill.load_config("tiny"), out=run)
+    >>> _ = geodistill.distill(data.train, geodistill.load_config("tiny", ["sampling.strength=0.6"]), out=run)
     >>> folder = geodistill.sample(run, "A satellite image of beach, evening", count=2)
     >>> sorted(path.parent.name for path in folder.glob("*/*.png"))
     ['Beach', 'Beach']
