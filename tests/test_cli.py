@@ -224,7 +224,7 @@ def test_what_screening_rejected_is_told(
 def test_that_images_are_near_their_sources_is_told_where_nothing_protects_them(
     values: dict[str, Any], told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _print_nearness(make_config(values))
+    _print_nearness(make_config(values), "synthetic")
     expected = (
         "each image starts from a training image and may show its layout: before you share a set of sensitive scenes, "
         "make it with --privacy screen or run `geodistill audit`\n"
@@ -271,3 +271,13 @@ def test_self_test_that_is_not_possible_is_told(tmp_path: Path, capsys: pytest.C
     (tmp_path / "self_test" / "self_test.json").write_text(json.dumps(asdict(SelfTest(skipped="too few"))))
     _print_self_test(tmp_path, Config())
     assert capsys.readouterr().out == "no self-test: too few\n"
+
+
+@pytest.mark.parametrize(("kind", "told"), [("real", "as they are"), ("derived", "changed by a computation")])
+def test_sets_of_real_images_are_named(kind: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _print_nearness(make_config({}), kind)
+    assert (
+        capsys.readouterr()
+        .out.split("images are training images")[1]
+        .startswith(f"{'' if kind == 'real' else ','} {told}")
+    )

@@ -232,7 +232,7 @@ def distill(
         draw_grid(result, out / "grid.png")
         _print_stages(out)
         _print_screening(out)
-        _print_nearness(settings)
+        _print_nearness(settings, METHODS[method].kind)
         _print_replayable(result)
         _print_self_test(out, settings)
         _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}", soft_wrap=True)
@@ -711,8 +711,12 @@ def _print_screening(run: Path) -> None:
         _console.print(f"screening: {first} candidates too like a training image{drawn} rejected", soft_wrap=True)
 
 
-def _print_nearness(settings: Any) -> None:
+def _print_nearness(settings: Any, kind: str) -> None:
     """Print, where nothing protects the sources, that the images are near them and what to do about it."""
+    if kind != "synthetic":
+        what = "training images as they are" if kind == "real" else "training images, changed by a computation"
+        _console.print(f"the images are {what}: the set protects none of them", soft_wrap=True, highlight=False)
+        return
     if settings.privacy == "none" and settings.sampling.follow == "start":
         _console.print(
             "each image starts from a training image and may show its layout: before you share a set of sensitive "

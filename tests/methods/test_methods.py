@@ -156,5 +156,14 @@ def test_protection_is_dpd_s_alone(pair: Scenes, on_pipeline: Config, tmp_path: 
     private = Config.model_validate({**on_pipeline.model_dump(), "privacy": "screen"})
     with pytest.raises(ConfigError) as caught:
         distill(pair, private, method="d4m", out=tmp_path / "run")
-    assert str(caught.value) == "privacy 'screen' is dpd's alone: leave out d4m"
+    assert str(caught.value) == ("method 'd4m' has no privacy 'screen', only 'dpd' has: leave out one of the two")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_set_of_real_images_is_made_from_all_scenes_and_not_tested(
+    pair: Scenes, on_pipeline: Config, tmp_path: Path
+) -> None:
+    config = Config.model_validate({**on_pipeline.model_dump(), "self_test": {"held_out": 0.4}})
+    made = distill(pair, config, method="random", out=tmp_path / "run")
+    assert _are_real(made.images, pair) == [True] * 4
+    assert not (tmp_path / "run" / "self_test").exists()

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from geodistill.config import Config, recorded, to_toml
+from geodistill.config import Config, recorded, to_toml, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.methods import METHODS, check_method, make_distilled
@@ -56,6 +56,9 @@ def distill(
             return distill(scenes, config, method=method, out=folder, command=command)
     # Checked before the run folder is made, so that settings that cannot work leave no folder behind.
     check_method(method, config.privacy)
+    if METHODS[method].kind == "real":
+        # The self-test compares a set with real images, and this set consists of them.
+        config = without_self_test(config)
     if method == OWN:
         check(scenes, config)
     check_counts(scenes, config.ipc, config.privacy)

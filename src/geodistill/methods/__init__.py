@@ -86,7 +86,7 @@ def check_method(name: str, privacy: str = "none") -> None:
         hint = did_you_mean(name, METHODS)
         raise ConfigError(f"unknown method {name!r}: {hint}known: {', '.join(METHODS)}")
     if privacy != "none" and name != OWN:
-        raise ConfigError(f"privacy {privacy!r} is {OWN}'s alone: leave out {name}")
+        raise ConfigError(f"method {name!r} has no privacy {privacy!r}, only {OWN!r} has: leave out one of the two")
 
 
 def make_distilled(name: str, context: "Context") -> "Made[DistilledSet]":
