@@ -58,7 +58,7 @@ _Data = Annotated[
     Path,
     typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>` (20 % become test images)."),
 ]
-_Set_ = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
+_Subject = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
 _Out = Annotated[Path, typer.Option(help="Run folder. The same command again continues a run that stopped.")]
 _Ipc = Annotated[int | None, typer.Option(help="Images per class [default: 10].")]
 _Size = Annotated[
@@ -355,7 +355,7 @@ def _one_by_one(args: Iterable[str], repeatable: set[str]) -> Iterator[str]:
     epilog="Example: **geodistill evaluate runs/aid --data ~/AID --network resnet18 convnet3 --seeds 3**",
 )
 def evaluate(
-    what: _Set_,
+    what: _Subject,
     data: Annotated[
         Path, typer.Option(help="Real scenes with the same class names. Classifiers are tested on their test part.")
     ],
@@ -566,7 +566,7 @@ def settings(
 
 @app.command(cls=_ManyValues, epilog="Example: **geodistill audit runs/aid --data ~/AID --fail-on copy membership**")
 def audit(
-    what: _Set_,
+    what: _Subject,
     data: Annotated[
         Path, typer.Option(help="The scenes that the set was made from. Their test part serves as held-out images.")
     ],

@@ -61,7 +61,8 @@ def distill(
         config = without_self_test(config)
     if method == OWN:
         check(scenes, config)
-    check_counts(scenes, config.ipc, config.privacy)
+    else:
+        check_counts(scenes, config.ipc, config.privacy)
     apart = set_apart(scenes, config)
     settings = {"method": method, "config": recorded(config), "scenes": scenes.fingerprint()}
     with Run(Path(out), settings, command) as run:

@@ -314,13 +314,15 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         # One training on the set and one on real images.
         SELF_TEST.name: (2 * recipe_steps(VERDICT_PROTOCOL, slots, None) * BATCH, "images", 3 * embedding),
     }
-    asked = {stage.name for stage in line(config)}
-    private = config.privacy == "dp"
-    asked |= {FOLLOWING.name} if tested and not private else set()
-    asked |= {_STUDENTS} if refinement.steps and not private else set()
-    asked -= set() if config.selection.by == "herding" else {CHOSEN.name}
-    asked -= set() if apart.test is not None else {SELF_TEST.name}
-    for name in (name for name in works if name in asked):
+    asked, private = {stage.name for stage in line(config)}, config.privacy == "dp"
+    # These depend on more than whether the run has the stage.
+    counted = {
+        FOLLOWING.name: bool(tested) and not private,
+        CHOSEN.name: config.selection.by == "herding",
+        _STUDENTS: bool(refinement.steps) and not private,
+        SELF_TEST.name: apart.test is not None,
+    }
+    for name in (name for name in works if counted.get(name, name in asked)):
         count, what, each = works[name]
         yield Work(name, f"{count:,} {what}", count * each, count * each / (rate * SHARES[name]))
 

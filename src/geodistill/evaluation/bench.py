@@ -27,6 +27,7 @@ from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
 from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
 from geodistill.evaluation.measures import Measures, measure
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, takes_soft_labels, train_and_predict
+from geodistill.evaluation.rows import renamed
 from geodistill.evaluation.similarity import nearest_similarity
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.networks import backbone_features, pooled_features
@@ -315,11 +316,9 @@ def _complete_test(data: SceneData) -> Scenes:
 
 
 def _likeness_of(stored: dict[str, Any]) -> Likeness:
+    stored = renamed(stored)
     scores = {name: Score(**stored[name]) for name in ("fid", "kid")}
-    # Earlier releases called it coverage, but the literature uses that name for another measure (Naeem et al., ICML
-    # 2020).
-    similarity = stored["nearest_similarity" if "nearest_similarity" in stored else "coverage"]
-    return Likeness(Nearness(**stored["nearness"]), similarity, **scores)
+    return Likeness(Nearness(**stored["nearness"]), stored["nearest_similarity"], **scores)
 
 
 def _read_logits(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:

@@ -111,13 +111,13 @@ def summarise(
 
 def row_from_json(entry: dict[str, Any]) -> Row:
     """Return the row that `entry`, read from JSON, holds; raise KeyError or TypeError if it is from another version."""
-    values = {name: _finite(value) for name, value in _renamed(entry).items()}
+    values = {name: _finite(value) for name, value in renamed(entry).items()}
     values |= {field.name: entry[field.name] for field in fields(Row) if field.default is MISSING}
     values |= {name: tuple(entry[name]) for name in ("seeds", "oa", "per_class") if name in entry}
     return Row(**{**values, "confusion": tuple(map(tuple, entry.get("confusion", ())))})
 
 
-def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+def renamed(entry: dict[str, Any]) -> dict[str, Any]:
     """Return `entry` with current field names; tables of earlier releases have `coverage` and `real_pixels`."""
     entry = dict(entry)
     if "coverage" in entry:

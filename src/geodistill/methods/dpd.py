@@ -78,7 +78,7 @@ def make(context: Context) -> Made[DistilledSet]:
 def _make_private(whole: Context) -> Made[DistilledSet]:
     """Return the set of a differentially private run; `stages.private.guarantee` states what is guaranteed."""
     scenes, config = whole.scenes, whole.config
-    context = PrivateContext(scenes, config, whole.run, whole.method, budget_of(len(scenes), config))
+    context = PrivateContext(scenes, config, whole.run, whole.method, budget=budget_of(len(scenes), config))
     prior = load_base(context)
     latents = encode(context, prior) if encodes(config) else Made.source(torch.empty(0), "no latents")
     profiles = make_profiles(context)

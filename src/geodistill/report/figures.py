@@ -9,7 +9,7 @@ from typing import Any
 from geodistill.errors import RunError
 from geodistill.evaluation.columns import COLUMNS
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
-from geodistill.evaluation.rows import FULL, Row, row_from_json, summarise
+from geodistill.evaluation.rows import FULL, Row, renamed, row_from_json, summarise
 
 _RANDOM = "random real"
 
@@ -83,10 +83,10 @@ def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:
     if FULL in means:
         facts |= {"share_of_full": share(means[FULL], means[kind]), "hlr": hlr(means[FULL], means[kind])}
     if kind == "distilled":
-        near = found["likeness"]["nearness"]
+        likeness = renamed(found["likeness"])
+        near = likeness["nearness"]
         facts |= {"rho": near["ratio"], "rho_pixel": near["pixel"], "rho_feature": near["feature"]}
-        near = found["likeness"]
-        facts["nearest_similarity"] = near.get("nearest_similarity", near.get("coverage"))
+        facts["nearest_similarity"] = likeness["nearest_similarity"]
     return summarise(
         name,
         0 if kind == FULL else found["ipc"],

@@ -87,8 +87,10 @@ def rows_table(rows: Sequence[Row]) -> Table | None:
 
 def _measured(column: Column) -> Callable[[Row], Cell]:
     def cell(row: Row) -> Cell:
+        if column.field == "rho":
+            return rho(row)
         value = column.value(row)
-        return rho(row) if column.field == "rho" else ABSENT if value is None else Cell(column.text(row), value)
+        return ABSENT if value is None else Cell(column.text(row), value)
 
     return cell
 

@@ -70,9 +70,9 @@ class SetFolder:
         told = [row.kind != "synthetic" for row in rows if row.method == self.method]
         # Tables of earlier releases do not separate derived images from synthetic ones.
         known = METHODS.get(self.method)
-        if known is None and told:
-            return any(told)
-        return any(told) or known is None or known.kind != "synthetic"
+        if known is None:
+            return any(told) or not told
+        return any(told) or known.kind != "synthetic"
 
 
 def compared_sets(run: Path, rows: Sequence[Row]) -> list[SetFolder]:

@@ -15,11 +15,10 @@ from geodistill.pipeline import BASE
 from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, tell_terms
 from geodistill.prior.compact import Archive, build_compact
-from geodistill.privacy.overlap import sign
+from geodistill.privacy.overlap import sign, told_overlap
 from geodistill.provenance import Made
 from geodistill.run import Run
 from geodistill.scenes.scenes import Scenes
-from geodistill.stages.checks import overlap_with_base
 from geodistill.stages.context import Context, unless_default
 
 log = logging.getLogger("geodistill")
@@ -29,8 +28,9 @@ def tell_of_base(scenes: Scenes, config: Config, run: Run) -> None:
     """Log, if `run` is new, the terms of its base, and warn if the base was trained on some of `scenes`."""
     if not run.new or config.base == SCRATCH:
         return
-    tell_terms(Path(source_of(config.base, config.size)))
-    overlap = overlap_with_base(scenes, config)
+    folder = Path(source_of(config.base, config.size))
+    tell_terms(folder)
+    overlap = told_overlap(scenes.keys, folder)
     if overlap:
         log.warning("%s: figures measured on them are too optimistic", overlap)
 

@@ -1,7 +1,5 @@
 """Checks that stop a run before anything is computed."""
 
-from pathlib import Path
-
 import torch
 
 from geodistill.config import Config
@@ -9,7 +7,6 @@ from geodistill.errors import SceneError
 from geodistill.prior.base import source_of
 from geodistill.prior.catalogue import SCRATCH
 from geodistill.prior.compact import check_compact_size
-from geodistill.privacy.overlap import told_overlap
 from geodistill.scenes.scenes import Scenes
 
 
@@ -35,9 +32,3 @@ def check_base(config: Config) -> None:
         check_compact_size(config.size)
     else:
         source_of(config.base, config.size)
-
-
-def overlap_with_base(scenes: Scenes, config: Config) -> str:
-    """Return a sentence, less its full stop, on how many of `scenes` the base was trained on; "" if none is known."""
-    # A base built in the run is trained on the scenes, and on nothing else.
-    return "" if config.base == SCRATCH else told_overlap(scenes.keys, Path(source_of(config.base, config.size)))

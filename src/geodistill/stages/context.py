@@ -21,6 +21,13 @@ class Context:
     run: Run
     method: Method | None = None
 
+    @property
+    def maker(self) -> Method:
+        """The method; raises ValueError if there is none yet."""
+        if self.method is None:
+            raise ValueError("a distilled set is written by a method: give the context one")
+        return self.method
+
     def having(self, config: Config) -> Self:
         """Return the same context with other settings."""
         return replace(self, config=config)

@@ -86,8 +86,7 @@ def write_set(
         labels = slot_labels(scenes, context.config)
         DistilledSet(images, labels, scenes.classes, records, about(context)).write(folder)
 
-    method = about(context)["method"]
-    return context.run.make(KEPT, build, DistilledSet.load, given=[method, *given])
+    return context.run.make(KEPT, build, DistilledSet.load, given=[context.maker.name, *given])
 
 
 def keep_scenes(context: Context, select: Callable[[], Tensor]) -> Made[DistilledSet]:
@@ -121,9 +120,7 @@ def keep_candidates(
 
 def about(context: Context) -> dict[str, Any]:
     """Return what the manifest states about the whole set: its method, settings, versions and base."""
-    config, method = context.config, context.method
-    if method is None:
-        raise ValueError("a distilled set is written by a method: give the context one")
+    config, method = context.config, context.maker
     settings = config.model_dump(mode="json", exclude=None if config.reproducible else {"seed", "reproducible"})
     # The set is shared, so it must not reveal the paths of folders and the addresses of servers.
     if Path(config.base).is_dir():

@@ -6,7 +6,7 @@ costs no further budget.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from geodistill.config import Config
@@ -29,11 +29,11 @@ _RATIOS = {"profiles": 4.0, "clusters": 4.0, "starts": 1.0, "teacher": 1.0, "ada
 class PrivateContext(Context):
     """A context with the budget of its run."""
 
-    budget: Budget | None = None
+    budget: Budget = field(kw_only=True)
 
     def noise(self, mechanism: str) -> float:
         """Return the noise multiplier of `mechanism`; raise PrivacyError if it is not in the budget."""
-        if self.budget is None or mechanism not in self.budget.noise:
+        if mechanism not in self.budget.noise:
             raise PrivacyError(f"{mechanism!r} is not in the budget of this run")
         return self.budget.noise[mechanism]
 
