@@ -23,7 +23,6 @@ from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training, open_store
 from geodistill.evaluation.measures import Measures, mean_std
 from geodistill.privacy.nearness import Nearness
-from geodistill.progress import stages
 from geodistill.report.grid import draw_grid
 from geodistill.run import records
 from geodistill.scenes import Scenes, open_scenes
@@ -79,11 +78,10 @@ def main() -> None:
     sets = {name: _rung(name, RUNGS[name], data.train, args) for name in args.rungs}
     _write_stages(args)
     _draw(sets)
-    with stages() as advance:
-        bench = Bench(data, Config().size, store=open_store(args.out), progress=advance)
-        trainings = {name: [Training.on_set(_folder_name(name), one)] * args.seeds for name, one in sets.items()}
-        measured = bench.measure_all(trainings, args.protocol, args.network, range(args.seeds))
-        rows = [Row(name, measures, bench.likeness(sets[name]).nearness) for name, measures in measured.items()]
+    bench = Bench(data, Config().size, store=open_store(args.out))
+    trainings = {name: [Training.on_set(_folder_name(name), one)] * args.seeds for name, one in sets.items()}
+    measured = bench.measure_all(trainings, args.protocol, args.network, range(args.seeds))
+    rows = [Row(name, measures, bench.likeness(sets[name]).nearness) for name, measures in measured.items()]
     _write(rows, args)
 
 

@@ -31,7 +31,6 @@ from geodistill.evaluation.table import load_predictions
 from geodistill.methods import METHODS
 from geodistill.networks import PRETRAINED
 from geodistill.pipeline import OWN
-from geodistill.progress import stages
 from geodistill.report.plots import accuracy_plot, nearness_plot, standalone
 from geodistill.run import save_tensors, write_atomic
 from geodistill.scenes import open_scenes
@@ -73,19 +72,17 @@ FIGURES = (
 def main() -> None:
     """Compare, merge the rows into the CSV file, show them all."""
     args = _arguments()
-    with stages() as advance:
-        rows = compare(
-            open_scenes(args.data),
-            load_config(sets=args.set, base=args.base),
-            out=args.out,
-            methods=args.methods,
-            ipcs=args.ipc,
-            protocols=args.protocols,
-            networks=args.networks,
-            full=not args.no_full,
-            command=command(),
-            progress=advance,
-        )
+    rows = compare(
+        open_scenes(args.data),
+        load_config(sets=args.set, base=args.base),
+        out=args.out,
+        methods=args.methods,
+        ipcs=args.ipc,
+        protocols=args.protocols,
+        networks=args.networks,
+        full=not args.no_full,
+        command=command(),
+    )
     asked = [row for row in rows if row.protocol in args.protocols and (row.ipc in args.ipc or row.full)]
     lines = [_line(row) for row in asked]
     everything = _merge(lines, _keep_predictions(args.out, dict(zip(map(_key, lines), asked, strict=True))))

@@ -70,11 +70,10 @@ def _drawn(prior: Prior, train: Scenes, guidance: float) -> Tensor:
     settings = SamplingSettings(follow="none", guidance=guidance)
     table, rows = prompt_table([[class_prompt(name)] for name in train.classes])
     prompts = rows[:, 0].repeat_interleave(PER_CLASS)
-    grid = prior.unet.config.sample_size
     requests = Requests(
         prompts=prompts,
         embeddings=prior.embed(table),
-        prototypes=torch.zeros(1, prior.unet.config.in_channels, grid, grid),
+        prototypes=prior.blank(1, prior.unet.config.sample_size * prior.downscale),
         slots=torch.zeros_like(prompts),
         seeds=torch.arange(len(prompts)),
     )

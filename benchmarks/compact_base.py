@@ -14,7 +14,6 @@ from pathlib import Path
 
 from geodistill.commands.pretrain import pretrain
 from geodistill.config import load_config
-from geodistill.devices import keep_freed_memory
 from geodistill.scenes import open_scenes, open_unlabelled
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.base import Source
@@ -67,7 +66,6 @@ def main() -> None:
     options.add_argument("--config", type=Path, default=PRESET)
     options.add_argument("--set", nargs="*", default=[], help="settings, such as compact.steps=20000")
     args = options.parse_args()
-    keep_freed_memory()
     config = load_config(args.config, args.set)
     base = pretrain(_sources(args.data), config, out=args.out, data_note=LICENCE, footprint=True)
     for path in base.iterdir():

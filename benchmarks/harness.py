@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from geodistill.evaluation.protocols import BATCH
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.networks import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED, build_network
+from geodistill.progress import reported_to
 from geodistill.scenes import open_scenes
 
 SIZE, IMAGES = 64, 1920
@@ -78,11 +79,12 @@ def _bench(network: str, data: Path, count: int) -> float:
     job = Job(protocol, network, pixels, labels, pixels[:2], len(train.classes), 0, BENCH_STEPS)
     told: list[tuple[float, int]] = []
 
-    def tell(done: int, of: int) -> None:
+    def tell(what: str, done: int, of: int) -> None:
         if BENCH_FROM * of <= done <= BENCH_TO * of:
             told.append((time.perf_counter(), done))
 
-    list(train_side_by_side([replace(job, seed=seed) for seed in range(joblib.cpu_count())], tell))
+    with reported_to(tell):
+        list(train_side_by_side([replace(job, seed=seed) for seed in range(joblib.cpu_count())]))
     (start, first), (end, last) = told[0], told[-1]
     return BATCH * (last - first) / (end - start)
 

@@ -27,7 +27,6 @@ from geodistill.evaluation.measures import mean_std
 from geodistill.methods import make_distilled
 from geodistill.networks import PRETRAINED
 from geodistill.privacy.audit import Audit
-from geodistill.progress import stages
 from geodistill.report.plots import standalone, utility_plot
 from geodistill.run import Run, write_atomic
 from geodistill.scenes import SceneData, open_scenes
@@ -93,13 +92,12 @@ def _made(method: str, config: Config, data: SceneData, folder: Path, shared: Pa
 def _worth(distilled: DistilledSet, data: SceneData, folder: Path) -> dict[str, str]:
     """Return mean and standard deviation of the overall accuracy of classifiers that are trained on the set."""
     found: dict[str, str] = {}
-    with stages() as advance:
-        bench = Bench(data, distilled.size, store=open_store(folder), progress=advance)
-        trainings = {"distilled": [Training.on_set("distilled", distilled)] * len(SEEDS)}
-        for protocol in PROTOCOLS:
-            measured = bench.measure_all(trainings, protocol, PRETRAINED, SEEDS)["distilled"]
-            mean, deviation = mean_std([one.oa for one in measured])
-            found |= {f"{protocol}_mean": f"{mean:.4f}", f"{protocol}_std": f"{deviation:.4f}"}
+    bench = Bench(data, distilled.size, store=open_store(folder))
+    trainings = {"distilled": [Training.on_set("distilled", distilled)] * len(SEEDS)}
+    for protocol in PROTOCOLS:
+        measured = bench.measure_all(trainings, protocol, PRETRAINED, SEEDS)["distilled"]
+        mean, deviation = mean_std([one.oa for one in measured])
+        found |= {f"{protocol}_mean": f"{mean:.4f}", f"{protocol}_std": f"{deviation:.4f}"}
     return found
 
 

@@ -20,7 +20,6 @@ from geodistill.commands.compare import compare
 from geodistill.config import Config, load_config
 from geodistill.evaluation.rows import Row
 from geodistill.networks import PRETRAINED
-from geodistill.progress import stages
 from geodistill.scenes import open_scenes
 
 SHEET, KEY = "private.csv", ("epsilon", "ipc", "recipe", "refined", "protocol", "network")
@@ -35,18 +34,16 @@ def main() -> None:
     data = open_scenes(args.data)
     for epsilon in args.epsilons:
         config = load_config(sets=args.set, privacy="dp", epsilon=epsilon, delta=DELTA, base=BASE)
-        with stages() as advance:
-            rows = compare(
-                data,
-                config,
-                out=args.out / f"eps-{epsilon:g}-{config.refinement.steps}",
-                methods=["dpd"],
-                ipcs=[args.ipc],
-                protocols=args.protocols,
-                networks=args.networks,
-                full=False,
-                progress=advance,
-            )
+        rows = compare(
+            data,
+            config,
+            out=args.out / f"eps-{epsilon:g}-{config.refinement.steps}",
+            methods=["dpd"],
+            ipcs=[args.ipc],
+            protocols=args.protocols,
+            networks=args.networks,
+            full=False,
+        )
         own = [row for row in rows if (row.method, row.ipc) == ("dpd", args.ipc)]
         to_csv(merged([_line(epsilon, config, row) for row in own], SHEET, KEY), SHEET)
 

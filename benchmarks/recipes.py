@@ -20,7 +20,6 @@ from record import circumstances, merged, parsed, parser, to_csv
 from geodistill.evaluation import protocols
 from geodistill.evaluation.measures import mean_std
 from geodistill.evaluation.protocols import RECIPES, Recipe, train_and_predict
-from geodistill.evaluation.workers import kept_memory
 from geodistill.methods.random import select
 from geodistill.networks import PRETRAINED
 from geodistill.scenes import Scenes, open_scenes
@@ -81,8 +80,7 @@ def _accuracy(
     """Return the overall accuracy on held-out scenes after training in this process, on one thread."""
     torch.set_num_threads(1)
     protocols.RECIPES[protocol] = recipe
-    with kept_memory():
-        logits = train_and_predict(protocol, network, *draw, test, classes=int(labels.max()) + 1, seed=seed)
+    logits = train_and_predict(protocol, network, *draw, test, classes=int(labels.max()) + 1, seed=seed)
     return float((logits.argmax(1) == labels).float().mean())
 
 

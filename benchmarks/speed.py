@@ -44,7 +44,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from geodistill.commands.plan import LORA_STEP, denoising_operations, encoding_operations, passes
 from geodistill.config import load_config
 from geodistill.descriptions import class_prompt
-from geodistill.devices import dtype_for, keep_freed_memory
+from geodistill.devices import dtype_for
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.bench import Bench, Training
 from geodistill.evaluation.measures import mean_std
@@ -136,10 +136,9 @@ def _shares(spent: Counter[str]) -> str:
     return ", ".join(f"{kind} {time / spent.total():.0%}" for kind, time in spent.most_common())
 
 
-def _alone(call: Callable[..., Any], *args: Any, as_command: bool = False) -> Any:
+def _alone(call: Callable[..., Any], *args: Any) -> Any:
     """Return what `call` does in a new process: its memory, and how it keeps it, say nothing about the next."""
-    setup = keep_freed_memory if as_command else None
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=setup) as process:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(call, *args).result()
 
 
@@ -151,7 +150,7 @@ def _training() -> dict[str, str]:
         source = _save_proportional(Path(folder) / "base")
         ours, theirs = [], []
         for _ in range(ROUNDS):
-            ours.append(_alone(_rate, _our_training, source, as_command=True))
+            ours.append(_alone(_rate, _our_training, source))
             theirs.append(_alone(_rate, _script_training, source))
         operations = LORA_STEP * denoising_operations(str(source), SIZE)
         spent = _kinds(lambda: _our_training(source, WARM + TIMED))
@@ -279,7 +278,7 @@ def _drawing(data: SceneData, seeds: int) -> dict[str, str]:
     prompts = [class_prompt(data.train.classes[label]) for label in found.labels]
     rates, script = [], []
     for _ in range(ROUNDS):
-        rates.append(_alone(_timed, _our_candidates, latents, prompts, as_command=True))
+        rates.append(_alone(_timed, _our_candidates, latents, prompts))
         script.append(_alone(_timed, _script_candidates, latents[::10], prompts[::10]))
     operations = passes(config.sampling) * denoising_operations(prior.source, config.size)
     spent = _shares(_kinds(lambda: _our_candidates(prior, latents, prompts)))
@@ -359,7 +358,7 @@ def _encoding(data: Path, count: int) -> dict[str, str]:
     rates: dict[str, list[float]] = {"ours": [], "script": []}
     peaks = {}
     for name, call in (("ours", _our_encoding), ("script", _script_encoding)):
-        rate, peaks[name] = _alone(call, data, count, as_command=name == "ours")
+        rate, peaks[name] = _alone(call, data, count)
         rates[name].append(rate)
     operations = 8 * encoding_operations(source_of(SHIPPED, 64), 64)
     peak = {"peak_mib": str(peaks["ours"]), "script_peak_mib": str(peaks["script"])}

@@ -28,7 +28,6 @@ from geodistill.networks import PRETRAINED
 from geodistill.pipeline import OWN
 from geodistill.prior.base import source_of
 from geodistill.privacy.overlap import known_archives
-from geodistill.progress import stages
 from geodistill.report.grid import draw_grid
 from geodistill.run import write_atomic
 from geodistill.scenes import builtin_scenes, open_scenes
@@ -52,20 +51,18 @@ def main() -> None:
     found: dict[Cell, list[tuple[Row, Tensor]]] = {}
     for seed in range(args.sets):
         out = args.out / f"{args.archive}-{args.size}-{args.base}-{seed}"
-        with stages() as advance:
-            rows = compare(
-                data,
-                config.model_copy(update={"seed": seed}),
-                out=out,
-                methods=args.methods,
-                ipcs=(IPC,),
-                protocols=args.protocols,
-                networks=args.networks,
-                seeds=SEEDS,
-                full=not args.no_full and seed == 0,
-                command=command(),
-                progress=advance,
-            )
+        rows = compare(
+            data,
+            config.model_copy(update={"seed": seed}),
+            out=out,
+            methods=args.methods,
+            ipcs=(IPC,),
+            protocols=args.protocols,
+            networks=args.networks,
+            seeds=SEEDS,
+            full=not args.no_full and seed == 0,
+            command=command(),
+        )
         if seed == 0 and OWN in args.methods:
             distilled = DistilledSet.load(out / "sets" / f"{OWN}-ipc{IPC}" / "distilled")
             draw_grid(distilled, _picture(NAMES[args.archive], str(args.size)), per_class=8)

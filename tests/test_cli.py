@@ -281,3 +281,23 @@ def test_sets_of_real_images_are_named(kind: str, told: str, capsys: pytest.Capt
         .out.split("images are training images")[1]
         .startswith(f"{'' if kind == 'real' else ','} {told}")
     )
+
+
+def test_the_built_in_scenes_do_not_wait_for_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from geodistill.cli import app\n"
+        f"done = CliRunner().invoke(app, ['scenes', {str(tmp_path / 'scenes')!r}, '--train', '1', '--test', '1'])\n"
+        "print(done.exit_code, sorted({'torch', 'diffusers', 'transformers'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 []\n"
+
+
+@pytest.mark.parametrize("command", ["distill", "plan", "pretrain", "evaluate", "compare", "sample", "audit"])
+def test_every_command_that_runs_models_takes_a_device(command: str, tmp_path: Path) -> None:
+    needed = {"evaluate": ["--data", tmp_path], "audit": ["--data", tmp_path], "sample": ["--prompt", "a beach"]}
+    told = _call(command, tmp_path, *needed.get(command, ["--out", tmp_path / "out"]), "--device", "tpu")
+    assert told.exit_code == 2
+    assert told.stderr.strip() == "error: unknown device 'tpu': use cpu, cuda, cuda:N or mps"

@@ -1,23 +1,88 @@
+import ctypes
+import os
 import platform
-import subprocess
-import sys
+import resource
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
+from geodistill import devices
 from geodistill.config import SamplingSettings, load_config
-from geodistill.devices import accelerator, dtype_for, free_memory, keep_freed_memory, mixed
+from geodistill.devices import (
+    DEVICE,
+    accelerator,
+    compiled_in_place,
+    dtype_for,
+    free_memory,
+    kept_memory,
+    mixed,
+    on_device,
+)
 from geodistill.errors import ConfigError
 from geodistill.prior.base import load_prior
 from geodistill.prior.sample import Requests, sample_batch
 
 
-def test_accelerator_is_what_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    for seen, device in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
-        assert accelerator().type == device
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(1, 0, "cuda"), (1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+def test_accelerator_is_what_torch_sees(cuda: int, mps: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
+    assert accelerator() == torch.device(device)
+    with on_device("cpu"):
+        assert accelerator() == torch.device("cpu")
+    assert accelerator() == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "unknown device 'gpu': use cpu, cuda, cuda:N or mps"),
+        ("meta", "unknown device 'meta': use cpu, cuda, cuda:N or mps"),
+        ("cuda:2", "there is no device 'cuda:2': torch sees 2 of type 'cuda' on this machine"),
+        ("mps", "there is no device 'mps': torch sees 0 of type 'mps' on this machine"),
+    ],
+)
+def test_devices_that_are_refused(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError) as caught, on_device(name):
+        pass
+    assert str(caught.value) == message
+
+
+def test_several_processes_do_not_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with on_device("cuda"):
+        pass
+    with pytest.raises(ConfigError) as caught, on_device("cuda:1"):
+        pass
+    assert str(caught.value) == "device 'cuda:1' is one for all processes, and each needs its own: use cuda"
+
+
+def test_the_choice_of_a_device_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with on_device("cuda:1"):
+        with pytest.raises(RuntimeError), on_device("cpu"):
+            raise RuntimeError
+        assert accelerator() == torch.device("cuda:1")
+        with on_device(None):
+            assert accelerator() == torch.device("cuda:1")
+    assert DEVICE not in os.environ
+
+
+def test_compiling_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+
+    layer = torch.nn.Linear(1, 1)
+    with compiled_in_place(layer):
+        assert layer._compiled_call_impl is not None
+        assert torch._dynamo.config.suppress_errors
+    assert layer._compiled_call_impl is None
+    assert not torch._dynamo.config.suppress_errors
 
 
 @pytest.mark.parametrize(
@@ -52,34 +117,41 @@ def test_bf16_without_units(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == ("this GPU has no units for bf16: use --set precision=f16 or f32, or leave it at auto")
 
 
-_FAULTS = """
-import resource, sys
-import torch
-from geodistill.devices import keep_freed_memory
-if sys.argv[1] == "keep" and not keep_freed_memory():
-    sys.exit("not glibc")
-for round in range(50):
-    layers = [torch.ones(2**20) for _ in range(20)]
-    del layers
-    if round == 0:
-        start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
-"""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_is_used_again() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 * 2**20)  # 64 MiB, 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with kept_memory():
+        found = [faults() for _ in range(20)]  # the heap grows a few times, where small arrays lie in between
+        assert found[-1] < 1000
+        before = resident()
+    assert resident() < before - 50 * 2**20
 
 
-def test_kept_memory_is_not_zeroed_anew() -> None:
-    faults = {}
-    for way in ("keep", "plain"):
-        done = subprocess.run([sys.executable, "-c", _FAULTS, way], capture_output=True, text=True)
-        if "not glibc" in done.stderr:
-            pytest.skip("this C library cannot be told to keep memory")
-        faults[way] = int(done.stdout)
-    assert faults["keep"] < 0.5 * faults["plain"]
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_memory_is_kept_until_the_outermost_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *what: told.append(what), malloc_trim=lambda pad: told.append((0, pad)))
+    monkeypatch.setattr(devices, "_glibc", lambda: library)
+    with kept_memory():
+        with kept_memory():
+            pass
+        assert told == 2 * [(-4, 0), (-1, 2**31 - 1)]
+        told.clear()
+    assert told == [(-4, 65536), (-1, 131072), (0, 0)]  # glibc's own defaults
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert not keep_freed_memory()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("a library was loaded"))
+    with kept_memory():
+        pass
 
 
 def test_free_memory_of_the_cpu_is_what_the_system_can_still_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ def test_public_names() -> None:
     assert dir(geodistill) == sorted(
         [
             "METHODS",
+            "Classifier",
             "Config",
             "DistilledSet",
             "Evaluation",
@@ -22,10 +23,12 @@ def test_public_names() -> None:
             "distill",
             "evaluate",
             "load_config",
+            "on_device",
             "open_scenes",
             "open_sources",
             "plan",
             "pretrain",
+            "reported_to",
             "sample",
             *(f"{kind}Error" for kind in kinds.split()),
         ]
@@ -47,7 +50,7 @@ def test_examples(name: str) -> None:
 
 
 def test_quick_examples() -> None:
-    for name in ("config", "errors"):
+    for name in ("config", "devices", "errors", "lazy", "prefetch", "progress", "scenes.scenes"):
         found = doctest.testmod(import_module(f"geodistill.{name}"))
         assert found.attempted
         assert not found.failed

@@ -1,6 +1,6 @@
 import pytest
 
-from geodistill.progress import progress, stages
+from geodistill.progress import progress, reported_to
 
 
 def test_a_line_at_each_tenth_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
@@ -11,10 +11,12 @@ def test_a_line_at_each_tenth_where_nobody_watches(capsys: pytest.CaptureFixture
     assert lines == [f"work: {done}/20" for done in (1, *range(2, 20, 2))] + ["work: 20/20 loss 1"]
 
 
-def test_each_kind_of_work_has_its_own_total(capsys: pytest.CaptureFixture[str]) -> None:
-    with stages() as advance:
-        advance("few", 1, 2)
-        advance("few", 2, 2)
-        advance("few", 1, 4)
-        advance("more", 3, 3)
-    assert capsys.readouterr().err.splitlines() == ["few: 1/2", "few: 2/2", "few: 1/4", "more: 3/3"]
+def test_a_function_of_the_caller_takes_the_place_of_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[str, int, int]] = []
+    with reported_to(lambda *now: told.append(now)), progress("work", 2) as advance:
+        advance(1, "loss 3")
+        advance(2)
+    assert told == [("work", 1, 2), ("work", 2, 2)]
+    with progress("after", 1) as advance:
+        advance(1)
+    assert capsys.readouterr().err == "after: 1/1\n"

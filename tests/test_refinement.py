@@ -212,11 +212,11 @@ def test_parts_are_kept_while_half_of_the_free_memory_has_room(
 ):
     answers = iter(free)
     monkeypatch.setattr(refinement, "free_memory", lambda _: next(answers))
-    together, parts = refinement._MicroBatch(2, torch.device("cpu")), [slice(i, i + 2) for i in range(0, 10, 2)]
+    together, parts = refinement._ImagesTogether(2, torch.device("cpu")), [slice(i, i + 2) for i in range(0, 10, 2)]
     for _ in range(2):  # asked once
         assert len(together.keep(lambda part: torch.tensor([part.start]), parts)) == min(kept, len(parts))
         answers = iter([0])
-    together.halve()
+    together.relieve()
     answers = iter([0])
     assert len(together.keep(lambda part: torch.tensor([part.start]), parts)) == 1
 

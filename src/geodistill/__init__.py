@@ -1,7 +1,8 @@
 """Condense a labelled remote-sensing scene data set into a few realistic synthetic images per class."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from geodistill.lazy import lazy_names
 
 if TYPE_CHECKING:
     from geodistill.commands.audit import audit
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from geodistill.commands.pretrain import open_sources, pretrain
     from geodistill.commands.sample import sample
     from geodistill.config import Config, load_config
+    from geodistill.devices import on_device
     from geodistill.distilled import DistilledSet
     from geodistill.errors import (
         ConfigError,
@@ -23,12 +25,15 @@ if TYPE_CHECKING:
         SceneError,
         TrainingError,
     )
+    from geodistill.evaluation.classifier import Classifier
     from geodistill.evaluation.evaluate import Evaluation, evaluate
     from geodistill.methods import METHODS
+    from geodistill.progress import reported_to
     from geodistill.scenes import SceneData, Scenes, builtin_scenes, open_scenes
 
 __all__ = [
     "METHODS",
+    "Classifier",
     "Config",
     "ConfigError",
     "DescriberError",
@@ -49,35 +54,36 @@ __all__ = [
     "distill",
     "evaluate",
     "load_config",
+    "on_device",
     "open_scenes",
     "open_sources",
     "plan",
     "pretrain",
+    "reported_to",
     "sample",
 ]
 
-_HOMES = {
-    "commands.audit": ("audit",),
-    "commands.compare": ("compare",),
-    "commands.distill": ("distill",),
-    "commands.plan": ("plan",),
-    "commands.pretrain": ("open_sources", "pretrain"),
-    "commands.sample": ("sample",),
-    "config": ("Config", "load_config"),
-    "distilled": ("DistilledSet",),
-    "errors": tuple(name for name in __all__ if name.endswith("Error")),
-    "evaluation.evaluate": ("Evaluation", "evaluate"),
-    "methods": ("METHODS",),
-    "scenes": ("SceneData", "Scenes", "builtin_scenes", "open_scenes"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    # Public names are fetched when asked for: `geodistill --help` need not wait for torch and diffusers.
-    if name in _HOME_OF:
-        return getattr(import_module(f"geodistill.{_HOME_OF[name]}"), name)
-    raise AttributeError(f"module 'geodistill' has no attribute {name!r}")
+# `geodistill --help` does not wait for torch and diffusers.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "commands.audit": ("audit",),
+        "commands.compare": ("compare",),
+        "commands.distill": ("distill",),
+        "commands.plan": ("plan",),
+        "commands.pretrain": ("open_sources", "pretrain"),
+        "commands.sample": ("sample",),
+        "config": ("Config", "load_config"),
+        "devices": ("on_device",),
+        "distilled": ("DistilledSet",),
+        "errors": tuple(name for name in __all__ if name.endswith("Error")),
+        "evaluation.classifier": ("Classifier",),
+        "evaluation.evaluate": ("Evaluation", "evaluate"),
+        "methods": ("METHODS",),
+        "progress": ("reported_to",),
+        "scenes": ("SceneData", "Scenes", "builtin_scenes", "open_scenes"),
+    },
+)
 
 
 def __dir__() -> list[str]:

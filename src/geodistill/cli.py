@@ -5,8 +5,9 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +79,10 @@ _Set = Annotated[
     typer.Option("--set", help="Setting, such as finetune.steps=500; can be repeated. `geodistill settings` has all."),
 ]
 _Seed = Annotated[int | None, typer.Option(help="Random seed [default: 0].")]
+_Device = Annotated[
+    str | None,
+    typer.Option(help="Where models run: cpu, cuda, cuda:N or mps [default: cuda or mps if there is one, else cpu]."),
+]
 _Seeds = Annotated[int, typer.Option(min=1, help="Number of repetitions, each with another random seed.")]
 _Full = Annotated[bool, typer.Option(help="Also train on all real training scenes. This takes longest.")]
 _Networks = Annotated[
@@ -101,19 +106,16 @@ _Describe = Annotated[
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(device: str | None = None) -> Iterator[None]:
     """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
-    # Not above: it brings torch, which --help does without.
-    from geodistill.devices import keep_freed_memory
-
     _refuse_company(sys.argv[1:])
-    keep_freed_memory()
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
     _quiet_libraries()
     try:
-        yield
+        with _on_device(device):
+            yield
     except GeodistillError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
         raise typer.Exit(2) from None
@@ -134,23 +136,30 @@ def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 
 
+def _on_device(device: str | None) -> AbstractContextManager[None]:
+    if device is None:
+        return nullcontext()
+    # Not above: it brings torch, which --help and `scenes` do without.
+    from geodistill.devices import on_device
+
+    return on_device(device)
+
+
 def _quiet_libraries() -> None:
-    """Keep advice of the model libraries, meant for their own users, out of ours' sight."""
-    import warnings
-
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    # The hub's client tells of each of its tries to reach it; what came of them is in our error.
+    """Hide advice that the model libraries give to their own users."""
+    # The hub's client logs each attempt to reach it; our error says what came of them.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # What it says is printed at the end of `distill`.
+    # `distill` prints at its end what this logger says.
     logging.getLogger("geodistill.self_test").setLevel(logging.ERROR)
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    # Read when the libraries are imported, which not every command does.
+    os.environ |= {
+        "DIFFUSERS_VERBOSITY": "error",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", module="huggingface_hub")
-    # Of diffusers' `is_torch_version`, whose answer never changes.
+    # Raised by diffusers' `is_torch_version`, whose answer never changes.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
 
 
@@ -198,6 +207,7 @@ def distill(
     soft_labels: Annotated[
         bool, typer.Option("--soft-labels", help="Also store the class probabilities of each image, in the manifest.")
     ] = False,
+    device: _Device = None,
 ) -> None:
     """Condense the training scenes of DATA into a few synthetic images per class.
 
@@ -206,7 +216,7 @@ def distill(
     explains them). A tenth of the training scenes is held out. At the end a classifier trained on the set and one
     trained on random real images are tested on them. `--set self_test.held_out=0` switches this test off.
     """
-    with _told():
+    with _told(device):
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
         from geodistill.methods import METHODS, check_method
@@ -252,6 +262,7 @@ def plan(
     size: _Size = None,
     config: _Config = None,
     set_: _Set = None,
+    device: _Device = None,
 ) -> None:
     """Estimate downloads, memory, disk and time of `distill` with these options. Nothing is downloaded or computed.
 
@@ -259,7 +270,7 @@ def plan(
     base it is right to a factor of two; for large models the estimate is too high. `--set privacy=screen` includes
     screening.
     """
-    with _told():
+    with _told(device):
         from geodistill.commands.plan import plan as make_plan
         from geodistill.config import load_config
         from geodistill.scenes import open_scenes
@@ -305,6 +316,7 @@ def pretrain(
             "on their files. For public data only. By default the list stays in OUT, beside the base.",
         ),
     ] = False,
+    device: _Device = None,
 ) -> None:
     """Train a base on the training scenes of one or more archives, for any number of later runs.
 
@@ -313,7 +325,7 @@ def pretrain(
     OUT/base is a diffusers pipeline with a model card, for --base. With --base, the U-Net of an existing base is
     trained further on DATA; its autoencoder and text encoder stay as they are.
     """
-    with _told():
+    with _told(device):
         from geodistill.commands.pretrain import open_sources
         from geodistill.commands.pretrain import pretrain as run_pretraining
         from geodistill.config import load_config
@@ -373,9 +385,17 @@ def evaluate(
         Path | None, typer.Option(help="Folder for predictions, which the next call uses again [default: the run].")
     ] = None,
     full: _Full = True,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the trained classifiers, one safetensors file each. "
+            "`geodistill.Classifier.load` reads one [default: they are not kept]."
+        ),
+    ] = None,
     clip: Annotated[
         str | None, typer.Option(help="CLIP model (folder or hub name) for the CLIP score of images and descriptions.")
     ] = None,
+    device: _Device = None,
 ) -> None:
     """Train a classifier on a distilled set, test it on real scenes, and compare.
 
@@ -385,27 +405,25 @@ def evaluate(
     nearness ratio ρ (1: as far from the training images as held-out images, 0: copies); nearest similarity; KID and
     FID to the test images.
     """
-    with _told():
+    with _told(device):
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
-        from geodistill.progress import stages
         from geodistill.scenes import open_scenes
 
         folder, store = (what / DISTILLED.name, out or what) if (what / "run.json").is_file() else (what, out)
         scenes, results = open_scenes(data), []
         for name in network or ["efficientnet-lite0"]:
-            with stages() as advance:
-                result = run_evaluation(
-                    folder,
-                    scenes,
-                    protocol=protocol,
-                    network=name,
-                    seeds=seeds,
-                    full=full,
-                    clip=clip,
-                    out=store,
-                    progress=advance,
-                )
+            result = run_evaluation(
+                folder,
+                scenes,
+                protocol=protocol,
+                network=name,
+                seeds=seeds,
+                full=full,
+                clip=clip,
+                out=store,
+                save=save,
+            )
             _console.print(class_table(result))
             _console.print(summary_table(result))
             results.append(result)
@@ -413,6 +431,8 @@ def evaluate(
             _console.print(cross_table(results))
         if store is not None:
             _console.print(f"predictions and figures: {store / 'evaluation'}", soft_wrap=True)
+        if save is not None and protocol != "probe":
+            _console.print(f"classifiers: {save}", soft_wrap=True)
         if store == what:
             _next("report", what, "--data", data)
 
@@ -447,6 +467,7 @@ def compare(
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
+    device: _Device = None,
 ) -> None:
     """Compare methods on DATA: same base, same training scenes, same evaluation, one table.
 
@@ -454,29 +475,26 @@ def compare(
     again, so another method or IPC costs only the new rows. If the nearness ratio ρ of a row is marked * (below 0.5),
     its images are near copies of training images. `geodistill report OUT` draws plots.
     """
-    with _told():
+    with _told(device):
         from geodistill.commands.compare import compare as run_comparison
         from geodistill.commands.compare import comparison_tables
         from geodistill.config import load_config
         from geodistill.methods import METHODS
-        from geodistill.progress import stages
         from geodistill.scenes import open_scenes
 
         settings = load_config(config, set_ or [], base=base, size=size, seed=seed)
-        with stages() as advance:
-            run_comparison(
-                open_scenes(data),
-                settings,
-                out=out,
-                methods=methods or tuple(METHODS),
-                ipcs=ipc or [10],
-                protocols=protocols or ["finetune"],
-                networks=networks or ["efficientnet-lite0"],
-                seeds=seeds,
-                full=full,
-                command=shlex.join(["geodistill", *sys.argv[1:]]),
-                progress=advance,
-            )
+        run_comparison(
+            open_scenes(data),
+            settings,
+            out=out,
+            methods=methods or tuple(METHODS),
+            ipcs=ipc or [10],
+            protocols=protocols or ["finetune"],
+            networks=networks or ["efficientnet-lite0"],
+            seeds=seeds,
+            full=full,
+            command=shlex.join(["geodistill", *sys.argv[1:]]),
+        )
         _console.print(*comparison_tables(out))
         _console.print(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}", soft_wrap=True)
         _next("report", out, "--data", data)
@@ -492,12 +510,13 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Image folder [default: a new folder in RUN/samples].")] = None,
+    device: _Device = None,
 ) -> None:
     """Draw images under a text prompt with the fine-tuned base of RUN, for example of rare conditions.
 
     The images start from noise, not from training images, and are not part of the distilled set.
     """
-    with _told():
+    with _told(device):
         from geodistill.commands.sample import sample as draw_targeted
 
         folder = draw_targeted(run, prompt, count=n, class_name=class_, seed=seed, out=out)
@@ -584,12 +603,13 @@ def audit(
             "--fail-on", help="Exit with code 3: 'copy' if an image is a copy, 'membership' if an attack succeeds."
         ),
     ] = None,
+    device: _Device = None,
 ) -> None:
     """Measure what a distilled set reveals: copies, nearness, membership of training images, sources of its images.
 
     Every figure is compared with the same figure for held-out real images. The verdict names the thresholds.
     """
-    with _told():
+    with _told(device):
         from geodistill.commands.audit import audit as audit_folder
         from geodistill.privacy.audit import MEASURES
         from geodistill.report.audit_page import write_audit_page
@@ -649,7 +669,7 @@ def scenes(
 ) -> None:
     """Draw the built-in scenes: ten classes of procedural overhead imagery for a first try."""
     with _told():
-        from geodistill.scenes import write_scenes
+        from geodistill.scenes.procedural import write_scenes
 
         write_scenes(out, train_per_class=train, test_per_class=test, size=size, seed=seed)
         _console.print(f"built-in scenes: {out}", soft_wrap=True)

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import unicodedata
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from geodistill.errors import DistilledSetError, SceneError
 from geodistill.provenance import Kind
 from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.images import SUFFIXES, read_image
-from geodistill.scenes.scenes import check_class_name
+from geodistill.scenes.scenes import check_class_name, unfit_for_windows
 
 log = logging.getLogger("geodistill")
 
@@ -127,7 +126,7 @@ class DistilledSet:
         (folder / "README.md").write_text(_data_card(self), encoding="utf-8", newline="\n")
         croissant = json.dumps(_croissant(self, text), indent=2, ensure_ascii=False) + "\n"
         (folder / "croissant.json").write_text(croissant, encoding="utf-8", newline="\n")
-        _warn_of_split_words(self.classes)
+        _warn_of_names(self.classes)
 
     def _paths(self) -> list[tuple[str, int]]:
         """Return ("class/slug_k.png", label) of each image, where k counts within its class."""
@@ -144,9 +143,8 @@ class DistilledSet:
         Images are cropped to their central square; with `size` all are resized to it, otherwise they must have one
         size. Raises DistilledSetError if the folder is neither.
         """
-        root = Path(folder)
-        with suppress(OSError):
-            _complete(root)
+        # A set that waits to be put in place is read where it is: moving it could collide with a process that saves.
+        root = ready if (ready := _ready(Path(folder).absolute())).is_dir() else Path(folder)
         if not root.is_dir():
             raise DistilledSetError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
         if (root / MANIFEST).is_file():
@@ -202,7 +200,10 @@ def _check_target(target: Path) -> None:
         raise DistilledSetError(f"{target} is not empty and holds no distilled set: choose another folder")
 
 
-def _warn_of_split_words(classes: tuple[str, ...]) -> None:
+def _warn_of_names(classes: tuple[str, ...]) -> None:
+    for name, unfit in ((name, unfit_for_windows(name)) for name in classes):
+        if unfit:
+            log.warning("class name %r %s: the set cannot be unpacked on Windows", name, unfit)
     # `datasets` takes "train_station" for a part of a train split and then drops all other classes. The card's own
     # list of files, which load_dataset(FOLDER) reads, prevents that.
     words = re.compile(r"(^|[ ._-])(train|training|test|testing|eval|evaluation|val|valid|validation|dev)($|[ ._-])")
@@ -298,7 +299,7 @@ def _read_square(path: Path, size: int | None) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [s, s, 3] -> [3, s, s]
 
 
-# The data card and the Croissant metadata.
+# The data card and the Croissant metadata. huggingface_hub's DatasetCard covers the YAML header alone.
 
 _CARD = """\
 ---
@@ -447,6 +448,8 @@ def _data_card(distilled: DistilledSet) -> str:
     )
 
 
+# Written by hand: mlcroissant would bring 29 packages (pandas, rdflib, a git client) for one fixed file. Where it is
+# installed, a test validates the file with it.
 # The context required by the Croissant 1.0 specification: each term without a line of its own is cr:<term>.
 _CROISSANT_TERMS = (
     "citeAs column extract field fileProperty fileObject fileSet format includes isLiveDataset "

@@ -340,7 +340,11 @@ def _rescaled(images: torch.Tensor) -> torch.Tensor:
     return (((images + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-@cache
 def pretrained(name: str = PRETRAINED) -> EfficientNet:
     """Return an EfficientNet with its ImageNet weights, frozen, on the accelerator."""
-    return build_network(name, 2, 0).to(accelerator()).eval().requires_grad_(False)
+    return _pretrained_on(accelerator(), name)
+
+
+@cache
+def _pretrained_on(device: torch.device, name: str) -> EfficientNet:
+    return build_network(name, 2, 0).to(device).eval().requires_grad_(False)

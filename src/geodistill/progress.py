@@ -1,14 +1,19 @@
-"""Progress bars with the remaining time, drawn only on a terminal."""
+"""Progress of long work: bars with the remaining time on a terminal, lines elsewhere, or a function of the caller."""
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from geodistill.processes import processes
+
+# Takes what is done, how many items are done, and their total number.
+Report = Callable[[str, int, int], None]
+_report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
 class Advance(Protocol):
@@ -22,8 +27,13 @@ class Advance(Protocol):
 def progress(title: str, total: int) -> Iterator[Advance]:
     """Show a bar titled `title` on standard error; the yielded function sets how many of `total` are done.
 
-    If standard error is not a terminal (a log file), a line is printed at each tenth instead.
+    If standard error is not a terminal (a log file), a line is printed at each tenth instead. Within
+    `reported_to(report)`, `report(title, done, total)` is called and nothing is printed.
     """
+    report = _report.get()
+    if report is not None:
+        yield lambda done, note="": report(title, done, total)
+        return
     if not processes().main:
         yield lambda done, note="": None
         return
@@ -38,20 +48,18 @@ def progress(title: str, total: int) -> Iterator[Advance]:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar per kind of work as it comes up; the yielded function takes its name, done and total."""
-    with ExitStack() as stack:
-        bars: dict[tuple[str, int], Advance] = {}
+def reported_to(report: Report) -> Iterator[None]:
+    """Call `report(what, done, total)` as work within the block proceeds, in place of bars and lines.
 
-        def advance(name: str, done: int, total: int) -> None:
-            if (name, total) not in bars:
-                # The previous bar stops at its current position.
-                stack.close()
-                bars.clear()
-                bars[name, total] = stack.enter_context(progress(name, total))
-            bars[name, total](done)
-
-        yield advance
+    >>> with reported_to(print), progress("reading", 2) as advance:
+    ...     advance(1)
+    reading 1 2
+    """
+    before = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(before)
 
 
 class _Lines:

@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from geodistill.config import RefinementSettings
 from geodistill.devices import accelerator, free_memory
 from geodistill.evaluation.protocols import crop, draw_crops
-from geodistill.evaluation.workers import kept_memory
 from geodistill.networks import embed
 from geodistill.prior.base import Prior, images_together
 from geodistill.prior.training import Optimisation, batches, forget_checkpoint, train
@@ -196,11 +195,11 @@ def refine(
 
     `loss_at` returns the loss of a step; the same step must always get the same loss. The state of an unfinished
     training is kept in `folder`.
-    If memory runs out, fewer images are decoded micro_batch.
+    If memory runs out, fewer images are decoded together.
     Raises TrainingError if the loss is not finite, or memory runs out with one image at a time.
     """
     moved = _Moved(latents.to(prior.device))
-    micro_batch = _MicroBatch(min(len(latents), images_together(latents.shape[-1] * prior.downscale)), prior.device)
+    micro_batch = _ImagesTogether(min(len(latents), images_together(latents.shape[-1] * prior.downscale)), prior.device)
 
     def losses(step: int) -> Iterator[Tensor]:
         loss = loss_at(step)
@@ -233,14 +232,13 @@ def refine(
         dtype=torch.float32,
         checkpoint_every=10,
     )
-    with kept_memory():
-        facts = train(moved, losses, plan, folder, "refinement", relieve=micro_batch.halve)
+    facts = train(moved, losses, plan, folder, "refinement", relieve=micro_batch.relieve)
     forget_checkpoint(folder)
     moved.requires_grad_(False)
     return moved.latents.cpu(), facts | {"moved": round(float(moved.distance()) ** 0.5, 4)}
 
 
-class _MicroBatch:
+class _ImagesTogether:
     """Number of images decoded together, and number of parts of the set whose graphs are kept for their gradients."""
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -257,7 +255,7 @@ class _MicroBatch:
         self._parts = max(1, before // 2 // each)
         return kept + [features(part) for part in parts[1 : self._parts]]
 
-    def halve(self) -> str:
+    def relieve(self) -> str:
         """Reduce memory use; return how, or "" if no reduction is left."""
         if self.count == 1:
             return ""

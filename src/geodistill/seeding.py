@@ -9,8 +9,10 @@ reproduced by trying all seeds, since torch uses 32 bits of it. Draws from a sec
 
 import hashlib
 import os
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 SECRET_BYTES = 32
 # Position of the 624 words in the state of torch's Mersenne twister: 8 bytes each, of which the upper 4 are zero.
@@ -29,22 +31,26 @@ def derive_secret(secret: bytes, what: str) -> bytes:
     return hashlib.blake2b(what.encode(), key=secret, digest_size=SECRET_BYTES).digest()
 
 
-def generator(seed: int | bytes, what: str, index: int = 0) -> torch.Generator:
+def generator(seed: int | bytes, what: str, index: int = 0) -> "torch.Generator":
     """Return a fresh CPU generator for (`seed`, `what`, `index`).
 
     For a secret seed, its whole state of 19,968 bits is derived by SHAKE-256 (FIPS 202).
     """
     if isinstance(seed, int):
+        import torch  # Not above: drawing the built-in scenes does without it.
+
         return torch.Generator().manual_seed(derive_seed(seed, what, index))
     return _of_state(hashlib.shake_256(derive_secret(seed, f"{what}\x1f{index}")).digest(4 * _WORDS))
 
 
-def secret_generator() -> torch.Generator:
+def secret_generator() -> "torch.Generator":
     """Return a CPU generator that nobody can reproduce: the operating system draws its whole state."""
     return _of_state(os.urandom(4 * _WORDS))
 
 
-def _of_state(words: bytes) -> torch.Generator:
+def _of_state(words: bytes) -> "torch.Generator":
+    import torch
+
     by = torch.Generator().manual_seed(0)
     state = by.get_state()
     lower = torch.frombuffer(bytearray(words), dtype=torch.uint8).view(-1, 4)

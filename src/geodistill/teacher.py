@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from geodistill.config import TeacherSettings
-from geodistill.devices import Precision, accelerator, dtype_for, mixed
+from geodistill.devices import Precision, accelerator, dtype_for, kept_memory, mixed
 from geodistill.errors import TrainingError
 from geodistill.progress import progress
 from geodistill.run import write_atomic
@@ -164,7 +164,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=settings.steps)
     device = teacher.head.weight.device
     teacher.train()
-    with progress("teacher", settings.steps) as advance:
+    with progress("teacher", settings.steps) as advance, kept_memory():
         for step in range(settings.steps):
             g = generator(seed, "teacher step", step)
             chosen = kept[torch.randint(0, len(kept), (settings.batch,), generator=g)]

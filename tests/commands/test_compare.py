@@ -14,7 +14,7 @@ from geodistill.commands.compare import compare, comparison_tables
 from geodistill.config import Config, make_config
 from geodistill.errors import ConfigError, PriorError, RunError, SceneError
 from geodistill.evaluation.rows import Row
-from geodistill.evaluation.table import Ledger, load_pairs, load_predictions, load_rows
+from geodistill.evaluation.table import Ledger, load_predictions, load_table
 from geodistill.prior.catalogue import BaseFacts, facts_text
 from geodistill.privacy.overlap import footprint
 from geodistill.provenance import Stage
@@ -37,7 +37,7 @@ def done(data: SceneData, tiny: Config, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_table_has_a_row_for_each_method_and_one_for_all_real_images(done: Path) -> None:
-    rows = {row.method: row for row in load_rows(done)}
+    rows = {row.method: row for row in load_table(done).rows}
     assert list(rows) == ["full", *METHODS]
     full, random = rows["full"], rows["random"]
     for row in rows.values():
@@ -52,7 +52,7 @@ def test_table_has_a_row_for_each_method_and_one_for_all_real_images(done: Path)
 
 
 def test_figures_follow_from_stored_predictions(done: Path) -> None:
-    for row in load_rows(done):
+    for row in load_table(done).rows:
         predicted, labels = load_predictions(done, row)
         right = (predicted == labels).double().mean(dim=1)
         assert right.tolist() == pytest.approx(row.oa)
@@ -82,7 +82,7 @@ def test_csv_has_the_same_figures(done: Path) -> None:
     with (done / "compare.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["method"] for line in lines] == ["full", *METHODS]
-    for line, row in zip(lines, load_rows(done), strict=True):
+    for line, row in zip(lines, load_table(done).rows, strict=True):
         assert float(line["oa_mean"]) == pytest.approx(row.oa_mean, rel=1e-4)
 
 
@@ -94,16 +94,16 @@ def test_another_ipc_adds_rows_and_trains_nothing_anew(
     trained = []
     real = bench.train_and_predict
     monkeypatch.setattr(bench, "train_and_predict", lambda *a, **k: trained.append(len(a[2])) or real(*a, **k))
-    before = load_rows(done)
+    before = load_table(done).rows
     rows = run(data, tiny, done, methods=["random"], ipcs=[1, 2])
     assert trained == [20, 20]  # IPC 2 with ten classes, two draws
-    assert [row for row in rows if row.ipc < 2] == before
+    assert [row for row in rows if row.ipc < 2] == list(before)
     assert [row.method for row in rows if row.ipc == 2] == ["random"]
 
 
 def test_pairs_compare_the_own_method_with_each_other(done: Path) -> None:
-    rows = {row.method: row for row in load_rows(done) if row.ipc == 1}
-    pairs = [pair for pair in load_pairs(done) if pair["ipc"] == 1]
+    rows = {row.method: row for row in load_table(done).rows if row.ipc == 1}
+    pairs = [pair for pair in load_table(done).pairs if pair["ipc"] == 1]
     assert [pair["b"] for pair in pairs] == ["random", "kmeans", "reconstruction"]
     for pair in pairs:
         assert pair["difference"] == pytest.approx(rows["dpd"].oa_mean - rows[pair["b"]].oa_mean, abs=1e-6)
@@ -115,9 +115,9 @@ def test_tables_fit_80_columns_with_all_their_figures(done: Path) -> None:
     console.print(*comparison_tables(done))
     text = console.export_text()
     assert "…" not in text
-    for row in load_rows(done):
+    for row in load_table(done).rows:
         assert re.search(rf"{row.method} +{row.ipc or 'all'} +{100 * row.oa_mean:.1f} ± {100 * row.oa_std:.1f} ", text)
-    for pair in load_pairs(done):
+    for pair in load_table(done).pairs:
         points = "({:+.1f} to {:+.1f})".format(*(100 * pair[name] for name in ("low", "high")))
         assert re.search(rf"{pair['verdict']},[^(]* {100 * pair['difference']:+.1f}".replace("+", r"\+"), text)
         assert points in text
@@ -190,7 +190,5 @@ def test_terms_of_the_base_and_what_it_was_trained_on_are_told_once(
 
 def test_a_table_of_another_version(tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text(json.dumps({"rows": [{"method": "dpd"}], "pairs": []}))
-    with pytest.raises(
-        RunError, match=r"compare\.json is no table of this version of geodistill: delete it, predictions"
-    ):
+    with pytest.raises(RunError, match=r"compare\.json is no table of this version of geodistill \("):
         Ledger(tmp_path, ("a", "b"), torch.tensor([0, 1]), METHODS)

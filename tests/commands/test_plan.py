@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from geodistill.cli import _print_plan
@@ -45,7 +46,7 @@ def hub(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 class TestOperations:
     def test_of_a_convolution(self):
-        layer, images = nn.Conv2d(3, 5, 3, padding=1).to("meta"), planning._meta(2, 3, 8)
+        layer, images = nn.Conv2d(3, 5, 3, padding=1).to("meta"), torch.empty(2, 3, 8, 8, device="meta")
         assert planning._operations(lambda: layer(images)) == 2 * 2 * 5 * 3 * 9 * 8 * 8
 
     @pytest.mark.slow

@@ -8,6 +8,9 @@ from geodistill.distilled import DistilledSet
 from geodistill.evaluation import bench as module
 from geodistill.evaluation import workers
 from geodistill.evaluation.bench import Bench, Task, Training
+from geodistill.evaluation.classifier import About, Classifier
+from geodistill.networks import PRETRAINED
+from geodistill.progress import reported_to
 from geodistill.scenes import SceneData, Scenes
 
 CLASSES = ("field", "lake")
@@ -47,6 +50,23 @@ def test_equal_tasks_are_trained_once_whatever_their_name(bench: Bench, trained:
     assert trained == [0, 1, 0]
 
 
+def test_classifiers_are_kept_where_asked(bench: Bench, trained: list[int], tmp_path: Path) -> None:
+    some, data = scenes(4, 2), SceneData(bench.train, bench.test)
+    wanted = bench.logits(on("some", some, 1))
+    for _ in range(2):  # trained once more for its file, then no more
+        later = Bench(data, 32, store=bench.store, steps=2, save=tmp_path / "kept")
+        assert torch.equal(later.logits(on("some", some, 1)), wanted)
+        assert trained == [1, 1]
+    later.train_all([on("again", some, 1), Task(Training.on_scenes("some", some, 32), "probe", PRETRAINED, 0)])
+    assert trained == [1, 1]
+    (file,) = (tmp_path / "kept").rglob("*.safetensors")
+    assert file.parent.name == "scratch-convnet3"
+    found = Classifier.load(file)
+    assert found.about == About("convnet3", "scratch", CLASSES, 32, seed=1)
+    # On one thread, as it was trained and tested.
+    torch.testing.assert_close(found.logits(later.test.pixels(size=32)), wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_real_scenes_and_a_set_of_them_train_alike(bench: Bench) -> None:
     some = scenes(4, 2)
     distilled = DistilledSet(some.pixels(size=32), some.labels, CLASSES)
@@ -56,7 +76,7 @@ def test_real_scenes_and_a_set_of_them_train_alike(bench: Bench) -> None:
 
 def test_seeds_share_the_images_in_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[workers.Job] = []
-    monkeypatch.setattr(module, "train_side_by_side", lambda given, _: jobs.extend(given) or ())
+    monkeypatch.setattr(module, "train_side_by_side", lambda given: jobs.extend(given) or ())
     some, other = scenes(4, 2), scenes(4, 3)
     bench.train_all([on("some", some, 0), on("some", some, 1), on("other", other, 0)])
     assert jobs[0].images is jobs[1].images
@@ -66,6 +86,6 @@ def test_seeds_share_the_images_in_memory(bench: Bench, monkeypatch: pytest.Monk
 
 def test_progress_counts_the_steps_of_all_trainings(bench: Bench) -> None:
     told: list[tuple[str, int, int]] = []
-    loud = Bench(SceneData(bench.train, bench.test), 32, steps=2, progress=lambda *now: told.append(now))
-    loud.train_all([on("some", scenes(4, 2), seed) for seed in range(3)])
+    with reported_to(lambda *now: told.append(now)):
+        bench.train_all([on("some", scenes(4, 2), seed) for seed in range(3)])
     assert told[-1] == ("training 3 classifiers", 6, 6)

@@ -5,7 +5,7 @@ import torch
 
 from geodistill.errors import ConfigError, TrainingError
 from geodistill.evaluation import protocols
-from geodistill.evaluation.protocols import _check_loss, augment, batches, recipe_steps, train_and_predict
+from geodistill.evaluation.protocols import _check_loss, augment, recipe_steps, shuffled_batches, train_and_predict
 
 GREEN = torch.tensor([40, 160, 40])[:, None, None]
 BLUE = torch.tensor([40, 40, 160])[:, None, None]
@@ -41,10 +41,10 @@ def test_scratch_forgets_imagenet_and_reports_progress(monkeypatch):
     monkeypatch.setattr("geodistill.evaluation.protocols.BATCH", 8)
     train, labels = coloured(8)
     seen = []
-    options = {"classes": 2, "seed": 0, "steps": 2, "progress": lambda done, of: seen.append((done, of))}
+    options = {"classes": 2, "seed": 0, "steps": 2, "advance": seen.append}
     scratch = train_and_predict("scratch", "efficientnet-lite0", train, labels, train, **options)
     assert torch.isfinite(scratch).all()
-    assert seen == [(1, 2), (2, 2)]
+    assert seen == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_augmentation_flips_about_half_each_way():
 
 
 def test_batches_pass_over_all_images():
-    order = batches(10, 5, seed=0)
+    order = shuffled_batches(10, 5, seed=0)
     assert order.shape == (5, 64)
     assert sorted(order.flatten()[:10].tolist()) == list(range(10))
     assert torch.bincount(order.flatten()).tolist() == [32] * 10

@@ -1,6 +1,4 @@
 import os
-import platform
-import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +13,8 @@ import torch
 
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import train_and_predict
-from geodistill.evaluation.workers import Job, kept_memory, train_side_by_side
+from geodistill.evaluation.workers import Job, train_side_by_side
+from geodistill.progress import reported_to
 
 
 def job(seed: int, steps: int = 3, network: str = "convnet3") -> Job:
@@ -39,7 +38,8 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_processes_give_what_one_gives() -> None:
     jobs, told = [job(0), job(1), job(2, steps=4)], []
-    found = dict(train_side_by_side(jobs, lambda *now: told.append(now)))
+    with reported_to(lambda what, done, of: told.append((done, of))):
+        found = dict(train_side_by_side(jobs))
     assert sorted(found) == [0, 1, 2]
     for index, one in enumerate(jobs):
         torch.testing.assert_close(found[index], alone(one), rtol=1e-3, atol=1e-3)
@@ -65,30 +65,15 @@ def test_threads_are_as_before() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_freed_memory_is_used_again() -> None:
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(16 * 2**20)  # 64 MiB, 16,384 pages
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    with kept_memory():
-        found = [faults() for _ in range(20)]  # the heap grows a few times, where small arrays lie in between
-        assert found[-1] < 1000
-        before = resident()
-    assert resident() < before - 50 * 2**20
-
-
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_workers import job
 from geodistill.evaluation.workers import train_side_by_side
+from geodistill.progress import reported_to
 # As many steps as are not compiled, which takes long, of a network whose steps take long.
-list(train_side_by_side([job(0, 99, "vgg16"), job(1, 99, "vgg16")], lambda done, of: print(done, flush=True)))
+with reported_to(lambda what, done, of: print(done, flush=True)):
+    list(train_side_by_side([job(0, 99, "vgg16"), job(1, 99, "vgg16")]))
 """
 
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from collections import Counter
 from importlib.metadata import EntryPoints
@@ -8,8 +9,10 @@ import pytest
 import torch
 from conftest import save_tiny_pipeline
 from diffusers import DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 import geodistill.prior  # noqa: F401  (makes stock diffusers know our autoencoder)
 from geodistill.config import CompactSettings
@@ -34,6 +37,7 @@ def test_encode_and_decode_follow_the_autoencoders_own_scale(sd_folder: Path) ->
     expected = ((decoded.clamp(-1, 1) + 1) * 127.5).round()
     assert (prior.decode(latents).float() - expected).abs().max() <= 1
     assert prior.downscale == 4
+    assert prior.latent_shape(32) == tuple(latents.shape[1:]) == (4, 8, 8)
 
 
 def test_large_images_go_through_the_autoencoder_few_at_a_time(
@@ -97,9 +101,9 @@ def test_base_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_size_that_does_not_fit(sd_folder: Path) -> None:
     prior = load_prior(str(sd_folder))
-    check_size(prior, 64)
+    check_size(64, prior.vae.config, prior.unet.config, prior.source)
     with pytest.raises(PriorError) as caught:
-        check_size(prior, 36)
+        check_size(36, prior.vae.config, prior.unet.config, prior.source)
     assert str(caught.value) == (
         f"size 36 does not fit the base {str(sd_folder)!r}, which needs a multiple of 8: use --size 32"
     )
@@ -281,3 +285,17 @@ def test_another_family_is_refused_before_its_weights_are_looked_at(tmp_path: Pa
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(PriorError, match=r"is a FluxPipeline without tokenizer, text_encoder, unet, scheduler: geodis"):
         load_prior(str(tmp_path))
+
+
+def test_loading_leaves_the_libraries_as_they_were(sd_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("diffusers")
+    level = library.level
+    library.setLevel(logging.INFO)
+    try:
+        load_prior(str(sd_folder))
+        assert library.level == logging.INFO
+    finally:
+        library.setLevel(level)
+    assert diffusers_logging.is_progress_bar_enabled()
+    assert transformers_logging.is_progress_bar_enabled()
+    assert "Loading" not in capsys.readouterr().err

@@ -25,7 +25,7 @@ def test_the_wheel_stays_under_35_megabytes() -> None:
 
 def test_shipped_base_loads_and_knows_its_classes_as_words() -> None:
     prior = load_prior(source_of("compact", 64))
-    check_size(prior, 64)
+    check_size(64, prior.vae.config, prior.unet.config, prior.source)
     for name in ("permanent crop", "storage tanks"):
         pieces = prior.tokenizer.tokenize(f"A satellite image of {name}")
         assert pieces == [f"{word}</w>" for word in ("a", "satellite", "image", "of", *name.split())]

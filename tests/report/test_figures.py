@@ -7,7 +7,8 @@ import pytest
 
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
-from geodistill.report.figures import ablation, by_bench, read_comparison, read_evaluations
+from geodistill.evaluation.table import load_table
+from geodistill.report.figures import ablation, by_bench, read_evaluations
 
 
 def _row(method: str, oa: float, ipc: int = 10, **more: object) -> Row:
@@ -74,8 +75,8 @@ def test_no_evaluation_gives_no_rows(tmp_path: Path) -> None:
 
 def test_comparison_reads_nan_as_not_measured(tmp_path: Path) -> None:
     row = {"method": "dpd", "ipc": 1, "protocol": "probe", "network": "n", "oa_mean": 0.5, "oa_std": 0, "rho": math.nan}
-    (tmp_path / "c.json").write_text(json.dumps({"classes": ["a", "b"], "rows": [row]}))
-    found = read_comparison(tmp_path / "c.json")
+    (tmp_path / "compare.json").write_text(json.dumps({"classes": ["a", "b"], "rows": [row]}))
+    found = load_table(tmp_path)
     assert found.classes == ("a", "b")
     assert found.rows == (Row("dpd", 1, "probe", "n", 0.5, 0),)
     assert found.pairs == ()
@@ -93,8 +94,11 @@ def test_damaged_comparison(tmp_path: Path, content: str, why: str) -> None:
     path = tmp_path / "compare.json"
     path.write_text(content)
     with pytest.raises(RunError) as caught:
-        read_comparison(path)
-    expected = f"{path} is no record of a comparison ({why}): run the same compare command again"
+        load_table(tmp_path)
+    expected = (
+        f"{path} is no table of this version of geodistill ({why}): delete it and run the same compare command again, "
+        "predictions are kept"
+    )
     assert str(caught.value).replace("'", '"') == expected.replace("'", '"')
 
 

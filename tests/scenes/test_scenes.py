@@ -7,6 +7,7 @@ from PIL import Image
 
 from geodistill.errors import SceneError
 from geodistill.scenes import Scenes
+from geodistill.scenes.scenes import unfit_for_windows
 
 
 def flat(value, height=4, width=4):
@@ -116,3 +117,21 @@ def test_typical_side_is_the_median_of_the_shorter_sides() -> None:
     sizes = [(10, 12), (40, 20), (30, 30)]
     images = [np.zeros((height, width, 3), np.uint8) for height, width in sizes]
     assert Scenes.from_arrays(images, [0, 1, 1], ("a", "b")).typical_side() == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("con", "is the name of a device"),
+        ("Lpt9.old", "is the name of a device"),
+        ("AUX ", "is the name of a device"),
+        ("what?", "has a '?'"),
+        ('"quoted"', "has a '\"'"),
+        ("end.", "ends with a dot or a space"),
+        ("Contour", ""),
+        ("com10", ""),
+        ("v1.5 Éclair", ""),
+    ],
+)
+def test_names_unfit_for_windows(name, why):
+    assert unfit_for_windows(name) == why

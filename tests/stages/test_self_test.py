@@ -45,7 +45,7 @@ def right(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         labels = complete(data).labels
         return complete(data)
 
-    def faked(jobs: Sequence[Job], progress: Any) -> Iterator[tuple[int, Tensor]]:
+    def faked(jobs: Sequence[Job]) -> Iterator[tuple[int, Tensor]]:
         # They are asked for in this order.
         for index, (job, which) in enumerate(zip(jobs, ("distilled", "random"), strict=True)):
             told["trained"] += 1

@@ -18,12 +18,12 @@ from rich.table import Table
 from geodistill.config import Config, recorded, to_toml, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
-from geodistill.evaluation.bench import Bench, Progress, Task, Training, open_store
+from geodistill.evaluation.bench import Bench, Task, Training, open_store
 from geodistill.evaluation.columns import BY_FIELD, Column
 from geodistill.evaluation.measures import measure
 from geodistill.evaluation.protocols import check_protocol
 from geodistill.evaluation.rows import FULL, Row, summarise
-from geodistill.evaluation.table import Ledger, load_pairs, load_rows, pair_key
+from geodistill.evaluation.table import Ledger, load_table, pair_key
 from geodistill.methods import METHODS, check_method, make_distilled
 from geodistill.networks import PRETRAINED
 from geodistill.pipeline import BASE, OWN
@@ -58,7 +58,6 @@ def compare(
     seeds: int = 3,
     full: bool = True,
     command: str = "",
-    progress: Progress | None = None,
 ) -> tuple[Row, ...]:
     """Make the sets of `methods` at each of `ipcs`, test them under each protocol and network, and return the table.
 
@@ -76,7 +75,6 @@ def compare(
         seeds: number of repetitions.
         full: also train on all real images; without it there is no share of full-data OA and no HLR.
         command: the command line, for the record.
-        progress: called as progress(what, done, steps) while classifiers train.
 
     Raises:
         ConfigError: a name is unknown, or an IPC or the number of seeds is below 1.
@@ -98,7 +96,7 @@ def compare(
     plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
     _check(data.train, methods, plan, config.privacy)
     check_base(config)
-    bench = Bench(data, config.size, progress=progress)
+    bench = Bench(data, config.size)
     settings = {
         "kind": "compare",
         "config": {name: value for name, value in recorded(config).items() if name != "ipc"},
@@ -221,8 +219,8 @@ def comparison_tables(folder: Path) -> list[Table]:
 
     There is one table for each protocol and network, and one for the cost of the sets; each fits 80 columns.
     """
-    rows = load_rows(folder)
-    verdicts = {pair_key(pair): pair for pair in load_pairs(folder)}
+    table = load_table(folder)
+    rows, verdicts = table.rows, {pair_key(pair): pair for pair in table.pairs}
     cells = dict.fromkeys((row.protocol, row.network) for row in rows)
     tables = [
         _accuracy_table(cell, [row for row in rows if (row.protocol, row.network) == cell], verdicts) for cell in cells

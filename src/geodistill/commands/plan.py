@@ -7,6 +7,7 @@ rate of a layer like those of the models is measured here; the share of it that 
 """
 
 import json
+import math
 import shutil
 import statistics
 import time
@@ -45,9 +46,11 @@ from geodistill.pipeline import (
 from geodistill.prior.base import (
     check_channels,
     check_family,
+    check_size,
     images_together,
+    latent_shape,
     load_prior,
-    refuse_odd_size,
+    quiet_libraries,
     source_of,
 )
 from geodistill.prior.catalogue import SCRATCH, tell_terms
@@ -146,9 +149,8 @@ class _Parts:
     text_encoder_bytes: int
     tokens: int
 
-    @property
-    def downscale(self) -> int:
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+    def latents(self, size: int, count: int = 1) -> Tensor:
+        return torch.empty(count, *latent_shape(self.vae.config, size), device="meta")
 
 
 def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
@@ -180,9 +182,7 @@ def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     else:
         parts, base = _of_hub(source)
         downloads.append(base)
-    refuse_odd_size(
-        config.size, parts.downscale * 2 ** (len(parts.unet.config.down_block_types) - 1), f"the base {source!r}"
-    )
+    check_size(config.size, parts.vae.config, parts.unet.config, source)
     describer = config.descriptions.describer
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))
@@ -283,13 +283,12 @@ def _hub(name: str) -> Iterator[None]:
 def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterator[Work]:
     """Yield the stages that take long; `rate` is in operations per second."""
     scenes = apart.train
-    side, channels = config.size // parts.downscale, int(parts.unet.config.in_channels)
     sampling, refinement = config.sampling, config.refinement
     slots = len(scenes.classes) * config.ipc
     drawn = slots * sampling.candidates
     tested = slots * draws_per_prototype(len(scenes.classes), config)
-    image, latent = _meta(1, 3, config.size), _meta(1, channels, side)
-    teacher = Teacher(channels, len(scenes.classes), config.teacher.width).to("meta")
+    image, latent = _image(config.size), parts.latents(config.size)
+    teacher = Teacher(latent.shape[1], len(scenes.classes), config.teacher.width).to("meta")
     taught_latents = config.teacher.steps * config.teacher.batch
     step = _operations(lambda: _denoised(parts, latent))
     decoding = _decoding(parts, latent)
@@ -337,13 +336,13 @@ def _not_estimated(config: Config) -> Iterator[str]:
 def denoising_operations(source: str, size: int) -> float:
     """Return the operations of one U-Net pass, with the base in folder `source`, for one image of side `size`."""
     parts = _of_folder(source)
-    return _operations(lambda: _denoised(parts, _meta(1, int(parts.unet.config.in_channels), size // parts.downscale)))
+    return _operations(lambda: _denoised(parts, parts.latents(size)))
 
 
 def encoding_operations(source: str, size: int) -> float:
     """Return the operations of encoding one view of side `size` with the autoencoder of the base in folder `source`."""
     parts = _of_folder(source)
-    return _operations(lambda: parts.vae.encode(_meta(1, 3, size)))
+    return _operations(lambda: parts.vae.encode(_image(size)))
 
 
 def passes(sampling: SamplingSettings) -> float:
@@ -364,8 +363,8 @@ def _denoised(parts: _Parts, latents: Tensor) -> Any:
     return unet(latents, times, text, class_labels=times if unet.config.num_class_embeds else None).sample
 
 
-def _meta(count: int, channels: int, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(count, channels, side, side, device="meta", dtype=dtype)
+def _image(size: int) -> Tensor:
+    return torch.empty(1, 3, size, size, device="meta")
 
 
 def _operations(call: Callable[[], Any]) -> float:
@@ -376,14 +375,14 @@ def _operations(call: Callable[[], Any]) -> float:
 
 def _memory(parts: _Parts, config: Config, dtype: torch.dtype, images: int) -> int:
     """Return the bytes of the float32 weights and of what the largest backward pass keeps, to make `images` images."""
-    unet, channels = parts.unet, int(parts.unet.config.in_channels)
+    unet = parts.unet
     # The U-Net is in memory twice while its adapter is trained.
     weights = _bytes(unet) * (2 if config.finetune.steps else 1) + _bytes(parts.vae) + parts.text_encoder_bytes
-    side = config.size // parts.downscale
-    latents = _meta(config.finetune.batch, channels, side, dtype).requires_grad_()
-    unet.to(dtype)
-    kept = _kept(lambda: _denoised(_Parts(parts.vae, unet, 0, parts.tokens), latents))
-    unet.to(torch.float32)
+    latents = parts.latents(config.size, config.finetune.batch).to(dtype).requires_grad_()
+    with quiet_libraries():
+        unet.to(dtype)
+        kept = _kept(lambda: _denoised(_Parts(parts.vae, unet, 0, parts.tokens), latents))
+        unet.to(torch.float32)
     if config.refinement.steps:
         kept = max(kept, min(images, images_together(config.size)) * _kept_by_refining(parts, config.size))
     return weights + kept
@@ -391,7 +390,7 @@ def _memory(parts: _Parts, config: Config, dtype: torch.dtype, images: int) -> i
 
 def _kept_by_refining(parts: _Parts, size: int) -> int:
     """Return the bytes that refining one image of `size` pixels keeps, for the network that keeps most."""
-    latent = _meta(1, int(parts.unet.config.in_channels), size // parts.downscale).requires_grad_()
+    latent = parts.latents(size).requires_grad_()
     networks = build_network(PRETRAINED, 2, 0).eval(), RandomNetwork(0)
     return max(_kept(partial(_seen, parts.vae, network.to("meta"), latent)) for network in networks)
 
@@ -420,7 +419,7 @@ def _bytes(module: Any) -> int:
 
 def _disk(parts: _Parts, scenes: Scenes, config: Config) -> int:
     """Return the bytes that the run's latents and candidates take."""
-    latent = int(parts.unet.config.in_channels) * (config.size // parts.downscale) ** 2
+    latent = math.prod(latent_shape(parts.vae.config, config.size))
     drawn = len(scenes.classes) * config.ipc * config.sampling.candidates
     return len(scenes) * config.latents.views * latent * 2 + drawn * latent * 4
 
@@ -442,7 +441,7 @@ def block_rate(device: str, dtype: torch.dtype) -> float:
     block = ResnetBlock2D(in_channels=channels, temb_channels=None).eval()
     images = torch.zeros(count, channels, side, side, device=device, dtype=dtype)
     images = images.to(memory_format=torch.channels_last)
-    operations = _operations(lambda: block.to("meta")(_meta(count, channels, side), None))
+    operations = _operations(lambda: block.to("meta")(torch.empty(count, channels, side, side, device="meta"), None))
     block = block.to_empty(device=device).to(dtype, memory_format=torch.channels_last)
     seconds = []
     with torch.inference_mode():

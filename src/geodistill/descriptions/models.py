@@ -106,6 +106,8 @@ class ServerAnswerer:
     """A server with the OpenAI chat API, such as a local vLLM or Ollama; uses its first model unless one is named.
 
     An API key, if the server requires one, is read from the environment variable OPENAI_API_KEY.
+
+    Written by hand: huggingface_hub's InferenceClient does not list a server's models and does not try again.
     """
 
     def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:

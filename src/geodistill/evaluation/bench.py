@@ -22,6 +22,7 @@ from torch import nn
 
 from geodistill.distilled import MANIFEST, DistilledSet
 from geodistill.errors import ConfigError, SceneError
+from geodistill.evaluation.classifier import SUFFIX, About
 from geodistill.evaluation.fidelity import Score, fid, kid
 from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
 from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
@@ -40,8 +41,6 @@ from geodistill.scenes.scenes import SceneData, Scenes
 VERSION = 5
 # Raise a protocol's number when the same inputs give other predictions under it.
 PREDICTIONS = {"probe": 5, "finetune": 5, "scratch": 7, "finetune-soft": 1, "scratch-soft": 1}
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,8 @@ class Bench:
         size: side in pixels at which everything is read.
         store: folder for predictions and likeness; if None, nothing is stored.
         steps: replaces the protocols' numbers of training steps.
-        progress: called as progress(what, done, steps) while classifiers train.
+        save: folder for the trained classifiers; if None, they are not kept. One whose predictions are stored is
+            trained again if its file is missing. The probe trains no network, so it has none.
 
     Raises:
         SceneError: there are no test images, or a class has none.
@@ -111,11 +111,10 @@ class Bench:
         *,
         store: Path | None = None,
         steps: int | None = None,
-        progress: Progress | None = None,
+        save: Path | None = None,
     ) -> None:
         self.train, self.test = data.train, _complete_test(data)
-        self.size, self.store, self.steps = size, store, steps
-        self._progress = progress
+        self.size, self.store, self.steps, self._save = size, store, steps, save
         self._memo: dict[str, torch.Tensor] = {}
 
     def measure(self, task: Task) -> Measures:
@@ -141,9 +140,8 @@ class Bench:
             self._keep(key, task, self._probe(task))
         trained = {key: task for key, task in missing.items() if key not in probes}
         if trained:
-            jobs = self._jobs(trained.values())
-            keys = list(trained)
-            for index, logits in train_side_by_side(jobs, self._report(len(jobs))):
+            jobs, keys = self._jobs(trained), list(trained)
+            for index, logits in train_side_by_side(jobs):
                 self._keep(keys[index], trained[keys[index]], logits)
 
     def measure_all(
@@ -199,11 +197,22 @@ class Bench:
                 logits = _read_logits(path, (len(self.test), len(self.test.classes)))
                 if logits is not None:
                     self._memo[key] = logits
-        return key in self._memo
+        return key in self._memo and self._is_saved(key, task)
+
+    def _is_saved(self, key: str, task: Task) -> bool:
+        """Return whether the task's classifier is kept, if it is to be."""
+        path = self._saved(key, task)
+        return path is None or any(path.parent.glob(f"*-{key[:16]}{SUFFIX}"))
+
+    def _saved(self, key: str, task: Task) -> Path | None:
+        """Return the file for the task's classifier, None if it has none or is not to be kept."""
+        if self._save is None or task.protocol == "probe":
+            return None
+        return self._save / _cell_of(task) / f"{_file_of(task, key)}{SUFFIX}"
 
     def _keep(self, key: str, task: Task, logits: torch.Tensor) -> None:
         self._memo[key] = logits
-        path = self._path(f"{_cell_of(task)}/{task.training.name}-{task.seed}-{key[:16]}.safetensors")
+        path = self._path(f"{_cell_of(task)}/{_file_of(task, key)}.safetensors")
         _write(path, save({"logits": logits, "labels": self.test.labels}, {"key": key}))
 
     def _probe(self, task: Task) -> torch.Tensor:
@@ -219,11 +228,11 @@ class Bench:
             features=self._features,
         )
 
-    def _jobs(self, tasks: Iterable[Task]) -> list[Job]:
-        """Return the tasks as jobs with their training images; tasks on the same images share them in memory."""
+    def _jobs(self, tasks: Mapping[str, Task]) -> list[Job]:
+        """Return the tasks, by key, as jobs with their training images; those on the same images share them."""
         arrays: dict[tuple[str, bool], tuple[NDArray[np.uint8], NDArray[np.int64 | np.float32]]] = {}
         test, classes, jobs = self._test_pixels.numpy(), len(self.test.classes), []
-        for task in tasks:
+        for name, task in tasks.items():
             soft = takes_soft_labels(task.protocol)
             key = (task.training.key, soft)
             if key not in arrays:
@@ -231,12 +240,11 @@ class Bench:
                 labels = soft_labels(self._labeller, images) if soft else labels
                 arrays[key] = (images.numpy(), labels.numpy())
             own = arrays[key]
-            jobs.append(Job(task.protocol, task.network, *own, test, classes, task.seed, self.steps))
+            save = self._saved(name, task)
+            about = About(task.network, task.protocol, self.test.classes, self.size, task.seed)
+            kept = None if save is None else (save, about)
+            jobs.append(Job(task.protocol, task.network, *own, test, classes, task.seed, self.steps, kept))
         return jobs
-
-    def _report(self, count: int) -> Callable[[int, int], None] | None:
-        report, what = self._progress, f"training {count} classifier{'s' if count > 1 else ''}"
-        return None if report is None else lambda done, of: report(what, done, of)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the backbone's features; those of the test images are computed once for all probes."""
@@ -248,9 +256,7 @@ class Bench:
         path = self._path(f"labeller-{key[:16]}.safetensors")
         if path and path.is_file():
             return load_labeller(path, len(self.train.classes))
-        report = self._progress
-        told = None if report is None else lambda done, of: report("training the labeller", done, of)
-        labeller = train_labeller(self.train, self.size, steps=self.steps, progress=told)
+        labeller = train_labeller(self.train, self.size, steps=self.steps)
         if path:
             with explain_os_errors(path.parent):
                 save_labeller(labeller, path)
@@ -274,6 +280,10 @@ class Bench:
 
 def _cell_of(task: Task) -> str:
     return cell_name(task.protocol, task.network)
+
+
+def _file_of(task: Task, key: str) -> str:
+    return f"{task.training.name}-{task.seed}-{key[:16]}"
 
 
 def cell_name(protocol: str, network: str) -> str:

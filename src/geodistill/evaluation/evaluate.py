@@ -17,7 +17,6 @@ from geodistill.evaluation.bench import (
     VERSION,
     Bench,
     Likeness,
-    Progress,
     Training,
     cell_name,
     hash_of,
@@ -93,7 +92,7 @@ def evaluate(
     full: bool = True,
     clip: str | None = None,
     out: Path | str | None = None,
-    progress: Progress | None = None,
+    save: Path | str | None = None,
 ) -> Evaluation:
     """Train on `distilled` (a set or its folder), test on `data.test`, compare with real images; return all measures.
 
@@ -108,7 +107,7 @@ def evaluate(
         full: also train on all real images, which takes longest; without it there is no share and no HLR.
         clip: a CLIP model's folder or hub name, for the CLIP score of images and their descriptions.
         out: folder; predictions are stored in `<out>/evaluation/<protocol>-<network>/` and reused from there.
-        progress: called as progress(what, done, steps) while classifiers train.
+        save: folder; the trained classifiers are kept in `<save>/<protocol>-<network>/`, for `Classifier.load`.
 
     Raises:
         DistilledSetError: `distilled` is not a distilled set.
@@ -121,7 +120,8 @@ def evaluate(
     subject = _sized(distilled, size)
     _check_classes(subject, data)
     _warn_of_uneven(subject)
-    bench = Bench(data, subject.size, store=open_store(out), steps=steps, progress=progress)
+    kept = None if save is None else Path(save)
+    bench = Bench(data, subject.size, store=open_store(out), steps=steps, save=kept)
     picks = [random_real(data.train, subject, seed) for seed in chosen]
     trainings = {
         "distilled": [Training.on_set("distilled", subject)] * len(chosen),

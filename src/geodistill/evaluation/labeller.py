@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from geodistill.devices import accelerator
-from geodistill.evaluation.protocols import Progress, predict, train_classifier
-from geodistill.evaluation.workers import kept_memory
+from geodistill.evaluation.protocols import predict, recipe_steps, train_classifier
 from geodistill.networks import PRETRAINED, build_network
+from geodistill.progress import progress
 from geodistill.run import save_tensors
 from geodistill.scenes.scenes import Scenes
 
@@ -22,15 +22,13 @@ from geodistill.scenes.scenes import Scenes
 VERSION = 1
 
 
-def train_labeller(
-    scenes: Scenes, size: int, *, steps: int | None = None, progress: Progress | None = None
-) -> nn.Module:
+def train_labeller(scenes: Scenes, size: int, *, steps: int | None = None) -> nn.Module:
     """Return the pretrained network finetuned on all `scenes` at `size` pixels, under the protocol finetune, seed 0.
 
     Raises the errors of `train_classifier`.
     """
     images = scenes.pixels(size=size)
-    with kept_memory():
+    with progress("labeller", recipe_steps("finetune", len(scenes), steps)) as advance:
         return train_classifier(
             "finetune",
             PRETRAINED,
@@ -39,7 +37,7 @@ def train_labeller(
             classes=len(scenes.classes),
             seed=0,
             steps=steps,
-            progress=progress,
+            advance=advance,
         )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from geodistill.devices import accelerator, dtype_for, mixed
+from geodistill.devices import accelerator, dtype_for, kept_memory, mixed
 from geodistill.errors import ConfigError, TrainingError, did_you_mean
 from geodistill.networks import (
     PRETRAINED,
@@ -25,7 +25,6 @@ from geodistill.networks import (
 )
 from geodistill.seeding import derive_seed, generator
 
-Progress = Callable[[int, int], None]
 Visit = Callable[[int, nn.Module], None]
 BATCH = 64
 # Compiling takes about as long as it saves in this number of steps.
@@ -71,7 +70,8 @@ def train_and_predict(
     seed: int,
     steps: int | None = None,
     features: Callable[[torch.Tensor], torch.Tensor] = backbone_features,
-    progress: Progress | None = None,
+    advance: Callable[[int], None] | None = None,
+    keep: Callable[[nn.Module], None] | None = None,
 ) -> torch.Tensor:
     """Train `network` under `protocol` and return logits float32 [n_test, classes] of the test images.
 
@@ -79,8 +79,8 @@ def train_and_predict(
     `scratch-soft`. `probe` is logistic regression on frozen pretrained features (the seed changes nothing). `finetune`
     starts from the network's own initial weights (ImageNet for efficientnet-lite0). `scratch` starts every network from
     random weights. `steps` replaces the recipe's number (400 and 500; three times as many above 2,000 images).
-    `features` computes the probe's features. `progress(done, steps)` is called after each step. The same seed gives the
-    same logits.
+    `features` computes the probe's features. `advance(done)` is called after each step. `keep` gets the trained
+    network; the probe has none. The same seed gives the same logits.
     Raises ConfigError for names or sizes that cannot work, TrainingError if the loss is not finite.
     """
     check_protocol(protocol, network)
@@ -88,8 +88,10 @@ def train_and_predict(
     if protocol == "probe":
         return predict_from_features(features(train_images), train_labels, features(test_images), classes)
     model = train_classifier(
-        protocol, network, train_images, train_labels, classes=classes, seed=seed, steps=steps, progress=progress
+        protocol, network, train_images, train_labels, classes=classes, seed=seed, steps=steps, advance=advance
     )
+    if keep:
+        keep(model)
     return predict(model, test_images)
 
 
@@ -102,7 +104,7 @@ def train_classifier(
     classes: int,
     seed: int,
     steps: int | None = None,
-    progress: Progress | None = None,
+    advance: Callable[[int], None] | None = None,
     visit: Visit | None = None,
 ) -> nn.Module:
     """Return the network that `train_and_predict` predicts with; for every protocol except probe, with the same errors.
@@ -125,8 +127,8 @@ def train_classifier(
         trained = compiled(network, model, like, precision)
 
     def after(done: int) -> None:
-        if progress:
-            progress(done, recipe.steps)
+        if advance:
+            advance(done)
         if visit:
             visit(done, model)
 
@@ -222,10 +224,10 @@ def _train(
 ) -> None:
     optimiser = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.steps)
-    order = batches(len(images), recipe.steps, seed)
+    order = shuffled_batches(len(images), recipe.steps, seed)
     device = next(model.parameters()).device
     model.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), kept_memory():
         for step, chosen in enumerate(order):
             torch.manual_seed(derive_seed(seed, "dropout", step))
             batch = augment(normalise(images[chosen]), generator(seed, "augment", step)).to(device)
@@ -246,7 +248,7 @@ def _check_loss(loss: torch.Tensor, step: int) -> None:
         raise TrainingError(f"the classifier's loss is {loss.item()} at step {step}: check the images and labels")
 
 
-def batches(count: int, steps: int, seed: int) -> torch.Tensor:
+def shuffled_batches(count: int, steps: int, seed: int) -> torch.Tensor:
     """Return int64 [steps, 64] of indices below `count`: successive shuffled passes over all images."""
     passes = math.ceil(steps * BATCH / count)
     order = [torch.randperm(count, generator=generator(seed, "order", k)) for k in range(passes)]
@@ -283,4 +285,5 @@ def predict(model: nn.Module, images: torch.Tensor, *, batch: int = 256) -> torc
     """Return logits float32 [n, classes] of uint8 images [n, 3, s, s]."""
     model.eval()
     device = next((p.device for p in model.parameters()), images.device)
-    return torch.cat([model(normalise(part.to(device))).float().cpu() for part in images.split(batch)])
+    with kept_memory():
+        return torch.cat([model(normalise(part.to(device))).float().cpu() for part in images.split(batch)])

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,36 @@ from geodistill.run import save_tensors, write_atomic
 _TABLE, _SHEET = "compare.json", "compare.csv"
 
 
-def load_rows(folder: Path) -> list[Row]:
-    """Return the rows of the comparison in `folder`; an empty list if none is done yet.
+@dataclass(frozen=True)
+class Table:
+    """A comparison so far.
+
+    classes: their names. rows: one for each method, IPC, protocol and network. pairs: comparisons of the project's own
+    method with another one: cell, methods a and b, difference with interval, verdict.
+    """
+
+    classes: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+    pairs: tuple[dict[str, Any], ...] = ()
+
+
+def load_table(folder: Path) -> Table:
+    """Return the comparison in `folder`; an empty one if none is done yet.
 
     Raises:
         RunError: this version of `compare` did not write the table.
     """
+    path = folder / _TABLE
+    if not path.is_file():
+        return Table()
     try:
-        return [row_from_json(entry) for entry in _read_table(folder)["rows"]]
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Table(tuple(found["classes"]), tuple(map(row_from_json, found["rows"])), tuple(found.get("pairs", ())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
-            f"{folder / _TABLE} is no table of this version of geodistill: delete it, predictions are kept"
+            f"{path} is no table of this version of geodistill ({error!r}): delete it and run the same compare command "
+            "again, predictions are kept"
         ) from None
-
-
-def load_pairs(folder: Path) -> list[dict[str, Any]]:
-    """Return the paired comparisons in `folder`: cell, methods a and b, difference with interval, verdict."""
-    pairs: list[dict[str, Any]] = _read_table(folder)["pairs"]
-    return pairs
 
 
 def load_predictions(folder: Path, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,14 +67,6 @@ def _predictions(folder: Path, row: Row) -> Path:
     return folder / "evaluation" / cell_name(row.protocol, row.network) / f"row-{row.method}-ipc{row.ipc}.safetensors"
 
 
-def _read_table(folder: Path) -> dict[str, Any]:
-    path = folder / _TABLE
-    table: dict[str, Any] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": [], "pairs": []}
-    )
-    return table
-
-
 def pair_key(pair: dict[str, Any]) -> tuple[str, int, str, str]:
     """Return the key of the row that the project's own method is compared with."""
     return pair["b"], pair["ipc"], pair["protocol"], pair["network"]
@@ -74,8 +78,9 @@ class Ledger:
     def __init__(self, folder: Path, classes: tuple[str, ...], labels: torch.Tensor, order: Sequence[str]) -> None:
         self._folder, self._classes, self._labels = folder, classes, labels
         self._order = {name: rank for rank, name in enumerate([FULL, *order])}
-        self._rows = {row.key: row for row in load_rows(folder)}
-        self._pairs = {pair_key(pair): pair for pair in load_pairs(folder)}
+        table = load_table(folder)
+        self._rows = {row.key: row for row in table.rows}
+        self._pairs = {pair_key(pair): pair for pair in table.pairs}
 
     @property
     def rows(self) -> tuple[Row, ...]:

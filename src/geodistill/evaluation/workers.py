@@ -5,34 +5,38 @@ other with all threads (benchmarks/harness.py). With one thread each, the result
 cores.
 """
 
-import ctypes
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from geodistill.devices import accelerator
+from geodistill.evaluation.classifier import About, Classifier
 from geodistill.evaluation.protocols import recipe_steps, train_and_predict
+from geodistill.progress import progress
+from geodistill.run import explain_os_errors
 
 # Each process takes up to a gigabyte with the largest networks.
 MOST_WORKERS = 8
 _POLL_SECONDS = 1.0
-# Parameters of mallopt, from glibc's malloc.h: largest number of arrays with a memory mapping of their own, and amount
-# of free memory above which some is returned to the system.
-_M_MMAP_MAX, _M_TRIM_THRESHOLD, _NEVER = -4, -1, 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """Arguments of one call of `train_and_predict`, as NumPy arrays, which can be passed between processes."""
+    """Arguments of one call of `train_and_predict`, as NumPy arrays, which can be passed between processes.
+
+    save: the file that the trained classifier is written to, and what the file says about it; None keeps nothing.
+    """
 
     protocol: str
     network: str
@@ -42,20 +46,18 @@ class Job:
     classes: int
     seed: int
     steps: int | None = None
+    save: tuple[Path, About] | None = None
 
 
-def train_side_by_side(
-    jobs: Sequence[Job], progress: Callable[[int, int], None] | None = None
-) -> Iterator[tuple[int, torch.Tensor]]:
+def train_side_by_side(jobs: Sequence[Job]) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (index of the job, logits float32 [n_test, classes]) as the jobs finish.
 
-    `progress(done, steps)` is called about once a second with the number of finished training steps of all jobs. Raises
-    the errors of `train_and_predict`.
+    The progress of all jobs together is shown. Raises the errors of `train_and_predict`.
     """
     steps = sum(recipe_steps(job.protocol, len(job.images), job.steps) for job in jobs)
     # Several processes should not share one GPU, so trainings on a GPU run one after the other in this process.
-    workers = 1 if accelerator().type == "cuda" else min(len(jobs), joblib.cpu_count(), MOST_WORKERS)
-    with tempfile.TemporaryDirectory(prefix="geodistill-") as folder, _told(Path(folder), steps, progress):
+    workers = 1 if accelerator().type != "cpu" else min(len(jobs), joblib.cpu_count(), MOST_WORKERS)
+    with tempfile.TemporaryDirectory(prefix="geodistill-") as folder, _shown(Path(folder), steps, len(jobs)):
         parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", temp_folder=folder)
         yield from parallel(
             joblib.delayed(_train)(index, job, Path(folder) / f"{index}.steps", os.getpid())
@@ -66,9 +68,9 @@ def train_side_by_side(
 def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Tensor]:
     """Train in a worker process, or in this one if one is enough; the file `told` grows by one byte with each step."""
     images, labels, test = (torch.from_numpy(np.array(part)) for part in (job.images, job.labels, job.test))
-    with _one_thread(), kept_memory(), told.open("wb", buffering=0) as file:
+    with _one_thread(), told.open("wb", buffering=0) as file:
 
-        def tell(done: int, of: int) -> None:
+        def tell(done: int) -> None:
             file.write(b".")
             if parent not in (os.getpid(), os.getppid()):
                 os._exit(1)  # A command that was killed cannot stop its workers, so they stop by themselves.
@@ -82,35 +84,16 @@ def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Te
             classes=job.classes,
             seed=job.seed,
             steps=job.steps,
-            progress=tell,
+            advance=tell,
+            keep=None if job.save is None else partial(_save, *job.save),
         )
     return index, logits
 
 
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Make glibc reuse freed memory, and return it only when the block ends; other C libraries stay as they are.
-
-    By default glibc returns every freed array above 32 MiB to the system. A training that allocates the same arrays at
-    each step then waits for their pages to be cleared, which takes a third of ConvNet-3's time.
-    """
-    libc = _glibc()
-    if libc:
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-    try:
-        yield
-    finally:
-        if libc:
-            libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    with suppress(OSError, TypeError):
-        library = ctypes.CDLL(None)
-        if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
-            return library
-    return None
+def _save(path: Path, about: About, model: nn.Module) -> None:
+    with explain_os_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Classifier(model, about).save(path)
 
 
 @contextmanager
@@ -124,26 +107,24 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _told(folder: Path, steps: int, progress: Callable[[int, int], None] | None) -> Iterator[None]:
-    """Report the total bytes (one per step) in the files that `_train` writes to `progress`, until the block ends."""
-    if progress is None:
-        yield
-        return
+def _shown(folder: Path, steps: int, count: int) -> Iterator[None]:
+    """Show, about once a second until the block ends, how many bytes (one per step) `_train` has written to files."""
     ended = threading.Event()
+    with progress(f"training {count} classifier{'s' if count > 1 else ''}", steps) as advance:
 
-    def tell() -> None:
-        with suppress(FileNotFoundError):
-            progress(sum(path.stat().st_size for path in folder.glob("*.steps")), steps)
+        def tell() -> None:
+            with suppress(FileNotFoundError):
+                advance(sum(path.stat().st_size for path in folder.glob("*.steps")))
 
-    def watch() -> None:
-        while not ended.wait(_POLL_SECONDS):
+        def watch() -> None:
+            while not ended.wait(_POLL_SECONDS):
+                tell()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
             tell()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-        tell()
-    finally:
-        ended.set()
-        watcher.join()
+        finally:
+            ended.set()
+            watcher.join()

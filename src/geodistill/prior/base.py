@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from geodistill.devices import Precision, accelerator, dtype_for, mixed
 from geodistill.errors import PriorError
@@ -120,15 +122,18 @@ class Prior:
     @property
     def downscale(self) -> int:
         """Return the number of pixels per latent element along one side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return pixels_per_latent(self.vae.config)
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """Return (C, h, w), the shape of the latent of an image of side `size`."""
+        return latent_shape(self.vae.config, size)
 
     def blank(self, count: int, size: int) -> Tensor:
         """Return latents of zeros, float32 [count, C, h, w], in the shape of latents of images of side `size`.
 
         They take the place of prototypes when images are drawn from text alone.
         """
-        side = size // self.downscale
-        return torch.zeros(count, self.unet.config.in_channels, side, side)
+        return torch.zeros(count, *self.latent_shape(size))
 
     @property
     def _scale(self) -> float:
@@ -137,6 +142,17 @@ class Prior:
     @property
     def _shift(self) -> float:
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+
+
+def pixels_per_latent(vae_config: Any) -> int:
+    """Return the number of pixels per latent element along one side; each block but the last halves the resolution."""
+    return int(2 ** (len(vae_config.block_out_channels) - 1))
+
+
+def latent_shape(vae_config: Any, size: int) -> tuple[int, int, int]:
+    """Return (C, h, w), the shape of the latent of an image of side `size`, by the config of an autoencoder."""
+    side = size // pixels_per_latent(vae_config)
+    return int(vae_config.latent_channels), side, side
 
 
 def images_together(side: int) -> int:
@@ -156,7 +172,6 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
     device = accelerator()
     dtype = dtype_for(precision, device)
     _check_folder(source)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
     with _loading(source):
         index = StableDiffusionPipeline.load_config(source)
     check_family(source, index)
@@ -170,8 +185,9 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
         raise PriorError(
             f"the base {source!r} predicts {prediction!r}: geodistill needs one that predicts epsilon or v_prediction"
         )
-    for name in ("vae", "text_encoder", "unet"):
-        parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
+    with quiet_libraries():
+        for name in ("vae", "text_encoder", "unet"):
+            parts[name] = parts[name].float().to(device).eval().requires_grad_(False)
     return Prior(**parts, source=source, dtype=dtype)
 
 
@@ -202,9 +218,27 @@ def check_channels(source: str, unet: Mapping[str, Any], vae: Mapping[str, Any])
 @contextmanager
 def _loading(source: str) -> Iterator[None]:
     try:
-        yield
+        with quiet_libraries():
+            yield
     except (OSError, ValueError, AttributeError, ImportError, KeyError, TypeError) as error:
         raise PriorError(_unloadable(source, str(error))) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide diffusers' notes on parts that are not loaded or change their type, and the bars of both libraries."""
+    library = logging.getLogger("diffusers")
+    level = library.level
+    bars = [one for one in (diffusers_logging, transformers_logging) if one.is_progress_bar_enabled()]
+    library.setLevel(logging.ERROR)
+    for one in bars:
+        one.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.setLevel(level)
+        for one in bars:
+            one.enable_progress_bar()
 
 
 def source_of(base: str, size: int) -> str:
@@ -226,11 +260,11 @@ def _may_be_had(source: str) -> bool:
     return Path(source).is_dir() or (source.count("/") == 1 and not source.startswith((".", "/")))
 
 
-def check_size(prior: Prior, size: int) -> None:
-    """Raise PriorError unless images of side `size` fit the autoencoder and the downsampling of the U-Net."""
+def check_size(size: int, vae_config: Any, unet_config: Any, source: str) -> None:
+    """Raise PriorError unless images of side `size` fit the autoencoder and the U-Net of base `source`."""
     # Each down block of the U-Net except the last halves the resolution.
-    step = prior.downscale * 2 ** (len(prior.unet.config.down_block_types) - 1)
-    refuse_odd_size(size, step, f"the base {prior.source!r}")
+    step = pixels_per_latent(vae_config) * 2 ** (len(unet_config.down_block_types) - 1)
+    refuse_odd_size(size, step, f"the base {source!r}")
 
 
 def refuse_odd_size(size: int, step: int, base: str) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
-from geodistill.devices import Precision, accelerator, compile_in_place, dtype_for
+from geodistill.devices import Precision, accelerator, compiled_in_place, dtype_for
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
-from geodistill.prior.base import Prior, refuse_odd_size, without_path
+from geodistill.prior.base import Prior, quiet_libraries, refuse_odd_size, without_path
 from geodistill.prior.noising import spread
 from geodistill.prior.training import (
     Ahead,
@@ -119,9 +120,9 @@ def build_compact(
         dtype=prior.dtype,
     )
     prior.unet.requires_grad_(True).to(memory_format=torch.channels_last)
-    if prior.device.type == "cuda" or settings.steps >= _WORTH_COMPILING:
-        compile_in_place(prior.unet)
-    facts |= train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
+    compiling = prior.device.type == "cuda" or settings.steps >= _WORTH_COMPILING
+    with compiled_in_place(*[prior.unet] if compiling else []):
+        facts |= train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
     facts["unet_parameters"] = sum(p.numel() for p in prior.unet.parameters())
     psnr = [_psnr(prior, archive.pixels) for archive in archives]
     facts["autoencoder_psnr_db"] = round(sum(psnr) / len(psnr), 2)
@@ -280,12 +281,14 @@ def _make_autoencoder(
     draw = _Batches(archives, settings, seed)
 
     def smooth() -> dict[str, Any]:
-        facts = _train_autoencoder(prior.vae, draw, settings, seed, folder)
-        prior.vae.standardise(scenes())
+        with _compiled_if_long(prior.vae, settings.autoencoder_steps):
+            facts = _train_autoencoder(prior.vae, draw, settings, seed, folder)
+            prior.vae.standardise(scenes())
         return {f"autoencoder_{name}": value for name, value in facts.items()}
 
     def sharp() -> dict[str, Any]:
-        facts = _sharpen(prior.vae, draw, settings.sharpening_steps, seed, folder)
+        with _compiled_if_long(prior.vae, settings.sharpening_steps):
+            facts = _sharpen(prior.vae, draw, settings.sharpening_steps, seed, folder)
         return {f"sharpening_{name}": value for name, value in facts.items()}
 
     facts = _kept(prior, folder, _SMOOTH, smooth)
@@ -367,16 +370,13 @@ def _train_autoencoder(
         return learner(images, noise)  # type: ignore[no-any-return]
 
     steps = settings.autoencoder_steps
-    _compile_if_long(vae, steps)
     plan = Optimisation(steps=steps, lr=settings.autoencoder_lr, warmup=min(100, steps // 4), ema=0.998)
     return train(learner, loss, plan, folder, "autoencoder")
 
 
-def _compile_if_long(vae: ConvAutoencoder, steps: int) -> None:
+def _compiled_if_long(vae: ConvAutoencoder, steps: int) -> AbstractContextManager[None]:
     # The ImageNet backbone is left out: its depthwise convolutions are ten times slower when compiled on a CPU.
-    if steps >= _WORTH_COMPILING:
-        compile_in_place(vae.encoder)
-        compile_in_place(vae.decoder)
+    return compiled_in_place(*(vae.encoder, vae.decoder) if steps >= _WORTH_COMPILING else ())
 
 
 def _sharpen(vae: ConvAutoencoder, draw: _Batches, steps: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -392,7 +392,6 @@ def _sharpen(vae: ConvAutoencoder, draw: _Batches, steps: int, seed: int, folder
         pressure = first + (last - first) * step / steps
         return learner(images, noise * spread(_DISTURBANCE * shares), pressure)  # type: ignore[no-any-return]
 
-    _compile_if_long(vae, steps)
     plan = Optimisation(steps=steps, lr=_SHARPENING_LR, warmup=min(50, steps // 4), ema=0.995)
     return train(learner, loss, plan, folder, "sharpening", dict(learner.critics.named_buffers()))
 
@@ -451,16 +450,17 @@ def _psnr(prior: Prior, pixels: Tensor) -> float:
 
 
 def _save(prior: Prior, folder: Path) -> None:
-    pipeline = StableDiffusionPipeline(
-        vae=prior.vae.half(),
-        text_encoder=prior.text_encoder.half(),
-        tokenizer=prior.tokenizer,
-        unet=prior.unet.half().to(memory_format=torch.contiguous_format),
-        scheduler=prior.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    with quiet_libraries():
+        pipeline = StableDiffusionPipeline(
+            vae=prior.vae.half(),
+            text_encoder=prior.text_encoder.half(),
+            tokenizer=prior.tokenizer,
+            unet=prior.unet.half().to(memory_format=torch.contiguous_format),
+            scheduler=prior.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
     for path in folder.glob("*/config.json"):
         without_path(path)

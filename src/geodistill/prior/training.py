@@ -4,7 +4,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +13,9 @@ from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from geodistill.devices import mixed
+from geodistill.devices import kept_memory, mixed
 from geodistill.errors import TrainingError
+from geodistill.prefetch import Prefetch
 from geodistill.prior.attention import CachedAttention
 from geodistill.prior.losses import consistency_loss, diffusion_loss
 from geodistill.prior.noising import NoiseProcess, noise_process
@@ -154,7 +154,7 @@ def train_denoiser(
     batches.
     """
     process = noise_process(scheduler, unet.device)
-    micro_batch = _MicroBatch(unet, plan)
+    micro_batch = _LatentsTogether(unet, plan)
     _settle(unet, plan.dtype)
     if unet.device.type == "cpu":
         unet.set_attn_processor(CachedAttention())
@@ -178,8 +178,8 @@ def _settle(unet: nn.Module, dtype: torch.dtype) -> None:
                 p.data = p.data if p.requires_grad else p.data.to(dtype)
 
 
-class _MicroBatch:
-    """Number of a step's latents that go through the U-Net micro_batch."""
+class _LatentsTogether:
+    """Number of a step's latents that go through the U-Net together, and what to give up if memory runs out."""
 
     def __init__(self, unet: Any, plan: TrainingPlan) -> None:
         self.unet, self.count = unet, -(-plan.batch // (processes().count if plan.shared else 1))
@@ -225,7 +225,7 @@ def train(
     """
     state = _State.start(model, optimisation, folder, remembered or {})
     model.train()
-    with progress(title, optimisation.steps) as advance:
+    with progress(title, optimisation.steps) as advance, kept_memory():
         for step in range(state.step, optimisation.steps):
             _step(state, loss_at, step, title, relieve)
             advance(step + 1, f"loss {state.recent():.4f}")
@@ -296,16 +296,13 @@ class Ahead:
 
     def __init__(self, draw: Callable[[int], tuple[Tensor, ...]], device: torch.device) -> None:
         self._draw, self._device = draw, device
-        self._worker = ThreadPoolExecutor(1) if device.type == "cuda" else None
-        self._coming: dict[int, Future[tuple[Tensor, ...]]] = {}
+        self._pinned_ahead = Prefetch(self._pinned, lambda step: step + 1) if device.type == "cuda" else None
 
     def __call__(self, step: int) -> tuple[Tensor, ...]:
         """Return the tensors of `step` on the device."""
-        if self._worker is None:
+        if self._pinned_ahead is None:
             return tuple(tensor.to(self._device) for tensor in self._draw(step))
-        coming = self._coming.pop(step, None) or self._worker.submit(self._pinned, step)
-        self._coming = {step + 1: self._worker.submit(self._pinned, step + 1)}
-        return tuple(tensor.to(self._device, non_blocking=True) for tensor in coming.result())
+        return tuple(tensor.to(self._device, non_blocking=True) for tensor in self._pinned_ahead(step))
 
     def _pinned(self, step: int) -> tuple[Tensor, ...]:
         return tuple(tensor.pin_memory() for tensor in self._draw(step))
@@ -446,12 +443,14 @@ class _State:
 
     def _rate(self, step: int) -> float:
         """Return the factor of the learning rate: linear warm-up, then cosine decay to zero."""
+        # Not diffusers' schedule, whose decay begins after the warm-up: the same settings would make other sets.
         warm = min(1.0, (step + 1) / max(1, self.plan.warmup))
         return warm * 0.5 * (1 + math.cos(math.pi * step / self.plan.steps))
 
     @torch.no_grad()
     def _follow(self) -> None:
-        # Early on the average forgets faster, so that the initial weights do not dominate it.
+        # Early on the average forgets faster, so that the initial weights do not dominate it. Not diffusers' EMAModel,
+        # whose warm-up is one step ahead, and which keeps a copy of the frozen weights too.
         decay = min(self.plan.ema, self.step / (10 + self.step))
         own: list[Tensor] = list(self.named.values())
         average = list(self.average.values())

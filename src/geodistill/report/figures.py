@@ -2,27 +2,19 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from geodistill.errors import RunError
 from geodistill.evaluation.columns import COLUMNS
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
-from geodistill.evaluation.rows import FULL, Row, renamed, row_from_json, summarise
+from geodistill.evaluation.rows import FULL, Row, renamed, summarise
+from geodistill.evaluation.table import Table
 
 _RANDOM = "random real"
 
 Bench = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """All measured results: rows, the classes of their confusion matrices, and compared pairs of rows."""
-
-    classes: tuple[str, ...] = ()
-    rows: tuple[Row, ...] = ()
-    pairs: tuple[dict[str, Any], ...] = ()
 
 
 def by_bench(rows: Iterable[Row]) -> dict[Bench, list[Row]]:
@@ -33,18 +25,7 @@ def by_bench(rows: Iterable[Row]) -> dict[Bench, list[Row]]:
     return found
 
 
-def read_comparison(path: Path) -> Figures:
-    """Return the results of a `compare` run so far; raise RunError if `path` is not its record."""
-    if not path.is_file():
-        return Figures()
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Figures(tuple(found["classes"]), tuple(map(row_from_json, found["rows"])), tuple(found.get("pairs", ())))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is no record of a comparison ({error!r}): run the same compare command again") from None
-
-
-def read_evaluations(folder: Path, method: str) -> Figures:
+def read_evaluations(folder: Path, method: str) -> Table:
     """Return the results of `evaluate` for a run's set in `folder`: the latest ones of each protocol and network.
 
     The references are rows of their own. Raises RunError if a file is damaged.
@@ -56,7 +37,7 @@ def read_evaluations(folder: Path, method: str) -> Figures:
         if paths:
             classes, own = _read_evaluation(paths[-1], method)
             rows += own
-    return Figures(classes, tuple(rows))
+    return Table(classes, tuple(rows))
 
 
 def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row]]:
@@ -70,7 +51,7 @@ def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row
         raise RunError(f"{path} is no record of an evaluation ({error!r}): delete it and evaluate again") from None
 
 
-def without_real_images(figures: Figures) -> Figures:
+def without_real_images(figures: Table) -> Table:
     """Return `figures` without values that compare a set with training or test images, such as nearness and KID."""
     withheld: dict[str, Any] = {column.field: None for column in COLUMNS if column.needs}
     return replace(figures, rows=tuple(replace(row, **withheld) for row in figures.rows))

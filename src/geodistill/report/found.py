@@ -8,7 +8,8 @@ from typing import Any
 
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
-from geodistill.report.figures import Figures, read_comparison, read_evaluations, without_real_images
+from geodistill.evaluation.table import Table, load_table
+from geodistill.report.figures import read_evaluations, without_real_images
 from geodistill.report.sets import SetFolder, compared_sets, main_set
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.held_out import learned_from
@@ -27,7 +28,7 @@ class Found:
     about: dict[str, Any]
     sets: Sequence[SetFolder]
     shown: Sequence[SetFolder]
-    figures: Figures
+    figures: Table
     train: Scenes | None
     owner: bool
 
@@ -75,7 +76,7 @@ def find(run: Path, train: Scenes | None, owner: bool) -> Found:
     settings = about["settings"]
     method = str(settings.get("method", "unknown"))
     if is_comparison(about):
-        figures = read_comparison(run / "compare.json")
+        figures = load_table(run)
         sets = compared_sets(run, figures.rows)
     else:
         sets = [SetFolder(run, method, int(settings.get("config", {}).get("ipc", 0)))]

@@ -176,6 +176,7 @@ def _rho(row: Row) -> float:
 
 def _label_points(axes: Axes, marks: Sequence[tuple[float, float, float, str]]) -> None:
     """Write each (left, right, y, text) beside its mark, or above or below it if both sides are taken."""
+    # adjustText 1.4 left names on top of marks where rows lie close together (AID, IPC 50).
     width, height = _letter(axes)
     edge, _ = axes.get_xlim()
     placed = [(left - width, right + width, y) for left, right, y, _ in marks]

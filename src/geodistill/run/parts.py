@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from geodistill.devices import kept_memory
 from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.run.files import fsync, save_tensors
@@ -32,7 +33,7 @@ def make_parts(title: str, parts: Iterable[slice], make: Callable[[slice], Tenso
     """
     slices, group = list(parts), processes()
     paths = [folder / f".part-{index:05d}.safetensors" for index in range(len(slices))]
-    with progress(title, slices[-1].stop) as advance:
+    with progress(title, slices[-1].stop) as advance, kept_memory():
         for index, (path, which) in enumerate(zip(paths, slices, strict=True)):
             if index % group.count == group.rank and not path.exists():
                 save_tensors({"part": make(which)}, path)

@@ -1,10 +1,15 @@
 """Labelled scenes: reading, splitting, and drawing the built-in ones."""
 
-from geodistill.scenes.folder import open_scenes, open_unlabelled
-from geodistill.scenes.images import read_image, to_square_tensor
-from geodistill.scenes.procedural import builtin_scenes, draw_scene, write_scenes
-from geodistill.scenes.scenes import SceneData, Scenes
-from geodistill.scenes.splits import hold_out
+from typing import TYPE_CHECKING
+
+from geodistill.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from geodistill.scenes.folder import open_scenes, open_unlabelled
+    from geodistill.scenes.images import read_image, to_square_tensor
+    from geodistill.scenes.procedural import builtin_scenes, draw_scene, write_scenes
+    from geodistill.scenes.scenes import SceneData, Scenes
+    from geodistill.scenes.splits import hold_out
 
 __all__ = [
     "SceneData",
@@ -18,3 +23,15 @@ __all__ = [
     "to_square_tensor",
     "write_scenes",
 ]
+
+# Drawing the built-in scenes does not wait for torch.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "folder": ("open_scenes", "open_unlabelled"),
+        "images": ("read_image", "to_square_tensor"),
+        "procedural": ("builtin_scenes", "draw_scene", "write_scenes"),
+        "scenes": ("SceneData", "Scenes"),
+        "splits": ("hold_out",),
+    },
+)

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,10 @@ from PIL import Image
 
 from geodistill.errors import SceneError
 from geodistill.scenes.canvas import ASPHALTS, CARS, ROOFS, SHADOW, SOILS, WHITE, Canvas, Points, box_points, turned
-from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from geodistill.scenes.scenes import SceneData, Scenes
 
 CROPS = ((126, 142, 74), (94, 124, 62), (176, 160, 98), (150, 124, 88), (196, 178, 120), (70, 100, 54), (136, 108, 82))
 SANDS = ((214, 194, 154), (196, 176, 140), (226, 212, 182), (182, 166, 138))
@@ -31,8 +34,11 @@ def draw_scene(class_name: str, seed: int, size: int = 64) -> NDArray[np.uint8]:
     return canvas.photograph()
 
 
-def builtin_scenes(train_per_class: int = 60, test_per_class: int = 30, size: int = 64, seed: int = 0) -> SceneData:
+def builtin_scenes(train_per_class: int = 60, test_per_class: int = 30, size: int = 64, seed: int = 0) -> "SceneData":
     """Return in memory the same built-in scenes that `write_scenes` writes."""
+    # Not above: writing the scenes does without torch.
+    from geodistill.scenes.scenes import SceneData
+
     parts = [_draw_split(split, count, size, seed) for split, count in _counts(train_per_class, test_per_class)]
     return SceneData(parts[0], parts[1])
 
@@ -59,7 +65,9 @@ def _seed_of(seed: int, split: str, index: int) -> int:
     return derive_seed(seed, f"built-in {split}", index)
 
 
-def _draw_split(split: str, count: int, size: int, seed: int) -> Scenes:
+def _draw_split(split: str, count: int, size: int, seed: int) -> "Scenes":
+    from geodistill.scenes.scenes import Scenes
+
     images = [draw_scene(name, _seed_of(seed, split, n), size) for name in CLASSES for n in range(count)]
     labels = [label for label in range(len(CLASSES)) for _ in range(count)]
     return Scenes.from_arrays(images, labels, CLASSES)

@@ -142,6 +142,27 @@ def check_class_name(name: str) -> None:
     # Cc, Cs: control characters and undecodable bytes; Zl, Zp: Unicode line and paragraph separators.
     if any(c in "/\\" or unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in name):
         raise SceneError(f"class name {name!r} has a slash, backslash or control character: rename the class")
+    unfit = unfit_for_windows(name)
+    if unfit and os.name == "nt":
+        raise SceneError(f"class name {name!r} {unfit}, so Windows has no folder for it: rename the class")
+
+
+# Names that no folder can have on Windows, with or without an extension.
+_DEVICES = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))})
+
+
+def unfit_for_windows(name: str) -> str:
+    """Return why a folder on Windows cannot have this name, "" if it can.
+
+    >>> unfit_for_windows("aux.d"), unfit_for_windows("a:b"), unfit_for_windows("Beach")
+    ('is the name of a device', "has a ':'", '')
+    """
+    if name.split(".")[0].strip().upper() in _DEVICES:
+        return "is the name of a device"
+    wrong = next((c for c in name if c in '<>:"|?*'), "")
+    if wrong:
+        return f"has a {wrong!r}"
+    return "ends with a dot or a space" if name[-1:] in (".", " ") else ""
 
 
 def _as_list(indices: Indices) -> list[int]:

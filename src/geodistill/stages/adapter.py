@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geodistill.config import FinetuneSettings
-from geodistill.devices import compile_in_place
+from geodistill.devices import compiled_in_place
 from geodistill.pipeline import ADAPTER
 from geodistill.prior.base import Prior
 from geodistill.prior.finetune import add_adapter, free_all, merge_adapter, save_adapter, save_whole, trains_all
@@ -50,8 +50,6 @@ def finetune(
         whole = trains_all(base.unet, settings)
         if whole:
             free_all(adapted)
-            if base.device.type == "cpu" and _is_long(latents.value, settings):
-                compile_in_place(adapted.unet)
         else:
             add_adapter(adapted, rank=settings.rank, seed=config.seed)
         table, rows = prompt_table(texts.value)
@@ -65,7 +63,9 @@ def finetune(
             shared=True,
             **options,
         )
-        facts = train_denoiser(adapted.unet, adapted.scheduler, data, plan, folder, ADAPTER.name)
+        compiling = whole and base.device.type == "cpu" and _is_long(latents.value, settings)
+        with compiled_in_place(*[adapted.unet] if compiling else []):
+            facts = train_denoiser(adapted.unet, adapted.scheduler, data, plan, folder, ADAPTER.name)
         if processes().main:
             (save_whole if whole else save_adapter)(adapted, folder)
             forget_checkpoint(folder)

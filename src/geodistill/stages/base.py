@@ -56,7 +56,7 @@ def load_base(context: Context) -> Made[Prior]:
 
 def _load(source: str, config: Config) -> Prior:
     prior = load_prior(source_of(source, config.size), config.precision)
-    check_size(prior, config.size)
+    check_size(config.size, prior.vae.config, prior.unet.config, prior.source)
     return prior
 
 

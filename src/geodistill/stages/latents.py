@@ -1,6 +1,5 @@
 """Stages `latents` and `features`: the scenes encoded by the autoencoder and by the pretrained backbone."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from geodistill.config import Config
 from geodistill.networks import backbone_features
 from geodistill.pipeline import FEATURES, LATENTS
+from geodistill.prefetch import Prefetch
 from geodistill.prior.base import Prior, fingerprint_of_base, source_of
 from geodistill.prior.catalogue import SCRATCH
 from geodistill.prior.training import batches
@@ -33,10 +33,10 @@ def encode(context: Context, prior: Made[Prior]) -> Made[Tensor]:
     scenes, config = context.scenes, context.config
 
     def build(folder: Path) -> None:
-        ahead = _Ahead(scenes, config.size)
+        ahead = _read_ahead(scenes, config.size)
 
         def views(which: slice) -> Tensor:
-            pixels, count = ahead(which), config.latents.views
+            pixels, count = ahead(which.start), config.latents.views
             return torch.stack([prior.value.encode(dihedral(pixels, view)).half() for view in range(count)], dim=1)
 
         paths = make_parts("latents", batches(len(scenes), _ENCODED_TOGETHER), views, folder)
@@ -98,21 +98,14 @@ def _read(folder: Path, stage: Stage) -> Tensor:
     return found
 
 
-class _Ahead:
-    """Reads the next images from their files while the previous ones are encoded."""
+def _read_ahead(scenes: Scenes, size: int) -> Prefetch[int, Tensor]:
+    """Return a function from the first index of a part to its pixels; the next part is read from files meanwhile."""
 
-    def __init__(self, scenes: Scenes, size: int) -> None:
-        self._scenes, self._size, self._thread = scenes, size, ThreadPoolExecutor(1)
-        self._begun: dict[int, Future[Tensor]] = {}
+    def pixels(start: int) -> Tensor:
+        return scenes.pixels(range(start, min(start + _ENCODED_TOGETHER, len(scenes))), size=size)
 
-    def __call__(self, which: slice) -> Tensor:
-        """Return uint8 [n, 3, s, s], the scenes at `which`."""
-        own = self._begun.pop(which.start, None) or self._begin(which.start)
-        following = which.start + _ENCODED_TOGETHER * processes().count
-        if following < len(self._scenes):
-            self._begun[following] = self._begin(following)
-        return own.result()
+    def following(start: int) -> int | None:
+        coming = start + _ENCODED_TOGETHER * processes().count
+        return coming if coming < len(scenes) else None
 
-    def _begin(self, start: int) -> "Future[Tensor]":
-        chosen = range(start, min(start + _ENCODED_TOGETHER, len(self._scenes)))
-        return self._thread.submit(self._scenes.pixels, chosen, size=self._size)
+    return Prefetch(pixels, following)

@@ -25,7 +25,6 @@ from geodistill.prior.base import source_of
 from geodistill.prior.catalogue import SCRATCH
 from geodistill.privacy.overlap import known
 from geodistill.processes import processes
-from geodistill.progress import stages
 from geodistill.provenance import Made
 from geodistill.run import write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
@@ -95,9 +94,8 @@ def _measured(distilled: DistilledSet, data: SceneData, config: Config, folder: 
         protocol: {name: Task(one, protocol, PRETRAINED, config.seed) for name, one in trainings.items()}
         for protocol in (VERDICT_PROTOCOL, _PROBE)
     }
-    with stages() as advance:
-        bench = Bench(data, config.size, store=folder, progress=advance)
-        bench.train_all(task for pair in tasks.values() for task in pair.values())
+    bench = Bench(data, config.size, store=folder)
+    bench.train_all(task for pair in tasks.values() for task in pair.values())
     worths = {protocol: _worth(bench, pair) for protocol, pair in tasks.items()}
     return SelfTest(len(bench.test), _seen(bench.test, config), worths[VERDICT_PROTOCOL], worths[_PROBE])
 

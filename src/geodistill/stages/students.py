@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from geodistill.config import Config
 from geodistill.devices import accelerator
 from geodistill.evaluation.protocols import augment, train_classifier
-from geodistill.evaluation.workers import kept_memory
 from geodistill.networks import PRETRAINED, backbone_features, build_network
 from geodistill.progress import progress
 from geodistill.run import save_tensors
@@ -94,7 +93,7 @@ def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tu
             save_tensors({**weights, "features": backbone_features(shown.pixels, network=student)}, files[done])
 
     if not all(file.exists() for file in files.values()):
-        with progress(f"students {rank + 1}", counts[-1]) as advance, kept_memory():
+        with progress(f"students {rank + 1}", counts[-1]) as advance:
             train_classifier(
                 "finetune",
                 PRETRAINED,
@@ -103,7 +102,7 @@ def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tu
                 classes=shown.classes,
                 seed=derive_seed(config.seed, "student of round", rank),
                 steps=counts[-1],
-                progress=lambda done, _: advance(done),
+                advance=advance,
                 visit=keep,
             )
     return [_load(file, shown.classes) for file in files.values()]

@@ -6,9 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from geodistill.evaluation.labeller import load_labeller, save_labeller, train_labeller
-from geodistill.evaluation.protocols import recipe_steps
 from geodistill.pipeline import LABELLER, TEACHER
-from geodistill.progress import progress
 from geodistill.provenance import Made
 from geodistill.scenes.splits import hold_out
 from geodistill.stages.context import Context
@@ -44,9 +42,7 @@ def label(context: Context) -> Made[nn.Module] | None:
         return None
 
     def build(folder: Path) -> None:
-        with progress("labeller", recipe_steps("finetune", len(scenes), None)) as advance:
-            network = train_labeller(scenes, config.size, progress=lambda done, of: advance(done))
-        save_labeller(network, folder / _LABELLER)
+        save_labeller(train_labeller(scenes, config.size), folder / _LABELLER)
 
     def load(folder: Path) -> nn.Module:
         return load_labeller(folder / _LABELLER, len(scenes.classes))
