@@ -65,7 +65,7 @@ class LatentsSettings(_Settings):
 
 
 class TeacherSettings(_Settings):
-    """The classifier of real latents that scores candidates and gives the consistency loss."""
+    """The latent teacher: a classifier of real latents that scores candidates and gives the consistency loss."""
 
     steps: int = Field(1000, ge=1, description="training steps")
     batch: int = Field(64, ge=1, description="latents per step")

@@ -20,7 +20,8 @@ from geodistill.config import Config, load_config
 from geodistill.descriptions import Description, Exchange
 from geodistill.errors import ConfigError, DescriberError, PriorError, RunError, SceneError
 from geodistill.evaluation import protocols
-from geodistill.evaluation.labeller import load_labeller, soft_labels, train_labeller
+from geodistill.evaluation.soft_label_teacher import load_soft_label_teacher, soft_labels, train_soft_label_teacher
+from geodistill.latent_teacher import load_latent_teacher, predict
 from geodistill.networks import backbone_features
 from geodistill.prior.base import load_prior
 from geodistill.prior.catalogue import BaseFacts, facts_text
@@ -32,7 +33,6 @@ from geodistill.seeding import derive_seed
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
 from geodistill.stages.distilled import about
-from geodistill.teacher import load_teacher, predict
 
 
 def _with(config: Config, **changes: object) -> Config:
@@ -282,7 +282,7 @@ def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
     herded = _with(one, selection={"by": "herding"}, refinement={"steps": 0})
     distilled = distill(pair, herded, out=tmp_path / "run")
     candidates = load_file(tmp_path / "run" / "candidates" / "candidates.safetensors")["latents"]
-    prior, teacher = load_prior(one.base), load_teacher(tmp_path / "run" / "teacher")
+    prior, teacher = load_prior(one.base), load_latent_teacher(tmp_path / "run" / "teacher")
 
     def features(latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         return torch.cat([predict(teacher, latents)[1], backbone_features(pixels)], dim=1)
@@ -299,16 +299,16 @@ def test_herding_takes_the_candidates_whose_mean_is_nearest_to_the_class(
 def test_soft_labels_are_stored_with_the_images_and_change_none(
     pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = train_labeller
+    train = train_soft_label_teacher
     monkeypatch.setattr(
-        "geodistill.stages.teacher.train_labeller", lambda *args, **named: train(*args, steps=2, **named)
+        "geodistill.stages.teacher.train_soft_label_teacher", lambda *args, **named: train(*args, steps=2, **named)
     )
     monkeypatch.setattr(protocols, "BATCH", 8)
     plain = distill(pair, on_pipeline, out=tmp_path / "plain")
     labelled = distill(pair, on_pipeline.model_copy(update={"soft_labels": True}), out=tmp_path / "labelled")
     assert torch.equal(plain.images, labelled.images)
     assert not [record for record in plain.records if "soft_label" in record]
-    network = load_labeller(tmp_path / "labelled" / "labeller" / "labeller.safetensors", 2)
+    network = load_soft_label_teacher(tmp_path / "labelled" / "labeller" / "labeller.safetensors", 2)
     stored = torch.tensor([record["soft_label"] for record in labelled.records])
     assert torch.allclose(stored, soft_labels(network, labelled.images), atol=6e-5)
     again = geodistill.DistilledSet.load(tmp_path / "labelled" / "distilled")

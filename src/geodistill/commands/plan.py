@@ -31,6 +31,7 @@ from geodistill.descriptions.models import SERVER
 from geodistill.devices import accelerator, dtype_for
 from geodistill.errors import PriorError
 from geodistill.evaluation.protocols import BATCH, recipe_steps
+from geodistill.latent_teacher import LatentTeacher
 from geodistill.networks import PRETRAINED, build_network, embed
 from geodistill.pipeline import (
     ADAPTER,
@@ -67,7 +68,6 @@ from geodistill.stages.refinement import steps_of_rounds
 from geodistill.stages.screen import weaker
 from geodistill.stages.self_test import VERDICT_PROTOCOL
 from geodistill.stages.students import views_of_scenes
-from geodistill.teacher import Teacher
 
 # The part of stage `refined` that trains classifiers.
 _STUDENTS = "students"
@@ -288,7 +288,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     drawn = slots * sampling.candidates
     tested = slots * draws_per_prototype(len(scenes.classes), config)
     image, latent = _image(config.size), parts.latents(config.size)
-    teacher = Teacher(latent.shape[1], len(scenes.classes), config.teacher.width).to("meta")
+    teacher = LatentTeacher(latent.shape[1], len(scenes.classes), config.teacher.width).to("meta")
     taught_latents = config.teacher.steps * config.teacher.batch
     step = _operations(lambda: _denoised(parts, latent))
     decoding = _decoding(parts, latent)

@@ -24,12 +24,17 @@ from geodistill.distilled import MANIFEST, DistilledSet
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation.classifier import SUFFIX, About
 from geodistill.evaluation.fidelity import Score, fid, kid
-from geodistill.evaluation.labeller import VERSION as LABELLER_VERSION
-from geodistill.evaluation.labeller import load_labeller, save_labeller, soft_labels, train_labeller
 from geodistill.evaluation.measures import Measures, measure
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, takes_soft_labels, train_and_predict
 from geodistill.evaluation.rows import renamed
 from geodistill.evaluation.similarity import nearest_similarity
+from geodistill.evaluation.soft_label_teacher import VERSION as TEACHER_VERSION
+from geodistill.evaluation.soft_label_teacher import (
+    load_soft_label_teacher,
+    save_soft_label_teacher,
+    soft_labels,
+    train_soft_label_teacher,
+)
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.networks import backbone_features, pooled_features
 from geodistill.privacy.nearness import Nearness, RealDistances, nearness_ratio, real_distances
@@ -186,7 +191,7 @@ class Bench:
         cell = (task.protocol, task.network)
         version: list[Any] = [PREDICTIONS[task.protocol]]
         if takes_soft_labels(task.protocol):
-            version += [LABELLER_VERSION, self.train.fingerprint()]
+            version += [TEACHER_VERSION, self.train.fingerprint()]
         return fingerprint(*version, task.training.key, self.test.fingerprint(), *cell, self.size, seed, steps)
 
     def _known(self, key: str, task: Task) -> bool:
@@ -237,7 +242,7 @@ class Bench:
             key = (task.training.key, soft)
             if key not in arrays:
                 images, labels = task.training.read()
-                labels = soft_labels(self._labeller, images) if soft else labels
+                labels = soft_labels(self._soft_label_teacher, images) if soft else labels
                 arrays[key] = (images.numpy(), labels.numpy())
             own = arrays[key]
             save = self._saved(name, task)
@@ -251,16 +256,16 @@ class Bench:
         return F.normalize(self._test_pooled, dim=1) if images is self._test_pixels else backbone_features(images)
 
     @cached_property
-    def _labeller(self) -> nn.Module:
-        key = fingerprint(LABELLER_VERSION, self.train.fingerprint(), self.size, self.steps)
+    def _soft_label_teacher(self) -> nn.Module:
+        key = fingerprint(TEACHER_VERSION, self.train.fingerprint(), self.size, self.steps)
         path = self._path(f"labeller-{key[:16]}.safetensors")
         if path and path.is_file():
-            return load_labeller(path, len(self.train.classes))
-        labeller = train_labeller(self.train, self.size, steps=self.steps)
+            return load_soft_label_teacher(path, len(self.train.classes))
+        teacher = train_soft_label_teacher(self.train, self.size, steps=self.steps)
         if path:
             with explain_os_errors(path.parent):
-                save_labeller(labeller, path)
-        return labeller
+                save_soft_label_teacher(teacher, path)
+        return teacher
 
     @cached_property
     def _test_pixels(self) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from geodistill.config import FinetuneSettings
 from geodistill.devices import compiled_in_place
+from geodistill.latent_teacher import LatentTeacher
 from geodistill.pipeline import ADAPTER
 from geodistill.prior.base import Prior
 from geodistill.prior.finetune import add_adapter, free_all, merge_adapter, save_adapter, save_whole, trains_all
@@ -18,7 +19,6 @@ from geodistill.processes import processes
 from geodistill.provenance import Made
 from geodistill.seeding import derive_seed
 from geodistill.stages.context import Context, unless_default
-from geodistill.teacher import Teacher
 
 # Number of latent positions per thread above which an adaptation on a CPU is compiled. Compiling takes three minutes. A
 # step of the compact U-Net then takes 0.46 s instead of 0.95 s on one thread, but 0.40 s instead of 0.58 s on two.
@@ -30,7 +30,7 @@ def finetune(
     prior: Made[Prior],
     latents: Made[Tensor],
     texts: Made[list[list[str]]],
-    further: Made[Teacher] | nn.Module | None = None,
+    further: Made[LatentTeacher] | nn.Module | None = None,
 ) -> Made[Prior]:
     """Train the adapter in stage `adapter`, merge it into the prior and return the prior; with 0 steps, unchanged.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geodistill.config import Config
 from geodistill.errors import PrivacyError
+from geodistill.latent_teacher import LatentTeacher, predict
 from geodistill.networks import backbone_features
 from geodistill.pipeline import CHOSEN
 from geodistill.prior.base import Prior
@@ -21,7 +22,6 @@ from geodistill.selection import by_coverage, by_margin, herd
 from geodistill.stages.candidates import Candidates, decode
 from geodistill.stages.context import Context
 from geodistill.stages.latents import scene_features
-from geodistill.teacher import Teacher, predict
 
 _CHOSEN = "chosen.safetensors"
 
@@ -53,7 +53,7 @@ def choose(
     prior: Made[Prior],
     candidates: Made[Candidates],
     latents: Made[Tensor],
-    teacher: Made[Teacher],
+    teacher: Made[LatentTeacher],
 ) -> Made[Chosen]:
     """Return IPC selected candidates of each class from stage `chosen`.
 

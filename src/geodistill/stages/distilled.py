@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geodistill.distilled import DistilledSet
-from geodistill.evaluation.labeller import soft_labels
+from geodistill.evaluation.soft_label_teacher import soft_labels
 from geodistill.pipeline import DISTILLED, KEPT
 from geodistill.prior.base import Prior, source_of
 from geodistill.prior.catalogue import SCRATCH, read_facts
@@ -18,7 +18,7 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.stages.candidates import MOST_CANDIDATES, Candidates, decode, slot_labels
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
-from geodistill.stages.teacher import label
+from geodistill.stages.teacher import soft_label_teacher
 
 Records = tuple[dict[str, Any], ...]
 
@@ -28,18 +28,18 @@ def write_chosen(
 ) -> Made[DistilledSet]:
     """Return the distilled set of DPD; `texts` are the descriptions of the slots."""
     scenes, config = context.scenes, context.config
-    labeller = label(context)
+    teacher = soft_label_teacher(context)
 
     def build(folder: Path) -> None:
         images, labels = decode(prior.value, chosen.value.latents, config), slot_labels(scenes, config)
         records = describe_images(context, chosen.value, labels, texts.value)
-        if labeller is not None:
-            soft = soft_labels(labeller.value, images).double().round(decimals=4).tolist()
+        if teacher is not None:
+            soft = soft_labels(teacher.value, images).double().round(decimals=4).tolist()
             records = tuple({**record, "soft_label": own} for record, own in zip(records, soft, strict=True))
         facts = about(context) | ({"screened": True} if config.privacy == "screen" else {})
         DistilledSet(images, labels, scenes.classes, records, facts).write(folder)
 
-    given = [chosen, *([] if labeller is None else [labeller])]
+    given = [chosen, *([] if teacher is None else [teacher])]
     return context.run.make(DISTILLED, build, DistilledSet.load, given=given)
 
 

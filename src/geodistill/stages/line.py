@@ -10,7 +10,6 @@ from geodistill.pipeline import (
     DESCRIPTIONS,
     DISTILLED,
     FEATURES,
-    LABELLER,
     LATENTS,
     MOMENTS,
     PRIVATE_ADAPTER,
@@ -21,6 +20,7 @@ from geodistill.pipeline import (
     REFINED,
     SCREENED,
     SELF_TEST,
+    SOFT_LABEL_TEACHER,
     TEACHER,
 )
 from geodistill.prior.catalogue import SCRATCH
@@ -49,7 +49,7 @@ def line(config: Config) -> tuple[Stage, ...]:
         SCREENED: config.privacy == "screen",
         CHOSEN: True,
         REFINED: refines,
-        LABELLER: config.soft_labels,
+        SOFT_LABEL_TEACHER: config.soft_labels,
         DISTILLED: True,
         SELF_TEST: bool(config.self_test.held_out),
     }

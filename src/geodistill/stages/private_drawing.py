@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geodistill.distilled import DistilledSet
+from geodistill.latent_teacher import LatentTeacher, predict
 from geodistill.networks import backbone_features, fold_norms, pretrained
 from geodistill.pipeline import CANDIDATES, CHOSEN, DISTILLED, PRIVATE_CANDIDATES, PRIVATE_REFINED
 from geodistill.prior.base import Prior, source_of
@@ -24,7 +25,6 @@ from geodistill.stages.distilled import about, describe_images
 from geodistill.stages.noise import seed_of_noise
 from geodistill.stages.private import PrivateContext, guarantee
 from geodistill.stages.private_means import Profiles, Starts, make_moments
-from geodistill.teacher import Teacher, predict
 
 
 def noisy_slots(
@@ -74,7 +74,7 @@ def choose_privately(
     prior: Made[Prior],
     candidates: Made[Candidates],
     profiles: Made[Profiles],
-    teacher: Made[Teacher] | None,
+    teacher: Made[LatentTeacher] | None,
 ) -> Made[Chosen]:
     """Return the candidates that herding selects towards the noisy mean of their class, from stage `chosen`."""
     config = context.config

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from geodistill.latent_teacher import LatentTeacher, load_latent_teacher, save_latent_teacher
 from geodistill.pipeline import PRIVATE_ADAPTER, TEACHER
 from geodistill.prior.base import Prior
 from geodistill.prior.finetune import add_adapter, merge_adapter, save_adapter
@@ -19,13 +20,12 @@ from geodistill.privacy.noisy import SecretNoise
 from geodistill.provenance import Made
 from geodistill.seeding import derive_seed, secret_generator
 from geodistill.stages.private import PrivateContext, adapter_training, has_teacher, teacher_training
-from geodistill.teacher import Teacher, load_teacher, save_teacher
 
 # Channels of the teacher: few, as the total noise grows with the number of weights.
 _WIDTH = 32
 
 
-def teach_privately(context: PrivateContext, latents: Made[Tensor]) -> Made[Teacher] | None:
+def teach_privately(context: PrivateContext, latents: Made[Tensor]) -> Made[LatentTeacher] | None:
     """Return the frozen teacher, or None if the settings need none. Measuring its accuracy would cost budget."""
     scenes, config = context.scenes, context.config
     if not has_teacher(config):
@@ -36,7 +36,7 @@ def teach_privately(context: PrivateContext, latents: Made[Tensor]) -> Made[Teac
         by, views = secret_generator(), latents.value
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(config.seed, "teacher"))
-            teacher = Teacher(views.shape[2], len(scenes.classes), _WIDTH)
+            teacher = LatentTeacher(views.shape[2], len(scenes.classes), _WIDTH)
         teacher.train().dropout.p = 0.0
 
         def loss_of(images: Tensor) -> Tensor:
@@ -44,11 +44,11 @@ def teach_privately(context: PrivateContext, latents: Made[Tensor]) -> Made[Teac
             return F.cross_entropy(teacher(views[images, view].float()), scenes.labels[images])
 
         train_privately(teacher, loss_of, training, noise=noise, by=SecretNoise(), title="teacher")
-        save_teacher(teacher, folder)
+        save_latent_teacher(teacher, folder)
         return {"steps": training.steps, "batch": training.batch, "noise": noise}
 
     given = ["private", latents, config.teacher.model_dump(), config.seed, noise]
-    return context.run.make(TEACHER, build, load_teacher, given=given)
+    return context.run.make(TEACHER, build, load_latent_teacher, given=given)
 
 
 def finetune_privately(
@@ -56,7 +56,7 @@ def finetune_privately(
     prior: Made[Prior],
     latents: Made[Tensor],
     texts: Made[list[str]],
-    teacher: Made[Teacher] | None,
+    teacher: Made[LatentTeacher] | None,
 ) -> Made[Prior]:
     """Train the adapter by DP-SGD, merge it into the prior and return the prior; `texts` holds one prompt per class."""
     scenes, config, settings = context.scenes, context.config, context.config.finetune

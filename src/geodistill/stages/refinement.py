@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from geodistill.config import Config
+from geodistill.latent_teacher import LatentTeacher, predict
 from geodistill.networks import fold_norms, pretrained
 from geodistill.pipeline import REFINED
 from geodistill.prior.base import Prior
@@ -24,14 +25,13 @@ from geodistill.stages.context import Context
 from geodistill.stages.latents import scene_features
 from geodistill.stages.screen import keeps_away
 from geodistill.stages.students import Shown, show_scenes, students
-from geodistill.teacher import Teacher, predict
 
 # Every `_RANDOM_EVERY`th step uses a random network: chosen on a quarter of AID's training scenes
 # (docs/experiments.md).
 _RANDOM_EVERY = 4
 
 
-def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher: Made[Teacher]) -> Made[Chosen]:
+def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher: Made[LatentTeacher]) -> Made[Chosen]:
     """Return `chosen` with its latents optimised by `refinement.refine`, from stage `refined`.
 
     The steps are divided into rounds. Each round first fine-tunes a classifier on the current set, as the set's users

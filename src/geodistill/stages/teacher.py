@@ -1,27 +1,31 @@
-"""Stages `teacher` and `labeller`: the classifier of real latents, and the classifier that gives soft labels."""
+"""The teachers: of latents (stage `teacher`), and of soft labels for images (stage `labeller`)."""
 
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from geodistill.evaluation.labeller import load_labeller, save_labeller, train_labeller
-from geodistill.pipeline import LABELLER, TEACHER
+from geodistill.evaluation.soft_label_teacher import (
+    load_soft_label_teacher,
+    save_soft_label_teacher,
+    train_soft_label_teacher,
+)
+from geodistill.latent_teacher import LatentTeacher, load_latent_teacher, train_latent_teacher
+from geodistill.pipeline import SOFT_LABEL_TEACHER, TEACHER
 from geodistill.provenance import Made
 from geodistill.scenes.splits import hold_out
 from geodistill.stages.context import Context
-from geodistill.teacher import Teacher, load_teacher, train_teacher
 
-_LABELLER = "labeller.safetensors"
+_WEIGHTS = "labeller.safetensors"
 
 
-def teach(context: Context, latents: Made[Tensor]) -> Made[Teacher]:
-    """Return the frozen teacher from stage `teacher`."""
+def teach(context: Context, latents: Made[Tensor]) -> Made[LatentTeacher]:
+    """Return the frozen latent teacher from stage `teacher`."""
     scenes, config = context.scenes, context.config
 
     def build(folder: Path) -> dict[str, Any]:
         _, held = hold_out(scenes, config.teacher.held_out, TEACHER.name)
-        return train_teacher(
+        return train_latent_teacher(
             latents.value,
             scenes.labels,
             held,
@@ -32,19 +36,19 @@ def teach(context: Context, latents: Made[Tensor]) -> Made[Teacher]:
         )
 
     given = [latents, config.teacher.model_dump(), config.seed]
-    return context.run.make(TEACHER, build, load_teacher, given=given)
+    return context.run.make(TEACHER, build, load_latent_teacher, given=given)
 
 
-def label(context: Context) -> Made[nn.Module] | None:
-    """Return the labeller from stage `labeller`, or None where no soft labels are asked for."""
+def soft_label_teacher(context: Context) -> Made[nn.Module] | None:
+    """Return the soft-label teacher from stage `labeller`, or None if no soft labels are asked for."""
     scenes, config = context.scenes, context.config
     if not config.soft_labels:
         return None
 
     def build(folder: Path) -> None:
-        save_labeller(train_labeller(scenes, config.size), folder / _LABELLER)
+        save_soft_label_teacher(train_soft_label_teacher(scenes, config.size), folder / _WEIGHTS)
 
     def load(folder: Path) -> nn.Module:
-        return load_labeller(folder / _LABELLER, len(scenes.classes))
+        return load_soft_label_teacher(folder / _WEIGHTS, len(scenes.classes))
 
-    return context.run.make(LABELLER, build, load, given=[scenes.fingerprint(), config.size])
+    return context.run.make(SOFT_LABEL_TEACHER, build, load, given=[scenes.fingerprint(), config.size])

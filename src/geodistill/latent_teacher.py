@@ -36,7 +36,7 @@ class _Block(nn.Module):
         return y
 
 
-class Teacher(nn.Module):
+class LatentTeacher(nn.Module):
     """Residual network from latents [n, C, h, w] to logits [n, classes].
 
     Args:
@@ -72,7 +72,7 @@ class Teacher(nn.Module):
         return logits
 
 
-def train_teacher(
+def train_latent_teacher(
     latents: Tensor,
     labels: Tensor,
     held: Tensor,
@@ -107,40 +107,40 @@ def train_teacher(
         )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "teacher"))
-        teacher = _channels_last(Teacher(latents.shape[2], classes, settings.width)).to(accelerator())
+        teacher = _channels_last(LatentTeacher(latents.shape[2], classes, settings.width)).to(accelerator())
         dtype = dtype_for("f32" if precision == "f16" else precision, accelerator())
         _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed, dtype)
     teacher.eval()
     accuracy = _accuracy(teacher, latents[held, 0], labels[held])
     chance = float(torch.bincount(labels).max()) / len(labels)  # accuracy of always predicting the largest class
     _refuse_chance(accuracy, chance, len(held))
-    save_teacher(teacher, folder)
+    save_latent_teacher(teacher, folder)
     return {"held_out_accuracy": round(accuracy, 4), "chance": round(chance, 4), "held_out_scenes": len(held)}
 
 
-def save_teacher(teacher: Teacher, folder: Path) -> None:
+def save_latent_teacher(teacher: LatentTeacher, folder: Path) -> None:
     """Save `teacher` in `folder` as teacher.safetensors and teacher.json."""
     weights = {name: value.cpu().contiguous() for name, value in teacher.state_dict().items()}
     save_file(weights, folder / "teacher.safetensors")
     write_atomic(folder / "teacher.json", json.dumps(teacher.settings))
 
 
-def load_teacher(folder: Path) -> Teacher:
+def load_latent_teacher(folder: Path) -> LatentTeacher:
     """Return the frozen teacher saved in `folder`."""
-    teacher = Teacher(**json.loads((folder / "teacher.json").read_text()))
+    teacher = LatentTeacher(**json.loads((folder / "teacher.json").read_text()))
     teacher.load_state_dict(load_file(folder / "teacher.safetensors"))
     return _channels_last(teacher).to(accelerator()).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
-def predict(teacher: Teacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
+def predict(teacher: LatentTeacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Return logits [n, classes] and L2-normalised features [n, D] of latents [n, C, h, w]."""
     device = teacher.head.weight.device
     features = torch.cat([teacher.features(part.to(device).float()) for part in latents.split(batch)])
     return teacher.head(features).cpu(), F.normalize(features, dim=1).cpu()
 
 
-def _channels_last(teacher: Teacher) -> Teacher:
+def _channels_last(teacher: LatentTeacher) -> LatentTeacher:
     # The memory layout in which convolutions are fastest; torch's type hints do not allow it in `to`.
     return teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -152,7 +152,7 @@ def _all_but(count: int, held: Tensor) -> Tensor:
 
 
 def _fit(
-    teacher: Teacher,
+    teacher: LatentTeacher,
     latents: Tensor,
     labels: Tensor,
     kept: Tensor,
@@ -181,7 +181,7 @@ def _fit(
 
 
 @torch.inference_mode()
-def _accuracy(teacher: Teacher, latents: Tensor, labels: Tensor) -> float:
+def _accuracy(teacher: LatentTeacher, latents: Tensor, labels: Tensor) -> float:
     logits, _ = predict(teacher, latents)
     return float((logits.argmax(dim=1) == labels).float().mean())
 

@@ -1,8 +1,8 @@
-"""The labeller: a classifier that is trained on all real training scenes and gives any image its soft label.
+"""The soft-label teacher: a classifier trained on all real training scenes, which gives any image its soft label.
 
 The protocols finetune-soft and scratch-soft train on its probabilities instead of classes (Hinton et al. 2015; as a
 part of distilled sets: Qin et al., "A Label is Worth a Thousand Images", NeurIPS 2024). All methods use the same
-labeller, so it gives none of them an advantage.
+teacher, so it gives none of them an advantage.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ from geodistill.progress import progress
 from geodistill.run import save_tensors
 from geodistill.scenes.scenes import Scenes
 
-# Raise this number when the same scenes give another labeller.
+# Raise this number when the same scenes give another teacher.
 VERSION = 1
 
 
-def train_labeller(scenes: Scenes, size: int, *, steps: int | None = None) -> nn.Module:
+def train_soft_label_teacher(scenes: Scenes, size: int, *, steps: int | None = None) -> nn.Module:
     """Return the pretrained network finetuned on all `scenes` at `size` pixels, under the protocol finetune, seed 0.
 
     Raises the errors of `train_classifier`.
     """
     images = scenes.pixels(size=size)
-    with progress("labeller", recipe_steps("finetune", len(scenes), steps)) as advance:
+    with progress("soft-label teacher", recipe_steps("finetune", len(scenes), steps)) as advance:
         return train_classifier(
             "finetune",
             PRETRAINED,
@@ -41,18 +41,18 @@ def train_labeller(scenes: Scenes, size: int, *, steps: int | None = None) -> nn
         )
 
 
-def soft_labels(labeller: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def soft_labels(teacher: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return class probabilities float32 [n, classes] of uint8 images [n, 3, s, s]."""
-    return predict(labeller, images).softmax(dim=1)
+    return predict(teacher, images).softmax(dim=1)
 
 
-def save_labeller(labeller: nn.Module, path: Path) -> None:
-    """Write the labeller's weights to `path`, 14 MB."""
-    save_tensors(dict(labeller.state_dict()), path)
+def save_soft_label_teacher(teacher: nn.Module, path: Path) -> None:
+    """Write the teacher's weights to `path`, 14 MB."""
+    save_tensors(dict(teacher.state_dict()), path)
 
 
-def load_labeller(path: Path, classes: int) -> nn.Module:
-    """Return the labeller for `classes` classes that `save_labeller` wrote to `path`."""
-    labeller = build_network(PRETRAINED, classes, 0)
-    labeller.load_state_dict(load_file(path))
-    return labeller.to(accelerator()).eval()
+def load_soft_label_teacher(path: Path, classes: int) -> nn.Module:
+    """Return the teacher for `classes` classes that `save_soft_label_teacher` wrote to `path`."""
+    teacher = build_network(PRETRAINED, classes, 0)
+    teacher.load_state_dict(load_file(path))
+    return teacher.to(accelerator()).eval()
