@@ -59,6 +59,20 @@ _Data = Annotated[
     Path,
     typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>` (20 % become test images)."),
 ]
+_Bands = Annotated[
+    str,
+    typer.Option(
+        help="Bands of multi-band files: one or three numbers or names, such as 4,3,2. 'rgb' takes what the files say "
+        "are red, green and blue."
+    ),
+]
+_Scale = Annotated[
+    str,
+    typer.Option(
+        help="Values that become black and white: LOW,HIGH, or a pair for each band. 'auto' takes 8 bits as they are, "
+        "and the 1st and 99th percentile of the training scenes for other types."
+    ),
+]
 _Subject = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
 _Out = Annotated[Path, typer.Option(help="Run folder. The same command again continues a run that stopped.")]
 _Ipc = Annotated[int | None, typer.Option(help="Images per class [default: 10].")]
@@ -179,6 +193,8 @@ def distill(
     ] = None,
     describe: _Describe = None,
     size: _Size = None,
+    bands: _Bands = "rgb",
+    scale: _Scale = "auto",
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -233,7 +249,7 @@ def distill(
         check_method(method, settings.privacy)
         if METHODS[method].kind != "real":
             check_base(settings)
-        scenes = open_scenes(data).train
+        scenes = open_scenes(data, bands=bands, scale=scale).train
         result = run_distillation(
             scenes, settings, method=method, out=out, command=shlex.join(["geodistill", *sys.argv[1:]])
         )
@@ -260,6 +276,8 @@ def plan(
     base: Annotated[str | None, typer.Option(help="As in `distill`.")] = None,
     describe: _Describe = None,
     size: _Size = None,
+    bands: _Bands = "rgb",
+    scale: _Scale = "auto",
     config: _Config = None,
     set_: _Set = None,
     device: _Device = None,
@@ -279,7 +297,7 @@ def plan(
         sets = _with_describer(set_, describe)
         settings = load_config(config, sets, ipc=ipc, base=base, size=size)
         check_base(settings)
-        _print_plan(make_plan(open_scenes(data).train, settings, out))
+        _print_plan(make_plan(open_scenes(data, bands=bands, scale=scale).train, settings, out))
         _console.print("nothing was written: `geodistill distill` with the same options makes the set")
 
 
@@ -406,12 +424,13 @@ def evaluate(
     FID to the test images.
     """
     with _told(device):
+        from geodistill.commands.source import recorded_reading
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
         from geodistill.scenes import open_scenes
 
         folder, store = (what / DISTILLED.name, out or what) if (what / "run.json").is_file() else (what, out)
-        scenes, results = open_scenes(data), []
+        scenes, results = open_scenes(data, reading=recorded_reading(what)), []
         for name in network or ["efficientnet-lite0"]:
             result = run_evaluation(
                 folder,
@@ -464,6 +483,8 @@ def compare(
     full: _Full = True,
     base: Annotated[str | None, typer.Option(help="As in `distill`. All methods share it.")] = None,
     size: _Size = None,
+    bands: _Bands = "rgb",
+    scale: _Scale = "auto",
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -484,7 +505,7 @@ def compare(
 
         settings = load_config(config, set_ or [], base=base, size=size, seed=seed)
         run_comparison(
-            open_scenes(data),
+            open_scenes(data, bands=bands, scale=scale),
             settings,
             out=out,
             methods=methods or tuple(METHODS),
@@ -611,11 +632,12 @@ def audit(
     """
     with _told(device):
         from geodistill.commands.audit import audit as audit_folder
+        from geodistill.commands.source import recorded_reading
         from geodistill.privacy.audit import MEASURES
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
 
-        scenes = open_scenes(data)
+        scenes = open_scenes(data, reading=recorded_reading(what))
         target = out or (what / "audit" if (what / DISTILLED.name).is_dir() else Path("audit"))
         result, distilled, train = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
         write_audit_page(result, distilled, train, target / "audit.html")
@@ -652,10 +674,12 @@ def report(
     Without --owner the page contains no real image, no path, no command and no seed.
     """
     with _told():
+        from geodistill.commands.source import recorded_reading
         from geodistill.report import write_report
         from geodistill.scenes import open_scenes
 
-        page = write_report(run, out=out, data=open_scenes(data) if data else None, owner=owner)
+        scenes = open_scenes(data, reading=recorded_reading(run)) if data else None
+        page = write_report(run, out=out, data=scenes, owner=owner)
         _console.print(f"report: {page}", soft_wrap=True)
 
 

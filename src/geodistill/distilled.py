@@ -23,7 +23,8 @@ from PIL import Image
 from geodistill.errors import DistilledSetError, SceneError
 from geodistill.provenance import Kind
 from geodistill.run import explain_os_errors, write_atomic
-from geodistill.scenes.images import SUFFIXES, read_image
+from geodistill.scenes.readers import SUFFIXES
+from geodistill.scenes.reading import PLAIN, Reading, read_image
 from geodistill.scenes.scenes import check_class_name, unfit_for_windows
 
 log = logging.getLogger("geodistill")
@@ -45,8 +46,9 @@ class DistilledSet:
 
     `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
     keys from RECORD_KEYS. `about`: method, real_pixels (true if the images are unchanged real ones), derived (true if
-    they are changed real ones), config, versions, base (name, archives and terms, if known), guarantee (of privacy, if
-    any), screened (true if the set was screened); all of it representable in JSON.
+    they are changed real ones), config, versions, base (name, archives and terms, if known), reading (how files became
+    images, if they were not plain 8-bit images), guarantee (of privacy, if any), screened (true if the set was
+    screened); all of it representable in JSON.
     Raises DistilledSetError if these do not fit together.
     """
 
@@ -94,6 +96,12 @@ class DistilledSet:
             return False
         return "seed" in self.about.get("config", {}) or any(_ORIGIN & record.keys() for record in self.records)
 
+    @property
+    def reading(self) -> Reading | None:
+        """Return how the files of the source scenes became images; None if the set does not say."""
+        found = self.about.get("reading")
+        return None if found is None else Reading.from_dict(found)
+
     def save(self, folder: Path | str) -> Path:
         """Write the set to `folder`, completely or not at all, and return the path; an earlier set there is replaced.
 
@@ -137,20 +145,22 @@ class DistilledSet:
         return paths
 
     @classmethod
-    def load(cls, folder: Path | str, *, size: int | None = None) -> "DistilledSet":
+    def load(cls, folder: Path | str, *, size: int | None = None, reading: Reading = PLAIN) -> "DistilledSet":
         """Read a set from `folder`: one that `save` wrote, or any plain image folder `<class>/<image>`.
 
         Images are cropped to their central square; with `size` all are resized to it, otherwise they must have one
-        size. Raises DistilledSetError if the folder is neither.
+        size. `reading` says how files of a plain folder become images. Raises DistilledSetError if the folder is
+        neither.
         """
         # A set that waits to be put in place is read where it is: moving it could collide with a process that saves.
-        root = ready if (ready := _ready(Path(folder).absolute())).is_dir() else Path(folder)
+        ready = _ready(Path(folder).absolute())
+        root = ready if ready.is_dir() else Path(folder)
         if not root.is_dir():
             raise DistilledSetError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
         if (root / MANIFEST).is_file():
             return _load_own(root, size)
         classes, files = _list_plain(root)
-        images = _read_images([path for path, _ in files], size, root)
+        images = _read_images([path for path, _ in files], size, root, reading)
         return cls(images, torch.tensor([label for _, label in files]), classes, (), {"method": "unknown"})
 
 
@@ -275,9 +285,9 @@ def _list_plain(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
     return classes, files
 
 
-def _read_images(paths: list[Path], size: int | None, root: Path) -> torch.Tensor:
+def _read_images(paths: list[Path], size: int | None, root: Path, reading: Reading = PLAIN) -> torch.Tensor:
     """Return uint8 [n, 3, s, s] of the central squares."""
-    images = [_read_square(path, size) for path in paths]
+    images = [_read_square(path, size, reading) for path in paths]
     sizes = sorted({image.shape[-1] for image in images})
     if len(sizes) > 1:
         raise DistilledSetError(f"{root}: images of {len(sizes)} sizes ({sizes[0]} to {sizes[-1]} px): give one size")
@@ -286,9 +296,9 @@ def _read_images(paths: list[Path], size: int | None, root: Path) -> torch.Tenso
     return torch.stack(images)
 
 
-def _read_square(path: Path, size: int | None) -> torch.Tensor:
+def _read_square(path: Path, size: int | None, reading: Reading) -> torch.Tensor:
     try:
-        image = read_image(path)
+        image = read_image(path, reading)
     except SceneError as error:
         raise DistilledSetError(str(error)) from error
     side = min(image.size)

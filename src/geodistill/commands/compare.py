@@ -32,7 +32,7 @@ from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.stages.base import load_base, tell_of_base
 from geodistill.stages.checks import check_base, check_counts
-from geodistill.stages.context import Context
+from geodistill.stages.context import Context, reading_of, run_settings
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def compare(
         "config": {name: value for name, value in recorded(config).items() if name != "ipc"},
         "scenes": data.train.fingerprint(),
         "test": bench.test.fingerprint(),
+        **reading_of(data.train),
     }
     with Run(Path(out), settings, command) as run:
         write_atomic(run.folder / "config.toml", to_toml(config))
@@ -178,8 +179,7 @@ def _make_one(
     method: str, train: Scenes, config: Config, lender: Run, folder: Path
 ) -> tuple[DistilledSet, dict[str, float]]:
     """Return the set and the cost of making it."""
-    settings = {"method": method, "config": recorded(config), "scenes": train.fingerprint()}
-    with Run(folder, settings, lender=lender) as run:
+    with Run(folder, run_settings(method, config, train), lender=lender) as run:
         write_atomic(folder / "config.toml", to_toml(config))
         distilled = make_distilled(method, Context(train, config, run)).value
         used = [run.record_of(stage) for stage in dict.fromkeys(run.used) if stage is not BASE]

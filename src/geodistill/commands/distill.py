@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from geodistill.config import Config, recorded, to_toml, without_self_test
+from geodistill.config import Config, to_toml, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.methods import METHODS, check_method, make_distilled
@@ -14,7 +14,7 @@ from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.base import tell_of_base
 from geodistill.stages.checks import check_counts
-from geodistill.stages.context import Context
+from geodistill.stages.context import Context, run_settings
 from geodistill.stages.held_out import set_apart
 from geodistill.stages.self_test import run_self_test
 
@@ -64,8 +64,7 @@ def distill(
     else:
         check_counts(scenes, config.ipc, config.privacy)
     apart = set_apart(scenes, config)
-    settings = {"method": method, "config": recorded(config), "scenes": scenes.fingerprint()}
-    with Run(Path(out), settings, command) as run:
+    with Run(Path(out), run_settings(method, config, scenes), command) as run:
         context = Context(apart.train, config, run, METHODS[method])
         if processes().main:
             write_atomic(run.folder / "config.toml", to_toml(config))

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from geodistill.config import Config, read_recorded, recorded
-from geodistill.distilled import DistilledSet
+from geodistill.config import Config, read_recorded
+from geodistill.distilled import MANIFEST, DistilledSet
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
 from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, OWN, PROTOTYPES
@@ -20,11 +20,12 @@ from geodistill.privacy.overlap import told_overlap
 from geodistill.privacy.replay import Draws
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, read_secret
+from geodistill.scenes.reading import Reading
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import generator
 from geodistill.stages.candidates import MOST_CANDIDATES
 from geodistill.stages.chosen import Chosen
-from geodistill.stages.context import Context
+from geodistill.stages.context import Context, run_settings
 from geodistill.stages.following import chosen_sampling
 from geodistill.stages.held_out import set_apart
 from geodistill.stages.latents import reuse_encoded
@@ -133,6 +134,16 @@ def read_source(folder: Path, train: Scenes) -> Source:
     return source
 
 
+def recorded_reading(folder: Path) -> Reading | None:
+    """Return how files became images for the run or the distilled set in `folder`; None if it does not say."""
+    for path, where in ((folder / "run.json", "settings"), (folder / MANIFEST, "about")):
+        try:
+            return Reading.from_dict(json.loads(path.read_text(encoding="utf-8"))[where]["reading"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
 def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tuple[DistilledSet, Tensor]]:
     """Return `count` sets made as `source` was, each from a random half of every class, with these scenes' indices.
 
@@ -150,8 +161,7 @@ def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tu
     for rank in range(count):
         part = _half(train, rank)
         scenes = train.subset(part)
-        asked = {"method": source.method, "config": recorded(source.config)}
-        settings = asked | {"scenes": scenes.fingerprint()}
+        settings = run_settings(source.method, source.config, scenes)
         with Run(out / f"shadow-{rank}", settings, "geodistill audit") as run:
             reuse_encoded(source.folder, train, part, source.config, run)
             made.append((make_distilled(source.method, Context(scenes, source.config, run)).value, part))

@@ -27,6 +27,7 @@ from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
 from geodistill.evaluation.protocols import check_protocol
 from geodistill.networks import PRETRAINED
 from geodistill.provenance import fingerprint
+from geodistill.scenes.reading import Reading
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.seeding import generator
 
@@ -99,6 +100,7 @@ def evaluate(
     Args:
         distilled: a DistilledSet, the folder of a saved one, or any image folder `<class>/<image>`.
         data: real scenes with the same class names; classifiers are tested on `test`, `train` gives the references.
+            Their files are read as those were that the set was made from.
         protocol: probe, finetune, scratch, finetune-soft or scratch-soft.
         network: a name that `check_network` knows.
         seeds: their number (0, 1, ...), or the seeds themselves.
@@ -117,7 +119,9 @@ def evaluate(
     """
     check_protocol(protocol, network)
     chosen = _seeds(seeds)
-    subject = _sized(distilled, size)
+    subject = _sized(distilled, size, data.train.reading)
+    if subject.reading is not None:
+        data = data.read_by(subject.reading)
     _check_classes(subject, data)
     _warn_of_uneven(subject)
     kept = None if save is None else Path(save)
@@ -161,9 +165,9 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
-def _sized(distilled: DistilledSet | Path | str, size: int | None) -> DistilledSet:
+def _sized(distilled: DistilledSet | Path | str, size: int | None, reading: Reading) -> DistilledSet:
     if not isinstance(distilled, DistilledSet):
-        return DistilledSet.load(distilled, size=size)
+        return DistilledSet.load(distilled, size=size, reading=reading)
     if size not in (None, distilled.size):
         raise ConfigError(f"the distilled images are {distilled.size} px, size is {size}: leave size out")
     return distilled

@@ -6,12 +6,14 @@ from geodistill.lazy import lazy_names
 
 if TYPE_CHECKING:
     from geodistill.scenes.folder import open_scenes, open_unlabelled
-    from geodistill.scenes.images import read_image, to_square_tensor
+    from geodistill.scenes.images import to_square_tensor
     from geodistill.scenes.procedural import builtin_scenes, draw_scene, write_scenes
+    from geodistill.scenes.reading import Reading, read_image
     from geodistill.scenes.scenes import SceneData, Scenes
     from geodistill.scenes.splits import hold_out
 
 __all__ = [
+    "Reading",
     "SceneData",
     "Scenes",
     "builtin_scenes",
@@ -29,8 +31,9 @@ __getattr__ = lazy_names(
     __name__,
     {
         "folder": ("open_scenes", "open_unlabelled"),
-        "images": ("read_image", "to_square_tensor"),
+        "images": ("to_square_tensor",),
         "procedural": ("builtin_scenes", "draw_scene", "write_scenes"),
+        "reading": ("Reading", "read_image"),
         "scenes": ("SceneData", "Scenes"),
         "splits": ("hold_out",),
     },

@@ -6,15 +6,18 @@ import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from geodistill.errors import SceneError
 from geodistill.progress import progress
-from geodistill.scenes.images import SUFFIXES, decode_image, read_bytes
-from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, Scenes, check_class_name
+from geodistill.scenes.images import read_bytes
+from geodistill.scenes.readers import SUFFIXES, Info, reader_of
+from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
+from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, SceneFile, Scenes, check_class_name
 from geodistill.scenes.splits import hold_out
 
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
@@ -27,20 +30,24 @@ LAYOUT = "expected FOLDER/<class>/<image> or FOLDER/<split>/<class>/<image>"
 log = logging.getLogger("geodistill")
 
 
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    label: int
-    name: str
-    key: str = ""
-
-
-def open_scenes(folder: Path | str) -> SceneData:
+def open_scenes(
+    folder: Path | str, *, bands: str = "rgb", scale: str = "auto", reading: Reading | None = None
+) -> SceneData:
     """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>; the latter is split by content.
 
     Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. Only the
-    splits train and test are used (val is reported as unused). Raises SceneError on unusable data: no images, one
-    class, images beside the class folders, other classes in test, more than 5 % unreadable.
+    splits train and test are used (val is reported as unused).
+
+    Args:
+        folder: the data.
+        bands: "rgb" for what the files say are the colours; else numbers or names of one or three bands: "4,3,2".
+        scale: "auto" takes values of 8 bits as they are, and stretches others between the 1st and the 99th percentile
+            of the training scenes, band by band; "LOW,HIGH" or a pair for each band sets the range.
+        reading: the reading of other scenes, such as those that a set was made from, in place of `bands` and `scale`.
+
+    Raises:
+        SceneError: unusable data: no images, one class, images beside the class folders, other classes in test, more
+            than 5 % unreadable, images of several kinds; or no such bands or range.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -48,10 +55,35 @@ def open_scenes(folder: Path | str) -> SceneData:
     visited = {root.resolve()}
     folders = _class_folders(root, visited)
     if all(name.lower() in SPLITS for name in folders):
-        return _open_splits(root, folders, visited)
-    classes, files = _list_classes(root, folders)
-    found, skipped = _read([files], root)
-    return _split_by_content(_scenes(found[0], classes, root), skipped)
+        data, files = _open_splits(root, folders, visited)
+    else:
+        classes, listed = _list_classes(root, folders)
+        found, skipped = _read([listed], root)
+        data, files = _split_by_content(_scenes(found[0], classes, root), skipped), found[0]
+    if reading is None:
+        kept = set(data.train.keys)
+        reading = _reading(files, [file for file in files if file.key in kept], bands, scale)
+    return replace(data.read_by(reading), files=tuple(files))
+
+
+def _reading(files: Sequence[SceneFile], train: Sequence[SceneFile], bands: str, scale: str) -> Reading:
+    known = [(file.path, file.info) for file in files if file.info is not None]
+    reading = choose_bands(known, bands, masks=all(file.masked for file in files))
+    _tell_of_missing(files)
+    reading = with_scale(reading, known[0][1].dtype, [file.path for file in train], scale)
+    if reading != PLAIN:
+        log.info("images are read as %s", reading)
+    return reading
+
+
+def _tell_of_missing(files: Sequence[SceneFile]) -> None:
+    holed = [file for file in files if file.missing]
+    if holed:
+        log.warning(
+            "%d of %d images have pixels without a measurement, %.1f %% of theirs, %s first: they get the mean of the "
+            "image's others",
+            *(len(holed), len(files), 100 * sum(file.missing for file in holed) / len(holed), holed[0].name),
+        )
 
 
 def open_unlabelled(*folders: Path | str) -> Scenes:
@@ -59,20 +91,20 @@ def open_unlabelled(*folders: Path | str) -> Scenes:
 
     Unreadable files are logged and left out. Raises SceneError if there are no images or more than 5 % unreadable ones.
     """
-    files: list[_File] = []
+    files: list[SceneFile] = []
     for root in map(Path, folders):
         if not root.is_dir():
             raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: expected images in it")
         paths = sorted(path for path in root.rglob("*") if _is_image(path) and not path.name.startswith("."))
         if not paths:
             raise SceneError(f"{root}: no images in it or its subfolders")
-        files += [_File(path, 0, str(path.relative_to(root))) for path in paths]
+        files += [SceneFile(path, 0, str(path.relative_to(root))) for path in paths]
     first = Path(folders[0])
     found, _ = _read([files], first)
-    return _scenes(found[0], UNLABELLED, first)
+    return _scenes(found[0], UNLABELLED, first).read_by(_reading(found[0], found[0], "rgb", "auto"))
 
 
-def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> SceneData:
+def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[SceneData, list[SceneFile]]:
     splits = {name.lower(): path for name, path in folders.items()}
     if "train" not in splits:
         raise SceneError(f"{root}: has {', '.join(sorted(folders))} but no train folder: add train/<class>/<image>")
@@ -84,10 +116,11 @@ def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> Sc
     _check_same_classes(root, classes, listed[-1][0])
     found, skipped = _read([files for _, files in listed], root)
     parts = [_scenes(files, classes, path) for files, path in zip(found, used, strict=True)]
+    every = [file for part in found for file in part]
     if len(parts) == 1:
-        return SceneData(parts[0], None, skipped)
+        return SceneData(parts[0], None, skipped), every
     _warn_of_copies(parts[0], parts[1])
-    return SceneData(parts[0], parts[1], skipped)
+    return SceneData(parts[0], parts[1], skipped), every
 
 
 def _split_by_content(scenes: Scenes, skipped: tuple[str, ...]) -> SceneData:
@@ -166,18 +199,18 @@ def _is_new_folder(path: Path, visited: set[Path]) -> bool:
     return True
 
 
-def _list_classes(root: Path, folders: dict[str, Path]) -> tuple[tuple[str, ...], list[_File]]:
+def _list_classes(root: Path, folders: dict[str, Path]) -> tuple[tuple[str, ...], list[SceneFile]]:
     classes = tuple(folders)
     if len(classes) < 2:
         raise SceneError(f"{root}: only one class, {classes[0]!r}: a classifier needs at least 2")
-    files: list[_File] = []
+    files: list[SceneFile] = []
     ignored: list[Path] = []
     for label, (name, folder) in enumerate(folders.items()):
         entries = _entries(folder)
         images = [path for path in entries if _is_image(path)]
         if not images:
             raise SceneError(f"{_shown(folder)}: no images in this class folder: {LAYOUT}")
-        files += [_File(path, label, f"{name}/{path.name}") for path in images]
+        files += [SceneFile(path, label, f"{name}/{path.name}") for path in images]
         ignored += [path for path in entries if not _is_image(path)]
     if ignored:
         log.warning("%s: %d entries are no images and ignored, %s first", root, len(ignored), _shown(ignored[0]))
@@ -194,13 +227,14 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+    # Not a pipe or a device, on which reading would wait.
+    return path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink()) and not path.is_dir()
 
 
 # Reading: every file decoded and hashed once.
 
 
-def _read(parts: list[list[_File]], root: Path) -> tuple[list[list[_File]], tuple[str, ...]]:
+def _read(parts: list[list[SceneFile]], root: Path) -> tuple[list[list[SceneFile]], tuple[str, ...]]:
     """Return the readable files of each part with their keys, and "path: reason" of the others."""
     results = _verify_all([file for part in parts for file in part])
     skipped = tuple(result for result in results if isinstance(result, str))
@@ -213,23 +247,41 @@ def _read(parts: list[list[_File]], root: Path) -> tuple[list[list[_File]], tupl
         )
     remaining = iter(results)
     checked = [[next(remaining) for _ in part] for part in parts]
-    return [[file for file in part if isinstance(file, _File)] for part in checked], skipped
+    return [[file for file in part if isinstance(file, SceneFile)] for part in checked], skipped
 
 
-def _verify(file: _File) -> _File | str:
+def _verify(file: SceneFile) -> SceneFile | str:
+    reader = reader_of(file.path)
     try:
-        data = read_bytes(file.path)
-        decode_image(data, _shown(file.path))
+        info = reader.info(file.path)
+        found = reader.values(file.path, ())
+        valid = reader.values(file.path, (), alpha=True).valid if info.alpha else found.valid
+        key = hashlib.sha256(found.bands.tobytes() if _refers(file.path) else read_bytes(file.path)).hexdigest()
     except SceneError as error:
-        return str(error)
-    return _File(file.path, file.label, file.name, hashlib.sha256(data).hexdigest())
+        return str(error).replace(str(file.path), _shown(file.path))
+    masked = info.alpha is None or bool(np.isin(found.bands[info.alpha - 1], (0, _white(info))).all())
+    missing = 1 - float((valid if masked else found.valid).mean())
+    if missing == 1:
+        return f"{_shown(file.path)}: {NOTHING}"
+    return replace(file, key=key, info=info, missing=missing, masked=masked)
 
 
-def _verify_all(files: list[_File]) -> list[_File | str]:
+def _refers(path: Path) -> bool:
+    """Return whether the file at `path` refers to others that hold the pixels."""
+    return path.suffix.lower() == ".vrt"
+
+
+def _white(info: Info) -> float:
+    """Return the largest value of the files' type, which stands for opaque."""
+    dtype = np.dtype(info.dtype)
+    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
+
+
+def _verify_all(files: list[SceneFile]) -> list[SceneFile | str]:
     show = (
         progress("checking images", len(files)) if len(files) >= SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
     )
-    results: list[_File | str] = []
+    results: list[SceneFile | str] = []
     with ThreadPoolExecutor(WORKERS) as pool, show as advance:
         for result in pool.map(_verify, files):
             results.append(result)
@@ -237,7 +289,7 @@ def _verify_all(files: list[_File]) -> list[_File | str]:
     return results
 
 
-def _scenes(files: list[_File], classes: tuple[str, ...], where: Path) -> Scenes:
+def _scenes(files: list[SceneFile], classes: tuple[str, ...], where: Path) -> Scenes:
     missing = _missing_classes(classes, torch.tensor([file.label for file in files]))
     if missing:
         raise SceneError(f"{where}: class {missing[0]!r} has no readable image: replace its files")

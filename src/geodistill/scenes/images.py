@@ -1,6 +1,8 @@
-"""Reading image files of common kinds as eight-bit RGB."""
+"""Decoding images of common kinds by Pillow, and cutting squares from them."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from geodistill.errors import SceneError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp", ".bmp"})
 # Listed, so that Pillow never tries formats that call other programs or hold no scenes.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
-
-
-def read_image(path: Path) -> Image.Image:
-    """Return the image at `path` as upright RGB; raise SceneError with file and reason if it is broken."""
-    return decode_image(read_bytes(path), str(path))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -29,17 +25,25 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Return the image encoded in `data` as upright RGB; `name` is for the error message only.
+    """Return the image encoded in `data`, upright; `name` is for the error message only.
 
-    Grey, palette and CMYK are converted; transparency is laid on black; 16-bit grey keeps its full range (65535 is
-    white); floating point in [0, 1] is scaled; any other range is stretched from its minimum to its maximum.
+    Greyscale of more than 8 bits is returned as it is. All else becomes RGB: grey, palette and CMYK are converted, and
+    transparency is laid on black.
     """
+    with opened(data, name) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return upright if _is_deep(upright) else _to_rgb(upright)
+
+
+@contextmanager
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """Open the image encoded in `data`; errors within the block become SceneErrors that name the file."""
     if not data:
         raise SceneError(f"{name}: the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except UnidentifiedImageError as error:
         raise SceneError(f"{name}: not a JPEG, PNG, TIFF, WebP or BMP image") from error
     except Image.DecompressionBombError as error:
@@ -49,25 +53,16 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise SceneError(f"{name}: cannot be decoded ({error or type(error).__name__})") from error
 
 
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Scale [H, W] integers or floats to uint8; values that are not finite become black."""
-    finite = np.isfinite(values)
-    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
-    white = 65535.0 if np.issubdtype(values.dtype, np.integer) else 1.0
-    if low >= 0 and high <= white:
-        low, high = 0.0, white
-    scaled = (np.where(finite, values, low).astype(np.float64) - low) / (high - low or 1.0)
-    return (scaled * 255).round().astype(np.uint8)
 
 
 def to_square_tensor(image: Image.Image, size: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from geodistill.errors import SceneError
-from geodistill.scenes.images import read_image, to_square_tensor
+from geodistill.scenes.images import to_square_tensor
+from geodistill.scenes.readers import Info
+from geodistill.scenes.reading import PLAIN, Reading
 
 Source: TypeAlias = Path | NDArray[np.uint8]
 Indices: TypeAlias = Sequence[int] | torch.Tensor
@@ -30,7 +32,8 @@ class Scenes:
     """N labelled images of C classes.
 
     `classes`: names, sorted. `labels`: int64 [N]. `keys`: the sha256 of each image's content; every split depends on
-    it. `names`: "class/file", used in messages only, never to open files.
+    it. `names`: "class/file", used in messages only, never to open files. `reading`: how files become images; arrays
+    are images already.
     """
 
     def __init__(
@@ -40,10 +43,12 @@ class Scenes:
         classes: Sequence[str],
         keys: Sequence[str],
         names: Sequence[str],
+        reading: Reading = PLAIN,
     ) -> None:
         self._sources = tuple(sources)
         self.labels = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
         self.classes, self.keys, self.names = tuple(classes), tuple(keys), tuple(names)
+        self.reading = reading
         check_classes(self.classes)
         self._check_lengths()
 
@@ -78,7 +83,7 @@ class Scenes:
 
     def _image(self, index: int) -> Image.Image:
         source = self._sources[index]
-        return read_image(source) if isinstance(source, Path) else Image.fromarray(source)
+        return self.reading.image(source) if isinstance(source, Path) else Image.fromarray(source)
 
     def typical_side(self) -> int:
         """Return the median side in pixels of the central squares, over fewer than 128 evenly spaced images."""
@@ -94,11 +99,18 @@ class Scenes:
             self.classes,
             [self.keys[i] for i in chosen],
             [self.names[i] for i in chosen],
+            self.reading,
         )
 
+    def read_by(self, reading: Reading) -> "Scenes":
+        """Return the same scenes, whose files are read in another way."""
+        return Scenes(self._sources, self.labels, self.classes, self.keys, self.names, reading)
+
     def fingerprint(self) -> str:
-        """Return a sha256 over classes, labels and image contents, regardless of file names and folders."""
-        content = json.dumps([self.classes, self.labels.tolist(), self.keys])
+        """Return a sha256 over classes, labels, image contents and reading, regardless of file names and folders."""
+        parts: list[Any] = [self.classes, self.labels.tolist(), self.keys]
+        parts += [] if self.reading == PLAIN else [self.reading.as_dict()]
+        content = json.dumps(parts)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @classmethod
@@ -115,12 +127,39 @@ class Scenes:
 
 
 @dataclass(frozen=True)
+class SceneFile:
+    """A file of a data folder, and what its verification found.
+
+    label: number of its class. name: "class/file", for messages. key: the sha256 of its content. info: what it holds.
+    missing: the share of its pixels that are no measurement. masked: whether its transparency band, if it has one, is a
+    mask.
+    """
+
+    path: Path
+    label: int
+    name: str
+    key: str = ""
+    info: Info | None = None
+    missing: float = 0.0
+    masked: bool = True
+
+
+@dataclass(frozen=True)
 class SceneData:
-    """The scenes of a data folder; `skipped` lists the unreadable files as "path: reason"."""
+    """The scenes of a data folder.
+
+    skipped: the unreadable files, each as "path: reason". files: all others; empty for scenes that are no files.
+    """
 
     train: Scenes
     test: Scenes | None
     skipped: tuple[str, ...] = ()
+    files: tuple[SceneFile, ...] = ()
+
+    def read_by(self, reading: Reading) -> "SceneData":
+        """Return the same scenes, whose files are read in another way."""
+        test = None if self.test is None else self.test.read_by(reading)
+        return SceneData(self.train.read_by(reading), test, self.skipped, self.files)
 
 
 def check_classes(classes: Sequence[str]) -> None:

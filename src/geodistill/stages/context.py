@@ -1,11 +1,12 @@
 """What every stage needs: the scenes, the settings and the run."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
-from geodistill.config import Config
+from geodistill.config import Config, recorded
 from geodistill.provenance import Method
 from geodistill.run import Run
+from geodistill.scenes.reading import PLAIN
 from geodistill.scenes.scenes import Scenes
 
 
@@ -31,6 +32,17 @@ class Context:
     def having(self, config: Config) -> Self:
         """Return the same context with other settings."""
         return replace(self, config=config)
+
+
+def run_settings(method: str, config: Config, scenes: Scenes) -> dict[str, Any]:
+    """Return what the record of a run has of its settings; a resumed run must have the same ones."""
+    settings = {"method": method, "config": recorded(config), "scenes": scenes.fingerprint()}
+    return settings | reading_of(scenes)
+
+
+def reading_of(scenes: Scenes) -> dict[str, Any]:
+    """Return how files became images, as a record has it: nothing for 8-bit images with their own colours."""
+    return {} if scenes.reading == PLAIN else {"reading": scenes.reading.as_dict()}
 
 
 def unless_default(precision: str) -> list[str]:

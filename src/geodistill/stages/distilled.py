@@ -17,7 +17,7 @@ from geodistill.run import forget_parts, versions
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.candidates import MOST_CANDIDATES, Candidates, decode, slot_labels
 from geodistill.stages.chosen import Chosen
-from geodistill.stages.context import Context
+from geodistill.stages.context import Context, reading_of
 from geodistill.stages.teacher import soft_label_teacher
 
 Records = tuple[dict[str, Any], ...]
@@ -132,4 +132,5 @@ def about(context: Context) -> dict[str, Any]:
     facts = None if real or config.base == SCRATCH else read_facts(source_of(config.base, config.size))
     base = {"base": {"name": facts.name, "archives": facts.archives, "terms": facts.terms}} if facts else {}
     derived = {"derived": True} if method.kind == "derived" else {}
-    return {"method": method.name, "real_pixels": real, **derived, "config": settings, "versions": versions(), **base}
+    made = {"method": method.name, "real_pixels": real, **derived, "config": settings, "versions": versions(), **base}
+    return made | reading_of(context.scenes)

@@ -41,11 +41,16 @@ class PrivateContext(Context):
 def check_private(scenes: Scenes, config: Config) -> None:
     """Raise PrivacyError if the run could give no guarantee.
 
-    This is the case with several processes, if δ is not below 1 / (number of images), or if the base was trained on
-    them.
+    This is the case with several processes, if the range of the values was measured on the scenes, if δ is not below
+    1 / (number of images), or if the base was trained on them.
     """
     if processes().count > 1:
         raise PrivacyError("differential privacy is worked out for one process: start this without accelerate")
+    if scenes.reading.measured:
+        raise PrivacyError(
+            "the range of the values was measured on the training scenes, which no guarantee covers: give --scale "
+            "LOW,HIGH, chosen without looking at them"
+        )
     count, delta = len(scenes), config.delta or 0.0
     if delta >= 1 / count:
         raise PrivacyError(

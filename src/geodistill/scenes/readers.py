@@ -1,0 +1,253 @@
+"""Readers of image files: rasterio for TIFF, JPEG 2000 and VRT, Pillow for JPEG, PNG, WebP and BMP.
+
+A reader says what a file holds, and returns the values of some of its bands with a mask of the valid pixels. What
+becomes of the values is decided for the whole data set (`scenes.reading`).
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from rasterio.enums import ColorInterp, MaskFlags, PhotometricInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from geodistill.errors import SceneError
+from geodistill.scenes.images import decode_image, opened, read_bytes
+
+# Most scenes have no georeference, and need none. Set once: files are opened in threads, where a filter cannot be set
+# for a while.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+RGB = ("red", "green", "blue")
+_CONVERTED = (PhotometricInterp.cmyk, PhotometricInterp.cielab)
+# Tag of TIFF and Exif that says how an image is turned.
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a file holds.
+
+    width, height: in pixels. dtype: NumPy's name of the type of its values. colours: the meaning of each band, such as
+    "red", "gray", "alpha" or "undefined". names: the file's own names of its bands, "" where it has none. nodata: the
+    value that stands for no measurement, if there is one. resolution: width and height of a pixel in units of `crs`.
+    crs: the coordinate system, such as "EPSG:32629"; None without a georeference. bounds: left, bottom, right, top.
+    """
+
+    width: int
+    height: int
+    dtype: str
+    colours: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    nodata: float | None = None
+    resolution: tuple[float, float] | None = None
+    crs: str | None = None
+    bounds: tuple[float, float, float, float] | None = None
+
+    @property
+    def bands(self) -> int:
+        """Return the number of bands."""
+        return len(self.colours)
+
+    @property
+    def alpha(self) -> int | None:
+        """Return the number of the band that is tagged as transparency, counted from 1, if there is one."""
+        return self.colours.index("alpha") + 1 if "alpha" in self.colours else None
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of some bands of a file, [bands, h, w], and where they are measurements, bool [h, w]."""
+
+    bands: NDArray[Any]
+    valid: NDArray[np.bool_]
+
+
+class Reader(Protocol):
+    """Reads the files with certain suffixes. Errors are SceneErrors that name the file."""
+
+    suffixes: frozenset[str]
+
+    def info(self, path: Path) -> Info:
+        """Return what the file at `path` holds."""
+
+    def values(self, path: Path, bands: Sequence[int], *, alpha: bool = False) -> Values:
+        """Return the values of `bands`, counted from 1, in physical units where the file says how to get them.
+
+        With `alpha`, pixels where the transparency band is 0 are not valid.
+        """
+
+
+class PillowReader:
+    """JPEG, PNG, WebP and BMP. All but greyscale of more than 8 bits is read as 8-bit RGB."""
+
+    suffixes = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp"})
+
+    def info(self, path: Path) -> Info:
+        """Return what the file at `path` holds, by its header alone."""
+        data, deep = read_bytes(path), {"I": "int32", "F": "float32"}
+        with opened(data, str(path)) as image:
+            kind = next((dtype for mode, dtype in deep.items() if image.mode == mode), "")
+            kind = kind or ("uint16" if image.mode.startswith("I;") else "uint8")
+            return Info(image.width, image.height, kind, RGB if kind == "uint8" else ("gray",))
+
+    def values(self, path: Path, bands: Sequence[int], *, alpha: bool = False) -> Values:
+        """Return the values of `bands`, of all if none is given. Transparency is already laid on black."""
+        found = _decoded(read_bytes(path), str(path))
+        chosen = found if not bands else found[[band - 1 for band in bands]]
+        return Values(chosen, _finite(chosen))
+
+
+def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where all bands of `values` [bands, h, w] are finite; integers always are."""
+    if np.issubdtype(values.dtype, np.integer):
+        return np.ones(values.shape[1:], np.bool_)
+    finite: NDArray[np.bool_] = np.isfinite(values).all(axis=0)
+    return finite
+
+
+def _decoded(data: bytes, name: str) -> NDArray[Any]:
+    """Return uint8 [3, h, w], or [1, h, w] of the file's own type if it is greyscale of more than 8 bits."""
+    image = decode_image(data, name)
+    pixels = np.asarray(image)
+    return pixels[None] if image.mode != "RGB" else pixels.transpose(2, 0, 1)
+
+
+class RasterReader:
+    """TIFF (GeoTIFF, COG), JPEG 2000 and VRT by rasterio. Palettes and CMYK are converted by Pillow."""
+
+    suffixes = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt"})
+
+    def info(self, path: Path) -> Info:
+        """Return what the file at `path` holds."""
+        with _opened(path) as file:
+            if _is_pillows(file):
+                return Info(file.width, file.height, "uint8", RGB)
+            nodata = None if file.nodata is None else float(file.nodata)
+            colours = tuple(colour.name for colour in file.colorinterp)
+            names = tuple(name or "" for name in file.descriptions)
+            info = Info(file.width, file.height, _dtype(file), colours, names, nodata)
+            if file.crs is None:
+                return info
+            (width, height), (left, bottom, right, top) = file.res, file.bounds
+            return replace(
+                info, resolution=(width, height), crs=file.crs.to_string(), bounds=(left, bottom, right, top)
+            )
+
+    def values(self, path: Path, bands: Sequence[int], *, alpha: bool = False) -> Values:
+        """Return the values of `bands`, of all if none is given, times the file's scale plus its offset."""
+        with _opened(path) as file:
+            if _is_pillows(file):
+                found = _decoded(read_bytes(path), str(path))
+                return Values(found, np.ones(found.shape[1:], np.bool_))
+            chosen = list(bands) or list(file.indexes)
+            found = file.read(chosen)
+            valid = _valid(file, found, chosen, alpha)
+            scales, offsets = ([own[band - 1] for band in chosen] for own in (file.scales, file.offsets))
+            if any(scale != 1 for scale in scales) or any(offsets):
+                columns = (np.array(own, np.float64)[:, None, None] for own in (scales, offsets))
+                scale, offset = columns
+                found = (found * scale + offset).astype(np.float32)
+            return Values(found, valid)
+
+
+def _valid(file: Any, found: NDArray[Any], bands: Sequence[int], alpha: bool) -> NDArray[np.bool_]:
+    """Return where all of the values `found` of `bands` are measurements."""
+    valid = _finite(found)
+    for values, band in zip(found, bands, strict=True):
+        nodata = file.nodatavals[band - 1]
+        if nodata is not None and np.isfinite(nodata):
+            valid &= values != nodata
+    flags = file.mask_flag_enums[bands[0] - 1]
+    transparency = [index for index, colour in enumerate(file.colorinterp, start=1) if colour == ColorInterp.alpha]
+    if alpha and transparency:
+        valid &= file.read(transparency[0]) != 0
+    elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+        valid &= file.dataset_mask() != 0
+    return valid
+
+
+def _dtype(file: Any) -> str:
+    if any(scale != 1 for scale in file.scales) or any(file.offsets):
+        return "float32"
+    return str(np.result_type(*file.dtypes))
+
+
+def _is_pillows(file: Any) -> bool:
+    """Return whether Pillow knows better what the 8-bit values mean: palette, CMYK, bits, white as 0."""
+    if file.dtypes[0] != "uint8" or file.driver != "GTiff":
+        return False
+    structure = {**file.tags(ns="IMAGE_STRUCTURE"), **file.tags(1, ns="IMAGE_STRUCTURE")}
+    if int(structure.get("NBITS", 8)) < 8 or structure.get("MINISWHITE") == "YES" or "SOURCE_COLOR_SPACE" in structure:
+        return True
+    return ColorInterp.palette in file.colorinterp or file.photometric in _CONVERTED
+
+
+class _Opened:
+    """An open raster; errors while it is open become SceneErrors that name it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Any:
+        if not self._path.is_file():
+            raise SceneError(f"{self._path}: cannot be opened (No such file or directory)")
+        if not self._path.stat().st_size:
+            raise SceneError(f"{self._path}: the file is empty")
+        try:
+            self._file = rasterio.open(self._path)
+        except RasterioError as error:
+            raise SceneError(f"{self._path}: not a TIFF, JPEG 2000 or VRT image ({_reason(error)})") from error
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        if limit and self._file.width * self._file.height > limit:
+            self._file.close()
+            raise SceneError(f"{self._path}: more than {limit:,} pixels: cut it into scenes first")
+        return self._file
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._file.close()
+        if isinstance(error, Exception) and not isinstance(error, SceneError):
+            raise SceneError(f"{self._path}: cannot be decoded ({_reason(error)})") from error
+
+
+_opened = _Opened
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause of a GDAL error in one line, without the path."""
+    deepest: BaseException = error
+    while deepest.__cause__ is not None:
+        deepest = deepest.__cause__
+    text = next(iter(str(deepest).splitlines()), "")
+    return text.split(": ", 1)[-1].strip().rstrip(".") or type(deepest).__name__
+
+
+def upright(image: Image.Image, path: Path) -> Image.Image:
+    """Return `image`, turned as the TIFF at `path` says; GDAL does not look at this tag."""
+    try:
+        with Image.open(path, formats=("TIFF",)) as file:
+            turned = file.getexif().get(_ORIENTATION, 1)
+    except Exception:  # files that Pillow cannot read are not turned
+        return image
+    if turned == 1:
+        return image
+    image.getexif()[_ORIENTATION] = turned
+    return ImageOps.exif_transpose(image)
+
+
+READERS: tuple[Reader, ...] = (PillowReader(), RasterReader())
+SUFFIXES = frozenset().union(*(reader.suffixes for reader in READERS))
+
+
+def reader_of(path: Path) -> Reader:
+    """Return the reader of the file at `path`, by its suffix; raise SceneError if there is none."""
+    found = next((reader for reader in READERS if path.suffix.lower() in reader.suffixes), None)
+    if found is None:
+        raise SceneError(f"{path}: no reader for files {path.suffix!r}: known are {', '.join(sorted(SUFFIXES))}")
+    return found

@@ -1,0 +1,297 @@
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from rasters import archive, tif
+
+from geodistill.errors import SceneError
+from geodistill.scenes import open_scenes
+from geodistill.scenes.readers import Info
+from geodistill.scenes.reading import PLAIN, Reading, choose_bands, read_image, with_scale
+
+SIDE = 16
+EXACT = {"QUALITY": "100", "REVERSIBLE": "YES"}
+
+
+def ground(random, bands=3, top=256, dtype=np.uint8):
+    return random.integers(0, top, (bands, SIDE, SIDE)).astype(dtype)
+
+
+def correlation(one, other):
+    return float(np.corrcoef(np.ravel(one), np.ravel(other))[0, 1])
+
+
+def opened(folder, **options):
+    """Return the scenes of `folder`, with the pixels of the training scenes [n, 3, s, s]."""
+    data = open_scenes(folder, **options)
+    return data, data.train.pixels(size=SIDE).numpy()
+
+
+def test_an_8_bit_tiff_is_what_pillow_reads(tmp_path):
+    random = np.random.default_rng(0)
+    for options in ({}, {"compress": "lzw", "interleave": "band"}, {"photometric": "RGB", "compress": "deflate"}):
+        values = ground(random)
+        path = tif(tmp_path / "a.tif", values, **options)
+        assert (np.asarray(read_image(path)) == values.transpose(1, 2, 0)).all()
+    assert (np.asarray(read_image(path)) == np.asarray(Image.open(path))).all()
+    data, _ = opened(archive(tmp_path / "all", lambda label, random: ground(random), photometric="RGB"))
+    assert data.train.reading == PLAIN
+
+
+def test_near_infrared_tagged_as_transparency_is_not_used(tmp_path, caplog):
+    tiles = []
+
+    def four(label, random):
+        tiles.append(ground(random, 4))
+        return tiles[-1]
+
+    data, pixels = opened(archive(tmp_path, four))
+    assert data.train.reading == Reading((1, 2, 3))
+    known = {tile[:3].tobytes() for tile in tiles}
+    assert all(image.tobytes() in known for image in pixels)
+    told = "band 4 is tagged as transparency, but its values are no mask: it is not used (--bands selects others)"
+    assert [record.getMessage() for record in caplog.records if "transparency" in record.getMessage()] == [told]
+    _, infrared = opened(tmp_path, bands="4,1,2")
+    assert all(image.tobytes() in {tile[[3, 0, 1]].tobytes() for tile in tiles} for image in infrared)
+
+
+def test_a_transparency_band_that_is_a_mask_masks(tmp_path, caplog):
+    def masked(label, random):
+        values = ground(random, 4)
+        values[3] = 255
+        values[:, :4] = [[[250]], [[250]], [[250]], [[0]]]
+        return values
+
+    data, pixels = opened(archive(tmp_path, masked))
+    assert data.train.reading == Reading((1, 2, 3), alpha=True)
+    for image in pixels:
+        wanted = image[:, 4:].mean(axis=(1, 2)).round()
+        assert (image[:, :4] == wanted[:, None, None]).all()
+    (told,) = (message for message in caplog.messages if "measurement" in message)
+    wanted = "12 of 12 images have pixels without a measurement, 25.0 % of theirs, a/0.tif first: they get the mean of"
+    assert told == f"{wanted} the image's others"
+
+
+@pytest.mark.parametrize(
+    ("bands", "options"),
+    [
+        (1, {}),
+        (3, {}),
+        (3, {"interleave": "band"}),
+        (3, {"photometric": "RGB", "compress": "deflate", "predictor": 2}),
+        (3, {"compress": "lerc"}),
+        (3, {"driver": "JP2OpenJPEG", **EXACT}),
+    ],
+)
+def test_reflectance_of_16_bits_gets_one_stretch(bands, options, tmp_path):
+    tiles = []
+
+    def reflectance(label, random):
+        tiles.append(ground(random, bands, 10_001, np.uint16))
+        return tiles[-1]
+
+    data, pixels = opened(archive(tmp_path, reflectance, **options))
+    (low, high), *_ = data.train.reading.scale
+    assert (low, high) == (pytest.approx(100, abs=40), pytest.approx(9900, abs=40))
+    wanted = [np.clip((tile.astype(float) - 100) / 9800 * 255, 0, 255) for tile in tiles]
+    for image in pixels:
+        best = max(wanted, key=lambda one: correlation(np.broadcast_to(one, image.shape), image))
+        assert np.abs(image - np.broadcast_to(best, image.shape)).max() < 3
+    assert len(np.unique(pixels)) > 250
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_nodata_is_left_out_filled_and_counted(dtype, tmp_path, caplog):
+    def bordered(label, random):
+        values = (1000 * random.random((3, SIDE, SIDE))).astype(dtype)
+        values[:, :, :2] = -9999
+        return values
+
+    data, pixels = opened(archive(tmp_path, bordered, nodata=-9999))
+    low, high = np.array(data.train.reading.scale).T
+    assert ((low >= 0) & (low < 30) & (high > 970) & (high <= 1000)).all()
+    assert len(np.unique(pixels)) > 250
+    assert np.abs(pixels[..., :2].astype(float) - pixels[..., 2:].mean(axis=(2, 3))[..., None, None]).max() < 4
+    assert "12 of 12 images have pixels without a measurement, 12.5 % of theirs" in caplog.text
+
+
+def test_the_level_of_a_class_survives(tmp_path):
+    data, pixels = opened(
+        archive(tmp_path, lambda label, random: random.normal(-20 + 10 * label, 2, (1, SIDE, SIDE)).astype(np.float32))
+    )
+    dark, bright = (pixels[(data.train.labels == label).numpy()].mean() for label in (0, 1))
+    assert bright - dark > 90
+
+
+@pytest.mark.parametrize(
+    ("bands", "dtype", "options", "chosen"),
+    [
+        (13, np.uint16, {}, (4, 3, 2)),
+        (4, np.uint8, {"photometric": "MINISBLACK"}, (1, 2, 3)),
+        (3, np.float32, {}, (1, 2, 3)),
+        (5, np.uint16, {"names": ("blue", "green", "Red", "nir", "")}, (3, 2, 1)),
+        (5, np.uint16, {"names": ("B02", "B03", "B04", "B08", "B11")}, (3, 2, 1)),
+    ],
+)
+def test_bands_that_are_the_colours(bands, dtype, options, chosen, tmp_path):
+    data, _ = opened(archive(tmp_path, lambda label, random: ground(random, bands, 200, dtype), **options))
+    assert data.train.reading.bands == chosen
+
+
+def test_8_bit_rgb_tagged_as_grey_is_read_as_it_is(tmp_path):
+    data, _ = opened(archive(tmp_path, lambda label, random: ground(random), photometric="MINISBLACK"))
+    assert data.train.reading == PLAIN
+
+
+def test_webp_inside_tiff(tmp_path):
+    values = np.full((3, SIDE, SIDE), 90, np.uint8)
+    path = tif(tmp_path / "w.tif", values, compress="webp", webp_lossless=True, photometric="RGB", interleave="pixel")
+    assert (np.asarray(read_image(path)) == 90).all()
+
+
+def test_scale_and_offset_of_the_file_are_applied(tmp_path):
+    path = tif(tmp_path / "t.tif", np.full((1, 4, 4), 300, np.int16), scales=(0.1,), offsets=(-10.0,))
+    assert (np.asarray(Reading((1,), ((0.0, 40.0),)).image(path)) == 128).all()  # 20 of 40
+
+
+def test_an_internal_mask_is_honoured(tmp_path):
+    values, mask = np.full((1, 4, 4), 100, np.uint8), np.full((4, 4), 255, np.uint8)
+    values[0, 0], mask[0] = 0, 0
+    assert (np.asarray(read_image(tif(tmp_path / "m.tif", values, mask=mask))) == 100).all()
+
+
+def test_a_vrt_is_read_and_known_by_its_pixels(tmp_path):
+    random = np.random.default_rng(0)
+    for label in "ab":
+        for k in range(6):
+            source = tif(tmp_path / "tiles" / f"{label}{k}.tif", ground(random), photometric="RGB")
+            folder = tmp_path / "data" / label
+            folder.mkdir(parents=True, exist_ok=True)
+            bands = "".join(
+                f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename>{source}</SourceFilename>'
+                f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+                for band in (3, 2, 1)
+            )
+            vrt = f'<VRTDataset rasterXSize="{SIDE}" rasterYSize="{SIDE}">{bands}</VRTDataset>'
+            (folder / f"{k}.vrt").write_text(vrt)
+    data, _ = opened(tmp_path / "data")
+    assert len({*data.train.keys}) == len(data.train)
+
+
+def test_kinds_that_do_not_mix(tmp_path):
+    archive(tmp_path, lambda label, random: ground(random))
+    tif(tmp_path / "a" / "z.tif", np.zeros((3, 4, 4), np.uint16))
+    with pytest.raises(SceneError) as caught:
+        open_scenes(tmp_path)
+    assert str(caught.value) == (
+        f"the images are of 2 kinds: 3 band(s) of uint8, {tmp_path / 'a' / '0.tif'} first; 3 band(s) of uint16, "
+        f"{tmp_path / 'a' / 'z.tif'} first: keep one kind, or convert the others"
+    )
+
+
+def test_resolutions_that_differ_are_told(caplog):
+    infos = [
+        (Path(name), Info(4, 4, "uint16", ("gray",), resolution=(size, size), crs="EPSG:32629"))
+        for name, size in (("a", 10.0), ("b", 10.01), ("c", 0.5))
+    ]
+    choose_bands(infos)
+    assert caplog.messages == ["the size of a pixel differs: 0.5 in c, 10.01 in b"]
+
+
+@pytest.mark.parametrize(
+    ("bands", "message"),
+    [
+        ("4,3,9", "has no band '9': give 1 to 5, or Blue, Green, Red, NIR"),
+        ("read", "has no band 'read': did you mean 'red'? give 1 to 5, or Blue, Green, Red, NIR"),
+        ("0", "has no band '0': give 1 to 5, or Blue, Green, Red, NIR"),
+        ("1,2", "--bands 1,2 names 2 bands: give one (grey) or three (red, green, blue)"),
+    ],
+)
+def test_bands_that_cannot_be(bands, message):
+    info = Info(4, 4, "uint16", ("gray",) + 4 * ("undefined",), ("Blue", "Green", "Red", "NIR", ""))
+    with pytest.raises(SceneError, match=f"{re.escape(message)}$"):
+        choose_bands([(Path("a.tif"), info)], bands)
+    assert choose_bands([(Path("a.tif"), info)], "nir, 5 ,red").bands == (4, 5, 3)
+
+
+def test_bands_that_nobody_names():
+    with pytest.raises(SceneError) as caught:
+        choose_bands([(Path("a.tif"), Info(4, 4, "uint8", 5 * ("undefined",)))])
+    assert str(caught.value) == (
+        "a.tif: 5 bands, and the file does not say which are red, green and blue: give --bands, one or three of 1 to 5"
+    )
+
+
+@pytest.mark.parametrize("scale", ["", "a,b", "1", "5,5", "9,1", "0,1,0,1", "0,nan"])
+def test_ranges_that_are_none(scale):
+    with pytest.raises(SceneError) as caught:
+        with_scale(Reading((1, 2, 3)), "uint16", [], scale)
+    assert str(caught.value) == (f"--scale {scale!r} is no range: give LOW,HIGH, or a pair for each of the 3 band(s)")
+
+
+def test_ranges_that_are_given():
+    assert with_scale(Reading((4, 3, 2)), "uint16", [], "0,3000").scale == 3 * ((0.0, 3000.0),)
+    assert with_scale(PLAIN, "uint8", [], "10,200").scale == ((10.0, 200.0),)
+    assert with_scale(Reading((1, 2, 3)), "f", [], "0,1,0,2,-5,3").scale == ((0.0, 1.0), (0.0, 2.0), (-5.0, 3.0))
+
+
+def test_a_tile_without_a_measurement_is_left_out(tmp_path, caplog):
+    archive(tmp_path, lambda label, random: ground(random, 1, 900, np.float32), each=30, nodata=-1)
+    tif(tmp_path / "a" / "empty.tif", np.full((1, SIDE, SIDE), -1, np.float32), nodata=-1)
+    data = open_scenes(tmp_path)
+    (skipped,) = data.skipped
+    assert (
+        skipped == f"{tmp_path / 'a' / 'empty.tif'}: no pixel is a measurement (all are nodata, masked or not finite)"
+    )
+
+
+def test_values_of_more_than_8_bits_alone_need_a_range(tmp_path):
+    path = tif(tmp_path / "a.tif", np.zeros((3, 4, 4), np.uint16))
+    with pytest.raises(SceneError, match=r"a\.tif: values of type uint16 need a range: give --scale LOW,HIGH$"):
+        read_image(path)
+    path = tif(tmp_path / "b.tif", np.zeros((5, 4, 4), np.uint8))
+    with pytest.raises(SceneError, match=r"b\.tif: 5 bands: give --bands, one \(grey\) or three \(red, green, blue\)$"):
+        read_image(path)
+
+
+def test_a_16_bit_png_shares_the_stretch(tmp_path):
+    random = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(6):
+            Image.fromarray(ground(random, 1, 10_001, np.uint16)[0]).save(tmp_path / name / f"{k}.png")
+    data, pixels = opened(tmp_path)
+    assert data.train.reading.scale[0][1] == pytest.approx(9900, abs=40)
+    assert len(np.unique(pixels)) > 250
+
+
+def test_the_reading_belongs_to_the_scenes(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data, pixels = opened(archive(tmp_path, lambda label, random: ground(random, 3, 900, np.uint16), each=12))
+    assert data.test is not None
+    assert data.test.reading == data.train.reading
+    other = data.train.read_by(Reading((1, 2, 3), 3 * ((0.0, 400.0),)))
+    assert other.fingerprint() != data.train.fingerprint()
+    assert other.keys == data.train.keys
+    assert other.subset([0]).reading == other.reading
+    assert (other.pixels(size=SIDE).numpy() >= pixels).all()
+    assert Reading.from_dict(data.train.reading.as_dict()) == data.train.reading
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    values=arrays.arrays(np.float32, (3, 5, 4), elements=st.floats(-1000, 1000, width=32)),
+    low=st.floats(-500, 0),
+    width=st.floats(1, 900),
+)
+def test_values_go_linearly_from_low_to_high(values, low, width, tmp_path):
+    path = tif(tmp_path / "x.tif", values)
+    image = np.asarray(Reading((1, 2, 3), 3 * ((low, low + width),)).image(path)).transpose(2, 0, 1)
+    exact = np.clip((values.astype(np.float64) - low) / width * 255, 0, 255)
+    assert np.abs(image - exact).max() <= 0.5 + 1e-6
