@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from PIL import Image
+from rasters import archive
 from typer.testing import CliRunner
 
 from geodistill.cli import _one_by_one, _print_nearness, _print_screening, _print_self_test, app
@@ -111,6 +112,39 @@ def test_a_describer_that_is_not_there_stops_before_the_first_stage(scenes: Path
 )
 def test_help_shows_what_folders_look_like(command: str, told: str) -> None:
     assert told in _call(command, "--help").stdout
+
+
+@pytest.mark.slow
+def test_a_run_keeps_how_its_files_are_read(tmp_path: Path) -> None:
+    def reflectance(label: int, random: Any) -> Any:
+        return random.integers(0, 1000 + 2000 * label, (13, 32, 32)).astype("uint16")
+
+    for split, each in (("train", 12), ("test", 3)):
+        archive(tmp_path / "data" / split, reflectance, each=each, seed=each)
+    asked = ["--bands", "8,4,3", "--scale", "0,3000"]
+    seen = _call("inspect", tmp_path / "data", *asked, "--out", tmp_path / "sheet.png")
+    assert seen.exit_code == 0, seen.stderr
+    assert "30 files: 13 bands of uint16, tif" in seen.stdout
+    wanted = "RGB from bands 8, 4, 3; black to white: 0 to 3000, 0 to 3000, 0 to 3000 (as given by --scale)"
+    assert f"distill reads them as: {wanted}" in seen.stdout
+    assert f"next: geodistill distill {tmp_path / 'data'} --bands 8,4,3 --scale 0,3000 --out RUN" in seen.stdout
+    assert Image.open(tmp_path / "sheet.png").height > 2 * 32
+    chosen = ["--method", "kmeans", "--config", "tiny", "--out", tmp_path / "run"]
+    made = _call("distill", tmp_path / "data", *asked, *chosen)
+    assert made.exit_code == 0, made.stderr
+    about = json.loads((tmp_path / "run" / "distilled" / "manifest.json").read_text())["about"]
+    reading = {"bands": [8, 4, 3], "scale": 3 * [[0.0, 3000.0]], "alpha": False, "measured": False}
+    assert about["reading"] == reading
+    # Without --bands, these would be read as Sentinel-2's bands 4, 3 and 2.
+    options = ["--data", tmp_path / "data", "--protocol", "probe", "--seeds", 1, "--no-full"]
+    for what in (tmp_path / "run", tmp_path / "run" / "distilled"):
+        told = _call("evaluate", what, *options)
+        assert told.exit_code == 0, told.stderr
+        assert "nearness ρ 0.00" in told.stdout  # the set's images are training images read in the same way
+    told = _call("audit", tmp_path / "run", "--data", tmp_path / "data")
+    assert told.exit_code == 0, told.stderr
+    other = _call("distill", tmp_path / "data", *chosen)
+    assert "was made with other settings (reading" in " ".join(other.stderr.split())
 
 
 @pytest.mark.slow

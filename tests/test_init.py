@@ -22,6 +22,7 @@ def test_public_names() -> None:
             "compare",
             "distill",
             "evaluate",
+            "inspect",
             "load_config",
             "on_device",
             "open_scenes",
@@ -42,7 +43,7 @@ def test_unknown_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("little_audit")
-@pytest.mark.parametrize("name", ["audit", "compare", "distill", "plan", "pretrain", "sample"])
+@pytest.mark.parametrize("name", ["audit", "compare", "distill", "inspect", "plan", "pretrain", "sample"])
 def test_examples(name: str) -> None:
     found = doctest.testmod(import_module(f"geodistill.commands.{name}"))
     assert found.attempted > 2

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from geodistill.commands.audit import audit
     from geodistill.commands.compare import compare
     from geodistill.commands.distill import distill
+    from geodistill.commands.inspect import inspect
     from geodistill.commands.plan import plan
     from geodistill.commands.pretrain import open_sources, pretrain
     from geodistill.commands.sample import sample
@@ -53,6 +54,7 @@ __all__ = [
     "compare",
     "distill",
     "evaluate",
+    "inspect",
     "load_config",
     "on_device",
     "open_scenes",
@@ -70,6 +72,7 @@ __getattr__ = lazy_names(
         "commands.audit": ("audit",),
         "commands.compare": ("compare",),
         "commands.distill": ("distill",),
+        "commands.inspect": ("inspect",),
         "commands.plan": ("plan",),
         "commands.pretrain": ("open_sources", "pretrain"),
         "commands.sample": ("sample",),

@@ -683,6 +683,62 @@ def report(
         _console.print(f"report: {page}", soft_wrap=True)
 
 
+@app.command(epilog="Example: **geodistill inspect ~/naip --bands 4,1,2**")
+def inspect(
+    data: _Data,
+    bands: _Bands = "rgb",
+    scale: _Scale = "auto",
+    out: Annotated[
+        Path, typer.Option(help="PNG file for the contact sheet. It shows training images; do not share it.")
+    ] = Path("contact-sheet.png"),
+) -> None:
+    """Show what DATA holds and how it would be read: classes, types, bands, nodata, georeference, duplicates.
+
+    Nothing is computed. The contact sheet shows the first images of each class, as `distill` would see them.
+    """
+    with _told():
+        from geodistill.commands.inspect import contact_sheet
+        from geodistill.commands.inspect import inspect as inspect_data
+        from geodistill.report.grid import draw_grid
+        from geodistill.scenes import open_scenes
+
+        scenes = open_scenes(data, bands=bands, scale=scale)
+        _print_inspection(inspect_data(scenes))
+        from geodistill.run import explain_os_errors
+
+        with explain_os_errors(out.parent):
+            draw_grid(contact_sheet(scenes.train), out)
+        _console.print(f"contact sheet: {out}", soft_wrap=True)
+        _next("distill", data, *_unless("--bands", bands, "rgb"), *_unless("--scale", scale, "auto"), "--out", "RUN")
+
+
+def _unless(option: str, value: str, default: str) -> list[str]:
+    return [] if value == default else [option, value]
+
+
+def _print_inspection(found: Any) -> None:
+    table = Table("class", "training images", "test images")
+    for name, train, test in found.classes:
+        table.add_row(_plain(name), str(train), str(test))
+    table.add_row("all", *(str(sum(one[k] for one in found.classes)) for k in (1, 2)), style="bold")
+    _console.print(table)
+    least_width, most_width, least_height, most_height = found.sizes
+    width = f"{least_width}" if least_width == most_width else f"{least_width} to {most_width}"
+    height = f"{least_height}" if least_height == most_height else f"{least_height} to {most_height}"
+    lines = [f"{count} files: {kind}" for kind, count in found.kinds]
+    lines += [f"size: {width} x {height} pixels", f"georeference: {found.located}"]
+    holed, share = found.missing
+    if holed:
+        lines.append(f"nodata: {holed} files have pixels without a measurement, {share:.1%} of all pixels")
+    lines += [f"same content: {', '.join(group)}" for group in found.duplicates[:10]]
+    if len(found.duplicates) > 10:
+        lines.append(f"and {len(found.duplicates) - 10} more groups of files with the same content")
+    lines += [f"unreadable: {reason}" for reason in found.skipped[:10]]
+    lines.append(f"distill reads them as: {found.read_as()}")
+    for line in lines:
+        _console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 @app.command(epilog="Example: **geodistill scenes demo/scenes --train 60 --test 30**")
 def scenes(
     out: Annotated[Path, typer.Argument(help="Folder for `OUT/train/<class>` and `OUT/test/<class>`.")],

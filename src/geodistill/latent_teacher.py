@@ -1,6 +1,7 @@
 """The teacher: a classifier of real latents, validated on scenes held out from training."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from geodistill.progress import progress
 from geodistill.run import write_atomic
 from geodistill.seeding import derive_seed, generator
 
+log = logging.getLogger("geodistill")
+
 _DROPOUT, _SMOOTHING, _WEIGHT_DECAY = 0.2, 0.1, 0.05
+# A teacher that guesses passes with this probability.
+_LEVEL, _PERMUTATIONS = 0.05, 499
+# With fewer held-out scenes than this outside the largest class, one or two mistakes decide, and prove nothing.
+_LEAST_OTHERS = 10
 
 
 class _Block(nn.Module):
@@ -94,27 +101,25 @@ def train_latent_teacher(
         precision: of the training; f16 becomes f32, because its gradients would need scaling.
 
     Returns:
-        facts: accuracy on the held-out scenes (view 0) after the last step, accuracy of chance, number of these scenes.
+        facts: accuracy on the held-out scenes (view 0) after the last step, accuracy of always predicting the largest
+        class, number of the held-out scenes.
 
     Raises:
-        TrainingError: no scene is held out, or the accuracy on held-out scenes is no better than chance.
+        TrainingError: the balanced accuracy on held-out scenes is no better than that of guessing. If they are too few
+            to tell, a warning is logged instead.
     """
     classes = int(labels.max()) + 1
-    if not len(held):
-        raise TrainingError(
-            f"none of the {len(labels)} scenes falls into the teacher's validation part: "
-            "raise teacher.held_out or add images"
-        )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "teacher"))
         teacher = _channels_last(LatentTeacher(latents.shape[2], classes, settings.width)).to(accelerator())
         dtype = dtype_for("f32" if precision == "f16" else precision, accelerator())
         _fit(teacher, latents, labels, _all_but(len(labels), held), settings, seed, dtype)
     teacher.eval()
-    accuracy = _accuracy(teacher, latents[held, 0], labels[held])
-    chance = float(torch.bincount(labels).max()) / len(labels)  # accuracy of always predicting the largest class
-    _refuse_chance(accuracy, chance, len(held))
+    predicted = predict(teacher, latents[held, 0])[0].argmax(dim=1) if len(held) else labels[held]
+    _refuse_guessing(predicted, labels[held])
     save_latent_teacher(teacher, folder)
+    accuracy = float((predicted == labels[held]).float().mean()) if len(held) else 0.0
+    chance = float(torch.bincount(labels).max()) / len(labels)
     return {"held_out_accuracy": round(accuracy, 4), "chance": round(chance, 4), "held_out_scenes": len(held)}
 
 
@@ -180,17 +185,51 @@ def _fit(
             advance(step + 1, f"loss {loss.item():.3f}")
 
 
-@torch.inference_mode()
-def _accuracy(teacher: LatentTeacher, latents: Tensor, labels: Tensor) -> float:
-    logits, _ = predict(teacher, latents)
-    return float((logits.argmax(dim=1) == labels).float().mean())
-
-
-def _refuse_chance(accuracy: float, chance: float, count: int) -> None:
-    # Two standard deviations above the expected accuracy of guessing on `count` scenes.
-    bar = chance + 2 * (chance * (1 - chance) / count) ** 0.5
-    if not accuracy > bar:
-        raise TrainingError(
-            f"the teacher gets {accuracy:.1%} on held-out scenes, no better than chance ({chance:.1%}): check that the "
-            "class folders hold what they are named, or raise teacher.steps"
+def _refuse_guessing(predicted: Tensor, labels: Tensor) -> None:
+    """Raise TrainingError if `predicted` [n] is no better than guessing `labels` [n]; log if n is too small to tell."""
+    if guessing_p_value(predicted, labels) <= _LEVEL:
+        return
+    others = len(labels) - (int(labels.bincount().max()) if len(labels) else 0)
+    if others < _LEAST_OTHERS or guessing_p_value(labels, labels) > _LEVEL:
+        log.warning(
+            "%d held-out scenes are too few to tell whether the teacher is better than guessing: more images, or a "
+            "larger teacher.held_out, would show it",
+            len(labels),
         )
+        return
+    found, guessed = balanced_accuracy(predicted, labels), 1 / len(labels.unique())
+    raise TrainingError(
+        f"the teacher gets a balanced accuracy of {found:.1%} on {len(labels)} held-out scenes, no better than "
+        f"guessing ({guessed:.1%}): check that the class folders hold what they are named, or raise teacher.steps"
+    )
+
+
+def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """Return the mean over the classes of the share of their scenes that `predicted` [n] has right.
+
+    >>> balanced_accuracy(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]))
+    0.75
+    """
+    return float((_weights(labels) * (predicted == labels)).sum())
+
+
+def guessing_p_value(predicted: Tensor, labels: Tensor) -> float:
+    """Return the probability of a balanced accuracy at least as high if predictions were dealt at random.
+
+    The permutation test of Ojala and Garriga (JMLR 2010) keeps the numbers of predictions of each class. It is exact
+    but for the number of permutations, 499, and needs no assumption on n or on the balance of the classes.
+    """
+    if not len(labels):
+        return 1.0
+    weights, observed = _weights(labels), balanced_accuracy(predicted, labels)
+    random = generator(0, "permutations of predictions")
+    dealt = (predicted[torch.randperm(len(labels), generator=random)] for _ in range(_PERMUTATIONS))
+    # Sums of the same weights in another order differ in their last bits.
+    as_high = sum(float((weights * (one == labels)).sum()) >= observed - 1e-9 for one in dealt)
+    return (1 + as_high) / (1 + _PERMUTATIONS)
+
+
+def _weights(labels: Tensor) -> Tensor:
+    """Return the weight of each scene in the balanced accuracy, float64 [n]."""
+    counts = torch.bincount(labels).double()
+    return 1 / (counts[labels] * (counts > 0).sum())

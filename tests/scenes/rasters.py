@@ -35,9 +35,9 @@ def tif(path: Path, bands: Any, *, names: tuple[str, ...] = (), located: bool = 
     return path
 
 
-def archive(root: Path, make: Any, *, each: int = 6, **options: Any) -> Path:
+def archive(root: Path, make: Any, *, each: int = 6, seed: int = 0, **options: Any) -> Path:
     """Write `root`/<class>/<k>.tif, `each` of the classes a and b; `make(class number, random)` returns the bands."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for label, name in enumerate("ab"):
         for k in range(each):
             suffix = ".jp2" if options.get("driver") == "JP2OpenJPEG" else ".tif"
