@@ -1,11 +1,12 @@
 import doctest
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from geodistill.evaluation import columns
-from geodistill.evaluation.columns import BY_FIELD, COLUMNS
+from geodistill.evaluation.columns import BY_FIELD, COLUMNS, Column
 from geodistill.evaluation.rows import Row
+from geodistill.evaluation.table import _sheet
 
 ROW = Row(
     "dpd",
@@ -34,7 +35,8 @@ def test_doctests() -> None:
 def test_every_column_is_of_a_field_of_its_own() -> None:
     known = {field.name for field in fields(Row)}
     assert len(BY_FIELD) == len(COLUMNS)
-    assert {column.field for column in COLUMNS} | {column.spread for column in COLUMNS if column.spread} <= known
+    own = [column for column in COLUMNS if column.of is None]
+    assert {column.field for column in own} | {column.spread for column in own if column.spread} <= known
     assert len({column.title for column in COLUMNS}) == len(COLUMNS)
     assert all(column.means for column in COLUMNS)
 
@@ -70,3 +72,17 @@ def test_what_looks_at_real_images_is_named() -> None:
         "fid",
         "kid",
     }
+
+
+def test_a_measure_is_one_entry_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new measure touches one file: rows, CSV and tables follow from its column."""
+
+    def worst(row: Row) -> float | None:
+        return min(row.per_class, default=None)
+
+    column = Column("worst", "worst class", unit="%", factor=100, digits=1, means="Lowest accuracy.", of=worst)
+    monkeypatch.setattr(columns, "COLUMNS", (*COLUMNS, column))
+    row = replace(ROW, per_class=(0.75, 0.25))
+    assert (column.text(row), column.text(ROW)) == ("25.0", "")
+    head, first, second = _sheet([row, ROW]).splitlines()
+    assert (head.split(",")[-1], first.split(",")[-1], second.split(",")[-1]) == ("worst", "0.25", "")

@@ -1,5 +1,6 @@
 """The table of all measures: name, unit, direction, format and required images. All other tables are built from it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ class Column:
     is better; None for a condition that is neither. factor: multiplies the field to give that unit. digits: decimals.
     signed: whether positive values get a plus sign. needs: images that the measure uses, besides predictions for test
     images; a differentially private release leaves out figures that need "training" or "test" images. means: one
-    sentence.
+    sentence. of: computes the measure from the row, where it is no field: from the confusion matrix, for example. It
+    returns None for what was not measured.
     """
 
     field: str
@@ -29,6 +31,7 @@ class Column:
     spread: str = ""
     needs: Literal["", "training", "test"] = ""
     means: str = ""
+    of: Callable[[Row], float | None] | None = None
 
     @property
     def head(self) -> str:
@@ -42,7 +45,7 @@ class Column:
 
     def value(self, row: Row) -> float | None:
         """Return the row's value in the field's own unit, None if it was not measured."""
-        found: Any = getattr(row, self.field)
+        found: Any = getattr(row, self.field) if self.of is None else self.of(row)
         return None if found is None else float(found)
 
     def text(self, row: Row) -> str:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from geodistill.errors import RunError
+from geodistill.evaluation import columns
 from geodistill.evaluation.bench import cell_name
 from geodistill.evaluation.measures import hlr, ior, share
 from geodistill.evaluation.pairs import compare_pair
@@ -135,10 +136,12 @@ def _sheet(rows: Sequence[Row]) -> str:
     """Return the table as CSV, without the fields `per_class` and `confusion`."""
     text = io.StringIO()
     names = [field.name for field in fields(Row) if field.name not in ("per_class", "confusion")]
+    computed = [column for column in columns.COLUMNS if column.of is not None]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow([*names, *(column.field for column in computed)])
     for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in names])
+        values = [*(getattr(row, name) for name in names), *(column.value(row) for column in computed)]
+        writer.writerow([_cell(value) for value in values])
     return text.getvalue()
 
 

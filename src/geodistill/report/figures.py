@@ -53,7 +53,7 @@ def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row
 
 def without_real_images(figures: Table) -> Table:
     """Return `figures` without values that compare a set with training or test images, such as nearness and KID."""
-    withheld: dict[str, Any] = {column.field: None for column in COLUMNS if column.needs}
+    withheld: dict[str, Any] = {column.field: None for column in COLUMNS if column.needs and column.of is None}
     return replace(figures, rows=tuple(replace(row, **withheld) for row in figures.rows))
 
 
