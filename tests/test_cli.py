@@ -1,9 +1,11 @@
 """The command line: one end-to-end test in processes of its own, the other commands called in this one."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -207,7 +209,7 @@ def test_errors_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert failed.exit_code == 2
     assert failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr
-    failed = _call("distill", tmp_path, "--out", tmp_path / "run", "--ipc", 0)
+    failed = _call("distill", tmp_path / "nowhere", "--out", tmp_path / "run", "--ipc", 0)
     assert failed.stderr.strip() == "error: setting 'ipc': input should be greater than or equal to 1, got 0"
 
 
@@ -216,6 +218,82 @@ def test_help_teaches_with_an_example(command: str) -> None:
     told = _call(command, "--help")
     assert told.exit_code == 0
     assert f"Example: geodistill {command}" in told.stdout
+
+
+@pytest.mark.parametrize("command", ["distill", "compare", "evaluate", "audit", "inspect"])
+def test_nothing_is_written_into_the_data(command: str, scenes: Path) -> None:
+    out = scenes / "train" / "run"
+    given = [scenes, "--data", scenes] if command in ("evaluate", "audit") else [scenes]
+    told = _call(command, *given, "--out", out)
+    assert told.exit_code == 2
+    assert told.stderr.strip() == (
+        f"error: --out {out} is in {scenes}, where every folder is a class: choose a folder outside"
+    )
+
+
+def test_a_finished_run_says_so(scenes: Path, tmp_path: Path) -> None:
+    asked = ["--method", "kmeans", "--config", "tiny", "--ipc", 1, "--out", tmp_path / "[red]run[/red]"]
+    first, again = (_call("distill", scenes, *asked) for _ in range(2))
+    assert first.exit_code == again.exit_code == 0
+    assert "nothing to do" not in first.stdout
+    assert re.search(
+        r"nothing to do: .*\[red\]run\[/red\] was finished on 20\d\d-\d\d-\d\d at \d\d:\d\d\n", again.stdout
+    )
+    # What rich would take for markup is a part of the path.
+    assert f"10 images of 10 classes: {tmp_path / '[red]run[/red]' / 'distilled'}\n" in first.stdout
+
+
+def test_a_run_under_a_file_is_refused(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    told = _call("distill", scenes, "--method", "random", "--ipc", 1, "--size", 32, "--out", tmp_path / "file" / "sub")
+    assert told.exit_code == 2
+    wanted = f"error: {tmp_path / 'file' / 'sub'} cannot be a folder, a file is in its place: choose another --out"
+    assert told.stderr.strip() == wanted
+
+
+@pytest.mark.usefixtures("little_audit")
+@pytest.mark.slow
+def test_an_audit_answers_what_can_be_answered(scenes: Path, tmp_path: Path) -> None:
+    asked = ["--method", "kmeans", "--config", "tiny", "--ipc", 1, "--out", tmp_path / "run"]
+    assert _call("distill", scenes, *asked).exit_code == 0
+    options = ["--data", scenes, "--out", tmp_path / "audit", "--fail-on"]
+    both = _call("audit", tmp_path / "run", *options, "copy", "membership")
+    assert both.exit_code == 3, both.stderr  # its images are training images
+    alone = _call("audit", tmp_path / "run", *options, "membership")
+    assert alone.exit_code == 2
+    assert alone.stderr.startswith("error: --fail-on membership cannot be answered: ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists processes by /proc")
+@pytest.mark.slow
+def test_sigterm_stops_the_workers_too(scenes: Path, tmp_path: Path) -> None:
+    code = (
+        "import joblib; joblib.cpu_count = lambda: 2\n"
+        "import sys; from geodistill.cli import app\n"
+        f"sys.argv = ['geodistill', 'evaluate', {str(scenes / 'train')!r}, '--data', {str(scenes)!r}, '--no-full']\n"
+        "app()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as command:
+        assert command.stderr is not None
+        while not re.search(r"training 6 classifiers: [1-9]", command.stderr.readline()):
+            assert command.poll() is None
+        tasks = Path(f"/proc/{command.pid}/task").glob("*/children")
+        workers = [pid for path in tasks for pid in path.read_text().split()]
+        assert workers
+        command.terminate()
+        assert command.wait(timeout=60) == 130
+    deadline = time.monotonic() + 5
+    while any(_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_half_a_guarantee_is_refused(scenes: Path, tmp_path: Path) -> None:

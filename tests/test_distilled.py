@@ -53,7 +53,7 @@ def test_layout_is_an_image_folder(tmp_path):
         "rio-train_001.png",
     ]
     files = sorted(p.name for p in (tmp_path / "set").iterdir() if p.is_file())
-    assert files == ["README.md", "croissant.json", "manifest.json"]
+    assert files == ["README.md", "class_map.txt", "croissant.json", "manifest.json"]
 
 
 def test_class_that_reads_like_a_split_is_warned_of(tmp_path, caplog):
@@ -227,6 +227,26 @@ def test_names_that_windows_has_no_folder_for(tmp_path, caplog, monkeypatch):
     assert str(caught.value) == (
         "class name 'CON' is the name of a device, so Windows has no folder for it: rename the class"
     )
+
+
+def test_names_that_markdown_would_read_as_markup(tmp_path):
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    folder = DistilledSet(images, torch.tensor([0, 1]), ("<b>bold", "[x](a)"))
+    card = (folder.save(tmp_path / "set") / "README.md").read_text()
+    assert "- \\<b\\>bold: 1\n- \\[x\\]\\(a\\): 1\n" in card
+
+
+def test_a_set_has_a_name_and_a_class_map_of_its_own(tmp_path):
+    def named(value):
+        images = torch.full((4, 3, 8, 8), value, dtype=torch.uint8)
+        folder = DistilledSet(images, torch.arange(4), ("1", "10", "2", "9")).save(tmp_path / str(value))
+        (name,) = re.findall(r"config_name: (set-[0-9a-f]{16})\n", (folder / "README.md").read_text())
+        return folder, name
+
+    (folder, first), (_, second), (_, again) = named(0), named(1), named(0)
+    assert first == again != second
+    # timm's own order would be 1, 2, 9, 10.
+    assert (folder / "class_map.txt").read_text() == "1\n10\n2\n9\n"
 
 
 def test_croissant_is_valid(tmp_path):

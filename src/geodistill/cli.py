@@ -4,10 +4,13 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,9 +42,14 @@ Try it on the built-in scenes:
 _console = Console()
 
 
+def _say(text: str, style: str | None = None) -> None:
+    """Print a sentence as it is: a path may hold what rich would take for markup."""
+    _console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
 def _show_version(asked: bool) -> None:
     if asked:
-        _console.print(f"geodistill {version('geodistill')}", highlight=False)
+        _say(f"geodistill {version('geodistill')}")
         raise typer.Exit
 
 
@@ -123,6 +131,7 @@ _Describe = Annotated[
 def _told(device: str | None = None) -> Iterator[None]:
     """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
     _refuse_company(sys.argv[1:])
+    _stop_whole()
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
@@ -138,12 +147,32 @@ def _told(device: str | None = None) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _stop_whole() -> None:
+    """Make SIGTERM end this process as Ctrl-C does: its workers are stopped, not left to notice."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # Signals are set in the main thread alone.
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, stop)
+
+
 def _refuse_company(arguments: list[str]) -> None:
     """End here when several processes were started for a command that only one can do."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] != ["distill"]:
         reason = "only distill runs in several processes: start this without accelerate"
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {reason}", highlight=False)
         raise typer.Exit(2)
+
+
+def _refuse_inside(data: Path, *outs: Path | None) -> None:
+    """Raise ConfigError if anything is to be written into DATA, where each folder is a class."""
+    from geodistill.errors import ConfigError
+
+    for out in outs:
+        if out is not None and out.absolute().resolve().is_relative_to(data.absolute().resolve()):
+            raise ConfigError(f"--out {out} is in {data}, where every folder is a class: choose a folder outside")
 
 
 def _plain(text: str) -> str:
@@ -233,6 +262,7 @@ def distill(
     trained on random real images are tested on them. `--set self_test.held_out=0` switches this test off.
     """
     with _told(device):
+        _refuse_inside(data, out)
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
         from geodistill.methods import METHODS, check_method
@@ -250,19 +280,22 @@ def distill(
         if METHODS[method].kind != "real":
             check_base(settings)
         scenes = open_scenes(data, bands=bands, scale=scale).train
+        before = _last_made(out)
         result = run_distillation(
             scenes, settings, method=method, out=out, command=shlex.join(["geodistill", *sys.argv[1:]])
         )
         if not processes().main:
             return
+        if before and _last_made(out) == before:
+            _say(f"nothing to do: {out} was finished on {datetime.fromtimestamp(before):%Y-%m-%d at %H:%M}")
         draw_grid(result, out / "grid.png")
         _print_stages(out)
         _print_screening(out)
         _print_nearness(settings, METHODS[method].kind)
         _print_replayable(result)
         _print_self_test(out, settings)
-        _console.print(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}", soft_wrap=True)
-        _console.print(f"sample grid: {out / 'grid.png'}", soft_wrap=True)
+        _say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
+        _say(f"sample grid: {out / 'grid.png'}")
         _next("evaluate", out, "--data", data)
 
 
@@ -298,7 +331,7 @@ def plan(
         settings = load_config(config, sets, ipc=ipc, base=base, size=size)
         check_base(settings)
         _print_plan(make_plan(open_scenes(data, bands=bands, scale=scale).train, settings, out))
-        _console.print("nothing was written: `geodistill distill` with the same options makes the set")
+        _say("nothing was written: `geodistill distill` with the same options makes the set")
 
 
 @app.command(
@@ -355,7 +388,7 @@ def pretrain(
             sources, settings, out=out, start=base, data_note=data_note, footprint=footprint, command=command
         )
         _print_stages(out)
-        _console.print(f"base: {folder}   its model card: {folder / 'README.md'}", soft_wrap=True)
+        _say(f"base: {folder}   its model card: {folder / 'README.md'}")
         _next("distill", "DATA", "--base", folder, "--out", "RUN")
 
 
@@ -424,6 +457,7 @@ def evaluate(
     FID to the test images.
     """
     with _told(device):
+        _refuse_inside(data, out, save)
         from geodistill.commands.source import recorded_reading
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
@@ -449,9 +483,9 @@ def evaluate(
         if len(results) > 1:
             _console.print(cross_table(results))
         if store is not None:
-            _console.print(f"predictions and figures: {store / 'evaluation'}", soft_wrap=True)
+            _say(f"predictions and figures: {store / 'evaluation'}")
         if save is not None and protocol != "probe":
-            _console.print(f"classifiers: {save}", soft_wrap=True)
+            _say(f"classifiers: {save}")
         if store == what:
             _next("report", what, "--data", data)
 
@@ -497,6 +531,7 @@ def compare(
     its images are near copies of training images. `geodistill report OUT` draws plots.
     """
     with _told(device):
+        _refuse_inside(data, out)
         from geodistill.commands.compare import compare as run_comparison
         from geodistill.commands.compare import comparison_tables
         from geodistill.config import load_config
@@ -517,7 +552,7 @@ def compare(
             command=shlex.join(["geodistill", *sys.argv[1:]]),
         )
         _console.print(*comparison_tables(out))
-        _console.print(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}", soft_wrap=True)
+        _say(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}")
         _next("report", out, "--data", data)
 
 
@@ -541,7 +576,7 @@ def sample(
         from geodistill.commands.sample import sample as draw_targeted
 
         folder = draw_targeted(run, prompt, count=n, class_name=class_, seed=seed, out=out)
-        _console.print(f"{n} images: {folder}", soft_wrap=True)
+        _say(f"{n} images: {folder}")
 
 
 @app.command(epilog="Example: **geodistill methods**")
@@ -566,7 +601,7 @@ def bases() -> None:
             table.add_row(name, *_about_base(name))
         _console.print(table)
         also = "`--base` also accepts the folder of a Stable Diffusion pipeline, or its name on the hub."
-        _console.print(also, soft_wrap=True)
+        _say(also)
 
 
 def _about_base(name: str) -> tuple[str, str, str]:
@@ -598,7 +633,7 @@ def settings(
     table = Table("setting", "default", "what it does")
     for setting in explain_settings():
         if setting.name.startswith(section):
-            table.add_row(setting.name, setting.default, setting.meaning)
+            table.add_row(*map(_plain, (setting.name, setting.default, setting.meaning)))
     if not table.row_count:
         raise typer.BadParameter(f"no setting begins with {section!r}: `geodistill settings` lists all")
     _console.print(table)
@@ -631,8 +666,11 @@ def audit(
     Every figure is compared with the same figure for held-out real images. The verdict names the thresholds.
     """
     with _told(device):
+        _refuse_inside(data, out)
         from geodistill.commands.audit import audit as audit_folder
+        from geodistill.commands.audit import unanswerable
         from geodistill.commands.source import recorded_reading
+        from geodistill.errors import ConfigError
         from geodistill.privacy.audit import MEASURES
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
@@ -644,14 +682,17 @@ def audit(
         table = Table("image", "most like", *(f"ratio, {name}" for name in MEASURES), "copy", title="most suspicious")
         for image in result.images[:10]:
             ratios = (f"{image.ratios[name]:.2f}" for name in MEASURES)
-            table.add_row(image.name, image.nearest, *ratios, "yes" if image.copy else "no")
+            table.add_row(_plain(image.name), _plain(image.nearest), *ratios, "yes" if image.copy else "no")
         _console.print(table)
-        _console.print(result.verdict, soft_wrap=True)
+        _say(result.verdict)
         if result.overlap:
-            _console.print(f"{_plain(result.overlap)}: figures measured on them are too optimistic", soft_wrap=True)
-        _console.print(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}", soft_wrap=True)
+            _say(f"{result.overlap}: figures measured on them are too optimistic")
+        _say(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}")
         if result.fails(fail_on or ()):
             raise typer.Exit(3)
+        reason = unanswerable(distilled, replace(scenes, train=train)) if "membership" in (fail_on or ()) else ""
+        if reason:
+            raise ConfigError(reason)
 
 
 @app.command(epilog="Example: **geodistill report runs/aid --data ~/AID**")
@@ -680,7 +721,7 @@ def report(
 
         scenes = open_scenes(data, reading=recorded_reading(run)) if data else None
         page = write_report(run, out=out, data=scenes, owner=owner)
-        _console.print(f"report: {page}", soft_wrap=True)
+        _say(f"report: {page}")
 
 
 @app.command(epilog="Example: **geodistill inspect ~/naip --bands 4,1,2**")
@@ -697,6 +738,7 @@ def inspect(
     Nothing is computed. The contact sheet shows the first images of each class, as `distill` would see them.
     """
     with _told():
+        _refuse_inside(data, out)
         from geodistill.commands.inspect import contact_sheet
         from geodistill.commands.inspect import inspect as inspect_data
         from geodistill.report.grid import draw_grid
@@ -708,7 +750,7 @@ def inspect(
 
         with explain_os_errors(out.parent):
             draw_grid(contact_sheet(scenes.train), out)
-        _console.print(f"contact sheet: {out}", soft_wrap=True)
+        _say(f"contact sheet: {out}")
         _next("distill", data, *_unless("--bands", bands, "rgb"), *_unless("--scale", scale, "auto"), "--out", "RUN")
 
 
@@ -736,7 +778,7 @@ def _print_inspection(found: Any) -> None:
     lines += [f"unreadable: {reason}" for reason in found.skipped[:10]]
     lines.append(f"distill reads them as: {found.read_as()}")
     for line in lines:
-        _console.print(line, soft_wrap=True, highlight=False, markup=False)
+        _say(line)
 
 
 @app.command(epilog="Example: **geodistill scenes demo/scenes --train 60 --test 30**")
@@ -752,15 +794,18 @@ def scenes(
         from geodistill.scenes.procedural import write_scenes
 
         write_scenes(out, train_per_class=train, test_per_class=test, size=size, seed=seed)
-        _console.print(f"built-in scenes: {out}", soft_wrap=True)
+        _say(f"built-in scenes: {out}")
         _next("distill", out, "--config", "demo", "--out", "RUN")
+
+
+def _last_made(run: Path) -> float:
+    """Return when the last stage of the run was finished, in seconds since 1970; 0 if none was."""
+    return max((path.stat().st_mtime for path in (run / "stages").glob("*.json")), default=0.0)
 
 
 def _next(*command: object) -> None:
     """Print the command that most users type next."""
-    _console.print(
-        f"next: {shlex.join(['geodistill', *map(str, command)])}", soft_wrap=True, highlight=False, markup=False
-    )
+    _say(f"next: {shlex.join(['geodistill', *map(str, command)])}")
 
 
 def _with_describer(sets: list[str] | None, describe: str | None) -> list[str]:
@@ -769,27 +814,26 @@ def _with_describer(sets: list[str] | None, describe: str | None) -> list[str]:
 
 def _print_plan(found: Any) -> None:
     for one in found.downloads:
-        _console.print(f"downloads {one.name}: {_giga(one.size)}, licence {one.licence}", soft_wrap=True)
+        _say(f"downloads {one.name}: {_giga(one.size)}, licence {one.licence}")
     if not found.downloads:
-        _console.print("downloads nothing")
+        _say("downloads nothing")
     if found.overlap:
-        _console.print(f"base: {_plain(found.overlap)}: figures measured on them are too optimistic", soft_wrap=True)
-    _console.print(
+        _say(f"base: {found.overlap}: figures measured on them are too optimistic")
+    _say(
         f"memory: about {_giga(found.memory)} ({found.device}); with less, training uses smaller batches\n"
         f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} free",
-        soft_wrap=True,
     )
     if found.held_out:
-        _console.print(f"held out for the self-test: {found.held_out:,} of {found.scenes:,} training scenes")
+        _say(f"held out for the self-test: {found.held_out:,} of {found.scenes:,} training scenes")
     if found.no_test:
-        _console.print(f"no self-test: {_plain(found.no_test)}", soft_wrap=True)
+        _say(f"no self-test: {found.no_test}")
     table = Table("stage", "work", "operations", "time", title="estimated time on this machine")
     for stage in found.stages:
         table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", _duration(stage.seconds))
     table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", _duration(found.seconds))
     _console.print(table)
     for what in found.not_estimated:
-        _console.print(f"not counted: {what}", soft_wrap=True)
+        _say(f"not counted: {what}")
 
 
 def _giga(size: int) -> str:
@@ -808,32 +852,28 @@ def _print_screening(run: Path) -> None:
     for record in (one for one in records(run) if one["stage"] == SCREENED.name):
         first, *again = record["facts"]["rejected"]
         drawn = f", {len(again)} times drawn again, following less: {', '.join(map(str, again))}" if again else ""
-        _console.print(f"screening: {first} candidates too like a training image{drawn} rejected", soft_wrap=True)
+        _say(f"screening: {first} candidates too like a training image{drawn} rejected")
 
 
 def _print_nearness(settings: Any, kind: str) -> None:
     """Print, where nothing protects the sources, that the images are near them and what to do about it."""
     if kind != "synthetic":
         what = "training images as they are" if kind == "real" else "training images, changed by a computation"
-        _console.print(f"the images are {what}: the set protects none of them", soft_wrap=True, highlight=False)
+        _say(f"the images are {what}: the set protects none of them")
         return
     if settings.privacy == "none" and settings.sampling.follow == "start":
-        _console.print(
+        _say(
             "each image starts from a training image and may show its layout: before you share a set of sensitive "
             "scenes, make it with --privacy screen or run `geodistill audit`",
-            soft_wrap=True,
-            highlight=False,
         )
 
 
 def _print_replayable(distilled: Any) -> None:
     """Print that the set must not be shared, where its images can be drawn again."""
     if distilled.replayable:
-        _console.print(
+        _say(
             "reproducible: do not share this set, its seeds tell which scenes the images began as",
             style="bold red",
-            soft_wrap=True,
-            highlight=False,
         )
 
 
@@ -846,11 +886,11 @@ def _print_self_test(run: Path, settings: Any) -> None:
     if found is None:
         return
     for line in found.figures:
-        _console.print(line, soft_wrap=True, highlight=False)
+        _say(line)
     colour = {"better than random": "bold green", "below random": "bold red"}.get(found.verdict or "", "yellow")
-    _console.print(found.conclusion, style=colour, soft_wrap=True, highlight=False, markup=False)
+    _say(found.conclusion, style=colour)
     if found.verdict == "below random":
-        _console.print(advice(settings), style=colour, soft_wrap=True, highlight=False, markup=False)
+        _say(advice(settings), style=colour)
 
 
 def _print_stages(out: Path) -> None:

@@ -1,8 +1,8 @@
 """The distilled set: a few synthetic images per class, and the folder that contains them.
 
 The folder is a plain image folder, `<class>/<class-slug>_<k>.png`, which `datasets.load_dataset("imagefolder", ...)`
-and torchvision's `ImageFolder` read directly. Beside the class folders are README.md (data card), manifest.json and
-croissant.json. No file names a source file, and the same set always gives the same bytes.
+and torchvision's `ImageFolder` read directly. Beside the class folders are README.md (data card), class_map.txt,
+manifest.json and croissant.json. No file names a source file, and the same set always gives the same bytes.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from geodistill.scenes.scenes import check_class_name, unfit_for_windows
 
 log = logging.getLogger("geodistill")
 
-MANIFEST = "manifest.json"
+MANIFEST, CLASS_MAP = "manifest.json", "class_map.txt"
 _FORMAT = 1
 # Keys allowed in an image's record. The list is fixed, so that no file name of a real image gets into shared files.
 RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate", "soft_label"})
@@ -134,6 +134,8 @@ class DistilledSet:
         (folder / "README.md").write_text(_data_card(self), encoding="utf-8", newline="\n")
         croissant = json.dumps(_croissant(self, text), indent=2, ensure_ascii=False) + "\n"
         (folder / "croissant.json").write_text(croissant, encoding="utf-8", newline="\n")
+        class_map = "".join(f"{name}\n" for name in self.classes)
+        (folder / CLASS_MAP).write_text(class_map, encoding="utf-8", newline="\n")
         _warn_of_names(self.classes)
 
     def _paths(self) -> list[tuple[str, int]]:
@@ -189,7 +191,7 @@ def _check_name(name: str) -> None:
         check_class_name(name)
     except SceneError as error:
         raise DistilledSetError(str(error)) from error
-    if name.casefold() in {MANIFEST, "readme.md", "croissant.json"}:
+    if name.casefold() in {MANIFEST, CLASS_MAP, "readme.md", "croissant.json"}:
         raise DistilledSetError(f"class name {name!r} is that of a file of the distilled set: rename the class")
 
 
@@ -325,7 +327,7 @@ tags:
 size_categories:
 - {bucket}
 configs:
-- config_name: default
+- config_name: {name}
   data_files:
   - split: train
     path: "*/*.png"
@@ -338,6 +340,8 @@ configs:
 
 Load them with `datasets.load_dataset(FOLDER)`, `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or
 `torchvision.datasets.ImageFolder(FOLDER)`.
+A label is the place of a class in the list below, counted from 0. `class_map.txt` has the classes in this order, for
+readers that sort numbers otherwise (timm: `--class-map class_map.txt`).
 `manifest.json` has the settings, the versions and the scores of each image, and where they were asked for its soft
 label, probabilities of the classes in alphabetical order; `croissant.json` describes the folder in Croissant 1.0.
 
@@ -439,11 +443,25 @@ _NATURE: dict[Kind, str] = {
 }
 
 
+def _markdown(text: str) -> str:
+    """Return `text` with everything escaped that Markdown or HTML would read as markup."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~<>&$-])", r"\\\1", text)
+
+
+def _content(distilled: DistilledSet) -> str:
+    """Return a SHA-256 over images, labels and classes."""
+    digest = hashlib.sha256(json.dumps([distilled.classes, distilled.labels.tolist()]).encode())
+    digest.update(distilled.images.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _data_card(distilled: DistilledSet) -> str:
     buckets = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
     counts = torch.bincount(distilled.labels, minlength=len(distilled.classes)).tolist()
     return _CARD.format(
         title=_title(distilled),
+        # `datasets` keeps what it has read by this name: two sets in folders of the same name must not share it.
+        name=f"set-{_content(distilled)[:16]}",
         bucket=next((name for limit, name in buckets if len(distilled) < limit), "100K<n<1M"),
         count=len(distilled),
         size=distilled.size,
@@ -454,7 +472,9 @@ def _data_card(distilled: DistilledSet) -> str:
         nature=_NATURE[distilled.kind],
         privacy=_privacy(distilled.about, _NO_AUDIT),
         base=_base(distilled.about.get("base")),
-        listing="\n".join(f"- {name}: {count}" for name, count in zip(distilled.classes, counts, strict=True)),
+        listing="\n".join(
+            f"- {_markdown(name)}: {count}" for name, count in zip(distilled.classes, counts, strict=True)
+        ),
     )
 
 

@@ -1,11 +1,13 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from making import counting, make_stage
 from safetensors import SafetensorError
 
@@ -39,6 +41,78 @@ def test_the_log_says_which_stages_are_made(tmp_path: Path, caplog: pytest.LogCa
             make_stage(run, counting([]), "latents")
     told = f"stage latents of {tmp_path / 'run'} is"
     assert caplog.messages == [f"{told} made", f"{told} used again"]
+
+
+def _cut(run: Path) -> str:
+    (run / "stages" / "latents.json").write_text('{"stage": "lat')
+    return "stages/latents.json"
+
+
+def _removed_record(run: Path) -> str:
+    (run / "stages" / "latents.json").unlink()
+    return "stages/latents.json"
+
+
+def _removed(run: Path) -> str:
+    (run / "latents" / "result.txt").unlink()
+    return "result.txt"
+
+
+def _flipped(run: Path) -> str:
+    (run / "latents" / "result.txt").write_text("whale")
+    return "result.txt"
+
+
+def _longer(run: Path) -> str:
+    (run / "latents" / "result.txt").write_text("whole!")
+    return "result.txt"
+
+
+@pytest.mark.parametrize("damage", [_cut, _removed_record, _removed, _flipped, _longer])
+def test_a_damaged_stage_is_named_and_made_again(tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+    with Run(tmp_path / "run", {}) as run:
+        make_stage(run, counting(calls), "latents")
+    what = damage(tmp_path / "run")
+    for _ in range(2):
+        with Run(tmp_path / "run", {}) as run:
+            folder = make_stage(run, counting(calls), "latents")
+            assert run.record_of(Stage("latents", 1))["facts"] == {"calls": 2}
+    assert len(calls) == 2
+    assert (folder / "result.txt").read_text() == "whole"
+    assert caplog.messages == [f"stage latents of {tmp_path / 'run'} is damaged ({what}): it is made again"]
+
+
+def test_a_record_without_checksums_and_a_new_card_are_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def build(folder: Path) -> None:
+        for name in ("README.md", "image.png"):
+            (folder / name).write_text("first")
+
+    with Run(tmp_path / "run", {}) as run:
+        folder = make_stage(run, build, "distilled")
+    (folder / "README.md").write_text("audited")
+    (folder / "more.txt").write_text("added by hand")
+    with Run(tmp_path / "run", {}) as run:
+        assert (make_stage(run, build, "distilled") / "README.md").read_text() == "audited"
+    path = tmp_path / "run" / "stages" / "distilled.json"
+    record = json.loads(path.read_text())
+    assert record.pop("files").keys() == {"image.png"}
+    path.write_text(json.dumps(record))
+    with Run(tmp_path / "run", {}) as run:
+        make_stage(run, build, "distilled")
+    assert not caplog.messages
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_the_files_of_a_run_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        save_tensors({"a": torch.zeros(1)}, folder / "weights.safetensors")
+        (folder / "weights.safetensors").chmod(0o600)
+
+    with Run(tmp_path / "run", {}) as run:
+        folder = make_stage(run, build, "latents")
+    (tmp_path / "new").touch()
+    assert (folder / "weights.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"given": ["y"]}])

@@ -259,6 +259,41 @@ def test_a_folder_that_may_not_be_listed(tmp_path):
     (tmp_path / "Beach").chmod(0o755)
 
 
+def test_images_in_subfolders_are_counted(tmp_path, caplog):
+    fill(tmp_path)
+    for k in range(6):
+        put(tmp_path / "Beach" / "more" / "deep" / f"{k}.png", 500 + k)
+    open_scenes(tmp_path)
+    first = tmp_path / "Beach" / "more" / "deep" / "0.png"
+    told = f"{tmp_path}: 6 images in subfolders of class folders are not read, {first} first: move them up"
+    assert told in caplog.messages
+
+
+def test_a_scene_in_two_classes_is_reported(tmp_path, caplog):
+    fill(tmp_path)
+    put(tmp_path / "River" / "zz.png", 3)  # the fourth beach
+    open_scenes(tmp_path)
+    told = "1 images are in several classes, Beach/03.png and River/zz.png first: no classifier can have both right"
+    assert told in caplog.messages
+
+
+def test_a_single_pixel_is_no_scene(tmp_path):
+    fill(tmp_path)
+    Image.new("RGB", (1, 1)).save(tmp_path / "Beach" / "pixel.png")
+    (skipped,) = open_scenes(tmp_path).skipped
+    assert skipped == f"{tmp_path / 'Beach' / 'pixel.png'}: 1 x 1 pixels show no scene"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path, caplog):
+    fill(tmp_path)
+    os.mkfifo(tmp_path / "Beach" / "pipe.png")
+    assert len(open_scenes(tmp_path).train.classes) == 2
+    assert (
+        f"{tmp_path}: 1 entries are no images and ignored, {tmp_path / 'Beach' / 'pipe.png'} first" in caplog.messages
+    )
+
+
 def test_long_reading_shows_progress(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("geodistill.scenes.folder.SHOW_PROGRESS_FROM", 10)
     open_scenes(fill(tmp_path))

@@ -27,8 +27,8 @@ def audit(
     the run. The verdict is written into the set's data card.
 
     Raises:
-        ConfigError: a name in `fail_on` is unknown, or is membership where no attack could show it; `out` is in the
-            set's folder; shadows of a set without a run; errors of `privacy.audit.audit`.
+        ConfigError: a name in `fail_on` is unknown, or membership alone is asked for and no attack could show it;
+            `out` is in the set's folder; shadows of a set without a run; errors of `privacy.audit.audit`.
         RunError: the run was made from other scenes.
         DistilledSetError: there is no set.
 
@@ -47,8 +47,6 @@ def audit(
     for name in fail_on:
         if name not in FAILURES:
             raise ConfigError(f"--fail-on {name!r} is unknown: known: {', '.join(FAILURES)}")
-    if "membership" in fail_on and data.test is None:
-        raise ConfigError("--fail-on membership needs held-out images: give data with a test part")
     if shadows and not is_run:
         raise ConfigError(
             f"{what} is no run: how its images were made is not known, so there are no shadow sets: leave --shadows out"
@@ -56,8 +54,8 @@ def audit(
     source = read_source(what, data.train) if is_run else None
     distilled = DistilledSet.load(folder)
     data = replace(data, train=source.learned_from(data.train)) if source else data
-    if "membership" in fail_on:
-        _check_power(distilled, data)
+    if [*fail_on] == ["membership"] and (reason := unanswerable(distilled, data)):
+        raise ConfigError(reason)
     known = Known(replayable=distilled.replayable)
     if source:
         made = shadow_sets(source, data.train, shadows, out or what / "audit") if shadows else []
@@ -90,10 +88,12 @@ def _shared(result: Audit, distilled: DistilledSet) -> str:
     return result.verdict
 
 
-def _check_power(distilled: DistilledSet, data: SceneData) -> None:
-    """Raise ConfigError if no attack could show a leak, because finding none would then mean nothing."""
-    reason = too_little(len(distilled), len(data.train), len(data.test or ()))
-    if reason:
-        raise ConfigError(
-            f"--fail-on membership cannot be answered: {reason}: add held-out images, or ask for copy alone"
-        )
+def unanswerable(distilled: DistilledSet, data: SceneData) -> str:
+    """Return why `--fail-on membership` has no answer, "" if it has one.
+
+    If no attack could show a leak, finding none would mean nothing.
+    """
+    if data.test is None:
+        return "--fail-on membership needs held-out images: give data with a test part"
+    reason = too_little(len(distilled), len(data.train), len(data.test))
+    return reason and (f"--fail-on membership cannot be answered: {reason}: add held-out images, or ask for copy alone")

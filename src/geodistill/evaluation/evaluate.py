@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from geodistill.descriptions import class_prompt
@@ -237,7 +238,7 @@ def class_table(result: Evaluation) -> Table:
     for name in shown:
         table.add_column(name, justify="right")
     for label in sorted(range(len(result.classes)), key=lambda k: shown["distilled"][k]):
-        table.add_row(result.classes[label], *(f"{100 * means[label]:.1f}" for means in shown.values()))
+        table.add_row(escape(result.classes[label]), *(f"{100 * means[label]:.1f}" for means in shown.values()))
     return table
 
 

@@ -57,7 +57,12 @@ def train_side_by_side(jobs: Sequence[Job]) -> Iterator[tuple[int, torch.Tensor]
     steps = sum(recipe_steps(job.protocol, len(job.images), job.steps) for job in jobs)
     # Several processes should not share one GPU, so trainings on a GPU run one after the other in this process.
     workers = 1 if accelerator().type != "cpu" else min(len(jobs), joblib.cpu_count(), MOST_WORKERS)
-    with tempfile.TemporaryDirectory(prefix="geodistill-") as folder, _shown(Path(folder), steps, len(jobs)):
+    room = Path(tempfile.gettempdir())
+    with (
+        explain_os_errors(room),
+        tempfile.TemporaryDirectory(prefix="geodistill-") as folder,
+        _shown(Path(folder), steps, len(jobs)),
+    ):
         parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", temp_folder=folder)
         yield from parallel(
             joblib.delayed(_train)(index, job, Path(folder) / f"{index}.steps", os.getpid())

@@ -47,12 +47,13 @@ class Clock:
             with contextlib.suppress(OSError):
                 self.record()
 
-    def record(self, facts: dict[str, Any] | None = None) -> None:
-        """Write the cost so far; with `facts` the stage counts as finished."""
+    def record(self, facts: dict[str, Any] | None = None, files: dict[str, list[int]] | None = None) -> None:
+        """Write the cost so far; with `facts` the stage counts as finished, and `files` are its `checksums`."""
         record = {
             "stage": self._stage,
             "fingerprint": self._mark,
             "facts": facts,
+            **({} if files is None else {"files": files}),
             "wall_seconds": round(self._before.get("wall_seconds", 0) + time.monotonic() - self._wall, 2),
             "cpu_seconds": round(self._before.get("cpu_seconds", 0) + time.process_time() - self._cpu, 2),
             "peak_memory_mib": max(self._before.get("peak_memory_mib", 0), peak_memory_mib()),
@@ -63,18 +64,24 @@ class Clock:
 
 def _read_record(path: Path, mark: str) -> dict[str, Any]:
     """Return the record at `path` if it is of an unfinished stage with fingerprint `mark`, otherwise {}."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+    record = read_record(path)
     return record if record.get("fingerprint") == mark and record.get("facts") is None else {}
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """Return the records of the finished stages of the run in `folder`, in the order in which they were finished."""
     paths = sorted((folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    found = [json.loads(path.read_text()) for path in paths]
-    return [record for record in found if record["facts"] is not None]
+    found = [read_record(path) for path in paths]
+    return [record for record in found if record.get("facts") is not None]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record of a stage at `path`; {} if it is missing or damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and {"stage", "facts"} <= record.keys() else {}
 
 
 def peak_memory_mib() -> int:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from geodistill.errors import RunError
+
+# Bytes of a file that are read at a time.
+_BLOCK = 2**20
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -41,6 +45,42 @@ def flush_folder(folder: Path, recursive: bool = True) -> None:
     fsync(folder)
 
 
+def checksums(folder: Path) -> dict[str, list[int]]:
+    """Return the size and the CRC-32 of each file in `folder`, by its path in it; hidden files and cards are left out.
+
+    The data card of a set, README.md, is written again by an audit.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path: path.relative_to(folder).as_posix() for path in files}
+    kept = {path: name for path, name in names.items() if not name.startswith(".") and name != "README.md"}
+    return {name: [path.stat().st_size, _crc(path)] for path, name in kept.items()}
+
+
+def damaged_file(folder: Path, files: dict[str, list[int]]) -> str:
+    """Return the first of `files`, as `checksums` gave them, that is missing or differs; "" if none does."""
+    for name, (size, crc) in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size or _crc(path) != crc:
+            return name
+    return ""
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def open_to_others(folder: Path) -> None:
+    """Give the files in `folder` the permissions of any new file: some libraries write theirs for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 def fsync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt" and path.is_dir():
@@ -64,6 +104,8 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
                 f"the disk that holds {folder} is full: free some space and run the same command again; "
                 "what was finished is kept"
             ) from error
+        if code in (errno.ENOTDIR, errno.EEXIST):
+            raise RunError(f"{folder} cannot be a folder, a file is in its place: choose another --out") from error
         if code in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise RunError(f"cannot write to {folder}: make it writable or choose another --out") from error
         raise

@@ -13,8 +13,15 @@ from geodistill.config import defaults_like
 from geodistill.errors import RunError
 from geodistill.processes import processes
 from geodistill.provenance import Made, Stage, building, fingerprint, inputs_of
-from geodistill.run.cost import Clock, versions
-from geodistill.run.files import explain_os_errors, flush_folder, write_atomic
+from geodistill.run.cost import Clock, read_record, versions
+from geodistill.run.files import (
+    checksums,
+    damaged_file,
+    explain_os_errors,
+    flush_folder,
+    open_to_others,
+    write_atomic,
+)
 from geodistill.run.secret import SECRET, make_secret, read_about, read_secret
 
 log = logging.getLogger("geodistill")
@@ -47,6 +54,8 @@ class Run:
         self.used: list[Stage] = []
         self.new = False
         self._secret: bytes | None = None
+        # Fingerprints of stages whose files were checked by this process.
+        self._whole: set[str | None] = set()
         self._lender = lender
         self._lock = FileLock(folder / ".lock")
         self._group = processes()
@@ -169,7 +178,7 @@ class Run:
         """Return the folder of `stage`, which is built first unless it is already complete."""
         name, mark = stage.name, _fingerprint_of(stage, given)
         target, partial = self.folder / name, self.folder / f".{name}.partial"
-        if _mark_of(target) == mark:
+        if _mark_of(target) == mark and self._is_whole(stage, target):
             log.info("stage %s of %s is used again", name, self.folder)
             return target
         # Every process must have looked for the stage before one begins to make it.
@@ -188,12 +197,25 @@ class Run:
             self._group.wait()
             with Clock(self._record_path(stage), name, mark) as clock, building(stage, given):
                 facts = build(partial)
-            clock.record(facts or {})
+            open_to_others(partial)
+            clock.record(facts or {}, checksums(partial))
+            self._whole.add(mark)
             flush_folder(partial)
             partial.replace(target)
             flush_folder(self.folder, recursive=False)
         self._group.wait()
         return target
+
+    def _is_whole(self, stage: Stage, target: Path) -> bool:
+        """Return whether the files of a finished stage are as they were written; log which one is not."""
+        mark = _mark_of(target)
+        if mark not in self._whole:
+            damaged = _damaged(self._record_path(stage), target)
+            if damaged:
+                log.warning("stage %s of %s is damaged (%s): it is made again", stage.name, self.folder, damaged)
+                return False
+            self._whole.add(mark)
+        return True
 
     def record_of(self, stage: Stage) -> dict[str, Any]:
         """Return the record of `stage`: fingerprint, facts, wall_seconds, cpu_seconds, peak_memory_mib."""
@@ -213,7 +235,15 @@ def stage_of(folder: Path, stage: Stage, *, given: Sequence[Any]) -> Path | None
     The run is only read, and may be in use.
     """
     target = folder / stage.name
-    return target if _mark_of(target) == _fingerprint_of(stage, given) else None
+    fits = _mark_of(target) == _fingerprint_of(stage, given)
+    return target if fits and not _damaged(folder / "stages" / f"{stage.name}.json", target) else None
+
+
+def _damaged(record: Path, target: Path) -> str:
+    """Return which file of the stage in `target`, or its `record`, is damaged or missing; "" if none is."""
+    found = read_record(record)
+    # Records of earlier releases have no checksums.
+    return damaged_file(target, found.get("files", {})) if found else f"{record.parent.name}/{record.name}"
 
 
 def _fingerprint_of(stage: Stage, given: Sequence[Any]) -> str:

@@ -24,6 +24,8 @@ SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
 TEST_FRACTION = 0.2
 MAX_UNREADABLE = 0.05
+# Side in pixels below which an image shows no scene.
+LEAST_SIDE = 2
 SHOW_PROGRESS_FROM = 500
 LAYOUT = "expected FOLDER/<class>/<image> or FOLDER/<split>/<class>/<image>"
 
@@ -70,10 +72,22 @@ def _reading(files: Sequence[SceneFile], train: Sequence[SceneFile], bands: str,
     known = [(file.path, file.info) for file in files if file.info is not None]
     reading = choose_bands(known, bands, masks=all(file.masked for file in files))
     _tell_of_missing(files)
+    _tell_of_contradictions(files)
     reading = with_scale(reading, known[0][1].dtype, [file.path for file in train], scale)
     if reading != PLAIN:
         log.info("images are read as %s", reading)
     return reading
+
+
+def _tell_of_contradictions(files: Sequence[SceneFile]) -> None:
+    """Log which images are in more than one class."""
+    first: dict[str, SceneFile] = {}
+    twice = [(first[file.key], file) for file in files if first.setdefault(file.key, file).label != file.label]
+    if twice:
+        log.warning(
+            "%d images are in several classes, %s and %s first: no classifier can have both right",
+            *(len(twice), twice[0][0].name, twice[0][1].name),
+        )
 
 
 def _tell_of_missing(files: Sequence[SceneFile]) -> None:
@@ -212,9 +226,21 @@ def _list_classes(root: Path, folders: dict[str, Path]) -> tuple[tuple[str, ...]
             raise SceneError(f"{_shown(folder)}: no images in this class folder: {LAYOUT}")
         files += [SceneFile(path, label, f"{name}/{path.name}") for path in images]
         ignored += [path for path in entries if not _is_image(path)]
+    _tell_of_subfolders(root, [path for path in ignored if path.is_dir()])
+    ignored = [path for path in ignored if not path.is_dir()]
     if ignored:
         log.warning("%s: %d entries are no images and ignored, %s first", root, len(ignored), _shown(ignored[0]))
     return classes, files
+
+
+def _tell_of_subfolders(root: Path, folders: Sequence[Path]) -> None:
+    """Log how many images lie one level too deep."""
+    deep = [path for folder in folders for path in sorted(folder.rglob("*")) if _is_image(path)]
+    if deep:
+        log.warning(
+            "%s: %d images in subfolders of class folders are not read, %s first: move them up",
+            *(root, len(deep), _shown(deep[0])),
+        )
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -259,6 +285,8 @@ def _verify(file: SceneFile) -> SceneFile | str:
         key = hashlib.sha256(found.bands.tobytes() if _refers(file.path) else read_bytes(file.path)).hexdigest()
     except SceneError as error:
         return str(error).replace(str(file.path), _shown(file.path))
+    if min(info.width, info.height) < LEAST_SIDE:
+        return f"{_shown(file.path)}: {info.width} x {info.height} pixels show no scene"
     masked = info.alpha is None or bool(np.isin(found.bands[info.alpha - 1], (0, _white(info))).all())
     missing = 1 - float((valid if masked else found.valid).mean())
     if missing == 1:
