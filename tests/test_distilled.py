@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from geodistill.distilled import DistilledSet, tell_of_audit, tell_of_self_test
+from geodistill.distilled import DistilledSet, tell_of_audit, tell_of_self_test, tell_of_source
 from geodistill.errors import DistilledSetError
 
 CLASSES = ("Beach", "Dense Residential", "Río_train")
@@ -234,6 +234,25 @@ def test_names_that_markdown_would_read_as_markup(tmp_path):
     folder = DistilledSet(images, torch.tensor([0, 1]), ("<b>bold", "[x](a)"))
     card = (folder.save(tmp_path / "set") / "README.md").read_text()
     assert "- \\<b\\>bold: 1\n- \\[x\\]\\(a\\): 1\n" in card
+
+
+def test_the_card_names_the_source(tmp_path):
+    folder = make_set().save(tmp_path / "set")
+    bare = (folder / "README.md").read_text()
+    tell_of_source(folder, "", "")
+    assert (folder / "README.md").read_text() == bare
+    for _ in range(2):
+        tell_of_source(folder, "AID [v1]", "academic: ask")
+        card = (folder / "README.md").read_text()
+        assert (
+            card.count("## Source\n\nMade from AID \\[v1\\]. Licence of the source: academic: ask.\n\n## Classes") == 1
+        )
+        assert 'license_name: "academic: ask"\n' in card
+    tell_of_source(folder, "EuroSAT", "MIT")
+    assert (
+        "## Source\n\nMade from EuroSAT. Licence of the source: MIT.\n\n## Classes"
+        in (folder / "README.md").read_text()
+    )
 
 
 def test_a_set_has_a_name_and_a_class_map_of_its_own(tmp_path):

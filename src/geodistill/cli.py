@@ -249,6 +249,10 @@ def distill(
     delta: Annotated[
         float | None, typer.Option(help="For --privacy dp: less than 1 / number of images, such as 1e-5.")
     ] = None,
+    source_name: Annotated[str, typer.Option(help="Name of the archive, for the set's data card.")] = "",
+    source_license: Annotated[
+        str, typer.Option(help="Licence of the archive, for the set's data card. It may bind the set too.")
+    ] = "",
     soft_labels: Annotated[
         bool, typer.Option("--soft-labels", help="Also store the class probabilities of each image, in the manifest.")
     ] = False,
@@ -265,6 +269,7 @@ def distill(
         _refuse_inside(data, out)
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
+        from geodistill.distilled import tell_of_source
         from geodistill.methods import METHODS, check_method
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
@@ -288,6 +293,7 @@ def distill(
             return
         if before and _last_made(out) == before:
             _say(f"nothing to do: {out} was finished on {datetime.fromtimestamp(before):%Y-%m-%d at %H:%M}")
+        tell_of_source(out / DISTILLED.name, source_name, source_license)
         draw_grid(result, out / "grid.png")
         _print_stages(out)
         _print_screening(out)
@@ -296,6 +302,8 @@ def distill(
         _print_self_test(out, settings)
         _say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
         _say(f"sample grid: {out / 'grid.png'}")
+        if not (source_name and source_license):
+            _say("the data card does not name the archive and its licence: --source-name and --source-license add them")
         _next("evaluate", out, "--data", data)
 
 

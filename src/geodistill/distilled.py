@@ -376,6 +376,9 @@ _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
 # Only sets of runs that tested themselves have this section.
 _SELF_TEST = re.compile(r"## Self-test\n\n.*?\n\n(?=## Privacy\n)|(?=## Privacy\n)", re.DOTALL)
 
+# Only sets whose owner named the archive have this section.
+_SOURCE = re.compile(r"## Source\n\n.*?\n\n(?=## Classes\n)|(?=## Classes\n)", re.DOTALL)
+
 
 def owner_files(folder: Path) -> list[str]:
     """Return the names of files in the set's `folder` that are for the owner of the data only.
@@ -407,6 +410,24 @@ def tell_of_self_test(folder: Path, summary: str) -> None:
     """
     before = _card_in(folder)
     after = _SELF_TEST.sub(lambda _: f"## Self-test\n\n{summary}\n\n", before, count=1)
+    if after != before:
+        write_atomic(folder / "README.md", after)
+
+
+def tell_of_source(folder: Path, name: str, licence: str) -> None:
+    """State in the data card of the set in `folder` which archive it was made from, and under which licence that is.
+
+    An empty text leaves what the card has. Stating the same again changes nothing.
+    """
+    before = _card_in(folder)
+    after = before
+    if licence:
+        line = f"license_name: {json.dumps(licence, ensure_ascii=False)}"
+        after = re.sub(r"^license_name: .*$", lambda _: line, after, count=1, flags=re.MULTILINE)
+    told = [f"Made from {_markdown(name)}."] if name else []
+    told += [f"Licence of the source: {_markdown(licence)}."] if licence else []
+    if told:
+        after = _SOURCE.sub(lambda _: f"## Source\n\n{' '.join(told)}\n\n", after, count=1)
     if after != before:
         write_atomic(folder / "README.md", after)
 
