@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit test-lowest clean
+.PHONY: demo test lint types unit fuzz test-lowest clean
 
 # constraints.txt: the versions that everything is tested with.
 $(BIN)/.installed: pyproject.toml bases/aid/pyproject.toml constraints.txt
@@ -30,6 +30,10 @@ types: $(BIN)/.installed
 
 unit: $(BIN)/.installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(ALL),-m "slow or not slow")
+
+## more than a thousand damaged image files: each is read or refused with a message
+fuzz: $(BIN)/.installed
+	FUZZ=1 $(BIN)/python -m pytest tests/scenes/test_fuzz.py -s
 
 ## the same tests with the lowest versions that pyproject.toml allows
 test-lowest: requirements-lowest.txt

@@ -192,6 +192,9 @@ def _quiet_libraries() -> None:
     """Hide advice that the model libraries give to their own users."""
     # The hub's client logs each attempt to reach it; our error says what came of them.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # One line for each odd file; what is wrong with the files as a whole is logged by `open_scenes`.
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
     # `distill` prints at its end what this logger says.
     logging.getLogger("geodistill.self_test").setLevel(logging.ERROR)
     # Read when the libraries are imported, which not every command does.

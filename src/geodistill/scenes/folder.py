@@ -15,7 +15,7 @@ import torch
 from geodistill.errors import SceneError
 from geodistill.progress import progress
 from geodistill.scenes.images import read_bytes
-from geodistill.scenes.readers import SUFFIXES, Info, reader_of
+from geodistill.scenes.readers import SUFFIXES, Info, reader_of, undecodable_messages_ignored
 from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
 from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, SceneFile, Scenes, check_class_name
 from geodistill.scenes.splits import hold_out
@@ -310,7 +310,7 @@ def _verify_all(files: list[SceneFile]) -> list[SceneFile | str]:
         progress("checking images", len(files)) if len(files) >= SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
     )
     results: list[SceneFile | str] = []
-    with ThreadPoolExecutor(WORKERS) as pool, show as advance:
+    with ThreadPoolExecutor(WORKERS) as pool, show as advance, undecodable_messages_ignored():
         for result in pool.map(_verify, files):
             results.append(result)
             advance(len(results))

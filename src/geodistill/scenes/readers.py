@@ -4,8 +4,10 @@ A reader says what a file holds, and returns the values of some of its bands wit
 becomes of the values is decided for the whole data set (`scenes.reading`).
 """
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ import rasterio
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from rasterio.enums import ColorInterp, MaskFlags, PhotometricInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 
 from geodistill.errors import SceneError
 from geodistill.scenes.images import decode_image, opened, read_bytes
@@ -202,7 +204,7 @@ class _Opened:
             raise SceneError(f"{self._path}: the file is empty")
         try:
             self._file = rasterio.open(self._path)
-        except RasterioError as error:
+        except Exception as error:  # GDAL's messages on broken files need not even be text
             raise SceneError(f"{self._path}: not a TIFF, JPEG 2000 or VRT image ({_reason(error)})") from error
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         if limit and self._file.width * self._file.height > limit:
@@ -226,6 +228,22 @@ def _reason(error: Exception) -> str:
         deepest = deepest.__cause__
     text = next(iter(str(deepest).splitlines()), "")
     return text.split(": ", 1)[-1].strip().rstrip(".") or type(deepest).__name__
+
+
+@contextmanager
+def undecodable_messages_ignored() -> Iterator[None]:
+    """Within the block, print no traceback where rasterio cannot decode a message of GDAL's on a damaged file."""
+    before = sys.unraisablehook
+
+    def hook(what: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(what.exc_value, UnicodeDecodeError):
+            before(what)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def upright(image: Image.Image, path: Path) -> Image.Image:
