@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -202,18 +203,23 @@ class _Opened:
             raise SceneError(f"{self._path}: cannot be opened (No such file or directory)")
         if not self._path.stat().st_size:
             raise SceneError(f"{self._path}: the file is empty")
+        # Within an Env, GDAL's messages go to Python's logging instead of standard error, in each thread.
+        self._env = rasterio.Env()
+        self._env.__enter__()
         try:
             self._file = rasterio.open(self._path)
         except Exception as error:  # GDAL's messages on broken files need not even be text
+            self._env.__exit__()
             raise SceneError(f"{self._path}: not a TIFF, JPEG 2000 or VRT image ({_reason(error)})") from error
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         if limit and self._file.width * self._file.height > limit:
-            self._file.close()
+            self.__exit__(None, None, None)
             raise SceneError(f"{self._path}: more than {limit:,} pixels: cut it into scenes first")
         return self._file
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._file.close()
+        self._env.__exit__()
         if isinstance(error, Exception) and not isinstance(error, SceneError):
             raise SceneError(f"{self._path}: cannot be decoded ({_reason(error)})") from error
 
@@ -232,18 +238,21 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def undecodable_messages_ignored() -> Iterator[None]:
-    """Within the block, print no traceback where rasterio cannot decode a message of GDAL's on a damaged file."""
-    before = sys.unraisablehook
+    """Within the block, print nothing where rasterio cannot decode a message of GDAL's on a damaged file.
 
-    def hook(what: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(what.exc_value, UnicodeDecodeError):
-            before(what)
+    Rasterio passes this error to `sys.excepthook` and goes on.
+    """
+    before = sys.excepthook
 
-    sys.unraisablehook = hook
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, UnicodeDecodeError):
+            before(kind, error, trace)
+
+    sys.excepthook = hook
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        sys.excepthook = before
 
 
 def upright(image: Image.Image, path: Path) -> Image.Image:
