@@ -81,6 +81,13 @@ _Scale = Annotated[
         "and the 1st and 99th percentile of the training scenes for other types."
     ),
 ]
+_Split = Annotated[
+    str,
+    typer.Option(
+        help="How DATA without split folders is split: 'hash' (by content), 'spatial' or 'spatial:METRES' (by squares "
+        "of the ground, so that neighbours stay together), or a folder of lists such as NAME-train.txt."
+    ),
+]
 _Subject = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
 _Out = Annotated[Path, typer.Option(help="Run folder. The same command again continues a run that stopped.")]
 _Ipc = Annotated[int | None, typer.Option(help="Images per class [default: 10].")]
@@ -227,6 +234,7 @@ def distill(
     size: _Size = None,
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
+    split: _Split = "hash",
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -287,7 +295,7 @@ def distill(
         check_method(method, settings.privacy)
         if METHODS[method].kind != "real":
             check_base(settings)
-        scenes = open_scenes(data, bands=bands, scale=scale).train
+        scenes = open_scenes(data, bands=bands, scale=scale, split=split).train
         before = _last_made(out)
         result = run_distillation(
             scenes, settings, method=method, out=out, command=shlex.join(["geodistill", *sys.argv[1:]])
@@ -322,6 +330,7 @@ def plan(
     size: _Size = None,
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
+    split: _Split = "hash",
     config: _Config = None,
     set_: _Set = None,
     device: _Device = None,
@@ -341,7 +350,7 @@ def plan(
         sets = _with_describer(set_, describe)
         settings = load_config(config, sets, ipc=ipc, base=base, size=size)
         check_base(settings)
-        _print_plan(make_plan(open_scenes(data, bands=bands, scale=scale).train, settings, out))
+        _print_plan(make_plan(open_scenes(data, bands=bands, scale=scale, split=split).train, settings, out))
         _say("nothing was written: `geodistill distill` with the same options makes the set")
 
 
@@ -458,6 +467,10 @@ def evaluate(
         str | None, typer.Option(help="CLIP model (folder or hub name) for the CLIP score of images and descriptions.")
     ] = None,
     device: _Device = None,
+    split: _Split = "hash",
+    on: Annotated[
+        str, typer.Option(help="Part of DATA that classifiers are tested on: test, or val for choices.")
+    ] = "test",
 ) -> None:
     """Train a classifier on a distilled set, test it on real scenes, and compare.
 
@@ -469,13 +482,14 @@ def evaluate(
     """
     with _told(device):
         _refuse_inside(data, out, save)
-        from geodistill.commands.source import recorded_reading
+        from geodistill.commands.source import recorded_reading, warn_of_other_scenes
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
         from geodistill.scenes import open_scenes
 
         folder, store = (what / DISTILLED.name, out or what) if (what / "run.json").is_file() else (what, out)
-        scenes, results = open_scenes(data, reading=recorded_reading(what)), []
+        scenes, results = open_scenes(data, split=split, reading=recorded_reading(what)).tested_on(on), []
+        warn_of_other_scenes(what, scenes.train)
         for name in network or ["efficientnet-lite0"]:
             result = run_evaluation(
                 folder,
@@ -530,6 +544,7 @@ def compare(
     size: _Size = None,
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
+    split: _Split = "hash",
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -551,7 +566,7 @@ def compare(
 
         settings = load_config(config, set_ or [], base=base, size=size, seed=seed)
         run_comparison(
-            open_scenes(data, bands=bands, scale=scale),
+            open_scenes(data, bands=bands, scale=scale, split=split),
             settings,
             out=out,
             methods=methods or tuple(METHODS),
@@ -671,6 +686,7 @@ def audit(
         ),
     ] = None,
     device: _Device = None,
+    split: _Split = "hash",
 ) -> None:
     """Measure what a distilled set reveals: copies, nearness, membership of training images, sources of its images.
 
@@ -686,7 +702,7 @@ def audit(
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
 
-        scenes = open_scenes(data, reading=recorded_reading(what))
+        scenes = open_scenes(data, split=split, reading=recorded_reading(what))
         target = out or (what / "audit" if (what / DISTILLED.name).is_dir() else Path("audit"))
         result, distilled, train = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
         write_audit_page(result, distilled, train, target / "audit.html")
@@ -720,6 +736,7 @@ def report(
             help="Write the data owner's page, with real training images, the command and the seed. Do not share it.",
         ),
     ] = False,
+    split: _Split = "hash",
 ) -> None:
     """Write one self-contained HTML page with the images of a run, their accuracy and their nearness.
 
@@ -730,7 +747,7 @@ def report(
         from geodistill.report import write_report
         from geodistill.scenes import open_scenes
 
-        scenes = open_scenes(data, reading=recorded_reading(run)) if data else None
+        scenes = open_scenes(data, split=split, reading=recorded_reading(run)) if data else None
         page = write_report(run, out=out, data=scenes, owner=owner)
         _say(f"report: {page}")
 
@@ -740,6 +757,7 @@ def inspect(
     data: _Data,
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
+    split: _Split = "hash",
     out: Annotated[
         Path, typer.Option(help="PNG file for the contact sheet. It shows training images; do not share it.")
     ] = Path("contact-sheet.png"),
@@ -755,14 +773,22 @@ def inspect(
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
 
-        scenes = open_scenes(data, bands=bands, scale=scale)
+        scenes = open_scenes(data, bands=bands, scale=scale, split=split)
         _print_inspection(inspect_data(scenes))
         from geodistill.run import explain_os_errors
 
         with explain_os_errors(out.parent):
             draw_grid(contact_sheet(scenes.train), out)
         _say(f"contact sheet: {out}")
-        _next("distill", data, *_unless("--bands", bands, "rgb"), *_unless("--scale", scale, "auto"), "--out", "RUN")
+        _next(
+            "distill",
+            data,
+            *_unless("--bands", bands, "rgb"),
+            *_unless("--scale", scale, "auto"),
+            *_unless("--split", split, "hash"),
+            "--out",
+            "RUN",
+        )
 
 
 def _unless(option: str, value: str, default: str) -> list[str]:

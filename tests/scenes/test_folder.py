@@ -5,14 +5,18 @@ import unicodedata
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rasterio.transform import from_origin
+from rasters import tif
 
 from geodistill.errors import SceneError
 from geodistill.scenes import open_scenes
 from geodistill.scenes.folder import LAYOUT, SYSTEM_FOLDERS, TEST_FRACTION
-from geodistill.scenes.splits import _position
+from geodistill.scenes.readers import Info
+from geodistill.scenes.splits import _metres, _position
 
 
 def put(path, value=0):
@@ -67,12 +71,107 @@ def test_split_folders(tmp_path, caplog):
     data = open_scenes(tmp_path)
     assert (len(data.train), len(data.test)) == (24, 6)
     assert data.test.names[0] == "Beach/00.png"
-    assert f"{tmp_path / 'val'} is not used: the validation part is cut from train" in caplog.messages
+    assert len(data.val) == 24
+    assert torch.equal(data.tested_on("val").test.labels, data.val.labels)
+    assert data.tested_on("test") == data
 
 
 def test_train_alone_has_no_test(tmp_path):
     fill(tmp_path / "train")
-    assert open_scenes(tmp_path).test is None
+    data = open_scenes(tmp_path)
+    assert data.test is None
+    with pytest.raises(
+        SceneError, match=r"^the data has no validation part: add val/<class>/<image>, or a list of it$"
+    ):
+        data.tested_on("val")
+    with pytest.raises(SceneError, match=r"^there is no part 'train' to test on: give test or val$"):
+        data.tested_on("train")
+
+
+@pytest.mark.parametrize("name", ["valid", "Validation"])
+def test_other_names_of_the_validation_part(tmp_path, name):
+    fill(tmp_path / "train")
+    fill(tmp_path / name, count=5, start=100)
+    assert len(open_scenes(tmp_path).val) == 10
+    fill(tmp_path / "val", count=5, start=200)
+    first, second = sorted((name, "val"))
+    assert fails(tmp_path) == f"{tmp_path}: {first} and {second} are the same part of the data: keep one"
+
+
+def test_the_only_folder_stands_for_its_parent(tmp_path, caplog):
+    fill(tmp_path / "Images", count=20)
+    data = open_scenes(tmp_path)
+    assert data.train.classes == ("Beach", "River")
+    assert f"using {tmp_path / 'Images'}, the only folder in {tmp_path}" in caplog.messages
+
+
+def located(root, columns=20, metres=1000.0):
+    """Write scenes of 100 m along a line, `metres` apart, whose classes take turns."""
+    for k in range(2 * columns):
+        values = np.random.default_rng(k).integers(0, 255, (3, 10, 10)).astype(np.uint8)
+        place = from_origin(metres * k, 0.0, 10.0, 10.0)
+        tif(root / "ab"[k % 2] / f"{k}.tif", values, crs="EPSG:32629", transform=place, photometric="RGB")
+    return root
+
+
+def test_neighbours_stay_together(tmp_path):
+    data = open_scenes(located(tmp_path), split="spatial:5000")
+    places = {"train": data.train.names, "test": data.test.names}
+    squares = {part: {int(name[2:-4]) // 5 for name in names} for part, names in places.items()}
+    assert squares["test"]
+    assert not squares["train"] & squares["test"]
+    assert len(data.train) + len(data.test) == 40
+    again = open_scenes(tmp_path, split="spatial:5000")
+    assert again.test.keys == data.test.keys
+
+
+def test_places_in_degrees_are_measured_in_metres():
+    info = Info(10, 10, "uint8", ("gray",), crs="EPSG:4326", bounds=(9.9, 59.9, 10.1, 60.1), degrees=True)
+    x, y = _metres(info)
+    assert x == pytest.approx(10 * 111_320 / 2, rel=1e-3)
+    assert y == pytest.approx(60 * 111_320)
+
+
+def test_splits_that_cannot_be(tmp_path):
+    fill(tmp_path / "plain")
+    with pytest.raises(
+        SceneError, match=r"/Beach/00\.png has no georeference: --split spatial needs one in every file$"
+    ):
+        open_scenes(tmp_path / "plain", split="spatial")
+    for split in ("spatial:0", "spatial:far"):
+        with pytest.raises(SceneError, match=f"^--split {split!r}: give the side of a block in metres, such as"):
+            open_scenes(tmp_path / "plain", split=split)
+    with pytest.raises(
+        SceneError, match=r"^--split 'place': give hash, spatial, spatial:METRES or a folder of lists of"
+    ):
+        open_scenes(tmp_path / "plain", split="place")
+    fill(tmp_path / "split" / "train")
+    with pytest.raises(SceneError, match=r" has splits of its own \(train\): leave --split spatial out$"):
+        open_scenes(tmp_path / "split", split="spatial")
+
+
+def test_published_lists(tmp_path, caplog):
+    fill(tmp_path / "data")
+    for k in range(12):  # names are told apart by more than their number
+        for name in ("Beach", "River"):
+            path = tmp_path / "data" / name / f"{k:02d}.png"
+            path.rename(path.with_name(f"{name.lower()}{k:02d}.png"))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    parts = {"train": range(6), "val": range(6, 8), "test": range(8, 11)}
+    for part, numbers in parts.items():
+        names = [f"{name}{k:02d}.tif" for name in ("beach", "river") for k in numbers]
+        (lists / f"uc_merced-{part}.txt").write_text("\n".join(names) + "\n")
+    data = open_scenes(tmp_path / "data", split=str(lists))
+    assert [len(part) for part in (data.train, data.val, data.test)] == [12, 4, 6]
+    assert data.test.names[:3] == ("Beach/beach08.png", "Beach/beach09.png", "Beach/beach10.png")
+    assert f"2 images are in none of the lists in {lists}, and are left out" in caplog.messages
+    (lists / "more_test.txt").write_text("beach00\n")
+    with pytest.raises(SceneError, match=r"'beach00' is in the lists of test and train$"):
+        open_scenes(tmp_path / "data", split=str(lists))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SceneError, match=r"none: no list of training images: expected files such as NAME-train\.txt"):
+        open_scenes(tmp_path / "data", split=str(tmp_path / "none"))
 
 
 def test_copies_in_test_are_reported(tmp_path, caplog):

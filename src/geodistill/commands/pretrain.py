@@ -25,7 +25,7 @@ from geodistill.prior.compact import check_compact_size
 from geodistill.privacy.overlap import footprint_of
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes import open_scenes, open_unlabelled
-from geodistill.scenes.folder import SPLITS
+from geodistill.scenes.splits import PARTS
 from geodistill.stages.base import Source, train_base
 
 _OTHER_SIZE = "train it further at --size {sizes}, or leave --base out to train a new one"
@@ -52,7 +52,7 @@ def open_sources(labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> lis
 def _archive_name(path: Path) -> str:
     """Return the name of the archive in folder `path`: the folder's name, or its parent's if the folder is a split."""
     folder = path.resolve()
-    return folder.parent.name if folder.name.lower() in SPLITS else folder.name
+    return folder.parent.name if folder.name.lower() in PARTS else folder.name
 
 
 def _weighed(text: str) -> tuple[Path, float]:

@@ -1,6 +1,7 @@
 """What the folder of a run reveals to an audit: the scene that each image started from, and how to make more sets."""
 
 import json
+import logging
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from geodistill.stages.held_out import set_apart
 from geodistill.stages.latents import reuse_encoded
 from geodistill.stages.noise import drawn_in_secret, noise_seed
 from geodistill.stages.screen import ways_of_drawing
+
+log = logging.getLogger("geodistill")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,20 @@ def recorded_reading(folder: Path) -> Reading | None:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
+
+
+def warn_of_other_scenes(folder: Path, train: Scenes) -> None:
+    """Log if the run in `folder` was made from other training scenes than `train`."""
+    try:
+        made_from = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]["scenes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if made_from != train.fingerprint():
+        log.warning(
+            "%s was made from other training scenes than these: if --split or the data have changed, some of its "
+            "training scenes may be test images now, and the figures too optimistic",
+            folder,
+        )
 
 
 def shadow_sets(source: Source, train: Scenes, count: int, out: Path) -> list[tuple[DistilledSet, Tensor]]:

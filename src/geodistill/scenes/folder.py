@@ -18,9 +18,8 @@ from geodistill.scenes.images import read_bytes
 from geodistill.scenes.readers import SUFFIXES, Info, reader_of, undecodable_messages_ignored
 from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
 from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, SceneFile, Scenes, check_class_name
-from geodistill.scenes.splits import hold_out
+from geodistill.scenes.splits import BLOCK, PARTS, hold_out, listed, spatial_hold_out
 
-SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
 TEST_FRACTION = 0.2
 MAX_UNREADABLE = 0.05
@@ -33,18 +32,26 @@ log = logging.getLogger("geodistill")
 
 
 def open_scenes(
-    folder: Path | str, *, bands: str = "rgb", scale: str = "auto", reading: Reading | None = None
+    folder: Path | str,
+    *,
+    bands: str = "rgb",
+    scale: str = "auto",
+    split: str = "hash",
+    reading: Reading | None = None,
 ) -> SceneData:
-    """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>; the latter is split by content.
+    """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>; the latter is split by `split`.
 
-    Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. Only the
-    splits train and test are used (val is reported as unused).
+    Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. A folder
+    that holds nothing but one folder of classes stands for that folder.
 
     Args:
         folder: the data.
         bands: "rgb" for what the files say are the colours; else numbers or names of one or three bands: "4,3,2".
         scale: "auto" takes values of 8 bits as they are, and stretches others between the 1st and the 99th percentile
             of the training scenes, band by band; "LOW,HIGH" or a pair for each band sets the range.
+        split: "hash" tests on a fifth of the files by their content, "spatial" or "spatial:METRES" on a fifth of the
+            squares of the ground, so that neighbours stay together; else a folder of lists of names, such as
+            NAME-train.txt.
         reading: the reading of other scenes, such as those that a set was made from, in place of `bands` and `scale`.
 
     Raises:
@@ -55,17 +62,30 @@ def open_scenes(
     if not root.is_dir():
         raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
     visited = {root.resolve()}
-    folders = _class_folders(root, visited)
-    if all(name.lower() in SPLITS for name in folders):
+    root, folders = _below(root, _class_folders(root, visited), visited)
+    if all(name.lower() in PARTS for name in folders):
+        if split != "hash":
+            raise SceneError(f"{root} has splits of its own ({', '.join(folders)}): leave --split {split} out")
         data, files = _open_splits(root, folders, visited)
     else:
-        classes, listed = _list_classes(root, folders)
-        found, skipped = _read([listed], root)
-        data, files = _split_by_content(_scenes(found[0], classes, root), skipped), found[0]
+        classes, names = _list_classes(root, folders)
+        found, skipped = _read([names], root)
+        data, files = _split(_scenes(found[0], classes, root), found[0], split), found[0]
+        data = replace(data, skipped=skipped)
     if reading is None:
         kept = set(data.train.keys)
         reading = _reading(files, [file for file in files if file.key in kept], bands, scale)
     return replace(data.read_by(reading), files=tuple(files))
+
+
+def _below(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[Path, dict[str, Path]]:
+    """Return `root` and its class folders, or those of its only folder if that holds the class folders."""
+    (name, only), *others = folders.items()
+    if others or name.lower() in PARTS or any(_is_image(path) for path in _entries(only)):
+        return root, folders
+    below = _class_folders(only, visited)
+    log.warning("using %s, the only folder in %s", only, root)
+    return only, below
 
 
 def _reading(files: Sequence[SceneFile], train: Sequence[SceneFile], bands: str, scale: str) -> Reading:
@@ -119,55 +139,83 @@ def open_unlabelled(*folders: Path | str) -> Scenes:
 
 
 def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[SceneData, list[SceneFile]]:
-    splits = {name.lower(): path for name, path in folders.items()}
+    splits: dict[str, Path] = {}
+    for name, path in folders.items():
+        part = PARTS[name.lower()]
+        if part in splits:
+            raise SceneError(f"{root}: {splits[part].name} and {name} are the same part of the data: keep one")
+        splits[part] = path
     if "train" not in splits:
         raise SceneError(f"{root}: has {', '.join(sorted(folders))} but no train folder: add train/<class>/<image>")
-    for name in sorted(splits.keys() - {"train", "test"}):
-        log.warning("%s is not used: the validation part is cut from train", splits[name])
-    used = [splits[name] for name in ("train", "test") if name in splits]
-    listed = [_list_classes(path, _class_folders(path, visited)) for path in used]
-    classes = listed[0][0]
-    _check_same_classes(root, classes, listed[-1][0])
-    found, skipped = _read([files for _, files in listed], root)
-    parts = [_scenes(files, classes, path) for files, path in zip(found, used, strict=True)]
+    used = {name: splits[name] for name in ("train", "test", "val") if name in splits}
+    listings = {name: _list_classes(path, _class_folders(path, visited)) for name, path in used.items()}
+    classes = listings["train"][0]
+    for name, (own, _) in listings.items():
+        _check_same_classes(root, classes, own, splits[name].name)
+    found, skipped = _read([files for _, files in listings.values()], root)
+    parts = {name: _scenes(files, classes, used[name]) for name, files in zip(used, found, strict=True)}
+    for name in ("test", "val"):
+        if name in parts:
+            _warn_of_copies(parts["train"], parts[name], {"test": "test", "val": "validation"}[name])
     every = [file for part in found for file in part]
-    if len(parts) == 1:
-        return SceneData(parts[0], None, skipped), every
-    _warn_of_copies(parts[0], parts[1])
-    return SceneData(parts[0], parts[1], skipped), every
+    return SceneData(parts["train"], parts.get("test"), skipped, val=parts.get("val")), every
 
 
-def _split_by_content(scenes: Scenes, skipped: tuple[str, ...]) -> SceneData:
-    kept, held = hold_out(scenes, TEST_FRACTION, "test")
-    missing = _missing_classes(scenes.classes, scenes.labels[kept])
+def _split(scenes: Scenes, files: Sequence[SceneFile], split: str) -> SceneData:
+    """Return `scenes`, which come from `files`, split as `open_scenes` says."""
+    kind, _, metres = split.partition(":")
+    if split == "hash":
+        parts = dict(zip(("train", "test"), hold_out(scenes, TEST_FRACTION, "test"), strict=True))
+    elif kind == "spatial":
+        block = _metres(metres, split)
+        parts = dict(zip(("train", "test"), spatial_hold_out(files, TEST_FRACTION, "test", block), strict=True))
+    elif Path(split).is_dir():
+        parts = listed(files, Path(split))
+        left = len(files) - sum(map(len, parts.values()))
+        if left:
+            log.warning("%d images are in none of the lists in %s, and are left out", left, split)
+    else:
+        raise SceneError(f"--split {split!r}: give hash, spatial, spatial:METRES or a folder of lists of names")
+    missing = _missing_classes(scenes.classes, scenes.labels[parts["train"]])
     if missing:
         raise SceneError(f"class {missing[0]!r} has no training image after the split: add images, or split by folders")
-    missing = _missing_classes(scenes.classes, scenes.labels[held])
+    test = parts.get("test", torch.zeros(0, dtype=torch.int64))
+    missing = _missing_classes(scenes.classes, scenes.labels[test])
     if missing:
         log.warning("no test image fell to %s: add images, or split by folders", ", ".join(map(repr, missing)))
-    return SceneData(scenes.subset(kept), scenes.subset(held) if len(held) else None, skipped)
+    val = scenes.subset(parts["val"]) if len(parts.get("val", ())) else None
+    return SceneData(scenes.subset(parts["train"]), scenes.subset(test) if len(test) else None, val=val)
 
 
-def _check_same_classes(root: Path, train: Sequence[str], test: Sequence[str]) -> None:
-    missing, extra = sorted(set(train) - set(test)), sorted(set(test) - set(train))
+def _metres(text: str, split: str) -> float:
+    try:
+        block = float(text or BLOCK)
+    except ValueError:
+        block = 0.0
+    if not 0 < block < float("inf"):
+        raise SceneError(f"--split {split!r}: give the side of a block in metres, such as spatial:5000")
+    return block
+
+
+def _check_same_classes(root: Path, train: Sequence[str], other: Sequence[str], name: str) -> None:
+    missing, extra = sorted(set(train) - set(other)), sorted(set(other) - set(train))
     if missing:
         raise SceneError(
-            f"{root}: test has no class {missing[0]!r}, which train has: add it to test or take it from train"
+            f"{root}: {name} has no class {missing[0]!r}, which train has: add it to {name} or take it from train"
         )
     if extra:
         raise SceneError(
-            f"{root}: test has a class {extra[0]!r} that train has not: add it to train or take it from test"
+            f"{root}: {name} has a class {extra[0]!r} that train has not: add it to train or take it from {name}"
         )
 
 
-def _warn_of_copies(train: Scenes, test: Scenes) -> None:
+def _warn_of_copies(train: Scenes, test: Scenes, name: str) -> None:
     known = set(train.keys)
     copies = [name for name, key in zip(test.names, test.keys, strict=True) if key in known]
     if copies:
         log.warning(
-            "%d test images are also training images, the first is %s: results are too optimistic",
-            len(copies),
-            copies[0],
+            "%d %s images are also training images, the first is %s: results are too optimistic",
+            *(len(copies), name, copies[0]),
         )
 
 

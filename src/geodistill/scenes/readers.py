@@ -41,6 +41,7 @@ class Info:
     "red", "gray", "alpha" or "undefined". names: the file's own names of its bands, "" where it has none. nodata: the
     value that stands for no measurement, if there is one. resolution: width and height of a pixel in units of `crs`.
     crs: the coordinate system, such as "EPSG:32629"; None without a georeference. bounds: left, bottom, right, top.
+    degrees: whether these are degrees of longitude and latitude.
     """
 
     width: int
@@ -52,6 +53,7 @@ class Info:
     resolution: tuple[float, float] | None = None
     crs: str | None = None
     bounds: tuple[float, float, float, float] | None = None
+    degrees: bool = False
 
     @property
     def bands(self) -> int:
@@ -140,7 +142,11 @@ class RasterReader:
                 return info
             (width, height), (left, bottom, right, top) = file.res, file.bounds
             return replace(
-                info, resolution=(width, height), crs=file.crs.to_string(), bounds=(left, bottom, right, top)
+                info,
+                resolution=(width, height),
+                crs=file.crs.to_string(),
+                bounds=(left, bottom, right, top),
+                degrees=file.crs.is_geographic,
             )
 
     def values(self, path: Path, bands: Sequence[int], *, alpha: bool = False) -> Values:

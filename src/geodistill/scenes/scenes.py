@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -148,18 +148,32 @@ class SceneFile:
 class SceneData:
     """The scenes of a data folder.
 
-    skipped: the unreadable files, each as "path: reason". files: all others; empty for scenes that are no files.
+    skipped: the unreadable files, each as "path: reason". files: all others; empty for scenes that are no files. val: a
+    validation part, on which choices can be made; methods never see it.
     """
 
     train: Scenes
     test: Scenes | None
     skipped: tuple[str, ...] = ()
     files: tuple[SceneFile, ...] = ()
+    val: Scenes | None = None
 
     def read_by(self, reading: Reading) -> "SceneData":
         """Return the same scenes, whose files are read in another way."""
-        test = None if self.test is None else self.test.read_by(reading)
-        return SceneData(self.train.read_by(reading), test, self.skipped, self.files)
+        test, val = (None if part is None else part.read_by(reading) for part in (self.test, self.val))
+        return replace(self, train=self.train.read_by(reading), test=test, val=val)
+
+    def tested_on(self, part: str) -> "SceneData":
+        """Return the data with `part`, "test" or "val", as what classifiers are tested on.
+
+        Raises:
+            SceneError: there is no validation part, or `part` is neither.
+        """
+        if part not in ("test", "val"):
+            raise SceneError(f"there is no part {part!r} to test on: give test or val")
+        if part == "val" and self.val is None:
+            raise SceneError("the data has no validation part: add val/<class>/<image>, or a list of it")
+        return self if part == "test" else replace(self, test=self.val)
 
 
 def check_classes(classes: Sequence[str]) -> None:

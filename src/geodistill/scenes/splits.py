@@ -1,11 +1,21 @@
-"""Splits that depend only on the content of the files."""
+"""Splits of scenes: by the content of the files, by place on the ground, or by published lists of names."""
 
 import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from geodistill.errors import SceneError
-from geodistill.scenes.scenes import Scenes
+from geodistill.scenes.readers import Info
+from geodistill.scenes.scenes import SceneFile, Scenes
+
+# Parts of a data set, and the names that their folders and lists go by.
+PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+# Side of a block of a spatial split, in metres.
+BLOCK = 10_000.0
+_METRES_PER_DEGREE = 111_320.0
 
 
 def hold_out(scenes: Scenes, fraction: float, salt: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,6 +48,71 @@ def spare(scenes: Scenes, fraction: float, salt: str, *, leave: int) -> tuple[to
     kept = {scenes.keys[index] for index in (~held).nonzero()[:, 0]}
     held &= torch.tensor([key not in kept for key in scenes.keys], dtype=torch.bool)
     return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def spatial_hold_out(
+    files: Sequence[SceneFile], fraction: float, salt: str, block: float = BLOCK
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (kept, held) like `hold_out`, where all files whose centres lie in one square of the ground stay together.
+
+    The squares have sides of `block` metres and lie on the grid of each coordinate system. About `fraction` of the
+    squares is held; neighbours across the border of two squares, or of two coordinate systems, can still be parted.
+    Raises SceneError if a file has no georeference.
+    """
+    _check_fraction(fraction)
+    squares = [_square(file, block) for file in files]
+    held = torch.tensor([_position(salt, square) < fraction for square in squares], dtype=torch.bool)
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def _square(file: SceneFile, block: float) -> str:
+    info = file.info
+    if info is None or info.bounds is None or info.crs is None:
+        raise SceneError(f"{file.path} has no georeference: --split spatial needs one in every file")
+    x, y = _metres(info)
+    return f"{info.crs} {math.floor(x / block)} {math.floor(y / block)}"
+
+
+def _metres(info: Info) -> tuple[float, float]:
+    """Return the position of the file's centre in metres, roughly so where the coordinates are degrees."""
+    left, bottom, right, top = info.bounds or (0.0, 0.0, 0.0, 0.0)
+    x, y = (left + right) / 2, (bottom + top) / 2
+    if not info.degrees:
+        return x, y
+    return x * _METRES_PER_DEGREE * math.cos(math.radians(y)), y * _METRES_PER_DEGREE
+
+
+def listed(files: Sequence[SceneFile], lists: Path) -> dict[str, torch.Tensor]:
+    """Return the indices, int64, of the files of each part by published lists of names, such as those of torchgeo.
+
+    `lists` is a folder of text files, a name on each line; a part is known by the last word of a list's name:
+    `uc_merced-train.txt`. Names count without folder and suffix, so lists serve converted images too.
+    Raises SceneError if there are no such lists, or two of them have the same file.
+    """
+    parts = {part: names for part, names in _lists(lists).items() if names}
+    if "train" not in parts:
+        raise SceneError(f"{lists}: no list of training images: expected files such as NAME-train.txt, NAME-test.txt")
+    part_of: dict[str, str] = {}
+    for part, names in parts.items():
+        for name in names:
+            if part_of.setdefault(name, part) != part:
+                raise SceneError(f"{lists}: {name!r} is in the lists of {part_of[name]} and {part}")
+    found: dict[str, list[int]] = {part: [] for part in parts}
+    for index, file in enumerate(files):
+        part = part_of.get(file.path.stem, "")
+        if part:
+            found[part].append(index)
+    return {part: torch.tensor(indices, dtype=torch.int64) for part, indices in found.items()}
+
+
+def _lists(folder: Path) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.txt")):
+        part = PARTS.get(path.stem.replace("_", "-").rsplit("-", 1)[-1].lower())
+        if part:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found.setdefault(part, []).extend(Path(line.strip()).stem for line in lines if line.strip())
+    return found
 
 
 def _check_fraction(fraction: float) -> None:
