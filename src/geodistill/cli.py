@@ -65,7 +65,10 @@ def _general(
 # Options that several commands have.
 _Data = Annotated[
     Path,
-    typer.Argument(help="Scenes: `DATA/<split>/<class>/<image>`, or `DATA/<class>/<image>` (20 % become test images)."),
+    typer.Argument(
+        help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), or the name of "
+        "a fetched archive."
+    ),
 ]
 _Bands = Annotated[
     str,
@@ -750,6 +753,29 @@ def report(
         scenes = open_scenes(data, split=split, reading=recorded_reading(run)) if data else None
         page = write_report(run, out=out, data=scenes, owner=owner)
         _say(f"report: {page}")
+
+
+@app.command(
+    epilog="Example: **geodistill fetch ucmerced --out ~/archives**, then **geodistill distill ucmerced --out RUN**"
+)
+def fetch(
+    name: Annotated[str, typer.Argument(help="Archive: ucmerced, resisc45, eurosat-ms or patternnet.")],
+    out: Annotated[Path, typer.Option(help="Folder for archives; this one is unpacked to OUT/NAME.")] = Path(
+        "archives"
+    ),
+) -> None:
+    """Download a public archive from its pinned address, check it, and unpack it.
+
+    A download that stopped goes on. Afterwards NAME stands for the archive's folder in every command.
+    """
+    with _told():
+        from geodistill.commands.fetch import ARCHIVES
+        from geodistill.commands.fetch import fetch as download
+
+        if name in ARCHIVES:
+            _say(f"{ARCHIVES[name].what}\nterms: {ARCHIVES[name].terms}")
+        _say(f"{name}: {download(name, out)}")
+        _next("inspect", name)
 
 
 @app.command(epilog="Example: **geodistill inspect ~/naip --bands 4,1,2**")

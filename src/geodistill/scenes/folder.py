@@ -14,6 +14,7 @@ import torch
 
 from geodistill.errors import SceneError
 from geodistill.progress import progress
+from geodistill.scenes.fetched import folder_named
 from geodistill.scenes.images import read_bytes
 from geodistill.scenes.readers import SUFFIXES, Info, reader_of, undecodable_messages_ignored
 from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
@@ -45,7 +46,7 @@ def open_scenes(
     that holds nothing but one folder of classes stands for that folder.
 
     Args:
-        folder: the data.
+        folder: the data, or the name of an archive that `geodistill fetch` has downloaded.
         bands: "rgb" for what the files say are the colours; else numbers or names of one or three bands: "4,3,2".
         scale: "auto" takes values of 8 bits as they are, and stretches others between the 1st and the 99th percentile
             of the training scenes, band by band; "LOW,HIGH" or a pair for each band sets the range.
@@ -58,7 +59,7 @@ def open_scenes(
         SceneError: unusable data: no images, one class, images beside the class folders, other classes in test, more
             than 5 % unreadable, images of several kinds; or no such bands or range.
     """
-    root = Path(folder)
+    root = folder_named(folder)
     if not root.is_dir():
         raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
     visited = {root.resolve()}
