@@ -65,12 +65,12 @@ def test_class_that_reads_like_a_split_is_warned_of(tmp_path, caplog):
 
 def test_card_tells_of_the_audit_or_that_there_was_none(tmp_path):
     folder = make_set().save(tmp_path / "set")
-    assert "No audit was made" in (folder / "README.md").read_text()
+    assert "What these images reveal" in (folder / "README.md").read_text()
     for told in ("3 of 9 are copies.", "None is \\1 a copy."):
         tell_of_audit(folder, told)
         card = (folder / "README.md").read_text()
         assert f"## Privacy\n\n{told}\n\n## Limits" in card
-        assert "No audit was made" not in card
+        assert "What these images reveal" not in card
     (tmp_path / "plain" / "a").mkdir(parents=True)
     tell_of_audit(tmp_path / "plain", "told")
     assert not (tmp_path / "plain" / "README.md").exists()
@@ -97,7 +97,7 @@ def test_card_tells_of_the_self_test_beside_the_audit(tmp_path):
         tell_of_self_test(folder, told)
         text = card.read_text()
         assert text.count("## Self-test") == 1
-        assert f"\n\n## Self-test\n\n{told}\n\n## Privacy\n\nNo audit was made" in text
+        assert f"\n\n## Self-test\n\n{told}\n\n## Privacy\n\nWhat these images reveal" in text
     tell_of_audit(folder, "No copies.")
     tell_of_self_test(folder, told)
     assert card.read_text() == text.replace(text.split("## Privacy\n\n")[1].split("\n")[0], "No copies.")

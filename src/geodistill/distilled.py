@@ -355,22 +355,22 @@ label, probabilities of the classes in alphabetical order; `croissant.json` desc
 
 {base}## Limits
 
-Meant for training classifiers, not for reading the ground from. Biases of the source data carry over. The licence of
-the source data may bind what is derived from it: check it before sharing.
+The images are for training classifiers, not for interpreting the ground. Biases of the source data carry over. The
+licence of the source data may also cover this set: check it before sharing.
 """
 
 
 _REPLAYABLE = (
-    "**Do not share this set.** It was made reproducibly: its images follow from a seed that is in `manifest.json`. "
-    "Whoever has the base can draw each image again from any scene, and so find the scene that it began as. Removing "
-    "the seed does not help, it can be guessed. Without `--reproducible`, `geodistill distill` draws the images from a "
+    "**Do not share this set.** It was made reproducibly: its images follow from a seed in `manifest.json`. Anyone who "
+    "has the base can sample each image again from any scene, and find the scene it was sampled from. Removing the "
+    "seed does not help: it can be guessed. Without `--reproducible`, `geodistill distill` draws the images from a "
     "secret."
 )
-_NO_AUDIT = "No audit was made of what these images give away of the real ones: `geodistill audit` makes one."
+_NO_AUDIT = "What these images reveal of the real ones has not been audited: `geodistill audit` does that."
 _SCREENED = (
-    "Screened: candidates nearer to a training image of their class, in structure (SSIM), than 99 % of held-out "
-    "training images are to the others were not chosen, nor were copies. The audit says whether the set tells who was "
-    "a training image."
+    "Screened: no image started from a training image. Candidates were rejected if, in structure (SSIM), they were "
+    "nearer to a training image of their class than 99 % of held-out training images are to the others, and so were "
+    "copies. The audit says whether the set reveals which images were training images."
 )
 _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
 # Only sets of runs that tested themselves have this section.

@@ -40,7 +40,7 @@ def test_figures_about_real_images_stay_out_of_a_private_set_s_card(
     audit_folder(tmp_path / "set", data)
     card = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
     assert "Differentially private: ε = 4." in card
-    assert "What it found is in the owner's hands: figures about the real images are outside the guarantee." in card
+    assert "Its findings stay with the data owner: figures about the real images are outside the guarantee." in card
     assert "copies" not in card
 
 
@@ -70,7 +70,7 @@ class TestOfRuns:
         assert all(int(start) in members[slot].tolist() for start, slot in zip(starts, slots, strict=True))
         assert found.attribution is not None
         assert found.attribution.chance == pytest.approx(2 / len(pair))
-        assert "which training image they began as (guessing: " in found.verdict
+        assert "training image it was sampled from (guessing: " in found.verdict
         card = (run / "distilled" / "README.md").read_text()
         assert card.count("## Privacy") == 1
         assert (

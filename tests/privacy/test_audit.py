@@ -39,10 +39,11 @@ def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_p
     assert found.leaked_flagged == 1
     assert found.held_out_flagged == 0
     assert found.verdict.startswith(
-        "1 of 20 images are copies of training images (distance to the nearest under 0.5 of that to the second "
-        "nearest; of 10 held-out real images 0.0% are taken for copies, of training images 100%); aligned nearness "
+        "1 of 20 images are copies of training images. An image is a copy if the distance to its nearest training "
+        "image is below 0.5 times that to the second nearest; this rule flags 0.0% of 10 held-out real images and 100% "
+        "of training images. Aligned nearness is "
     )
-    assert found.verdict.endswith("(0.5: guessing); there are too few held-out images for more.")
+    assert found.verdict.endswith("(0.5: guessing). The held-out images are too few to say more.")
     stored = json.loads((tmp_path / "audit.json").read_text())
     assert (stored["copies"], stored["images"][0]["copy"], stored["overlap"]) == (1, True, "about 3 of them")
 
@@ -50,8 +51,11 @@ def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_p
 def test_without_held_out_images_it_says_what_is_missing(data: SceneData, mixed_set: DistilledSet) -> None:
     found = audit(mixed_set, SceneData(data.train, None))
     assert (found.held_out_flagged, found.nearness, found.attacks) == (None, None, ())
-    assert "Whether it tells who was a training image cannot be measured without held-out images." in found.verdict
-    assert "no held-out images to check that against, of training images 100%)" in found.verdict
+    assert (
+        "Whether the set reveals which images were training images cannot be measured without held-out images."
+        in found.verdict
+    )
+    assert "this rule flags 100% of training images." in found.verdict
 
 
 def test_set_of_another_data_set(data: SceneData) -> None:
@@ -73,6 +77,8 @@ def test_command_fails_on_a_copy_where_asked(mixed_set: DistilledSet, tmp_path: 
     assert "This page shows training images." in page
     assert not re.search(r"https?://(?!www\.w3\.org/)", page)
     blind = CliRunner().invoke(app, [*command, "--fail-on", "membership", "copy"])
+    assert blind.exit_code == 3  # what can be answered is: there is a copy
+    blind = CliRunner().invoke(app, [*command, "--fail-on", "membership"])
     assert blind.exit_code == 2
     assert (
         "--fail-on membership cannot be answered: 20 images give away 50.0% of 40 training images at most, and with 10 "
@@ -112,7 +118,10 @@ def test_real_images_are_a_leak() -> None:
     found = audit(DistilledSet(data.train.pixels(chosen, size=32), data.train.labels[chosen], data.train.classes), data)
     assert found.leaks
     assert found.fails(["membership"])
-    assert "It tells which images were training images: at 9% false positives the best of 9 attacks" in found.verdict
+    assert (
+        "The set reveals which images were training images: at 9% false positives, the best of 9 attacks"
+        in found.verdict
+    )
 
 
 def test_a_set_whose_sources_an_outsider_names_leaks(data: SceneData, mixed_set: DistilledSet) -> None:
@@ -123,9 +132,9 @@ def test_a_set_whose_sources_an_outsider_names_leaks(data: SceneData, mixed_set:
         told = replace(found, attribution=attribution, replay=Replay(30, 16, 7, 28, p_outsider, 0.0))
         assert told.leaks == leaks
         assert told.fails(["membership"]) == leaks
-        assert ("So the set leaks: whoever has the base can name sources." in told.verdict) == leaks
+        assert ("The set leaks: anyone who has the base can identify sources." in told.verdict) == leaks
         # What the membership attacks show is told for itself.
-        assert "It tells which images" not in told.verdict
+        assert "The set reveals which images" not in told.verdict
 
 
 @pytest.mark.slow
@@ -136,6 +145,6 @@ def test_too_few_images_to_show_a_leak_are_no_all_clear() -> None:
     found = audit(DistilledSet(data.train.pixels(chosen, size=32), torch.tensor([0, 1]), names), data)
     assert not found.leaks
     assert (
-        "Whether it tells who was a training image cannot be measured: 2 images give away 2.0% of 100 training images "
-        "at most, and with 110 held-out images a leak is believed above 18%."
+        "Whether the set reveals which images were training images cannot be measured: 2 images give away 2.0% of 100 "
+        "training images at most, and with 110 held-out images a leak is believed above 18%."
     ) in found.verdict

@@ -58,9 +58,9 @@ def test_pairs_readings_and_attacks_are_told(audited: tuple[Audit, DistilledSet]
     told = cells(page, "nearest, pixels")
     assert told[1:] == ["1.000 (1.000 to 1.000)", "100.00 (100.00 to 100.00)", "100.00 (100.00 to 100.00)"]
     # The second largest of 199 is what one in a hundred exceeds.
-    assert "The best attack, beside sets of held-out images" in page
+    assert "The best attack on this set and on sets of held-out images" in page
     assert cells(page, "0.005")[1:] == ["50.0", "1.0", "3.0", "0.005"]
-    assert cells(page, "images more like their start")[1] == "75.0"
+    assert cells(page, "images most similar to their starting scene")[1] == "75.0"
     assert page.count('<figure class="plot">') == len(MEASURES) + 1
 
 
@@ -81,5 +81,5 @@ def test_what_could_not_be_measured_is_said(audited: tuple[Audit, DistilledSet],
     )
     page = page_of((without, distilled), pair, tmp_path)
     assert page.count("There are no held-out images: this cannot be measured without them.") == 2
-    assert "only runs of the project&#39;s own method keep it" in page
+    assert "only runs of the method dpd record this" in page
     assert cells(page, "structure: 1 - SSIM")[1:] == ["0.30", "–", "0.00", "0.80", "–", "–"]

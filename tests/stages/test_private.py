@@ -83,7 +83,7 @@ def test_a_canary_is_found_without_privacy_and_not_with_it(planted: Scenes, sett
     assert (
         "Differentially private: ε = 4, δ = 0.001. Two archives are neighbours if one of their 24 images counts" in card
     )
-    assert "No audit was made" in card
+    assert "What these images reveal" in card
     tell_of_audit(tmp_path / "private" / "distilled", "Audited: nothing found.")
     card = (tmp_path / "private" / "distilled" / "README.md").read_text(encoding="utf-8")
     assert "Differentially private: ε = 4" in card

@@ -204,7 +204,7 @@ def test_it_is_a_stage_whose_verdict_is_on_the_card(
     assert kept == ["finetune-efficientnet-lite0"] * 2 + ["probe-efficientnet-lite0"] * 2
     card = run / "distilled" / "README.md"
     text, when = card.read_text(), card.stat().st_mtime_ns
-    assert f"\n\n## Self-test\n\n{found.summary}\n\n## Privacy\n\nNo audit was made" in text
+    assert f"\n\n## Self-test\n\n{found.summary}\n\n## Privacy\n\nWhat these images reveal" in text
     shared = (
         text + (run / "distilled" / "manifest.json").read_text() + (run / "self_test" / "self_test.json").read_text()
     )

@@ -84,7 +84,7 @@ def _shared(result: Audit, distilled: DistilledSet) -> str:
     If the set has a guarantee, this omits exact figures about the training images, which are no private release.
     """
     if distilled.about.get("guarantee"):
-        return "What it found is in the owner's hands: figures about the real images are outside the guarantee."
+        return "Its findings stay with the data owner: figures about the real images are outside the guarantee."
     return result.verdict
 
 

@@ -48,12 +48,12 @@ _LEAKED = 100
 # Findings that a user can make the audit fail on.
 FAILURES = ("copy", "membership")
 REPLAYABLE = (
-    "FAILED: the images follow from seeds, which the set tells or which can be guessed. Whoever has the base can draw "
-    "each image again from any scene, and so find the scene that it began as. Do not share the set. Removing the seeds "
-    "does not mend it: run the `geodistill distill` command that made it again, without --reproducible. It uses all "
+    "FAILED: the images follow from seeds that are in the set or can be guessed. Anyone who has the base can sample "
+    "each image again from any scene, and find the scene it was sampled from. Do not share the set. Removing the seeds "
+    "does not help: run the `geodistill distill` command that made it again, without --reproducible. It uses all "
     "stages up to the adapter again and draws the images anew, from a secret."
 )
-_UNMEASURED = "Whether it tells who was a training image cannot be measured"
+_UNMEASURED = "Whether the set reveals which images were training images cannot be measured"
 # A set, and the indices of the training images it was distilled from, for the shadow attack of `membership`.
 Shadow = tuple[DistilledSet, Tensor]
 
@@ -200,10 +200,10 @@ class Audit:
     @property
     def verdict(self) -> str:
         """The findings in a few sentences, with the thresholds and the images that these were checked on."""
-        found = f"{self.copies} of {len(self.images)} images are copies of training images"
-        checked = "no held-out images to check that against"
+        found = f"{self.copies} of {len(self.images)} images are copies of training images."
+        checked = ""
         if self.held_out_flagged is not None:
-            checked = f"of {self.held_out_count} held-out real images {self.held_out_flagged:.1%} are taken for copies"
+            checked = f"{self.held_out_flagged:.1%} of {self.held_out_count} held-out real images and "
         found = f"{REPLAYABLE} {found}" if self.replayable else found
         if self.beside:
             found = (
@@ -211,9 +211,9 @@ class Audit:
                 f"that elsewhere before you share the folder. {found}"
             )
         return (
-            f"{found} (distance to the nearest under {self.threshold} of that to the second nearest; {checked}, of "
-            f"training images {self.leaked_flagged:.0%}){self._told_of_nearness()}. {self._told_of_members()}"
-            f"{self._told_of_starts()}"
+            f"{found} An image is a copy if the distance to its nearest training image is below {self.threshold} times "
+            f"that to the second nearest; this rule flags {checked}{self.leaked_flagged:.0%} of training images."
+            f"{self._told_of_nearness()} {self._told_of_members()}{self._told_of_starts()}"
         )
 
     def _told_of_nearness(self) -> str:
@@ -221,16 +221,16 @@ class Audit:
         if near is None:
             return ""
         return (
-            f"; aligned nearness {near.ratio:.2f} ({near.low:.2f} to {near.high:.2f}; 1: no nearer than equally "
-            f"sharp held-out images; the set is {near.sharpness:.2f} times as sharp as they were)"
+            f" Aligned nearness is {near.ratio:.2f} ({near.low:.2f} to {near.high:.2f}); 1 is no nearer than equally "
+            f"sharp held-out images. The set is {near.sharpness:.2f} times as sharp as held-out images."
         )
 
     def _told_of_starts(self) -> str:
         if self.attribution is None:
             return ""
         return (
-            f" Of {self.attribution.recognised:.0%} of the images the owner of the data can tell, by structure, which "
-            f"training image they began as (guessing: {self.attribution.chance:.1%}).{self._told_of_replay()}"
+            f" For {self.attribution.recognised:.0%} of the images, the data owner can identify by structure the "
+            f"training image it was sampled from (guessing: {self.attribution.chance:.1%}).{self._told_of_replay()}"
         )
 
     def _told_of_replay(self) -> str:
@@ -238,10 +238,10 @@ class Audit:
         if found is None:
             return ""
         return (
-            f" Replay, of {found.images} images with {found.suspects} suspects each: an outsider names the sources of "
-            f"{found.outsider} (p = {found.p_outsider:.3f}), an insider who has adapter and secret those of "
-            f"{found.insider} (p = {found.p_insider:.3f}); guessing names {found.guessed:.1f}."
-            f"{' So the set leaks: whoever has the base can name sources.' if self.outsider_names else ''}"
+            f" In the replay test of {found.images} images with {found.suspects} suspects each, an outsider identifies "
+            f"{found.outsider} sources (p = {found.p_outsider:.3f}), an insider with adapter and secret "
+            f"{found.insider} (p = {found.p_insider:.3f}), and guessing {found.guessed:.1f}."
+            f"{' The set leaks: anyone who has the base can identify sources.' if self.outsider_names else ''}"
         )
 
     def _told_of_members(self) -> str:
@@ -250,11 +250,12 @@ class Audit:
             return f"{_UNMEASURED} without held-out images."
         if best.judged is None:
             return (
-                f"The best of {len(self.attacks)} attacks tells training from held-out images with an AUC of "
-                f"{best.auc.value:.3f} (0.5: guessing); there are too few held-out images for more."
+                f"The best of {len(self.attacks)} attacks distinguishes training images from held-out ones with an AUC "
+                f"of {best.auc.value:.3f} (0.5: guessing). The held-out images are too few to say more."
             )
         too_few = too_little(len(self.images), self.train_count, best.held_out)
-        null, told, found = self.null, "It tells" if self.tells_members else "It does not tell", best.judged
+        null, found = self.null, best.judged
+        told = "The set reveals" if self.tells_members else "The set does not reveal"
         if null is None:
             return f"{_UNMEASURED}: {too_few or 'no class has two held-out images'}."
         # Too few images can hide a leak, but they cannot cause one.
@@ -262,13 +263,14 @@ class Audit:
             return f"{_UNMEASURED}: {too_few}."
         value, low, high = (count / null.images for count in null.exposed)
         exposed = (
-            f" About {value:.0%} of the images ({low:.0%} to {high:.0%}) expose one." if self.tells_members else ""
+            f" About {value:.0%} of its images ({low:.0%} to {high:.0%}) expose one." if self.tells_members else ""
         )
         return (
-            f"{told} which images were training images: at {best.rate:.0%} false positives the best of "
+            f"{told} which images were training images: at {best.rate:.0%} false positives, the best of "
             f"{len(self.attacks)} attacks ({best.name}) finds {found.value:.1%} of them ({found.low:.1%} to "
-            f"{found.high:.1%}). In {len(null.drawn)} sets of held-out images the best finds {null.mean[0]:.1%} on "
-            f"average at {null.rates[0]:.0%} (p = {null.p:.3f}; a leak is where p is at most {ALARM}).{exposed}"
+            f"{found.high:.1%}). With {len(null.drawn)} sets of held-out images in its place, the best attack finds "
+            f"{null.mean[0]:.1%} on average at {null.rates[0]:.0%} (p = {null.p:.3f}; p of at most {ALARM} is a leak)."
+            f"{exposed}"
             f"{self._told_of_isolated(best)}"
         )
 
@@ -277,8 +279,8 @@ class Audit:
             return ""
         worst = self.isolated.auc
         return (
-            f" Its AUC is {best.auc.value:.2f}, and {worst.value:.2f} ({worst.low:.2f} to {worst.high:.2f}) among the "
-            f"{ISOLATED:.0%} of the images that are least like any other (0.5: guessing)."
+            f" The attack's AUC is {best.auc.value:.2f}, and {worst.value:.2f} ({worst.low:.2f} to {worst.high:.2f}) "
+            f"among the {ISOLATED:.0%} of images that are least like any other (0.5: guessing)."
         )
 
 

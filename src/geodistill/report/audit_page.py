@@ -21,7 +21,7 @@ _SECTIONS = {
     "pairs": "The most suspicious images",
     "nearness": "Nearness to the training images",
     "membership": "Who was a training image?",
-    "attribution": "What is left of the scenes that images began as",
+    "attribution": "What remains of the starting scenes",
 }
 _PAIRS = 10
 _WORDS = {
@@ -61,28 +61,29 @@ def _notes(result: Audit) -> dict[str, list[str]]:
     absent = [] if result.held_out_count else ["There are no held-out images: this cannot be measured without them."]
     return {
         "pairs": [
-            f"An image is a copy where its distance to the nearest training image is under {result.threshold} of that "
-            "to the second nearest: one training image alone is like it. Rotations by any angle, mirror images, crops "
-            "to 70 %, and the gain and offset of each channel are allowed for.",
+            f"An image is a copy if the distance to its nearest training image is below {result.threshold} times the "
+            "distance to the second nearest: only one training image is like it. The search covers rotations by any "
+            "angle, mirror images, crops to 70 %, and changes of each channel's gain and offset.",
         ],
         "nearness": [
             *_told_of_nearness(result),
-            f"The last column is what counts: how many images are nearer than all but {FRESH:.0%} of the held-out "
-            f"images; about {FRESH:.0%} where nothing of the training images is in them. A copyprint is an embedding "
-            "learned here, in which an image lies near its changed copies and far from other images.",
+            f"The last column is the share of images that are nearer than all but {FRESH:.0%} of the held-out images. "
+            f"It is about {FRESH:.0%} if the set contains nothing of the training images. A copyprint is an embedding "
+            "for copy detection: an image lies near its changed copies and far from other images.",
             *absent,
         ],
         "membership": [
-            "An attacker who has nothing but the set tries to tell training images from held-out ones. Intervals are "
-            "95 % bootstrap intervals over images. The best of the attacks is also made on sets of held-out images in "
-            f"the place of the set. It is a leak where at most {ALARM:.0%} of these sets give away as much (p).",
+            "An attacker who has only the set tries to distinguish training images from held-out ones. Intervals are "
+            "95 % bootstrap intervals over images. The best attack is also made on sets of held-out images. The set "
+            f"leaks if at most {ALARM:.0%} of these sets reveal as much as it does (p).",
             *absent,
         ],
         "attribution": (
             []
             if result.attribution
             else [
-                "No image began as a training image, or it is not known: only runs of the project's own method keep it."
+                "No image was sampled from a training image, or the audit does not know: only runs of the method dpd "
+                "record this."
             ]
         ),
     }
@@ -93,9 +94,9 @@ def _told_of_nearness(result: Audit) -> list[str]:
     if near is None:
         return []
     return [
-        f"Aligned nearness: {near.ratio:.2f} ({near.low:.2f} to {near.high:.2f}). It is the median distance in pixels, "
-        "aligned, over that of held-out images that are as sharp: 1 is no nearer than these, 0 is copies. Before the "
-        f"sharper group was blurred to match the other, the set was {near.sharpness:.2f} times as sharp.",
+        f"Aligned nearness: {near.ratio:.2f} ({near.low:.2f} to {near.high:.2f}). It is the median aligned distance in "
+        "pixels, divided by that of equally sharp held-out images: 1 is no nearer than these, 0 is copies. The sharper "
+        f"group was blurred to match the other; before, the set was {near.sharpness:.2f} times as sharp.",
     ]
 
 
@@ -195,8 +196,8 @@ def _null(null: Null | None) -> Table | None:
                 Cell(f"{null.p:.3f}", flag=null.leaks),
             )
         )
-    heads = ("% false positives", "% found in the set", "in sets of held-out images", "in 1 % of them more than", "p")
-    return Table("The best attack, beside sets of held-out images", heads, rows, frozenset(range(5)))
+    heads = ("% false positives", "% found, this set", "mean of held-out sets", "99th percentile of held-out sets", "p")
+    return Table("The best attack on this set and on sets of held-out images", heads, rows, frozenset(range(5)))
 
 
 def _interval(found: Interval, digits: int) -> Cell:
@@ -218,7 +219,7 @@ def _roc(attacks: tuple[Attack, ...]) -> Plot | None:
         for name, curve in curves.items()
     ]
     table = Table("Points of the curves", ("attack", "% found at % false positives"), rows)
-    words = "Training images found against the share of held-out images wrongly taken for training images."
+    words = "Share of training images found against the share of held-out images taken for training images."
     return Plot(roc_plot("roc", curves), words, "ROC curves of the membership attacks", table)
 
 
@@ -227,21 +228,21 @@ def _attribution(result: Audit) -> Table | None:
     if found is None:
         return None
     rows: list[tuple[Cell, ...]] = [
-        (Cell("mean SSIM with its start"), number(found.own)),
+        (Cell("mean SSIM with its starting scene"), number(found.own)),
         (Cell("mean SSIM with other scenes of the class"), number(found.others)),
-        (Cell("images more like their start than like any other scene of the class, %"), percent(found.recognised)),
+        (Cell("images most similar to their starting scene among those of the class, %"), percent(found.recognised)),
         (Cell("the same by guessing, %"), percent(found.chance)),
     ]
-    return Table("Images and the scenes that they began as", ("", "value"), rows, frozenset((1,)))
+    return Table("Images and their starting scenes", ("", "value"), rows, frozenset((1,)))
 
 
 def _replay(found: Replay | None) -> Table | None:
     if found is None:
         return None
-    heads = ("attacker", "sources named", "by guessing", "p")
+    heads = ("attacker", "sources identified", "by guessing", "p")
     who = (
         ("outsider: set, base, settings, a guessed seed", found.outsider, found.p_outsider),
-        ("insider: adapter and secret besides", found.insider, found.p_insider),
+        ("insider: adapter and secret as well", found.insider, found.p_insider),
     )
     rows: list[tuple[Cell, ...]] = [
         (Cell(name), Cell(f"{named} of {found.images}", named), number(found.guessed), Cell(f"{p:.3f}", p))
