@@ -40,6 +40,9 @@ Try it on the built-in scenes:
 )
 
 _console = Console()
+# How threads of OpenMP wait for each other: asleep, because a thread that spins takes the core of the one it waits for
+# when another process is busy (benchmarks/busy.py). Read when torch is loaded.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 def _say(text: str, style: str | None = None) -> None:
@@ -66,8 +69,8 @@ def _general(
 _Data = Annotated[
     Path,
     typer.Argument(
-        help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), or the name of "
-        "a fetched archive."
+        help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), a list (CSV or "
+        "metadata.jsonl), or the name of a fetched archive."
     ),
 ]
 _Bands = Annotated[
@@ -87,8 +90,9 @@ _Scale = Annotated[
 _Split = Annotated[
     str,
     typer.Option(
-        help="How DATA without split folders is split: 'hash' (by content), 'spatial' or 'spatial:METRES' (by squares "
-        "of the ground, so that neighbours stay together), or a folder of lists such as NAME-train.txt."
+        help="How DATA is split: 'auto' (its own splits, else 'hash'), 'hash' (by content), 'spatial' or "
+        "'spatial:METRES' (by squares of the ground, so that neighbours stay together), 'column' (of a list), or a "
+        "folder of lists such as NAME-train.txt."
     ),
 ]
 _Subject = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
@@ -142,6 +146,8 @@ def _told(device: str | None = None) -> Iterator[None]:
     """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
     _refuse_company(sys.argv[1:])
     _stop_whole()
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
@@ -237,7 +243,7 @@ def distill(
     size: _Size = None,
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
-    split: _Split = "hash",
+    split: _Split = "auto",
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -333,7 +339,7 @@ def plan(
     size: _Size = None,
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
-    split: _Split = "hash",
+    split: _Split = "auto",
     config: _Config = None,
     set_: _Set = None,
     device: _Device = None,
@@ -470,7 +476,7 @@ def evaluate(
         str | None, typer.Option(help="CLIP model (folder or hub name) for the CLIP score of images and descriptions.")
     ] = None,
     device: _Device = None,
-    split: _Split = "hash",
+    split: _Split = "auto",
     on: Annotated[
         str, typer.Option(help="Part of DATA that classifiers are tested on: test, or val for choices.")
     ] = "test",
@@ -547,7 +553,7 @@ def compare(
     size: _Size = None,
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
-    split: _Split = "hash",
+    split: _Split = "auto",
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -689,7 +695,7 @@ def audit(
         ),
     ] = None,
     device: _Device = None,
-    split: _Split = "hash",
+    split: _Split = "auto",
 ) -> None:
     """Measure what a distilled set reveals: copies, nearness, membership of training images, sources of its images.
 
@@ -739,7 +745,7 @@ def report(
             help="Write the data owner's page, with real training images, the command and the seed. Do not share it.",
         ),
     ] = False,
-    split: _Split = "hash",
+    split: _Split = "auto",
 ) -> None:
     """Write one self-contained HTML page with the images of a run, their accuracy and their nearness.
 
@@ -783,7 +789,7 @@ def inspect(
     data: _Data,
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
-    split: _Split = "hash",
+    split: _Split = "auto",
     out: Annotated[
         Path, typer.Option(help="PNG file for the contact sheet. It shows training images; do not share it.")
     ] = Path("contact-sheet.png"),
@@ -811,7 +817,7 @@ def inspect(
             data,
             *_unless("--bands", bands, "rgb"),
             *_unless("--scale", scale, "auto"),
-            *_unless("--split", split, "hash"),
+            *_unless("--split", split, "auto"),
             "--out",
             "RUN",
         )

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,9 +16,11 @@ from geodistill.errors import SceneError
 from geodistill.progress import progress
 from geodistill.scenes.fetched import folder_named
 from geodistill.scenes.images import read_bytes
+from geodistill.scenes.lists import SUFFIXES as LISTS
+from geodistill.scenes.lists import read_list
 from geodistill.scenes.readers import SUFFIXES, Info, reader_of, undecodable_messages_ignored
 from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
-from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, SceneFile, Scenes, check_class_name
+from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, SceneFile, Scenes, check_class_name, check_classes
 from geodistill.scenes.splits import BLOCK, PARTS, hold_out, listed, spatial_hold_out
 
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
@@ -37,10 +39,10 @@ def open_scenes(
     *,
     bands: str = "rgb",
     scale: str = "auto",
-    split: str = "hash",
+    split: str = "auto",
     reading: Reading | None = None,
 ) -> SceneData:
-    """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>; the latter is split by `split`.
+    """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>, or as a list (`lists.read_list`).
 
     Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. A folder
     that holds nothing but one folder of classes stands for that folder.
@@ -50,7 +52,8 @@ def open_scenes(
         bands: "rgb" for what the files say are the colours; else numbers or names of one or three bands: "4,3,2".
         scale: "auto" takes values of 8 bits as they are, and stretches others between the 1st and the 99th percentile
             of the training scenes, band by band; "LOW,HIGH" or a pair for each band sets the range.
-        split: "hash" tests on a fifth of the files by their content, "spatial" or "spatial:METRES" on a fifth of the
+        split: "auto" takes the splits that the data has, else "hash"; "hash" tests on a fifth of the files by their
+            content, "spatial" or "spatial:METRES" on a fifth of the
             squares of the ground, so that neighbours stay together; else a folder of lists of names, such as
             NAME-train.txt.
         reading: the reading of other scenes, such as those that a set was made from, in place of `bands` and `scale`.
@@ -60,12 +63,15 @@ def open_scenes(
             than 5 % unreadable, images of several kinds; or no such bands or range.
     """
     root = folder_named(folder)
+    if (labels := _list_in(root)) is not None:
+        data, files = _open_list(labels, split)
+        return _read_alike(data, files, bands, scale, reading)
     if not root.is_dir():
         raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
     visited = {root.resolve()}
     root, folders = _below(root, _class_folders(root, visited), visited)
     if all(name.lower() in PARTS for name in folders):
-        if split != "hash":
+        if split != "auto":
             raise SceneError(f"{root} has splits of its own ({', '.join(folders)}): leave --split {split} out")
         data, files = _open_splits(root, folders, visited)
     else:
@@ -73,10 +79,56 @@ def open_scenes(
         found, skipped = _read([names], root)
         data, files = _split(_scenes(found[0], classes, root), found[0], split), found[0]
         data = replace(data, skipped=skipped)
+    return _read_alike(data, files, bands, scale, reading)
+
+
+def _read_alike(
+    data: SceneData, files: Sequence[SceneFile], bands: str, scale: str, reading: Reading | None
+) -> SceneData:
+    """Return `data`, which comes from `files`, with `reading`, or with the one that serves all of them."""
     if reading is None:
         kept = set(data.train.keys)
         reading = _reading(files, [file for file in files if file.key in kept], bands, scale)
     return replace(data.read_by(reading), files=tuple(files))
+
+
+def _list_in(root: Path) -> Path | None:
+    """Return the list that `root` is, or that a folder without class folders holds."""
+    if root.is_file() and root.suffix.lower() in LISTS:
+        return root
+    found = root / "metadata.jsonl"
+    return found if found.is_file() else None
+
+
+def _open_list(path: Path, split: str) -> tuple[SceneData, list[SceneFile]]:
+    """Return the scenes of a list of files, split by its own column or as `split` says."""
+    entries = read_list(path)
+    classes = tuple(sorted({entry.label for entry in entries}))
+    check_classes(classes)
+    labels = {name: label for label, name in enumerate(classes)}
+    listing = [SceneFile(one.path, labels[one.label], f"{one.label}/{one.path.name}") for one in entries]
+    found, skipped = _read([listing], path)
+    scenes, files = _scenes(found[0], classes, path), found[0]
+    own = {entry.path: entry.split for entry in entries if entry.split}
+    if split == "column" and not own:
+        raise SceneError(f"{path}: the list has no split column: leave --split column out")
+    if own and split in ("auto", "column"):
+        parts = _by_column(path, [own.get(file.path, "") for file in files])
+        return replace(_parted(scenes, parts), skipped=skipped), files
+    return replace(_split(scenes, files, split), skipped=skipped), files
+
+
+def _by_column(path: Path, values: Sequence[str]) -> dict[str, torch.Tensor]:
+    unknown = sorted({value for value in values if value and value.lower() not in PARTS})
+    if unknown:
+        raise SceneError(f"{path}: {unknown[0]!r} in the split column is no part: write train, test or val")
+    parts = [PARTS.get(value.lower(), "") for value in values]
+    if "" in parts:
+        log.warning("%d images of %s are in no part, and are left out", parts.count(""), path)
+    names = [name for name in ("train", "test", "val") if name in parts]
+    if "train" not in names:
+        raise SceneError(f"{path}: no image is in the part train")
+    return {name: torch.tensor([k for k, part in enumerate(parts) if part == name]) for name in names}
 
 
 def _below(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[Path, dict[str, Path]]:
@@ -165,7 +217,7 @@ def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tu
 def _split(scenes: Scenes, files: Sequence[SceneFile], split: str) -> SceneData:
     """Return `scenes`, which come from `files`, split as `open_scenes` says."""
     kind, _, metres = split.partition(":")
-    if split == "hash":
+    if split in ("auto", "hash"):
         parts = dict(zip(("train", "test"), hold_out(scenes, TEST_FRACTION, "test"), strict=True))
     elif kind == "spatial":
         block = _metres(metres, split)
@@ -177,6 +229,11 @@ def _split(scenes: Scenes, files: Sequence[SceneFile], split: str) -> SceneData:
             log.warning("%d images are in none of the lists in %s, and are left out", left, split)
     else:
         raise SceneError(f"--split {split!r}: give hash, spatial, spatial:METRES or a folder of lists of names")
+    return _parted(scenes, parts)
+
+
+def _parted(scenes: Scenes, parts: Mapping[str, torch.Tensor]) -> SceneData:
+    """Return the scenes in their parts, by indices; every class needs a training image."""
     missing = _missing_classes(scenes.classes, scenes.labels[parts["train"]])
     if missing:
         raise SceneError(f"class {missing[0]!r} has no training image after the split: add images, or split by folders")
