@@ -49,7 +49,7 @@ def test_metadata_of_a_folder_from_the_hub(tmp_path: Path) -> None:
         (["path,label"], "the list has no entries"),
         (["path,label", "none.png,x", "a.png,x"], "2 of 2 listed files do not exist, {folder}/none.png first"),
         (
-            ["path,label,split", "Beach/00.png,x,later"],
+            ["path,label,split", "Beach/00.png,x,later", "Beach/01.png,y,test"],
             "'later' in the split column is no part: write train, test or val",
         ),
         (["path,label,split", "Beach/00.png,x,test", "Beach/01.png,y,test"], "no image is in the part train"),
