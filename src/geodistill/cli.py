@@ -518,8 +518,9 @@ def evaluate(
             _console.print(cross_table(results))
         if store is not None:
             _say(f"predictions and figures: {store / 'evaluation'}")
-        if save is not None and protocol != "probe":
-            _say(f"classifiers: {save}")
+        if save is not None:
+            kept = "none is kept, as the probe trains no network" if protocol == "probe" else save
+            _say(f"classifiers: {kept}")
         if store == what:
             _next("report", what, "--data", data)
 
@@ -803,12 +804,13 @@ def inspect(
         from geodistill.commands.inspect import contact_sheet
         from geodistill.commands.inspect import inspect as inspect_data
         from geodistill.report.grid import draw_grid
+        from geodistill.run import explain_os_errors
         from geodistill.scenes import open_scenes
 
+        with explain_os_errors(out.parent):
+            out.parent.mkdir(parents=True, exist_ok=True)
         scenes = open_scenes(data, bands=bands, scale=scale, split=split)
         _print_inspection(inspect_data(scenes))
-        from geodistill.run import explain_os_errors
-
         with explain_os_errors(out.parent):
             draw_grid(contact_sheet(scenes.train), out)
         _say(f"contact sheet: {out}")
@@ -828,10 +830,14 @@ def _unless(option: str, value: str, default: str) -> list[str]:
 
 
 def _print_inspection(found: Any) -> None:
-    table = Table("class", "training images", "test images")
-    for name, train, test in found.classes:
-        table.add_row(_plain(name), str(train), str(test))
-    table.add_row("all", *(str(sum(one[k] for one in found.classes)) for k in (1, 2)), style="bold")
+    parts = ["training images", "test images", "validation images"]
+    # A validation part is the exception.
+    parts = parts if any(one[3] for one in found.classes) else parts[:2]
+    table = Table("class", *parts)
+    for name, *counts in found.classes:
+        table.add_row(_plain(name), *map(str, counts[: len(parts)]))
+    sums = (sum(one[k + 1] for one in found.classes) for k in range(len(parts)))
+    table.add_row("all", *map(str, sums), style="bold")
     _console.print(table)
     least_width, most_width, least_height, most_height = found.sizes
     width = f"{least_width}" if least_width == most_width else f"{least_width} to {most_width}"

@@ -19,16 +19,27 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     first = tmp_path / "train" / "a" / "0.tif"
     (tmp_path / "train" / "b" / "again.tif").write_bytes(first.read_bytes())
     found = inspect(open_scenes(tmp_path))
-    assert found.classes == (("a", 5, 2), ("b", 6, 2))
+    assert found.classes == (("a", 5, 2, 0), ("b", 6, 2, 0))
     assert found.kinds == (("4 bands (B2, B3, B4, B8) of int16, tif, nodata -1", 15),)
     assert found.sizes == (30, 30, 20, 20)
-    assert found.located == "15 of 15 files: EPSG:32629 (15); pixels of 10 to 10 units"
+    assert found.located == "15 of 15 files: EPSG:32629 (15); pixels of 10 units"
     assert found.missing == (15, 0.25)
     # The random numbers of both splits are the same.
     assert ("train/a/0.tif", "train/b/again.tif", "test/a/0.tif") in found.duplicates
     assert found.reading.bands == (3, 2, 1)
     assert found.read_as().startswith("RGB from bands 3, 2, 1; black to white: ")
     assert found.read_as().endswith(" (1st and 99th percentile of the training scenes)")
+
+
+def test_a_validation_part_is_counted(tmp_path: Path) -> None:
+    for rank, (split, each) in enumerate((("train", 5), ("test", 2), ("val", 3))):
+        archive(
+            tmp_path / split,
+            lambda label, random: random.integers(0, 9, (3, 8, 8)).astype(np.uint8),
+            seed=rank,
+            each=each,
+        )
+    assert inspect(open_scenes(tmp_path)).classes == (("a", 5, 2, 3), ("b", 5, 2, 3))
 
 
 def test_readings_in_words(tmp_path: Path) -> None:

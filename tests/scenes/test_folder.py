@@ -150,28 +150,47 @@ def test_splits_that_cannot_be(tmp_path):
         open_scenes(tmp_path / "split", split="spatial")
 
 
+def _write_lists(folder, parts):
+    folder.mkdir()
+    for part, names in parts.items():
+        (folder / f"uc_merced-{part}.txt").write_text("\n".join(names) + "\n")
+    return str(folder)
+
+
 def test_published_lists(tmp_path, caplog):
     fill(tmp_path / "data")
-    for k in range(12):  # names are told apart by more than their number
-        for name in ("Beach", "River"):
-            path = tmp_path / "data" / name / f"{k:02d}.png"
-            path.rename(path.with_name(f"{name.lower()}{k:02d}.png"))
-    lists = tmp_path / "lists"
-    lists.mkdir()
-    parts = {"train": range(6), "val": range(6, 8), "test": range(8, 11)}
-    for part, numbers in parts.items():
-        names = [f"{name}{k:02d}.tif" for name in ("beach", "river") for k in numbers]
-        (lists / f"uc_merced-{part}.txt").write_text("\n".join(names) + "\n")
-    data = open_scenes(tmp_path / "data", split=str(lists))
+    numbers = {"train": range(6), "val": range(6, 8), "test": range(8, 11)}
+    names = {part: [f"{name}/{k:02d}.tif" for name in ("Beach", "River") for k in own] for part, own in numbers.items()}
+    names["test"].append("Beach/99.tif")
+    lists = _write_lists(tmp_path / "lists", names)
+    data = open_scenes(tmp_path / "data", split=lists)
     assert [len(part) for part in (data.train, data.val, data.test)] == [12, 4, 6]
-    assert data.test.names[:3] == ("Beach/beach08.png", "Beach/beach09.png", "Beach/beach10.png")
-    assert f"2 images are in none of the lists in {lists}, and are left out" in caplog.messages
-    (lists / "more_test.txt").write_text("beach00\n")
-    with pytest.raises(SceneError, match=r"'beach00' is in the lists of test and train$"):
-        open_scenes(tmp_path / "data", split=str(lists))
+    assert data.test.names[:3] == ("Beach/08.png", "Beach/09.png", "Beach/10.png")
+    assert f"2 image(s) are in none of the lists in {lists}, and are left out" in caplog.messages
+    assert f"1 names of the lists in {lists} have no file, 'Beach/99.tif' first" in caplog.messages
+    (tmp_path / "lists" / "more_test.txt").write_text("Beach/00\n")
+    with pytest.raises(SceneError, match=r"'Beach/00\.tif' is in the lists of test and train$"):
+        open_scenes(tmp_path / "data", split=lists)
+    ambiguous = _write_lists(tmp_path / "ambiguous", {"train": ["03.png"], "test": ["Beach/04.png"]})
+    with pytest.raises(SceneError, match=r"'03\.png' is the name of files in Beach, River: write <class>/03\.png$"):
+        open_scenes(tmp_path / "data", split=ambiguous)
     (tmp_path / "none").mkdir()
     with pytest.raises(SceneError, match=r"none: no list of training images: expected files such as NAME-train\.txt"):
         open_scenes(tmp_path / "data", split=str(tmp_path / "none"))
+
+
+def test_lists_of_names_without_folders(tmp_path):
+    fill(tmp_path / "data")
+    for name in ("Beach", "River"):
+        for k in range(12):
+            path = tmp_path / "data" / name / f"{k:02d}.png"
+            path.rename(path.with_name(f"{name.lower()}{k:02d}.png"))
+    names = {
+        part: [f"{name}{k:02d}.jpg" for name in ("beach", "river") for k in own]
+        for part, own in {"train": range(8), "test": range(8, 12)}.items()
+    }
+    data = open_scenes(tmp_path / "data", split=_write_lists(tmp_path / "lists", names))
+    assert (len(data.train), len(data.test)) == (16, 8)
 
 
 def test_copies_in_test_are_reported(tmp_path, caplog):
@@ -308,7 +327,7 @@ def test_a_class_that_falls_to_one_side_whole(tmp_path, caplog):
     assert fails(tmp_path) == "class 'Port' has no training image after the split: add images, or split by folders"
     assert not all(lands_in_test(put(only, value)) for value in range(9000, 9100))
     open_scenes(tmp_path)
-    assert caplog.messages == ["no test image fell to 'Port': add images, or split by folders"]
+    assert caplog.messages == ["no test image fell to 'Port': add images, choose smaller blocks, or split by folders"]
 
 
 def test_links(tmp_path):

@@ -55,10 +55,14 @@ def test_near_infrared_tagged_as_transparency_is_not_used(tmp_path, caplog):
     assert data.train.reading == Reading((1, 2, 3))
     known = {tile[:3].tobytes() for tile in tiles}
     assert all(image.tobytes() in known for image in pixels)
-    told = "band 4 is tagged as transparency, but its values are no mask: it is not used (--bands selects others)"
+    told = (
+        "band 4 is tagged as transparency, but its values are no mask: it may be near infrared, and is not used "
+        "(--bands selects others)"
+    )
     assert [record.getMessage() for record in caplog.records if "transparency" in record.getMessage()] == [told]
-    _, infrared = opened(tmp_path, bands="4,1,2")
-    assert all(image.tobytes() in {tile[[3, 0, 1]].tobytes() for tile in tiles} for image in infrared)
+    for bands in ("4,1,2", "nir,red,green"):
+        _, infrared = opened(tmp_path, bands=bands)
+        assert all(image.tobytes() in {tile[[3, 0, 1]].tobytes() for tile in tiles} for image in infrared)
 
 
 def test_a_transparency_band_that_is_a_mask_masks(tmp_path, caplog):
@@ -218,6 +222,36 @@ def test_bands_that_cannot_be(bands, message):
     with pytest.raises(SceneError, match=f"{re.escape(message)}$"):
         choose_bands([(Path("a.tif"), info)], bands)
     assert choose_bands([(Path("a.tif"), info)], "nir, 5 ,red").bands == (4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("colours", "names", "bands", "chosen"),
+    [
+        (4 * ("undefined",), ("B02", "B03", "B04", "B08"), "nir,red,green", (4, 3, 2)),
+        (("red", "green", "blue", "alpha"), (), "nir,red,green", (4, 1, 2)),
+        (13 * ("undefined",), (), "nir,red,green", (8, 4, 3)),
+        (("gray",), (), "1", (1,)),
+    ],
+)
+def test_bands_by_what_they_measure(colours, names, bands, chosen):
+    info = Info(4, 4, "uint16", colours, names)
+    assert choose_bands([(Path("a.tif"), info)], bands).bands == chosen
+
+
+def test_a_fill_value_without_a_tag_is_suspected(tmp_path, caplog):
+    def bordered(label, random):
+        values = random.normal(-15, 3, (1, SIDE, SIDE)).astype(np.float32)
+        values[:, :2] = -9999
+        return values
+
+    open_scenes(archive(tmp_path, bordered))
+    (told,) = (message for message in caplog.messages if "fills" in message)
+    assert told.startswith(
+        "the value -9999 fills 12.5 % of the pixels, far from all others: if it stands for no measurement"
+    )
+    caplog.clear()
+    open_scenes(archive(tmp_path / "sea", lambda label, random: random.integers(0, 900, (1, 16, 16)).astype(np.int16)))
+    assert not any("fills" in message for message in caplog.messages)
 
 
 def test_bands_that_nobody_names():

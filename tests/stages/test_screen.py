@@ -61,7 +61,7 @@ def test_only_prototypes_with_too_few_are_drawn_again_and_chosen_are_those_that_
     again = distill(pair, config, out=tmp_path / "run")
     assert torch.equal(again.images, distilled.images)
     card = (tmp_path / "run" / "distilled" / "README.md").read_text()
-    assert "## Privacy\n\nScreened: candidates nearer to a training image" in card
+    assert "## Privacy\n\nScreened: no image started from a training image" in card
     assert "What these images reveal" in card
     assert stranger.asked == [32, 8]
 

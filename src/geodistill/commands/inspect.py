@@ -1,7 +1,7 @@
 """`geodistill inspect`: what a data folder holds, how it would be read, and a contact sheet."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +18,14 @@ SHOWN, _SIDE = 8, 128
 class Inspection:
     """What a data folder holds.
 
-    classes: for each, its name, and its numbers of training and test images. kinds: one line for each kind of file,
-    with their number. sizes: the smallest and the largest width and height in pixels. located: a sentence on the
-    georeference. missing: the number of files with pixels that are no measurement, and the share of these pixels in all
+    classes: for each, its name, and its numbers of training, test and validation images. kinds: one line for each kind
+    of file, with their number. sizes: the smallest and the largest width and height in pixels. located: a sentence on
+    the georeference. missing: the number of files with pixels that are no measurement, and the share of these pixels in all
     files. duplicates: groups of names of files with the same content. skipped: the unreadable files, with reasons.
     reading: how the files become images.
     """
 
-    classes: tuple[tuple[str, int, int], ...]
+    classes: tuple[tuple[str, int, int, int], ...]
     kinds: tuple[tuple[str, int], ...]
     sizes: tuple[int, int, int, int]
     located: str
@@ -58,7 +58,7 @@ def inspect(data: SceneData) -> Inspection:
     >>> write_scenes(folder, train_per_class=2, test_per_class=1)
     >>> found = geodistill.inspect(geodistill.open_scenes(folder))
     >>> found.classes[0], found.kinds, found.read_as()
-    (('Beach', 2, 1), (('3 bands of uint8, png', 30),), '8-bit images, in their own colours')
+    (('Beach', 2, 1, 0), (('3 bands of uint8, png', 30),), '8-bit images, in their own colours')
     """
     infos = [file.info for file in data.files if file.info is not None]
     widths, heights = [info.width for info in infos] or [0], [info.height for info in infos] or [0]
@@ -74,12 +74,12 @@ def inspect(data: SceneData) -> Inspection:
     )
 
 
-def _classes(data: SceneData) -> Iterable[tuple[str, int, int]]:
-    train = torch.bincount(data.train.labels, minlength=len(data.train.classes)).tolist()
-    test = [0] * len(train)
-    if data.test is not None:
-        test = torch.bincount(data.test.labels, minlength=len(train)).tolist()
-    return zip(data.train.classes, train, test, strict=True)
+def _classes(data: SceneData) -> Iterable[tuple[str, int, int, int]]:
+    def counts(part: Scenes | None) -> list[int]:
+        length = len(data.train.classes)
+        return [0] * length if part is None else torch.bincount(part.labels, minlength=length).tolist()
+
+    return zip(data.train.classes, *map(counts, (data.train, data.test, data.val)), strict=True)
 
 
 def _kind(file: SceneFile) -> str:
@@ -99,7 +99,13 @@ def _located(files: Iterable[SceneFile]) -> str:
     systems = Counter(info.crs or "" for info in infos).most_common()
     shown = ", ".join(f"{_short(name)} ({count})" for name, count in systems[:3]) + (", …" if len(systems) > 3 else "")
     sizes = [abs(info.resolution[0]) for info in infos if info.resolution is not None]
-    return f"{len(infos)} of {len(every)} files: {shown}; pixels of {min(sizes):.4g} to {max(sizes):.4g} units"
+    return f"{len(infos)} of {len(every)} files: {shown}; pixels of {_span(sizes)}"
+
+
+def _span(sizes: Sequence[float]) -> str:
+    """Return the smallest and the largest of `sizes`, or the only one, in units of the coordinate systems."""
+    low, high = f"{min(sizes):.4g}", f"{max(sizes):.4g}"
+    return f"{low} units" if low == high else f"{low} to {high} units"
 
 
 def _short(crs: str) -> str:

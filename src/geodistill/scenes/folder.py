@@ -226,7 +226,7 @@ def _split(scenes: Scenes, files: Sequence[SceneFile], split: str) -> SceneData:
         parts = listed(files, Path(split))
         left = len(files) - sum(map(len, parts.values()))
         if left:
-            log.warning("%d images are in none of the lists in %s, and are left out", left, split)
+            log.warning("%d image(s) are in none of the lists in %s, and are left out", left, split)
     else:
         raise SceneError(f"--split {split!r}: give hash, spatial, spatial:METRES or a folder of lists of names")
     return _parted(scenes, parts)
@@ -240,7 +240,8 @@ def _parted(scenes: Scenes, parts: Mapping[str, torch.Tensor]) -> SceneData:
     test = parts.get("test", torch.zeros(0, dtype=torch.int64))
     missing = _missing_classes(scenes.classes, scenes.labels[test])
     if missing:
-        log.warning("no test image fell to %s: add images, or split by folders", ", ".join(map(repr, missing)))
+        names = ", ".join(map(repr, missing))
+        log.warning("no test image fell to %s: add images, choose smaller blocks, or split by folders", names)
     val = scenes.subset(parts["val"]) if len(parts.get("val", ())) else None
     return SceneData(scenes.subset(parts["train"]), scenes.subset(test) if len(test) else None, val=val)
 

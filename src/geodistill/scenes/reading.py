@@ -22,6 +22,8 @@ log = logging.getLogger("geodistill")
 
 # Percentiles of the training scenes' values that become black and white.
 PERCENTILES = (1.0, 99.0)
+# Share of pixels above which a lowest value far from all others is suspected to be a fill value.
+_FREQUENT = 0.002
 # Pixels whose sides differ by less than this factor count as equally large.
 _SAME_SIZE = 1.05
 # Numbers of files, and of pixels of each, that these are measured on.
@@ -127,7 +129,8 @@ def choose_bands(files: Sequence[tuple[Path, Info]], bands: str = _NATURAL, *, m
     alpha = info.alpha is not None and masks
     if info.alpha is not None and not masks and bands == _NATURAL:
         log.warning(
-            "band %d is tagged as transparency, but its values are no mask: it is not used (--bands selects others)",
+            "band %d is tagged as transparency, but its values are no mask: it may be near infrared, and is not used "
+            "(--bands selects others)",
             info.alpha,
         )
     chosen = _natural(info, first) if bands == _NATURAL else _asked(bands, info, first)
@@ -177,18 +180,35 @@ def _natural(info: Info, path: Path) -> tuple[int, ...]:
 
 def _asked(bands: str, info: Info, path: Path) -> tuple[int, ...]:
     """Return the numbers of the bands that `bands` lists by number or name."""
-    names = {name.lower(): band for band, name in enumerate(info.names, start=1) if name}
+    names = _roles(info) | {name.lower(): band for band, name in enumerate(info.names, start=1) if name}
     chosen = []
     for one in (part.strip() for part in bands.split(",")):
         band = int(one) if one.isdigit() else names.get(one.lower(), 0)
         if not 1 <= band <= info.bands:
-            hint = did_you_mean(one.lower(), names)
+            own = {name.lower(): name for name in info.names if name}
+            hint = did_you_mean(own.get(one.lower(), one), [*info.names, *_roles(info)])
             known = f"1 to {info.bands}" + (f", or {', '.join(filter(None, info.names))}" if any(info.names) else "")
             raise SceneError(f"{path} has no band {one!r}: {hint}give {known}")
         chosen.append(band)
     if len(chosen) not in (1, 3):
         raise SceneError(f"--bands {bands} names {len(chosen)} bands: give one (grey) or three (red, green, blue)")
     return tuple(chosen)
+
+
+def _roles(info: Info) -> dict[str, int]:
+    """Return the numbers of the bands that can be asked for as red, green, blue and nir, as far as they are known."""
+    roles: dict[str, int] = {}
+    lower = tuple(name.lower() for name in info.names)
+    for known in (info.colours, lower):
+        for names in _NAMES:
+            if set(names) <= set(known) and not roles:
+                roles = {role: known.index(name) + 1 for role, name in zip(RGB, names, strict=True)}
+    if not roles and info.bands in _USUAL:
+        roles = dict(zip(RGB, _USUAL[info.bands][0], strict=True))
+    infrared = next((lower.index(name) + 1 for name in ("nir", "b8", "b08") if name in lower), 0)
+    if not infrared and not any(lower):
+        infrared = {4: 4, 12: 8, 13: 8}.get(info.bands, 0)
+    return roles | ({"nir": infrared} if infrared else {})
 
 
 def with_scale(reading: Reading, dtype: str, train: Sequence[Path], scale: str = _MEASURED) -> Reading:
@@ -222,6 +242,20 @@ def _parsed(scale: str, count: int) -> tuple[tuple[float, float], ...]:
     return pairs if len(pairs) == count else pairs * count
 
 
+def _tell_of_fill(values: NDArray[Any]) -> None:
+    """Log if the lowest value looks like a fill value without a nodata tag: frequent, and far from all others."""
+    for band in values:
+        low, share = band.min(), float((band == band.min()).mean())
+        others = band[band > low]
+        if share > _FREQUENT and len(others) and others.min() - low > others.max() - others.min():
+            log.warning(
+                "the value %g fills %.1f %% of the pixels, far from all others: if it stands for no measurement, set "
+                "it as nodata in the files (gdal_edit.py -a_nodata %g FILE), or give --scale",
+                *(low, 100 * share, low),
+            )
+            return
+
+
 def measured_scale(paths: Sequence[Path], reading: Reading) -> tuple[tuple[float, float], ...]:
     """Return the PERCENTILES of each band's values, over at most 1,000 of the files and 4,096 pixels of each."""
     chosen = paths[:: -(-len(paths) // _FILES)]
@@ -235,6 +269,7 @@ def measured_scale(paths: Sequence[Path], reading: Reading) -> tuple[tuple[float
         values = np.concatenate(list(pool.map(some, chosen)), axis=1)
     if not values.shape[1]:
         raise SceneError(f"{paths[0]} and all other training images have no pixel that is a measurement")
+    _tell_of_fill(values)
     ends = np.percentile(values, PERCENTILES, axis=1).T
     # Rounded, so that the last bits of a sum do not make another data set.
     rounded = [(float(f"{low:.6g}"), float(f"{high:.6g}")) for low, high in ends]

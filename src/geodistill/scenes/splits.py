@@ -1,15 +1,18 @@
 """Splits of scenes: by the content of the files, by place on the ground, or by published lists of names."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
 from geodistill.errors import SceneError
 from geodistill.scenes.readers import Info
 from geodistill.scenes.scenes import SceneFile, Scenes
+
+log = logging.getLogger("geodistill")
 
 # Parts of a data set, and the names that their folders and lists go by.
 PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
@@ -86,23 +89,45 @@ def listed(files: Sequence[SceneFile], lists: Path) -> dict[str, torch.Tensor]:
     """Return the indices, int64, of the files of each part by published lists of names, such as those of torchgeo.
 
     `lists` is a folder of text files, a name on each line; a part is known by the last word of a list's name:
-    `uc_merced-train.txt`. Names count without folder and suffix, so lists serve converted images too.
-    Raises SceneError if there are no such lists, or two of them have the same file.
+    `uc_merced-train.txt`. Names count without suffix, so lists serve converted images too. A name with a folder,
+    `beach/001.png`, stands for the file of that class; one without stands for the only file of that name.
+    Raises SceneError if there are no such lists, two of them have the same name, or a name stands for several files.
     """
     parts = {part: names for part, names in _lists(lists).items() if names}
     if "train" not in parts:
         raise SceneError(f"{lists}: no list of training images: expected files such as NAME-train.txt, NAME-test.txt")
-    part_of: dict[str, str] = {}
+    indices = _indices(files)
+    part_of: dict[int, str] = {}
+    found: dict[str, list[int]] = {part: [] for part in parts}
+    unknown: list[str] = []
     for part, names in parts.items():
         for name in names:
-            if part_of.setdefault(name, part) != part:
-                raise SceneError(f"{lists}: {name!r} is in the lists of {part_of[name]} and {part}")
-    found: dict[str, list[int]] = {part: [] for part in parts}
+            own = indices.get(_without_suffix(name), [])
+            if len(own) > 1:
+                classes = ", ".join(sorted({files[index].path.parent.name for index in own}))
+                raise SceneError(f"{lists}: {name!r} is the name of files in {classes}: write <class>/{name}")
+            if own and part_of.setdefault(own[0], part) != part:
+                raise SceneError(f"{lists}: {name!r} is in the lists of {part_of[own[0]]} and {part}")
+            found[part] += own
+            unknown += [] if own else [name]
+    if unknown:
+        log.warning("%d names of the lists in %s have no file, %r first", len(unknown), lists, unknown[0])
+    return {part: torch.tensor(sorted({*own}), dtype=torch.int64) for part, own in found.items()}
+
+
+def _indices(files: Sequence[SceneFile]) -> dict[str, list[int]]:
+    """Return the indices of files by their names without suffix, alone and with their class folder."""
+    found: dict[str, list[int]] = {}
     for index, file in enumerate(files):
-        part = part_of.get(file.path.stem, "")
-        if part:
-            found[part].append(index)
-    return {part: torch.tensor(indices, dtype=torch.int64) for part, indices in found.items()}
+        for name in (file.path.stem, f"{file.path.parent.name}/{file.path.stem}"):
+            found.setdefault(name, []).append(index)
+    return found
+
+
+def _without_suffix(name: str) -> str:
+    """Return the last folder and the stem of a listed name, or the stem alone if it has no folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.stem if len(path.parts) == 1 else f"{path.parent.name}/{path.stem}"
 
 
 def _lists(folder: Path) -> Mapping[str, list[str]]:
@@ -111,7 +136,7 @@ def _lists(folder: Path) -> Mapping[str, list[str]]:
         part = PARTS.get(path.stem.replace("_", "-").rsplit("-", 1)[-1].lower())
         if part:
             lines = path.read_text(encoding="utf-8").splitlines()
-            found.setdefault(part, []).extend(Path(line.strip()).stem for line in lines if line.strip())
+            found.setdefault(part, []).extend(line.strip() for line in lines if line.strip())
     return found
 
 
