@@ -20,8 +20,8 @@ class Inspection:
 
     classes: for each, its name, and its numbers of training, test and validation images. kinds: one line for each kind
     of file, with their number. sizes: the smallest and the largest width and height in pixels. located: a sentence on
-    the georeference. missing: the number of files with pixels that are no measurement, and the share of these pixels in all
-    files. duplicates: groups of names of files with the same content. skipped: the unreadable files, with reasons.
+    the georeference. missing: the number of files with pixels that are no measurement, and the share of these pixels in
+    all files. duplicates: groups of names of files with the same content. skipped: the unreadable files, with reasons.
     reading: how the files become images.
     """
 
