@@ -74,8 +74,8 @@ def test_audit_tells_of_it(secret_run: Path, pair: Scenes, tmp_path: Path) -> No
     shutil.copytree(secret_run, tmp_path / "run")
     found, *_ = audit_folder(tmp_path / "run", SceneData(pair, None), out=tmp_path / "found")
     assert found.replay is not None
-    assert "Replay, of 4 images with 16 suspects each: an outsider names the sources of " in found.verdict
-    assert "an insider who has adapter and secret those of 4 (p = 0.000); guessing names 0.2." in found.verdict
+    assert "In the replay test of 4 images with 16 suspects each, an outsider identifies " in found.verdict
+    assert "an insider with adapter and secret 4 (p = 0.000), and guessing 0.2." in found.verdict
     assert json.loads((tmp_path / "found" / "audit.json").read_text())["replay"]["insider"] == 4
 
 
