@@ -1,7 +1,10 @@
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from geodistill.errors import ConfigError
+from geodistill.errors import ConfigError, RunError
 from geodistill.evaluation.protocols import train_and_predict
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.progress import reported_to
@@ -63,6 +66,17 @@ def test_threads_are_as_before() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_full_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("geodistill.evaluation.workers.tempfile.TemporaryDirectory", full)
+    with pytest.raises(
+        RunError, match=f"^the disk that holds {re.escape(tempfile.gettempdir())} is full: free some space"
+    ):
+        list(train_side_by_side([job(0)]))
 
 
 KILLED = """

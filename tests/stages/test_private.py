@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ from geodistill.privacy.overlap import FOOTPRINT, footprint
 from geodistill.processes import Processes
 from geodistill.provenance import Made
 from geodistill.run import Run, records
-from geodistill.scenes import Scenes, builtin_scenes
+from geodistill.scenes import Reading, Scenes, builtin_scenes
 from geodistill.stages import private_means
 from geodistill.stages.base import Source, train_base
 from geodistill.stages.checks import check_counts
-from geodistill.stages.private import PrivateContext, budget_of, guarantee
+from geodistill.stages.private import PrivateContext, budget_of, check_private, guarantee
 from geodistill.stages.private_means import Profiles
 
 CANARY = 3
@@ -193,6 +194,14 @@ def test_several_processes_are_refused(
     told = r"^differential privacy is worked out for one process: start this without accelerate$"
     with pytest.raises(PrivacyError, match=told):
         distill(planted, private_settings(settings), out=tmp_path / "run")
+
+
+def test_a_range_measured_on_the_scenes_is_refused(planted: Scenes, settings: dict, tmp_path: Path) -> None:
+    given = Reading((1,), ((0.0, 9.0),))
+    told = r"^the range of the values was measured on the training scenes, which no guarantee covers: give --scale"
+    with pytest.raises(PrivacyError, match=told):
+        distill(planted.read_by(replace(given, measured=True)), private_settings(settings), out=tmp_path / "run")
+    check_private(planted.read_by(given), private_settings(settings))
 
 
 def test_whether_a_class_has_enough_images_is_not_told(planted: Scenes, settings: dict) -> None:
