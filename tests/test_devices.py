@@ -74,6 +74,25 @@ def test_the_choice_of_a_device_ends_with_the_block(monkeypatch: pytest.MonkeyPa
     assert DEVICE not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("shares", "threads", "told"),
+    [
+        ([3.0, 98.0], 2, "1 of 2 cores busy: set OMP_NUM_THREADS=1 before"),
+        ([100.0, 97.0], 2, "2 of 2 cores busy: set OMP_NUM_THREADS=1 before"),
+        ([3.0, 98.0], 1, ""),
+        ([3.0, 9.0], 2, ""),
+        ([100.0, 100.0, 90.0, 5.0, 0.0, 0.0, 0.0, 0.0], 8, "3 of 8 cores busy: set OMP_NUM_THREADS=5 before"),
+    ],
+)
+def test_busy_cores(shares: list[float], threads: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_percent", lambda **_: shares)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with on_device("cpu"):
+        found = devices.told_of_busy_cores()
+    assert told in found
+    assert bool(told) == bool(found)
+
+
 def test_compiling_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._dynamo
 

@@ -40,9 +40,6 @@ Try it on the built-in scenes:
 )
 
 _console = Console()
-# How threads of OpenMP wait for each other: asleep, because a thread that spins takes the core of the one it waits for
-# when another process is busy (benchmarks/busy.py). Read when torch is loaded.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 def _say(text: str, style: str | None = None) -> None:
@@ -146,8 +143,6 @@ def _told(device: str | None = None) -> Iterator[None]:
     """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
     _refuse_company(sys.argv[1:])
     _stop_whole()
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
@@ -180,6 +175,15 @@ def _refuse_company(arguments: list[str]) -> None:
         reason = "only distill runs in several processes: start this without accelerate"
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {reason}", highlight=False)
         raise typer.Exit(2)
+
+
+def _tell_of_busy_cores() -> None:
+    """Print a hint before long work if other processes keep cores busy."""
+    from geodistill.devices import told_of_busy_cores
+
+    hint = told_of_busy_cores()
+    if hint:
+        _say(hint)
 
 
 def _refuse_inside(data: Path, *outs: Path | None) -> None:
@@ -305,6 +309,7 @@ def distill(
         if METHODS[method].kind != "real":
             check_base(settings)
         scenes = open_scenes(data, bands=bands, scale=scale, split=split).train
+        _tell_of_busy_cores()
         before = _last_made(out)
         result = run_distillation(
             scenes, settings, method=method, out=out, command=shlex.join(["geodistill", *sys.argv[1:]])
@@ -412,6 +417,7 @@ def pretrain(
 
         settings = load_config(config, set_ or [], size=size, seed=seed)
         command = shlex.join(["geodistill", *sys.argv[1:]])
+        _tell_of_busy_cores()
         sources = open_sources(data, unlabelled or [])
         folder = run_pretraining(
             sources, settings, out=out, start=base, data_note=data_note, footprint=footprint, command=command

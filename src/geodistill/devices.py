@@ -16,6 +16,8 @@ from geodistill.errors import ConfigError
 Precision = Literal["auto", "bf16", "f16", "f32"]
 _TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
+# Seconds for which the cores are watched.
+_WATCHED = 0.5
 # Environment variable with the device that models run on. Worker processes inherit it.
 DEVICE = "GEODISTILL_DEVICE"
 
@@ -63,6 +65,25 @@ def _glibc() -> ctypes.CDLL | None:
         if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
             return library
     return None
+
+
+def told_of_busy_cores() -> str:
+    """Return a sentence on cores that other processes keep busy, with what to do; "" if there are none, or no need.
+
+    Threads that share a core with another process are awaited by all others at every layer: beside one busy process on
+    two cores, a training step takes 3.0 times as long with two threads, and 1.7 times with one (benchmarks/busy.py).
+    """
+    if accelerator().type != "cpu":
+        return ""
+    shares = psutil.cpu_percent(interval=_WATCHED, percpu=True)
+    busy, cores = round(sum(shares) / 100), len(shares)
+    free = max(1, cores - busy)
+    if not busy or torch.get_num_threads() <= free:
+        return ""
+    return (
+        f"other processes keep {busy} of {cores} cores busy: set OMP_NUM_THREADS={free} before you begin, which is up to "
+        "twice as fast as sharing them"
+    )
 
 
 def accelerator() -> torch.device:
