@@ -81,8 +81,8 @@ def told_of_busy_cores() -> str:
     if not busy or torch.get_num_threads() <= free:
         return ""
     return (
-        f"other processes keep {busy} of {cores} cores busy: set OMP_NUM_THREADS={free} before you begin, which is up to "
-        "twice as fast as sharing them"
+        f"other processes keep {busy} of {cores} cores busy: set OMP_NUM_THREADS={free} before you begin, which is up "
+        "to twice as fast as sharing them"
     )
 
 
