@@ -21,7 +21,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from typer.core import TyperCommand
 
-from geodistill.errors import GeodistillError
+from geodistill.errors import ConfigError, GeodistillError
 from geodistill.pipeline import DISTILLED, OWN, SCREENED
 
 app = typer.Typer(
@@ -180,16 +180,16 @@ def _refuse_company(arguments: list[str]) -> None:
 def _tell_of_busy_cores() -> None:
     """Print a hint before long work if other processes keep cores busy."""
     from geodistill.devices import told_of_busy_cores
+    from geodistill.processes import processes
 
-    hint = told_of_busy_cores()
+    # Started together, processes keep each other's cores busy.
+    hint = told_of_busy_cores() if processes().count == 1 else ""
     if hint:
         _say(hint)
 
 
 def _refuse_inside(data: Path, *outs: Path | None) -> None:
     """Raise ConfigError if anything is to be written into DATA, where each folder is a class."""
-    from geodistill.errors import ConfigError
-
     for out in outs:
         if out is not None and out.absolute().resolve().is_relative_to(data.absolute().resolve()):
             raise ConfigError(f"--out {out} is in {data}, where every folder is a class: choose a folder outside")
@@ -713,7 +713,6 @@ def audit(
         from geodistill.commands.audit import audit as audit_folder
         from geodistill.commands.audit import unanswerable
         from geodistill.commands.source import recorded_reading
-        from geodistill.errors import ConfigError
         from geodistill.privacy.audit import MEASURES
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes

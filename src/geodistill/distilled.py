@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from geodistill.errors import DistilledSetError, SceneError
-from geodistill.provenance import Kind
+from geodistill.provenance import Kind, fingerprint
 from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.readers import SUFFIXES
 from geodistill.scenes.reading import PLAIN, Reading, read_image
@@ -101,6 +101,12 @@ class DistilledSet:
         """Return how the files of the source scenes became images; None if the set does not say."""
         found = self.about.get("reading")
         return None if found is None else Reading.from_dict(found)
+
+    def content_hash(self) -> str:
+        """Return a SHA-256 over images and labels; class names and other metadata do not count."""
+        digest = hashlib.sha256(json.dumps([list(self.images.shape), self.labels.tolist()]).encode())
+        digest.update(self.images.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, folder: Path | str) -> Path:
         """Write the set to `folder`, completely or not at all, and return the path; an earlier set there is replaced.
@@ -469,20 +475,13 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~<>&$-])", r"\\\1", text)
 
 
-def _content(distilled: DistilledSet) -> str:
-    """Return a SHA-256 over images, labels and classes."""
-    digest = hashlib.sha256(json.dumps([distilled.classes, distilled.labels.tolist()]).encode())
-    digest.update(distilled.images.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _data_card(distilled: DistilledSet) -> str:
     buckets = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
     counts = torch.bincount(distilled.labels, minlength=len(distilled.classes)).tolist()
     return _CARD.format(
         title=_title(distilled),
         # `datasets` keeps what it has read by this name: two sets in folders of the same name must not share it.
-        name=f"set-{_content(distilled)[:16]}",
+        name=f"set-{fingerprint(distilled.classes, distilled.content_hash())[:16]}",
         bucket=next((name for limit, name in buckets if len(distilled) < limit), "100K<n<1M"),
         count=len(distilled),
         size=distilled.size,

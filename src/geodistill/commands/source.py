@@ -2,9 +2,11 @@
 
 import json
 import logging
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,20 +142,24 @@ def read_source(folder: Path, train: Scenes) -> Source:
 def recorded_reading(folder: Path) -> Reading | None:
     """Return how files became images for the run or the distilled set in `folder`; None if it does not say."""
     for path, where in ((folder / "run.json", "settings"), (folder / MANIFEST, "about")):
-        try:
-            return Reading.from_dict(json.loads(path.read_text(encoding="utf-8"))[where]["reading"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        with suppress(KeyError, TypeError, ValueError):
+            return Reading.from_dict(_recorded(path, where)["reading"])
     return None
+
+
+def _recorded(path: Path, part: str) -> dict[str, Any]:
+    """Return a part of the record at `path`; {} if there is no such record."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[part]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def warn_of_other_scenes(folder: Path, train: Scenes) -> None:
     """Log if the run in `folder` was made from other training scenes than `train`."""
-    try:
-        made_from = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]["scenes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if made_from != train.fingerprint():
+    made_from = _recorded(folder / "run.json", "settings").get("scenes")
+    if made_from is not None and made_from != train.fingerprint():
         log.warning(
             "%s was made from other training scenes than these: if --split or the data have changed, some of its "
             "training scenes may be test images now, and the figures too optimistic",

@@ -3,7 +3,6 @@
 Every figure is computed from predictions kept in files. Stored predictions are read instead of training again.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -315,9 +314,7 @@ def open_store(out: Path | str | None) -> Path | None:
 
 def hash_of(distilled: DistilledSet) -> str:
     """Return a SHA-256 over images and labels; class names and other metadata do not count."""
-    digest = hashlib.sha256(json.dumps([list(distilled.images.shape), distilled.labels.tolist()]).encode())
-    digest.update(distilled.images.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return distilled.content_hash()
 
 
 def _complete_test(data: SceneData) -> Scenes:

@@ -55,7 +55,7 @@ class Run:
         self.new = False
         self._secret: bytes | None = None
         # Fingerprints of stages whose files were checked by this process.
-        self._whole: set[str | None] = set()
+        self._whole: set[str] = set()
         self._lender = lender
         self._lock = FileLock(folder / ".lock")
         self._group = processes()
@@ -178,7 +178,7 @@ class Run:
         """Return the folder of `stage`, which is built first unless it is already complete."""
         name, mark = stage.name, _fingerprint_of(stage, given)
         target, partial = self.folder / name, self.folder / f".{name}.partial"
-        if _mark_of(target) == mark and self._is_whole(stage, target):
+        if _mark_of(target) == mark and self._is_whole(stage, target, mark):
             log.info("stage %s of %s is used again", name, self.folder)
             return target
         # Every process must have looked for the stage before one begins to make it.
@@ -206,9 +206,8 @@ class Run:
         self._group.wait()
         return target
 
-    def _is_whole(self, stage: Stage, target: Path) -> bool:
+    def _is_whole(self, stage: Stage, target: Path, mark: str) -> bool:
         """Return whether the files of a finished stage are as they were written; log which one is not."""
-        mark = _mark_of(target)
         if mark not in self._whole:
             damaged = _damaged(self._record_path(stage), target)
             if damaged:

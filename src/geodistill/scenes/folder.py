@@ -44,8 +44,8 @@ def open_scenes(
 ) -> SceneData:
     """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>, or as a list (`lists.read_list`).
 
-    Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. A folder
-    that holds nothing but one folder of classes stands for that folder.
+    Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. If
+    `folder` contains only one folder, which contains the classes, that one is read.
 
     Args:
         folder: the data, or the name of an archive that `geodistill fetch` has downloaded.
@@ -53,9 +53,8 @@ def open_scenes(
         scale: "auto" takes values of 8 bits as they are, and stretches others between the 1st and the 99th percentile
             of the training scenes, band by band; "LOW,HIGH" or a pair for each band sets the range.
         split: "auto" takes the splits that the data has, else "hash"; "hash" tests on a fifth of the files by their
-            content, "spatial" or "spatial:METRES" on a fifth of the
-            squares of the ground, so that neighbours stay together; else a folder of lists of names, such as
-            NAME-train.txt.
+            content, "spatial" or "spatial:METRES" on a fifth of the squares of the ground, so that neighbours stay
+            together, "column" by the split column of a list; else a folder of lists of names, such as NAME-train.txt.
         reading: the reading of other scenes, such as those that a set was made from, in place of `bands` and `scale`.
 
     Raises:
@@ -93,7 +92,7 @@ def _read_alike(
 
 
 def _list_in(root: Path) -> Path | None:
-    """Return the list that `root` is, or that a folder without class folders holds."""
+    """Return the list that `root` is, or the metadata.jsonl in it."""
     if root.is_file() and root.suffix.lower() in LISTS:
         return root
     found = root / "metadata.jsonl"
@@ -388,14 +387,17 @@ def _verify(file: SceneFile) -> SceneFile | str:
     try:
         info = reader.info(file.path)
         found = reader.values(file.path, ())
-        valid = reader.values(file.path, (), alpha=True).valid if info.alpha else found.valid
         key = hashlib.sha256(found.bands.tobytes() if _refers(file.path) else read_bytes(file.path)).hexdigest()
     except SceneError as error:
         return str(error).replace(str(file.path), _shown(file.path))
     if min(info.width, info.height) < LEAST_SIDE:
         return f"{_shown(file.path)}: {info.width} x {info.height} pixels show no scene"
-    masked = info.alpha is None or bool(np.isin(found.bands[info.alpha - 1], (0, _white(info))).all())
-    missing = 1 - float((valid if masked else found.valid).mean())
+    valid, masked = found.valid, True
+    if info.alpha is not None:
+        opacity = found.bands[info.alpha - 1]
+        masked = bool(np.isin(opacity, (0, _white(info))).all())
+        valid = valid & (opacity != 0) if masked else valid
+    missing = 1 - float(valid.mean())
     if missing == 1:
         return f"{_shown(file.path)}: {NOTHING}"
     return replace(file, key=key, info=info, missing=missing, masked=masked)

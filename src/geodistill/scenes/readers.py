@@ -160,8 +160,7 @@ class RasterReader:
             valid = _valid(file, found, chosen, alpha)
             scales, offsets = ([own[band - 1] for band in chosen] for own in (file.scales, file.offsets))
             if any(scale != 1 for scale in scales) or any(offsets):
-                columns = (np.array(own, np.float64)[:, None, None] for own in (scales, offsets))
-                scale, offset = columns
+                scale, offset = (np.array(own, np.float64)[:, None, None] for own in (scales, offsets))
                 found = (found * scale + offset).astype(np.float32)
             return Values(found, valid)
 
@@ -198,39 +197,29 @@ def _is_pillows(file: Any) -> bool:
     return ColorInterp.palette in file.colorinterp or file.photometric in _CONVERTED
 
 
-class _Opened:
-    """An open raster; errors while it is open become SceneErrors that name it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        if not self._path.is_file():
-            raise SceneError(f"{self._path}: cannot be opened (No such file or directory)")
-        if not self._path.stat().st_size:
-            raise SceneError(f"{self._path}: the file is empty")
-        # Within an Env, GDAL's messages go to Python's logging instead of standard error, in each thread.
-        self._env = rasterio.Env()
-        self._env.__enter__()
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open the raster at `path`; errors within the block become SceneErrors that name it."""
+    if not path.is_file():
+        raise SceneError(f"{path}: cannot be opened (No such file or directory)")
+    if not path.stat().st_size:
+        raise SceneError(f"{path}: the file is empty")
+    # Within an Env, GDAL's messages go to Python's logging instead of standard error, in each thread.
+    with rasterio.Env():
         try:
-            self._file = rasterio.open(self._path)
+            file = rasterio.open(path)
         except Exception as error:  # GDAL's messages on broken files need not even be text
-            self._env.__exit__()
-            raise SceneError(f"{self._path}: not a TIFF, JPEG 2000 or VRT image ({_reason(error)})") from error
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        if limit and self._file.width * self._file.height > limit:
-            self.__exit__(None, None, None)
-            raise SceneError(f"{self._path}: more than {limit:,} pixels: cut it into scenes first")
-        return self._file
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._file.close()
-        self._env.__exit__()
-        if isinstance(error, Exception) and not isinstance(error, SceneError):
-            raise SceneError(f"{self._path}: cannot be decoded ({_reason(error)})") from error
-
-
-_opened = _Opened
+            raise SceneError(f"{path}: not a TIFF, JPEG 2000 or VRT image ({_reason(error)})") from error
+        with file:
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            if limit and file.width * file.height > limit:
+                raise SceneError(f"{path}: more than {limit:,} pixels: cut it into scenes first")
+            try:
+                yield file
+            except SceneError:
+                raise
+            except Exception as error:
+                raise SceneError(f"{path}: cannot be decoded ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:

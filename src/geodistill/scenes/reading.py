@@ -33,11 +33,12 @@ _NATURAL = "rgb"
 _MEASURED = "auto"
 # Names of red, green and blue bands, as files have them.
 _NAMES = (RGB, ("b4", "b3", "b2"), ("b04", "b03", "b02"), ("r", "g", "b"))
-# Band numbers of red, green and blue where a file does not name its bands, by their number.
+_INFRARED = ("nir", "b8", "b08")
+# By the number of bands of a file that does not name them: red, green and blue; near infrared; what the bands are.
 _USUAL = {
-    4: ((1, 2, 3), "red, green, blue, near infrared"),
-    12: ((4, 3, 2), "the bands of Sentinel-2 L2A (B1 to B12 without B10)"),
-    13: ((4, 3, 2), "the bands of Sentinel-2 L1C"),
+    4: ((1, 2, 3), 4, "red, green, blue, near infrared"),
+    12: ((4, 3, 2), 8, "the bands of Sentinel-2 L2A (B1 to B12 without B10)"),
+    13: ((4, 3, 2), 8, "the bands of Sentinel-2 L1C"),
 }
 
 
@@ -158,15 +159,14 @@ def _refuse_mixtures(files: Sequence[tuple[Path, Info]]) -> None:
 
 def _natural(info: Info, path: Path) -> tuple[int, ...]:
     """Return the numbers of the bands that `info` says are the colours, or that usually are."""
-    for known in (info.colours, tuple(name.lower() for name in info.names)):
-        for names in _NAMES:
-            if set(names) <= set(known):
-                return tuple(known.index(name) + 1 for name in names)
+    named = _named(info)
+    if named:
+        return named
     coloured = [band for band in range(1, info.bands + 1) if band != info.alpha]
     if len(coloured) in (1, 3):
         return tuple(coloured)
     if info.bands in _USUAL:
-        chosen, what = _USUAL[info.bands]
+        chosen, _, what = _USUAL[info.bands]
         log.warning(
             "the %d bands have no names: they are taken for %s, and read as RGB from %s (--bands selects others)",
             *(info.bands, what, ",".join(map(str, chosen))),
@@ -178,15 +178,25 @@ def _natural(info: Info, path: Path) -> tuple[int, ...]:
     )
 
 
+def _named(info: Info) -> tuple[int, ...]:
+    """Return the numbers of red, green and blue by the colours of the bands or by their names; none if neither says."""
+    for known in (info.colours, tuple(name.lower() for name in info.names)):
+        for names in _NAMES:
+            if set(names) <= set(known):
+                return tuple(known.index(name) + 1 for name in names)
+    return ()
+
+
 def _asked(bands: str, info: Info, path: Path) -> tuple[int, ...]:
     """Return the numbers of the bands that `bands` lists by number or name."""
-    names = _roles(info) | {name.lower(): band for band, name in enumerate(info.names, start=1) if name}
+    roles = _roles(info)
+    names = roles | {name.lower(): band for band, name in enumerate(info.names, start=1) if name}
     chosen = []
     for one in (part.strip() for part in bands.split(",")):
         band = int(one) if one.isdigit() else names.get(one.lower(), 0)
         if not 1 <= band <= info.bands:
             own = {name.lower(): name for name in info.names if name}
-            hint = did_you_mean(own.get(one.lower(), one), [*info.names, *_roles(info)])
+            hint = did_you_mean(own.get(one.lower(), one), [*info.names, *roles])
             known = f"1 to {info.bands}" + (f", or {', '.join(filter(None, info.names))}" if any(info.names) else "")
             raise SceneError(f"{path} has no band {one!r}: {hint}give {known}")
         chosen.append(band)
@@ -197,17 +207,12 @@ def _asked(bands: str, info: Info, path: Path) -> tuple[int, ...]:
 
 def _roles(info: Info) -> dict[str, int]:
     """Return the numbers of the bands that can be asked for as red, green, blue and nir, as far as they are known."""
-    roles: dict[str, int] = {}
-    lower = tuple(name.lower() for name in info.names)
-    for known in (info.colours, lower):
-        for names in _NAMES:
-            if set(names) <= set(known) and not roles:
-                roles = {role: known.index(name) + 1 for role, name in zip(RGB, names, strict=True)}
-    if not roles and info.bands in _USUAL:
-        roles = dict(zip(RGB, _USUAL[info.bands][0], strict=True))
-    infrared = next((lower.index(name) + 1 for name in ("nir", "b8", "b08") if name in lower), 0)
-    if not infrared and not any(lower):
-        infrared = {4: 4, 12: 8, 13: 8}.get(info.bands, 0)
+    usual, infrared, _ = _USUAL.get(info.bands, ((), 0, ""))
+    lower = [name.lower() for name in info.names]
+    if any(lower):
+        infrared = next((lower.index(name) + 1 for name in _INFRARED if name in lower), 0)
+    # Shorter if neither the file nor the number of bands says which ones are the colours.
+    roles = dict(zip(RGB, _named(info) or usual, strict=False))
     return roles | ({"nir": infrared} if infrared else {})
 
 
