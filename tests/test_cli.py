@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio
 from click.testing import Result
 from PIL import Image
 from rasters import archive
@@ -147,6 +148,40 @@ def test_a_run_keeps_how_its_files_are_read(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.stderr
     other = _call("distill", tmp_path / "data", *chosen)
     assert "was made with other settings (reading" in " ".join(other.stderr.split())
+
+
+@pytest.mark.slow
+def test_all_bands_from_files_to_files(tmp_path: Path) -> None:
+    def reflectance(label: int, random: Any) -> Any:
+        return (random.integers(0, 1000, (5, 32, 32)) + 2000 * label).astype("uint16")
+
+    names = ("B02", "B03", "B04", "B08", "B12")
+    for split, each in (("train", 12), ("test", 3)):
+        archive(tmp_path / "data" / split, reflectance, each=each, seed=each, names=names)
+    data, run = tmp_path / "data", tmp_path / "run"
+    seen = _call("inspect", data, "--bands", "all", "--out", tmp_path / "sheet.png")
+    assert "distill reads them as: 5 bands of uint16 (3, 2, 1, 4, 5), the first shown as RGB" in seen.stdout
+    options = ["--bands", "all", "--config", "tiny", "--ipc", 2, "--out", run]
+    refused = _call("distill", data, *options, "--base", "compact", "--size", 64)
+    assert refused.exit_code == 2
+    wanted = (
+        "the base 'compact' draws images of 3 bands, the scenes have 5: use --base scratch, or --bands with 3 bands"
+    )
+    assert " ".join(refused.stderr.split()).endswith(wanted)
+    made = _call("distill", data, *options, "--base", "scratch", "--out", tmp_path / "own")
+    assert made.exit_code == 0, made.stderr
+    with rasterio.open(tmp_path / "own/distilled/a/a_000.tif") as file:
+        assert (file.count, file.dtypes[0], file.descriptions) == (5, "uint16", names)
+        assert float(file.read().mean()) < 1500  # class a has the lower level
+    assert "NDVI" in (tmp_path / "own/descriptions/descriptions.json").read_text()
+    judged = _call("evaluate", tmp_path / "own", "--data", data, "--protocol", "probe", "--seeds", 1)
+    assert judged.exit_code == 0, judged.stderr
+    assert re.search(r"distilled, 2 a class +│ 100\.0", judged.stdout)
+    assert _call("audit", tmp_path / "own", "--data", data).exit_code == 0
+    assert _call("report", tmp_path / "own", "--data", data).exit_code == 0
+    drawn = _call("sample", tmp_path / "own", "--prompt", "A satellite image of a", "--n", 1)
+    assert drawn.exit_code == 0, drawn.stderr
+    assert len(list((tmp_path / "own/samples").glob("*/a/*.tif"))) == 1
 
 
 @pytest.mark.slow

@@ -3,12 +3,15 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
 
 from geodistill.distilled import DistilledSet, tell_of_audit, tell_of_self_test, tell_of_source
 from geodistill.errors import DistilledSetError
+from geodistill.scenes.reading import Reading
 
 CLASSES = ("Beach", "Dense Residential", "Río_train")
 
@@ -130,6 +133,37 @@ def test_plain_image_folder(tmp_path):
     Image.new("RGB", (10, 10)).save(tmp_path / "b" / "y.png")
     with pytest.raises(DistilledSetError, match=r"images of 2 sizes \(8 to 10 px\): give one size$"):
         DistilledSet.load(tmp_path)
+
+
+def test_images_with_all_bands_are_geotiffs(tmp_path):
+    images = torch.randint(0, 256, (3, 4, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    reading = Reading((3, 2, 1, 4), 4 * ((0.0, 1000.0),), dtype="float32", names=("red", "green", "blue", "nir"))
+    about = {"method": "dpd", "reading": reading.as_dict()}
+    DistilledSet(images, torch.arange(3), CLASSES, (), about).save(tmp_path / "set")
+    with rasterio.open(tmp_path / "set/Beach/beach_000.tif") as file:
+        assert (file.descriptions, file.dtypes) == (("blue", "green", "red", "nir"), 4 * ("float32",))
+        assert np.allclose(file.read()[2], images[0, 0].numpy() / 255 * 1000)
+    again = DistilledSet.load(tmp_path / "set")
+    assert torch.equal(again.images, images)
+    assert again.suffix == ".tif"
+    card = (tmp_path / "set/README.md").read_text()
+    assert "4 bands of float32, in the units of the source data" in card
+    assert "Bands: blue (0 to 1000), green (0 to 1000), red (0 to 1000), nir (0 to 1000)." in card
+    assert 'path: "*/*.tif"' in card
+    assert (
+        json.loads((tmp_path / "set/croissant.json").read_text())["distribution"][1]["encodingFormat"] == "image/tiff"
+    )
+    # The picture shows the first three channels as red, green and blue.
+    with Image.open(tmp_path / "set/preview.png") as preview:
+        assert preview.mode == "RGB"
+        assert preview.height > 3 * 96
+
+
+@pytest.mark.parametrize("channels", [2, 4, 16])
+def test_channels_without_names_are_kept(channels, tmp_path):
+    images = torch.randint(0, 256, (3, channels, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    DistilledSet(images, torch.arange(3), CLASSES).save(tmp_path / "set")
+    assert torch.equal(DistilledSet.load(tmp_path / "set").images, images)
 
 
 def test_folders_that_are_no_set(tmp_path):

@@ -31,12 +31,13 @@ from geodistill.networks import (
     normalise,
     pooled_features,
     pretrained,
+    restored,
 )
 
 
-def noise(count, size=32, seed=0):
+def noise(count, size=32, seed=0, channels=3):
     random = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, size, size), generator=random).to(torch.uint8)
+    return torch.randint(0, 256, (count, channels, size, size), generator=random).to(torch.uint8)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -49,6 +50,32 @@ def test_shapes_seeds_and_silence(name, capfd):
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("channels", [2, 7])
+def test_other_numbers_of_channels(name, channels):
+    with torch.no_grad():
+        wide, rgb = (build_network(name, 5, 1, count).eval() for count in (channels, 3))
+        images = noise(2, channels=channels)
+        assert wide(normalise(images)).shape == (2, 5)
+    ours, theirs = (
+        next(one for one in network.modules() if isinstance(one, torch.nn.Conv2d)) for network in (wide, rgb)
+    )
+    for k in range(channels):
+        assert torch.allclose(ours.weight[:, k], theirs.weight[:, k % 3] * 3 / channels)
+    assert {name: value.shape for name, value in wide.state_dict().items() if value.shape != ours.weight.shape} == {
+        name: value.shape for name, value in rgb.state_dict().items() if value.shape != theirs.weight.shape
+    }
+
+
+def test_weights_of_a_network_say_how_many_channels_it_takes():
+    network = build_network(PRETRAINED, 5, 3, 4).eval()
+    again = restored(network.state_dict(), 5)
+    images = normalise(noise(2, channels=4))
+    with torch.no_grad():
+        assert torch.equal(network(images), again(images))
+    assert backbone_features(noise(2, channels=4)).shape == (2, 1280)
 
 
 @pytest.mark.parametrize("size", [32, 64])

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,6 +24,7 @@ from typer.core import TyperCommand
 
 from geodistill.errors import ConfigError, GeodistillError
 from geodistill.pipeline import DISTILLED, OWN, SCREENED
+from geodistill.progress import duration
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +42,8 @@ Try it on the built-in scenes:
 )
 
 _console = Console()
+# Seconds from which a command says how long it took.
+_LONG = 10.0
 
 
 def _say(text: str, style: str | None = None) -> None:
@@ -74,7 +78,7 @@ _Bands = Annotated[
     str,
     typer.Option(
         help="Bands of multi-band files: one or three numbers or names, such as 4,3,2. 'rgb' takes what the files say "
-        "are red, green and blue."
+        "are red, green and blue; 'all' keeps all bands (2 to 16), and the images become GeoTIFFs in the files' units."
     ),
 ]
 _Scale = Annotated[
@@ -147,15 +151,25 @@ def _told(device: str | None = None) -> Iterator[None]:
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
     )
     _quiet_libraries()
+    start = time.monotonic()
     try:
         with _on_device(device):
             yield
+        _tell_of_time(time.monotonic() - start)
     except GeodistillError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
+
+
+def _tell_of_time(seconds: float) -> None:
+    """Print how long a command took, if a user had to wait for it."""
+    from geodistill.processes import processes
+
+    if seconds >= _LONG and processes().main:
+        _say(f"all of it took {duration(seconds)}")
 
 
 def _stop_whole() -> None:
@@ -280,6 +294,14 @@ def distill(
     soft_labels: Annotated[
         bool, typer.Option("--soft-labels", help="Also store the class probabilities of each image, in the manifest.")
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="At the end, say which stages took the most time and memory, and which setting would halve them. It "
+            "works on a finished run too.",
+        ),
+    ] = False,
     device: _Device = None,
 ) -> None:
     """Condense the training scenes of DATA into a few synthetic images per class.
@@ -321,6 +343,8 @@ def distill(
         tell_of_source(out / DISTILLED.name, source_name, source_license)
         draw_grid(result, out / "grid.png")
         _print_stages(out)
+        if profile:
+            _print_profile(out, settings)
         _print_screening(out)
         _print_nearness(settings, METHODS[method].kind)
         _print_replayable(result)
@@ -909,8 +933,8 @@ def _print_plan(found: Any) -> None:
         _say(f"no self-test: {found.no_test}")
     table = Table("stage", "work", "operations", "time", title="estimated time on this machine")
     for stage in found.stages:
-        table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", _duration(stage.seconds))
-    table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", _duration(found.seconds))
+        table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", duration(stage.seconds))
+    table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", duration(found.seconds))
     _console.print(table)
     for what in found.not_estimated:
         _say(f"not counted: {what}")
@@ -918,11 +942,6 @@ def _print_plan(found: Any) -> None:
 
 def _giga(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1.5 else f"{seconds:.0f} s"
 
 
 def _print_screening(run: Path) -> None:
@@ -973,15 +992,26 @@ def _print_self_test(run: Path, settings: Any) -> None:
         _say(advice(settings), style=colour)
 
 
+def _print_profile(out: Path, settings: Any) -> None:
+    from geodistill.commands.profile import profile
+
+    for line in profile(out, settings).lines():
+        _say(line)
+
+
 def _print_stages(out: Path) -> None:
     from geodistill.run import records
 
     table = Table("stage", "wall time", "processor time", "peak memory", title="time and memory")
-    for record in records(out):
+    found = records(out)
+    for record in found:
         table.add_row(
             record["stage"],
             f"{record['wall_seconds']:.0f} s",
             f"{record['cpu_seconds']:.0f} s",
             f"{record['peak_memory_mib']} MiB",
         )
+    wall, cpu = (sum(record[name] for record in found) for name in ("wall_seconds", "cpu_seconds"))
+    peak = max((record["peak_memory_mib"] for record in found), default=0)
+    table.add_row("all", duration(wall), duration(cpu), f"{peak} MiB")
     _console.print(table)

@@ -1,8 +1,9 @@
 """The distilled set: a few synthetic images per class, and the folder that contains them.
 
 The folder is a plain image folder, `<class>/<class-slug>_<k>.png`, which `datasets.load_dataset("imagefolder", ...)`
-and torchvision's `ImageFolder` read directly. Beside the class folders are README.md (data card), class_map.txt,
-manifest.json and croissant.json. No file names a source file, and the same set always gives the same bytes.
+and torchvision's `ImageFolder` read directly. Images with all bands are GeoTIFFs, and `preview.png` shows them. Beside
+the class folders are README.md (data card), class_map.txt, manifest.json and croissant.json. No file names a source
+file, and the same set always gives the same bytes.
 """
 
 import hashlib
@@ -16,20 +17,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from geodistill.errors import DistilledSetError, SceneError
 from geodistill.provenance import Kind, fingerprint
 from geodistill.run import explain_os_errors, write_atomic
-from geodistill.scenes.readers import SUFFIXES
-from geodistill.scenes.reading import PLAIN, Reading, read_image
+from geodistill.scenes.images import bands_to_square
+from geodistill.scenes.readers import SUFFIXES, reader_of
+from geodistill.scenes.reading import MOST_BANDS, PLAIN, Reading
 from geodistill.scenes.scenes import check_class_name, unfit_for_windows
+from geodistill.scenes.sheet import draw_sheet
+from geodistill.scenes.views import as_rgb
 
 log = logging.getLogger("geodistill")
 
-MANIFEST, CLASS_MAP = "manifest.json", "class_map.txt"
+MANIFEST, CLASS_MAP, PREVIEW = "manifest.json", "class_map.txt", "preview.png"
 _FORMAT = 1
 # Keys allowed in an image's record. The list is fixed, so that no file name of a real image gets into shared files.
 RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate", "soft_label"})
@@ -44,11 +47,11 @@ _OWNERS = frozenset({"audit.json", "run.json", "secret"})
 class DistilledSet:
     """Images that represent a data set.
 
-    `images`: uint8 [n, 3, s, s], RGB. `labels`: int64 [n]. `classes`: sorted names. `records`: one dict per image with
-    keys from RECORD_KEYS. `about`: method, real_pixels (true if the images are unchanged real ones), derived (true if
-    they are changed real ones), config, versions, base (name, archives and terms, if known), reading (how files became
-    images, if they were not plain 8-bit images), guarantee (of privacy, if any), screened (true if the set was
-    screened); all of it representable in JSON.
+    `images`: uint8 [n, C, s, s]: RGB, or 2 to 16 channels that begin with these. `labels`: int64 [n]. `classes`:
+    sorted names. `records`: one dict per image with keys from RECORD_KEYS. `about`: method, real_pixels (true if the
+    images are unchanged real ones), derived (true if they are changed real ones), config, versions, base (name,
+    archives and terms, if known), reading (how files became images, if they were not plain 8-bit images), guarantee (of
+    privacy, if any), screened (true if the set was screened); all of it representable in JSON.
     Raises DistilledSetError if these do not fit together.
     """
 
@@ -97,6 +100,18 @@ class DistilledSet:
         return "seed" in self.about.get("config", {}) or any(_ORIGIN & record.keys() for record in self.records)
 
     @property
+    def suffix(self) -> str:
+        """Return the suffix of the image files: ".png", or ".tif" for images with all bands."""
+        units = self.reading is not None and self.reading.dtype
+        return ".tif" if units or self.images.shape[1] != 3 else ".png"
+
+    @property
+    def bands(self) -> Reading:
+        """Return how the GeoTIFFs of images with all bands are written."""
+        plain = Reading(tuple(range(1, self.images.shape[1] + 1)), dtype="uint8")
+        return self.reading if self.reading is not None and self.reading.dtype else plain
+
+    @property
     def reading(self) -> Reading | None:
         """Return how the files of the source scenes became images; None if the set does not say."""
         found = self.about.get("reading")
@@ -132,7 +147,7 @@ class DistilledSet:
         entries = []
         for (path, label), image, record in zip(self._paths(), self.images, self.records, strict=True):
             (folder / path).parent.mkdir(exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(folder / path)  # [3, s, s] -> [s, s, 3]
+            self.write_image(image, folder / path)
             entries.append({"file": path, "class": self.classes[label], "label": label, **record})
         manifest = {"format": _FORMAT, "classes": self.classes, "size": self.size, "about": self.about}
         text = json.dumps({**manifest, "images": entries}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -142,13 +157,24 @@ class DistilledSet:
         (folder / "croissant.json").write_text(croissant, encoding="utf-8", newline="\n")
         class_map = "".join(f"{name}\n" for name in self.classes)
         (folder / CLASS_MAP).write_text(class_map, encoding="utf-8", newline="\n")
+        if self.suffix == ".tif":
+            draw_sheet(as_rgb(self.images), self.labels, self.classes).save(folder / PREVIEW)
         _warn_of_names(self.classes)
+
+    def write_image(self, image: torch.Tensor, path: Path) -> None:
+        """Write `image`, uint8 [C, s, s], to `path` as an image of this set."""
+        if self.suffix == ".tif":
+            self.bands.write(path, image.numpy())
+        else:
+            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path)  # [3, s, s] -> [s, s, 3]
 
     def _paths(self) -> list[tuple[str, int]]:
         """Return ("class/slug_k.png", label) of each image, where k counts within its class."""
         counts, paths = [0] * len(self.classes), []
         for label in self.labels.tolist():
-            paths.append((f"{self.classes[label]}/{_slug(self.classes[label])}_{counts[label]:03d}.png", label))
+            paths.append(
+                (f"{self.classes[label]}/{_slug(self.classes[label])}_{counts[label]:03d}{self.suffix}", label)
+            )
             counts[label] += 1
         return paths
 
@@ -174,8 +200,12 @@ class DistilledSet:
 
 def _check_images(images: torch.Tensor) -> None:
     shape = list(images.shape)
-    if images.dtype != torch.uint8 or images.ndim != 4 or shape[1] != 3 or shape[2] != shape[3] or not len(images):
-        raise DistilledSetError(f"images are {images.dtype} of shape {shape}: give uint8 RGB [n, 3, s, s] with n >= 1")
+    right = images.dtype == torch.uint8 and images.ndim == 4 and 2 <= shape[1] <= MOST_BANDS
+    if not right or shape[2] != shape[3] or not len(images):
+        raise DistilledSetError(
+            f"images are {images.dtype} of shape {shape}: give uint8 RGB [n, 3, s, s] with n >= 1, or 2 to "
+            f"{MOST_BANDS} channels"
+        )
 
 
 def _check_labels(labels: torch.Tensor, count: int, classes: tuple[str, ...]) -> None:
@@ -197,7 +227,7 @@ def _check_name(name: str) -> None:
         check_class_name(name)
     except SceneError as error:
         raise DistilledSetError(str(error)) from error
-    if name.casefold() in {MANIFEST, CLASS_MAP, "readme.md", "croissant.json"}:
+    if name.casefold() in {MANIFEST, CLASS_MAP, PREVIEW, "readme.md", "croissant.json"}:
         raise DistilledSetError(f"class name {name!r} is that of a file of the distilled set: rename the class")
 
 
@@ -268,7 +298,14 @@ def _load_own(root: Path, size: int | None) -> DistilledSet:
         records = tuple({key: entry[key] for key in entry if key in RECORD_KEYS} for entry in entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DistilledSetError(f"{root / MANIFEST}: not the manifest of a distilled set ({error!r})") from error
-    return DistilledSet(_read_images(files, size, root), labels, classes, records, about)
+    reading = Reading.from_dict(about["reading"]) if about.get("reading") else PLAIN
+    if reading.dtype:
+        reading = reading.of_written()
+    elif files and files[0].suffix == ".tif":
+        reading = Reading(tuple(range(1, reader_of(files[0]).info(files[0]).bands + 1)), dtype="uint8")
+    else:
+        reading = PLAIN
+    return DistilledSet(_read_images(files, size, root, reading), labels, classes, records, about)
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -294,7 +331,7 @@ def _list_plain(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
 
 
 def _read_images(paths: list[Path], size: int | None, root: Path, reading: Reading = PLAIN) -> torch.Tensor:
-    """Return uint8 [n, 3, s, s] of the central squares."""
+    """Return uint8 [n, channels, s, s] of the central squares."""
     images = [_read_square(path, size, reading) for path in paths]
     sizes = sorted({image.shape[-1] for image in images})
     if len(sizes) > 1:
@@ -306,15 +343,13 @@ def _read_images(paths: list[Path], size: int | None, root: Path, reading: Readi
 
 def _read_square(path: Path, size: int | None, reading: Reading) -> torch.Tensor:
     try:
-        image = read_image(path, reading)
+        pixels = reading.pixels(path)
     except SceneError as error:
         raise DistilledSetError(str(error)) from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if size is not None and size != side:
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [s, s, 3] -> [3, s, s]
+    height, width = pixels.shape[1:]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    return bands_to_square(pixels[:, top : top + side, left : left + side], size or side)
 
 
 # The data card and the Croissant metadata. huggingface_hub's DatasetCard covers the YAML header alone.
@@ -336,7 +371,7 @@ configs:
 - config_name: {name}
   data_files:
   - split: train
-    path: "*/*.png"
+    path: "*/*{suffix}"
 ---
 
 # {title}
@@ -344,8 +379,7 @@ configs:
 {warning}{count} {kind} overhead images of {size} x {size} pixels, {classes} classes, made by geodistill with the method
 `{method}`. They stand for a larger set of real images when a classifier is trained; {nature}.
 
-Load them with `datasets.load_dataset(FOLDER)`, `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or
-`torchvision.datasets.ImageFolder(FOLDER)`.
+{loading}
 A label is the place of a class in the list below, counted from 0. `class_map.txt` has the classes in this order, for
 readers that sort numbers otherwise (timm: `--class-map class_map.txt`).
 `manifest.json` has the settings, the versions and the scores of each image, and where they were asked for its soft
@@ -364,6 +398,29 @@ label, probabilities of the classes in alphabetical order; `croissant.json` desc
 The images are for training classifiers, not for interpreting the ground. Biases of the source data carry over. The
 licence of the source data may also cover this set: check it before sharing.
 """
+
+
+_LOADING = """\
+Load them with `datasets.load_dataset(FOLDER)`, `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or
+`torchvision.datasets.ImageFolder(FOLDER)`."""
+_LOADING_BANDS = """\
+They are GeoTIFFs without a georeference: {count} bands of {dtype}, in the units of the source data. Read them with
+`rasterio.open(FILE).read()`, which gives [bands, height, width]; Pillow cannot, so `datasets` and torchvision's default
+loader cannot either. `preview.png` shows them in colour.{ranges}
+Bands: {names}.
+"""
+
+
+def _loading(distilled: DistilledSet) -> str:
+    """Return how the image files are read."""
+    if distilled.suffix == ".png":
+        return _LOADING
+    bands = distilled.bands
+    names = bands.names or tuple(f"band {k}" for k in range(1, bands.channels + 1))
+    each = sorted(zip(bands.bands, names, bands.scale or [None] * bands.channels, strict=True))
+    ranged = " Each band has 256 levels within the range given below." if bands.scale else ""
+    told = [f"{_markdown(name)} ({ends[0]:g} to {ends[1]:g})" if ends else _markdown(name) for _, name, ends in each]
+    return _LOADING_BANDS.format(count=bands.channels, dtype=bands.dtype, ranges=ranged, names=", ".join(told))
 
 
 _REPLAYABLE = (
@@ -488,6 +545,8 @@ def _data_card(distilled: DistilledSet) -> str:
         classes=len(distilled.classes),
         method=distilled.about.get("method", "unknown"),
         kind=distilled.kind,
+        suffix=distilled.suffix,
+        loading=_loading(distilled),
         warning=f"{_REPLAYABLE}\n\n" if distilled.replayable else "",
         nature=_NATURE[distilled.kind],
         privacy=_privacy(distilled.about, _NO_AUDIT),
@@ -532,8 +591,8 @@ def _croissant(distilled: DistilledSet, manifest: str) -> dict[str, Any]:
         "description": f"{_title(distilled)}: {len(distilled)} images made or chosen by geodistill.",
         "license": "As the source data",
         "version": "1.0.0",
-        "distribution": [_manifest_object(manifest), _image_files()],
-        "recordSet": [_scene_records()],
+        "distribution": [_manifest_object(manifest), _image_files(distilled.suffix)],
+        "recordSet": [_scene_records(distilled.suffix)],
     }
 
 
@@ -548,22 +607,22 @@ def _manifest_object(manifest: str) -> dict[str, Any]:
     }
 
 
-def _image_files() -> dict[str, Any]:
+def _image_files(suffix: str) -> dict[str, Any]:
     return {
         "@type": "cr:FileSet",
         "@id": "images",
         "name": "images",
-        "encodingFormat": "image/png",
-        "includes": "*/*.png",
+        "encodingFormat": {".png": "image/png", ".tif": "image/tiff"}[suffix],
+        "includes": f"*/*{suffix}",
     }
 
 
-def _scene_records() -> dict[str, Any]:
+def _scene_records(suffix: str) -> dict[str, Any]:
     image = {"fileSet": {"@id": "images"}, "extract": {"fileProperty": "content"}}
     label = {
         "fileSet": {"@id": "images"},
         "extract": {"fileProperty": "fullpath"},
-        "transform": {"regex": "([^/]+)/[^/]+\\.png$"},
+        "transform": {"regex": f"([^/]+)/[^/]+\\{suffix}$"},
     }
     return {
         "@type": "cr:RecordSet",

@@ -28,6 +28,8 @@ from geodistill.seeding import derive_seed
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FEATURES = 1280
+# Number of channels that networks take unless told otherwise.
+RGB = 3
 # Number of resolutions before the last at which the pretrained networks' blocks end: 1/2, 1/4, 1/8 and 1/16.
 _MAPS = 4
 PRETRAINED = "efficientnet-lite0"
@@ -39,19 +41,28 @@ INCEPTION_SIDE = 75
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images [n, 3, h, w] as float32, normalised by ImageNet's mean and deviation, channels last."""
-    mean, std = imagenet_statistics(images.device)
+    """Return uint8 images [n, C, h, w] as float32, normalised by ImageNet's mean and deviation, channels last."""
+    mean, std = imagenet_statistics(images.device, images.shape[1])
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation [3, 1, 1] of ImageNet's channels, for images in [0, 1]."""
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+def imagenet_statistics(device: torch.device, channels: int = RGB) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and deviation [channels, 1, 1] of ImageNet's channels, for images in [0, 1]; beyond three, repeated.
+
+    So are the weights of a network for these channels (`build_network`).
+    """
+    mean, std = (
+        torch.tensor([values[k % RGB] for k in range(channels)], device=device)[:, None, None]
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return mean, std
 
 
-def build_network(name: str, classes: int, seed: int) -> nn.Module:
+def build_network(name: str, classes: int, seed: int, channels: int = RGB) -> nn.Module:
     """Return network `name` for `classes` classes; new weights depend on `seed` alone.
+
+    For another number of `channels` than three, the weights of the first layer are repeated channel by channel, and
+    scaled by 3 / channels, as timm does (adapt_input_conv).
 
     efficientnet-lite0 and -lite2 start from ImageNet with a new head; all others start at random: convnet3 (three
     blocks of 128 channels, instance norm, as is standard in dataset distillation), resnet18, vgg16, densenet121,
@@ -64,9 +75,24 @@ def build_network(name: str, classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, f"network {name}"))
         network = _timm_network(name, classes) if name.startswith(TIMM) else NETWORKS[name](classes)
+    if channels != RGB:
+        _take_channels(network, channels)
     # Instance norm is twice as fast in contiguous format.
     memory = torch.contiguous_format if name == "convnet3" else torch.channels_last
     return network.to(memory_format=memory)  # type: ignore[call-overload, no-any-return]
+
+
+def _take_channels(network: nn.Module, channels: int) -> None:
+    """Replace the first layer of `network`, a convolution of RGB images, by one of `channels` channels."""
+    name, first = next((name, one) for name, one in network.named_modules() if isinstance(one, nn.Conv2d))
+    wider = deepcopy(first)
+    wider.in_channels = channels
+    repeated = first.weight.detach().repeat(1, -(-channels // RGB), 1, 1)[:, :channels]
+    wider.weight = nn.Parameter(repeated * (RGB / channels))
+    network.set_submodule(name, wider)
+    for module in network.modules():  # the networks of transformers compare their input with this number
+        if getattr(module, "num_channels", None) == RGB:
+            module.num_channels = channels  # type: ignore[assignment]
 
 
 def trains_in_bfloat16(name: str) -> bool:
@@ -291,18 +317,18 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 @torch.no_grad()
 def pooled_features(images: torch.Tensor, *, batch: int = 128, network: nn.Module | None = None) -> torch.Tensor:
-    """Return float32 [n, 1280] of uint8 images [n, 3, s, s]: the spatial mean of the last map.
+    """Return float32 [n, 1280] of uint8 images [n, C, s, s]: the spatial mean of the last map.
 
     `network`: by default the pretrained one; it can be another efficientnet-lite0 on the accelerator.
     """
-    own: Any = network or pretrained()
+    own: Any = network or pretrained(channels=images.shape[1])
     device = accelerator()
     parts = [own.extract_features(normalise(part.to(device))).mean((2, 3)).cpu() for part in images.split(batch)]
     return torch.cat(parts) if len(images) else torch.empty(0, FEATURES)
 
 
 def backbone_features(images: torch.Tensor, *, batch: int = 128, network: nn.Module | None = None) -> torch.Tensor:
-    """Return `pooled_features` [n, 1280] of uint8 images [n, 3, s, s], each scaled to norm 1."""
+    """Return `pooled_features` [n, 1280] of uint8 images [n, C, s, s], each scaled to norm 1."""
     return F.normalize(pooled_features(images, batch=batch, network=network), dim=1)
 
 
@@ -328,7 +354,7 @@ def backbone_maps(images: torch.Tensor, *, last: bool = False, name: str = PRETR
 def embed(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return the input of an efficientnet-lite0's last layer, [n, 1280] of length 1; gradients flow.
 
-    `images` float [n, 3, s, s] in [-1, 1].
+    `images` float [n, C, s, s] in [-1, 1].
     """
     maps: torch.Tensor = network.extract_features(_rescaled(images))  # type: ignore[operator]
     return F.normalize(maps.mean((2, 3)), dim=1)
@@ -336,15 +362,22 @@ def embed(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def _rescaled(images: torch.Tensor) -> torch.Tensor:
     """Return images in [-1, 1] normalised in the same way as `normalise` does for uint8 images."""
-    mean, std = imagenet_statistics(images.device)
+    mean, std = imagenet_statistics(images.device, images.shape[1])
     return (((images + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def pretrained(name: str = PRETRAINED) -> EfficientNet:
-    """Return an EfficientNet with its ImageNet weights, frozen, on the accelerator."""
-    return _pretrained_on(accelerator(), name)
+def restored(weights: dict[str, torch.Tensor], classes: int) -> nn.Module:
+    """Return an efficientnet-lite0 for `classes` classes with `weights`, on the accelerator in evaluation mode."""
+    network = build_network(PRETRAINED, classes, 0, weights["_conv_stem.weight"].shape[1])
+    network.load_state_dict(weights)
+    return network.to(accelerator()).eval()
+
+
+def pretrained(name: str = PRETRAINED, channels: int = RGB) -> EfficientNet:
+    """Return an EfficientNet with its ImageNet weights for images of `channels`, frozen, on the accelerator."""
+    return _pretrained_on(accelerator(), name, channels)
 
 
 @cache
-def _pretrained_on(device: torch.device, name: str) -> EfficientNet:
-    return build_network(name, 2, 0).to(device).eval().requires_grad_(False)
+def _pretrained_on(device: torch.device, name: str, channels: int) -> EfficientNet:
+    return build_network(name, 2, 0, channels).to(device).eval().requires_grad_(False)

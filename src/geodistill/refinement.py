@@ -149,19 +149,19 @@ class RandomNetwork(nn.Module):
     This is not convnet3 itself, so that tests with convnet3 still say something about other networks.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, channels: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for channels, width, kernel in ((3, 64, 5), (64, 96, 3), (96, 128, 3)):
+            for before, width, kernel in ((channels, 64, 5), (64, 96, 3), (96, 128, 3)):
                 norm = nn.GroupNorm(width, width)  # as many groups as channels: instance norm
-                layers += [nn.Conv2d(channels, width, kernel, padding="same"), norm, nn.LeakyReLU(0.1), nn.MaxPool2d(2)]
+                layers += [nn.Conv2d(before, width, kernel, padding="same"), norm, nn.LeakyReLU(0.1), nn.MaxPool2d(2)]
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4)).eval().requires_grad_(False)
         self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def extract_features(self, images: Tensor) -> Tensor:
-        """Return features [n, 2048, 1, 1] of images [n, 3, s, s], s at least 8."""
+        """Return features [n, 2048, 1, 1] of images [n, channels, s, s], s at least 8."""
         features: Tensor = self.layers(images)
         return features.flatten(1)[:, :, None, None]
 
@@ -169,9 +169,10 @@ class RandomNetwork(nn.Module):
 def random_loss(pixels: Tensor, real_labels: Tensor, labels: Tensor, *, seed: int) -> MeansLoss:
     """Return the loss of a network with random weights on some real images of each class, both drawn by `seed`.
 
-    pixels: uint8 [N, 3, s, s], all scenes. real_labels: int64 [N], their classes. labels: int64 [m], those of the set.
+    pixels: uint8 [N, C, s, s], all scenes. real_labels: int64 [N], their classes. labels: int64 [m], those of the set.
     """
-    network, random = RandomNetwork(derive_seed(seed, "weights")).to(accelerator()), generator(seed, "real images")
+    network = RandomNetwork(derive_seed(seed, "weights"), pixels.shape[1]).to(accelerator())
+    random = generator(seed, "real images")
     order = torch.randperm(len(real_labels), generator=random)
     each = [order[real_labels[order] == label][:_REAL] for label in range(int(real_labels.max()) + 1)]
     shown = torch.cat(each)

@@ -108,7 +108,7 @@ def test_descriptions_by_a_model_resume_and_are_kept(
 ) -> None:
     talkers = {"first": _Talker(3), "second": _Talker(1)}
     asked = iter(talkers.values())
-    monkeypatch.setattr("geodistill.stages.descriptions.make_describer", lambda name, precision: next(asked))
+    monkeypatch.setattr("geodistill.stages.descriptions.make_describer", lambda *_: next(asked))
     with pytest.raises(DescriberError):
         distill(pair, on_pipeline, out=tmp_path / "run")
     distill(pair, on_pipeline, out=tmp_path / "run")

@@ -51,6 +51,14 @@ def test_fit_does_not_depend_on_how_images_are_batched(images: torch.Tensor) -> 
     assert torch.allclose(whole.basis, parts.basis, atol=1e-5)
 
 
+def test_images_of_any_number_of_channels(images: torch.Tensor, tmp_path: Path) -> None:
+    wide = torch.cat([images, images.flip(0), images[:, :1]], dim=1)
+    model = PatchAutoencoder(latent_channels=7 * 64, in_channels=7).fit([wide])
+    model.save_pretrained(tmp_path)
+    again = PatchAutoencoder.from_pretrained(tmp_path)
+    assert float((again.decode(again.encode(wide).latent_dist.mean).sample - wide).square().mean()) < 1e-5
+
+
 def test_saved_and_loaded_by_diffusers(images: torch.Tensor, tmp_path: Path) -> None:
     model = PatchAutoencoder(latent_channels=8).fit([images])
     model.save_pretrained(tmp_path)

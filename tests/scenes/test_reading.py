@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -214,7 +215,7 @@ def test_resolutions_that_differ_are_told(caplog):
         ("4,3,9", "has no band '9': give 1 to 5, or Blue, Green, Red, NIR"),
         ("read", "has no band 'read': did you mean 'red'? give 1 to 5, or Blue, Green, Red, NIR"),
         ("0", "has no band '0': give 1 to 5, or Blue, Green, Red, NIR"),
-        ("1,2", "--bands 1,2 names 2 bands: give one (grey) or three (red, green, blue)"),
+        ("1,2,2,3", "--bands 1,2,2,3: give at most 16 bands, each of them once"),
     ],
 )
 def test_bands_that_cannot_be(bands, message):
@@ -238,6 +239,95 @@ def test_bands_by_what_they_measure(colours, names, bands, chosen):
     assert choose_bands([(Path("a.tif"), info)], bands).bands == chosen
 
 
+def many(label, random):
+    """Return 5 bands of 12 bits; the level of the last is that of the class."""
+    values = random.integers(100, 4000, (5, SIDE, SIDE))
+    values[4] = 1000 + 2000 * label + random.integers(0, 50, (SIDE, SIDE))
+    return values.astype(np.uint16)
+
+
+NAMED = ("B02", "B03", "B04", "B08", "B12")
+
+
+def test_all_bands_are_read_and_written_in_their_units(tmp_path):
+    data, pixels = opened(archive(tmp_path / "data", many, names=NAMED), bands="all")
+    reading = data.train.reading
+    assert (reading.bands, reading.names) == ((3, 2, 1, 4, 5), ("B04", "B03", "B02", "B08", "B12"))
+    assert (reading.dtype, reading.channels, data.train.channels) == ("uint16", 5, 5)
+    assert pixels.shape == (len(data.train), 5, SIDE, SIDE)
+    # The level that is the class is kept: one range serves all files.
+    assert (
+        abs(pixels[data.train.labels.numpy() == 1, 4].mean() - pixels[data.train.labels.numpy() == 0, 4].mean()) > 200
+    )
+    reading.write(tmp_path / "one.tif", pixels[0])
+    with rasterio.open(tmp_path / "one.tif") as file:
+        assert (file.dtypes[0], file.descriptions, file.crs) == ("uint16", NAMED, None)
+        assert [colour.name for colour in file.colorinterp[:3]] == ["blue", "green", "red"]
+        low, high = reading.scale[0]
+        assert np.abs(file.read(3) - (low + pixels[0, 0] / 255 * (high - low))).max() <= 0.5
+    assert (reading.of_written().pixels(tmp_path / "one.tif") == pixels[0]).all()
+    assert np.asarray(reading.image(tmp_path / "data" / "a" / "0.tif")).shape == (SIDE, SIDE, 3)
+    assert Reading.from_dict(reading.as_dict()) == reading
+
+
+@pytest.mark.parametrize(
+    ("bands", "chosen", "channels"), [("1,2", (1, 2), 2), ("B04,B08,B12,B02", (3, 4, 5, 1), 4), ("B04", (3,), 3)]
+)
+def test_bands_that_are_named_are_all_kept(bands, chosen, channels, tmp_path):
+    data, pixels = opened(archive(tmp_path, many, names=NAMED), bands=bands)
+    assert (data.train.reading.bands, pixels.shape[1]) == (chosen, channels)
+    assert bool(data.train.reading.dtype) == (channels != 3)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), dtype=st.sampled_from(["uint8", "uint16", "int16", "float32"]), count=st.integers(2, 16))
+def test_what_is_written_is_read_again(data, dtype, count, tmp_path):
+    pixels = data.draw(arrays.arrays(np.uint8, (count, 5, 7)))
+    order = data.draw(st.permutations(range(1, count + 1)))
+    scale = () if dtype == "uint8" else tuple((-300.0 + k, 900.0 + 40 * k) for k in range(count))
+    scale = tuple((low + 300, high) for low, high in scale) if dtype == "uint16" else scale
+    reading = Reading(tuple(order), scale, dtype=dtype, names=tuple(f"b{band}" for band in order))
+    reading.write(tmp_path / "x.tif", pixels)
+    assert (reading.of_written().pixels(tmp_path / "x.tif") == pixels).all()
+
+
+def test_a_mask_is_none_of_all_bands(tmp_path):
+    def masked(label, random):
+        values = ground(random, 4)
+        values[3] = 255
+        values[3, :2] = 0
+        return values
+
+    data, pixels = opened(archive(tmp_path, masked), bands="all")
+    assert (data.train.reading.bands, data.train.reading.alpha) == ((1, 2, 3), True)
+    assert pixels.shape[1] == 3
+
+
+def test_all_of_one_band_or_of_17_is_refused():
+    for count in (1, 17):
+        with pytest.raises(SceneError) as caught:
+            choose_bands([(Path("a.tif"), Info(4, 4, "uint16", count * ("undefined",)))], "all")
+        assert str(caught.value) == f"a.tif: --bands all takes 2 to 16 bands, the file has {count}: name some"
+
+
+def test_all_of_unnamed_bands_shows_the_first(caplog):
+    reading = choose_bands([(Path("a.tif"), Info(4, 4, "uint8", 5 * ("undefined",)))], "all")
+    assert reading.bands == (1, 2, 3, 4, 5)
+    assert reading.names == tuple(f"band {k}" for k in range(1, 6))
+    assert caplog.messages == [
+        "the files do not say which bands are red, green and blue: the first ones are shown as these"
+    ]
+    plain = choose_bands([(Path("a.png"), Info(4, 4, "uint8", ("red", "green", "blue")))], "all")
+    assert plain == PLAIN
+
+
+def test_roles_of_bands():
+    reading = Reading((3, 2, 1, 4, 5), dtype="uint16", names=("B04", "B03", "B02", "B08", "B12"))
+    found = [reading.channel(role) for role in ("red", "green", "blue", "nir", "swir2")]
+    assert found == [0, 1, 2, 3, 4]
+    assert PLAIN.channel("nir") is None
+
+
 def test_a_fill_value_without_a_tag_is_suspected(tmp_path, caplog):
     def bordered(label, random):
         values = random.normal(-15, 3, (1, SIDE, SIDE)).astype(np.float32)
@@ -258,7 +348,8 @@ def test_bands_that_nobody_names():
     with pytest.raises(SceneError) as caught:
         choose_bands([(Path("a.tif"), Info(4, 4, "uint8", 5 * ("undefined",)))])
     assert str(caught.value) == (
-        "a.tif: 5 bands, and the file does not say which are red, green and blue: give --bands, one or three of 1 to 5"
+        "a.tif: 5 bands, and the file does not say which are red, green and blue: give --bands, one or three of 1 to "
+        "5, or all"
     )
 
 

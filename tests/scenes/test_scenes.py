@@ -97,13 +97,15 @@ def test_a_file_that_vanishes_is_named(tmp_path):
             [flat(1)[..., 0]],
             [0],
             ("a", "b"),
-            "image 0 is uint8 of shape [4, 4]: give uint8 RGB of shape [H, W, 3], 0 to 255",
+            "image 0 is uint8 of shape [4, 4]: give uint8 of shape [H, W, 3], 0 to 255, or "
+            "another number of channels from 2 to 16",
         ),
         (
             [flat(1) / 255],
             [0],
             ("a", "b"),
-            "image 0 is float64 of shape [4, 4, 3]: give uint8 RGB of shape [H, W, 3], 0 to 255",
+            "image 0 is float64 of shape [4, 4, 3]: give uint8 of shape [H, W, 3], 0 to 255, or "
+            "another number of channels from 2 to 16",
         ),
     ],
 )

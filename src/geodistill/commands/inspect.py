@@ -40,6 +40,8 @@ class Inspection:
             return "8-bit images, in their own colours"
         bands = ", ".join(map(str, self.reading.bands)) or "their own colours"
         parts = [f"RGB from bands {bands}" if len(self.reading.bands) != 1 else f"grey from band {bands}"]
+        if self.reading.dtype:
+            parts = [f"{self.reading.channels} bands of {self.reading.dtype} ({bands}), the first shown as RGB"]
         if self.reading.scale:
             ends = ", ".join(f"{low:g} to {high:g}" for low, high in self.reading.scale)
             how = "1st and 99th percentile of the training scenes" if self.reading.measured else "as given by --scale"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from geodistill.config import Config, make_config
 from geodistill.descriptions import readable
@@ -59,7 +58,8 @@ def sample(
     >>> sorted(path.parent.name for path in folder.glob("*/*.png"))
     ['Beach', 'Beach']
     """
-    config, classes = _finished(run)
+    config, like = _finished(run)
+    classes = like.classes
     label = _known(class_name, classes) if class_name else _named(prompt, classes)
     prior = _adapted(run, config)
     if not prior.fits(prompt):
@@ -72,7 +72,7 @@ def sample(
     folder = out or run / "samples" / slug
     (folder / label).mkdir(parents=True, exist_ok=True)
     for rank, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / label / f"{slug}_{seed}_{rank:03d}.png")
+        like.write_image(image, folder / label / f"{slug}_{seed}_{rank:03d}{like.suffix}")
     about = {"prompt": prompt, "class": label, "count": count, "seed": seed, "base": Path(config.base).name}
     write_atomic(
         folder / f"{slug}_{seed}.json",
@@ -81,14 +81,14 @@ def sample(
     return folder
 
 
-def _finished(run: Path) -> tuple[Config, tuple[str, ...]]:
-    """Return the settings and the classes of the `distill` run in folder `run`."""
+def _finished(run: Path) -> tuple[Config, DistilledSet]:
+    """Return the settings and the set of the `distill` run in folder `run`."""
     if not (run / "config.toml").is_file() or not (run / "run.json").is_file():
         raise RunError(f"{run} is no run of `geodistill distill`: it has no config.toml and run.json")
     if not (run / DISTILLED.name).is_dir():
         raise RunError(f"the run in {run} is not finished: the command that began it goes on where it stopped")
     values: dict[str, Any] = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    return make_config(values), DistilledSet.load(run / DISTILLED.name).classes
+    return make_config(values), DistilledSet.load(run / DISTILLED.name)
 
 
 def _adapted(run: Path, config: Config) -> Prior:
@@ -125,7 +125,7 @@ def _words(text: str) -> str:
 
 
 def _draw(prior: Prior, prompt: str, count: int, config: Config, seed: int) -> torch.Tensor:
-    """Return uint8 images [count, 3, s, s]."""
+    """Return uint8 images [count, channels, s, s]."""
     settings = config.sampling.model_copy(update={"follow": "none"})
     requests = Requests(
         prompts=torch.ones(count, dtype=torch.int64),

@@ -19,6 +19,7 @@ from geodistill.descriptions.models import SERVER, ServerAnswerer, TransformersA
 from geodistill.descriptions.prompts import class_prompt, readable
 from geodistill.devices import Precision
 from geodistill.errors import ConfigError
+from geodistill.scenes.reading import PLAIN, Reading
 
 __all__ = [
     "FAILED",
@@ -36,17 +37,17 @@ __all__ = [
 ]
 
 
-def make_describer(name: str, precision: Precision = "auto") -> Describer:
+def make_describer(name: str, precision: Precision = "auto", reading: Reading = PLAIN) -> Describer:
     """Return the describer `name`: 'measured', 'template', 'openai:URL#MODEL', or a model's folder or hub name.
 
-    `precision` applies to models of transformers.
+    `precision` applies to models of transformers. `reading` says what the bands of the scenes are.
 
     Raises:
         ConfigError: there is no such name.
         DescriberError: the model or the server cannot be used.
     """
     if name == "measured":
-        return MeasuredDescriber()
+        return MeasuredDescriber(reading)
     if name == "template":
         return TemplateDescriber()
     if name.startswith(SERVER):

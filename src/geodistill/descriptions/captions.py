@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from geodistill.descriptions.prompts import class_prompt, readable
+from geodistill.scenes.views import as_rgb
 
 # Number of captioned members; those nearest the centre of their cluster come first.
 CAPTIONED = 5
@@ -52,7 +53,7 @@ class Describer(Protocol):
     name: str
 
     def __call__(self, images: Tensor, class_name: str) -> Description:
-        """Return one prompt for all of `images` (uint8 RGB [n, 3, s, s], n >= 1), beginning with the class prompt.
+        """Return one prompt for all of `images` (uint8 [n, channels, s, s], n >= 1), beginning with the class prompt.
 
         Images nearest the centre of the cluster come first.
         """
@@ -83,7 +84,7 @@ class CaptionDescriber:
         Unusable captions are left out. If none remains, or the merged caption is unusable, the result is the class
         prompt alone.
         """
-        exchanges = [self._captioned(rank, image, class_name) for rank, image in enumerate(images[:CAPTIONED])]
+        exchanges = [self._captioned(rank, image, class_name) for rank, image in enumerate(as_rgb(images[:CAPTIONED]))]
         captions = [tidy(one.answer) for one in exchanges if quality(one.answer) == "described"]
         if not captions:
             return Description(class_prompt(class_name), quality(exchanges[0].answer), tuple(exchanges))

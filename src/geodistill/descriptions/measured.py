@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from geodistill.descriptions.captions import Description
+from geodistill.descriptions.indices import index_phrase, measured_indices
 from geodistill.descriptions.prompts import PREFIX, UNNAMED, class_prompt
+from geodistill.scenes.reading import PLAIN, Reading
+from geodistill.scenes.views import as_rgb
 
 # All images are measured at this size, so that the words do not depend on the resolution of the files.
 SIDE = 64
@@ -33,23 +36,41 @@ class TemplateDescriber:
 class MeasuredDescriber:
     """The class prompt, followed by measured properties: land cover, colours, light, texture, orientation.
 
-    At most 23 words of the prompt are measured ones, all of them in `VOCABULARY`.
+    At most 23 words of the prompt are measured ones, all of them in `VOCABULARY`. Images whose infrared bands the
+    `reading` knows get at most six words more, on spectral indices.
     """
 
     name = "measured"
 
+    def __init__(self, reading: Reading = PLAIN) -> None:
+        self._reading = reading
+
     def __call__(self, images: Tensor, class_name: str) -> Description:
-        """Return the prompt for the averages over `images`; raises ValueError if they are not uint8 RGB images."""
-        return Description(f"{class_prompt(class_name)}, {sentence(measure(images).mean(dim=0))}")
+        """Return the prompt for the averages over `images`; raises ValueError if they are not uint8 images."""
+        measures = measure(as_rgb(images)).mean(dim=0)
+        indices = {name: float(values.mean()) for name, values in measured_indices(images, self._reading).items()}
+        return Description(_joined(class_prompt(class_name), sentence(measures), index_phrase(indices)))
 
     def each(self, images: Tensor, class_names: Sequence[str]) -> list[str]:
-        """Return a separate prompt for each image; raises ValueError if they are not uint8 RGB images."""
-        measures = measure(images)
-        return [f"{class_prompt(name)}, {sentence(one)}" for name, one in zip(class_names, measures, strict=True)]
+        """Return a separate prompt for each image; raises ValueError if they are not uint8 images."""
+        return [
+            _joined(class_prompt(name), words) for name, words in zip(class_names, self._words(images), strict=True)
+        ]
 
     def unnamed(self, images: Tensor) -> list[str]:
-        """Return a prompt for each image without a class name; raises ValueError if they are not uint8 RGB images."""
-        return [f"{UNNAMED}, {sentence(one)}" for one in measure(images)]
+        """Return a prompt for each image without a class name; raises ValueError if they are not uint8 images."""
+        return [_joined(UNNAMED, words) for words in self._words(images)]
+
+    def _words(self, images: Tensor) -> list[str]:
+        indices = measured_indices(images, self._reading)
+        phrases = [
+            index_phrase({name: float(values[k]) for name, values in indices.items()}) for k in range(len(images))
+        ]
+        return [_joined(sentence(one), phrase) for one, phrase in zip(measure(as_rgb(images)), phrases, strict=True)]
+
+
+def _joined(*phrases: str) -> str:
+    return ", ".join(phrase for phrase in phrases if phrase)
 
 
 # --- measuring

@@ -245,7 +245,7 @@ class Bench:
                 arrays[key] = (images.numpy(), labels.numpy())
             own = arrays[key]
             save = self._saved(name, task)
-            about = About(task.network, task.protocol, self.test.classes, self.size, task.seed)
+            about = About(task.network, task.protocol, self.test.classes, self.size, task.seed, self.test.channels)
             kept = None if save is None else (save, about)
             jobs.append(Job(task.protocol, task.network, *own, test, classes, task.seed, self.steps, kept))
         return jobs

@@ -24,7 +24,7 @@ class About:
     """What a classifier was made for.
 
     network: a name that `networks.check_network` knows. protocol: how it was trained. classes: their names; logit k
-    belongs to class k. size: side of its images in pixels. seed: of its training.
+    belongs to class k. size: side of its images in pixels. seed: of its training. channels: of its images, 3 for RGB.
     """
 
     network: str
@@ -32,6 +32,7 @@ class About:
     classes: tuple[str, ...]
     size: int
     seed: int = 0
+    channels: int = 3
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,15 @@ class Classifier:
     about: About
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits float32 [n, classes] of uint8 RGB images [n, 3, size, size].
+        """Return logits float32 [n, classes] of uint8 images [n, channels, size, size].
 
         Raises:
             ConfigError: the images have another size.
         """
-        side = self.about.size
-        if tuple(images.shape[1:]) != (3, side, side):
-            raise ConfigError(f"the classifier takes images [n, 3, {side}, {side}], these are {list(images.shape)}")
+        channels, side = self.about.channels, self.about.size
+        if tuple(images.shape[1:]) != (channels, side, side):
+            wanted = f"[n, {channels}, {side}, {side}]"
+            raise ConfigError(f"the classifier takes images {wanted}, these are {list(images.shape)}")
         return predict(self.model, images)
 
     def save(self, path: Path) -> None:
@@ -67,7 +69,7 @@ class Classifier:
             with safe_open(path, "pt") as file:
                 found = json.loads((file.metadata() or {})[_ABOUT])
             about = About(**found | {"classes": tuple(found["classes"])})
-            model = build_network(about.network, len(about.classes), 0)
+            model = build_network(about.network, len(about.classes), 0, about.channels)
             model.load_state_dict(load_file(path))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = next(iter(str(error).splitlines()), type(error).__name__)

@@ -12,6 +12,7 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from geodistill.errors import ConfigError
+from geodistill.scenes.views import as_rgb
 from geodistill.seeding import generator
 
 # Samples of 50 real AID images at 64 px have a KID of 0 ± 0.4 against other real images, samples of 20 one of 0 ± 0.6.
@@ -72,7 +73,7 @@ def kid(features: torch.Tensor, real: torch.Tensor, *, seed: int = 0) -> Score:
 
 
 def clip_score(images: torch.Tensor, texts: Sequence[str], source: str | Path, *, batch: int = 32) -> float:
-    """Return the mean of max(100 · cosine, 0) between uint8 images [n, 3, s, s] and their texts (Hessel et al. 2021).
+    """Return the mean of max(100 · cosine, 0) between uint8 images [n, channels, s, s] and texts (Hessel et al. 2021).
 
     `source` is a CLIP model of transformers: a folder, or a name on the hub, from which it is downloaded once. Only
     safetensors are read, and no remote code runs. A text beyond the model's length is cut. Scores of different models
@@ -85,7 +86,7 @@ def clip_score(images: torch.Tensor, texts: Sequence[str], source: str | Path, *
     total = 0.0
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
-        total += float(_clip_cosines(model, processor, images[part], list(texts[part])).clamp(min=0).sum())
+        total += float(_clip_cosines(model, processor, as_rgb(images[part]), list(texts[part])).clamp(min=0).sum())
     return 100 * total / len(images)
 
 

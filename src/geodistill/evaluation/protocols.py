@@ -75,7 +75,7 @@ def train_and_predict(
 ) -> torch.Tensor:
     """Train `network` under `protocol` and return logits float32 [n_test, classes] of the test images.
 
-    Images are uint8 [n, 3, s, s], labels int64 [n], or probabilities float32 [n, classes] for `finetune-soft` and
+    Images are uint8 [n, C, s, s], labels int64 [n], or probabilities float32 [n, classes] for `finetune-soft` and
     `scratch-soft`. `probe` is logistic regression on frozen pretrained features (the seed changes nothing). `finetune`
     starts from the network's own initial weights (ImageNet for efficientnet-lite0). `scratch` starts every network from
     random weights. `steps` replaces the recipe's number (400 and 500; three times as many above 2,000 images).
@@ -116,7 +116,7 @@ def train_classifier(
     _check_labels(protocol, labels)
     recipe = _recipe(protocol, len(images), steps)
     device = accelerator()
-    model = build_network(network, classes, seed)
+    model = build_network(network, classes, seed, images.shape[1])
     if protocol.removesuffix(_SOFT) == "scratch":
         _forget(model, seed)
     model.to(device)
@@ -282,7 +282,7 @@ def crop(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def predict(model: nn.Module, images: torch.Tensor, *, batch: int = 256) -> torch.Tensor:
-    """Return logits float32 [n, classes] of uint8 images [n, 3, s, s]."""
+    """Return logits float32 [n, classes] of uint8 images [n, channels, s, s]."""
     model.eval()
     device = next((p.device for p in model.parameters()), images.device)
     with kept_memory():

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from geodistill.devices import accelerator
 from geodistill.evaluation.protocols import predict, recipe_steps, train_classifier
-from geodistill.networks import PRETRAINED, build_network
+from geodistill.networks import PRETRAINED, restored
 from geodistill.progress import progress
 from geodistill.run import save_tensors
 from geodistill.scenes.scenes import Scenes
@@ -42,7 +41,7 @@ def train_soft_label_teacher(scenes: Scenes, size: int, *, steps: int | None = N
 
 
 def soft_labels(teacher: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return class probabilities float32 [n, classes] of uint8 images [n, 3, s, s]."""
+    """Return class probabilities float32 [n, classes] of uint8 images [n, channels, s, s]."""
     return predict(teacher, images).softmax(dim=1)
 
 
@@ -53,6 +52,4 @@ def save_soft_label_teacher(teacher: nn.Module, path: Path) -> None:
 
 def load_soft_label_teacher(path: Path, classes: int) -> nn.Module:
     """Return the teacher for `classes` classes that `save_soft_label_teacher` wrote to `path`."""
-    teacher = build_network(PRETRAINED, classes, 0)
-    teacher.load_state_dict(load_file(path))
-    return teacher.to(accelerator()).eval()
+    return restored(load_file(path), classes)

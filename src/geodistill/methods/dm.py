@@ -57,7 +57,7 @@ def make(context: Context) -> Made[DistilledSet]:
 
 
 def condense(real: Tensor, count: int, *, seed: int, steps: int, fast: bool = False) -> Tensor:
-    """Return uint8 [count, 3, s, s]: images optimised to represent `real`, uint8 [n, 3, s, s], of one class.
+    """Return uint8 [count, channels, s, s]: images optimised to represent `real`, those of one class.
 
     `fast` compiles the network, once for all sets of this size.
     """
@@ -68,9 +68,9 @@ def condense(real: Tensor, count: int, *, seed: int, steps: int, fast: bool = Fa
         random = generator(seed, "step", step)
         batch = normalise(real[torch.randperm(len(real), generator=random)[:REAL_BATCH]])
         together = siamese(torch.cat([batch, made]), random)
-        embed = random_embedding(derive_seed(seed, "network", step))
+        embed = random_embedding(derive_seed(seed, "network", step), real.shape[1])
         if fast:
-            embed = _compiled_embedding(count, real.shape[-1]).of(embed)
+            embed = _compiled_embedding(count, *real.shape[1:3]).of(embed)
         loss = mismatch(embed, together, len(batch))
         optimiser.zero_grad()
         loss.backward()
@@ -79,18 +79,20 @@ def condense(real: Tensor, count: int, *, seed: int, steps: int, fast: bool = Fa
     return _to_pixels(made.detach())
 
 
-def random_embedding(seed: int) -> nn.Module:
-    """Return a ConvNet-3 with random weights, without its last layer: images [n, 3, s, s] to features [n, D]."""
-    network = cast(nn.Sequential, build_network("convnet3", 2, seed))
+def random_embedding(seed: int, channels: int = 3) -> nn.Module:
+    """Return a ConvNet-3 with random weights, without its last layer: images [n, channels, s, s] to features [n, D]."""
+    network = cast(nn.Sequential, build_network("convnet3", 2, seed, channels))
     return network[:-1].requires_grad_(False)
 
 
 class _CompiledEmbedding:
     """One compiled network that takes the weights of others in turn."""
 
-    def __init__(self, count: int, side: int) -> None:
-        self._network = random_embedding(0)
-        like = torch.zeros(count, 3, side, side, requires_grad=True).contiguous(memory_format=torch.channels_last)
+    def __init__(self, count: int, channels: int, side: int) -> None:
+        self._network = random_embedding(0, channels)
+        like = torch.zeros(count, channels, side, side, requires_grad=True).contiguous(
+            memory_format=torch.channels_last
+        )
         self._fast = compiled("convnet3", self._network, like, torch.autocast("cpu", enabled=False))
 
     def of(self, other: nn.Module) -> nn.Module:
@@ -118,18 +120,18 @@ def siamese(images: Tensor, random: torch.Generator) -> Tensor:
     return dihedral(cropped.reshape(images.shape), view).contiguous(memory_format=torch.channels_last)
 
 
-def _range() -> tuple[Tensor, Tensor]:
-    """Return the values that `normalise` gives to pixels 0 and 255, [3, 1, 1] each."""
-    mean, std = imagenet_statistics(torch.device("cpu"))
+def _range(channels: int) -> tuple[Tensor, Tensor]:
+    """Return the values that `normalise` gives to pixels 0 and 255, [channels, 1, 1] each."""
+    mean, std = imagenet_statistics(torch.device("cpu"), channels)
     return -mean / std, (1 - mean) / std
 
 
 @torch.no_grad()
 def _keep_in_range(images: Tensor) -> None:
-    low, high = _range()
+    low, high = _range(images.shape[1])
     images.copy_(torch.minimum(torch.maximum(images, low), high))
 
 
 def _to_pixels(images: Tensor) -> Tensor:
-    low, high = _range()
+    low, high = _range(images.shape[1])
     return ((images - low) / (high - low) * 255).round().to(torch.uint8).contiguous()

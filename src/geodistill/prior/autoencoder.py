@@ -28,9 +28,10 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     noise of almost every step would hide them.
 
     Args:
-        latent_channels: number of components kept, at most 3·p·p.
+        latent_channels: number of components kept, at most B·p·p for images of B channels.
         block_out_channels: only its length matters, p = 2^(length - 1); diffusers' pipelines derive the ratio of
             image size to latent size from it.
+        in_channels: B.
     """
 
     @register_to_config
@@ -40,10 +41,11 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         block_out_channels: tuple[int, ...] = (1, 1, 1, 1),
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.patch = 2 ** (len(block_out_channels) - 1)
-        size = 3 * self.patch**2
+        size = in_channels * self.patch**2
         # Parameters rather than buffers, so that every loader of safetensors finds them.
         self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.basis = nn.Parameter(torch.eye(latent_channels, size), requires_grad=False)
@@ -51,10 +53,10 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         self.noise = nn.Parameter(torch.full((1,), 1e-3), requires_grad=False)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Return the posterior of the latent [n, C, h/p, w/p] of images `x` [n, 3, h, w] in [-1, 1]."""
+        """Return the posterior of the latent [n, C, h/p, w/p] of images `x` [n, B, h, w] in [-1, 1]."""
         patch = self.patch
         with _exact(x):
-            kernels = (self.basis / self.deviation[:, None]).view(-1, 3, patch, patch)
+            kernels = (self.basis / self.deviation[:, None]).view(-1, self.config.in_channels, patch, patch)
             offset = (self.basis @ self.mean) / self.deviation
             mean = F.conv2d(x, kernels, stride=patch) - offset[:, None, None]
         # The model's noise is the mean variance of the discarded directions. It sets the posterior's spread.
@@ -63,23 +65,23 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: object = None) -> DecoderOutput | tuple[Tensor]:
-        """Return images [n, 3, h, w], about [-1, 1], from latents `z` [n, C, h/p, w/p]."""
-        patch = self.patch
-        kernels = (self.basis * self.deviation[:, None]).view(-1, 3, patch, patch)
+        """Return images [n, B, h, w], about [-1, 1], from latents `z` [n, C, h/p, w/p]."""
+        patch, bands = self.patch, self.config.in_channels
+        kernels = (self.basis * self.deviation[:, None]).view(-1, bands, patch, patch)
         with _exact(z):
             image = F.conv_transpose2d(z, kernels, stride=patch)
         rows, columns = z.shape[-2:]
-        image = image + self.mean.view(3, patch, patch).repeat(1, rows, columns)
+        image = image + self.mean.view(bands, patch, patch).repeat(1, rows, columns)
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> "PatchAutoencoder":
-        """Fit in closed form on `batches` of images [n, 3, h, w] in [-1, 1], in constant memory.
+        """Fit in closed form on `batches` of images [n, B, h, w] in [-1, 1], in constant memory.
 
         Afterwards latents have unit variance on average over their elements. The basis comes from the covariance in
         float64, and each component's sign is fixed by its largest entry, so the fit is the same on every machine.
         """
-        size = 3 * self.patch**2
+        size = self.config.in_channels * self.patch**2
         count, total, square = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         for images in batches:
             patches = F.pixel_unshuffle(images.double(), self.patch).movedim(1, -1).reshape(-1, size)

@@ -34,8 +34,8 @@ _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 class Prior:
     """The parts of a text-to-image latent diffusion model, all in float32 and frozen.
 
-    Images are uint8 [n, 3, s, s]; latents are float32 [n, C, h, w], shifted and scaled by the VAE's own config. Both
-    stay in CPU memory, whatever device the parts are on. `dtype` is the type used for computation.
+    Images are uint8 [n, channels, s, s]; latents are float32 [n, C, h, w], shifted and scaled by the VAE's own config.
+    Both stay in CPU memory, whatever device the parts are on. `dtype` is the type used for computation.
     """
 
     vae: Any
@@ -69,7 +69,7 @@ class Prior:
         return ((images + 1) * 127.5).round().to(torch.uint8).cpu()
 
     def render(self, latents: Tensor) -> Tensor:
-        """Return differentiable drafts on the device, float32 images [n, 3, s, s] in [-1, 1]."""
+        """Return differentiable drafts on the device, float32 images [n, channels, s, s] in [-1, 1]."""
         with self._mixed_vae():
             return self._images(latents)
 
@@ -118,6 +118,11 @@ class Prior:
     def token_limit(self) -> int:
         """Return the largest number of tokens that the text encoder takes."""
         return int(self.tokenizer.model_max_length)
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels of the images: 3 for RGB."""
+        return int(getattr(self.vae.config, "in_channels", None) or 3)
 
     @property
     def downscale(self) -> int:

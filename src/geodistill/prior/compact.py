@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geodistill.config import CompactSettings
 from geodistill.devices import Precision, accelerator, compiled_in_place, dtype_for
+from geodistill.errors import PriorError
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
 from geodistill.prior.base import Prior, quiet_libraries, refuse_odd_size, without_path
 from geodistill.prior.noising import spread
@@ -60,7 +61,7 @@ _PRESSURE = (0.1, 0.6)
 class Archive:
     """Scenes that a base is trained on.
 
-    pixels: uint8 [N, 3, s, s], whole scenes. labels: int64 [N], their classes. prompts: for each scene, the texts that
+    pixels: uint8 [N, C, s, s], whole scenes. labels: int64 [N], their classes. prompts: for each scene, the texts that
     may describe it. larger: the same scenes at higher resolution, uint8 [N, 3, t, t], for zoomed-in views. share: the
     archive's part of every batch, relative to those of other archives.
     """
@@ -102,7 +103,8 @@ def build_compact(
     prior, facts = start, dict[str, Any]()
     if prior is None:
         every = [text for archive in archives for row in archive.prompts for text in row]
-        prior = new_compact(sorted(set(every)), settings, size=archives[0].pixels.shape[-1], seed=seed)
+        channels, size = archives[0].pixels.shape[1], archives[0].pixels.shape[-1]
+        prior = new_compact(sorted(set(every)), settings, size=size, seed=seed, channels=channels)
         prior = replace(prior, dtype=dtype_for(precision, prior.device))
         # An odd step: an even one would skip one of two alternating texts per scene.
         _tell_apart(prior, every[:: len(every) // _TOLD_APART | 1])
@@ -133,16 +135,22 @@ def build_compact(
     return facts
 
 
-def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed: int) -> Prior:
-    """Return an untrained compact prior whose tokenizer knows the words of `corpus`.
+def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed: int, channels: int = 3) -> Prior:
+    """Return an untrained compact prior for images of `channels` channels, whose tokenizer knows the words of `corpus`.
 
     The text encoder keeps its random weights except for its last normalisation, which is set once the prompts are
     known. The U-Net attends to the text at half the latent resolution, where attention is cheap.
 
     Raises:
-        PriorError: `size` is not a multiple of 16.
+        PriorError: `size` is not a multiple of 16, or the convolutional autoencoder is to take other images than RGB.
     """
     check_compact_size(size)
+    linear = settings.autoencoder == "linear"
+    if channels != 3 and not linear:
+        raise PriorError(
+            f"the images have {channels} channels, and the convolutional autoencoder takes RGB alone: use "
+            "--set compact.autoencoder=linear"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "compact weights"))
         tokenizer = make_tokenizer(corpus)
@@ -164,8 +172,8 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
             addition_embed_type_num_heads=8,
             resnet_time_scale_shift="scale_shift",
         )
-        linear = settings.autoencoder == "linear"
-        vae = (PatchAutoencoder if linear else ConvAutoencoder)(latent_channels=settings.channels)
+        width = settings.channels
+        vae = PatchAutoencoder(width, in_channels=channels) if linear else ConvAutoencoder(latent_channels=width)
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type=settings.prediction, clip_sample=False, steps_offset=1
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from geodistill.devices import accelerator
 from geodistill.networks import WITNESS, backbone_maps
+from geodistill.scenes.views import as_rgb
 from geodistill.seeding import derive_seed, generator
 
 _SIZE, _TEMPERATURE, _STEPS, _BATCH, _RATE = 128, 0.05, 300, 256, 2e-3
@@ -26,7 +27,10 @@ _MAP, _PLACES = 2, 4
 
 
 class Copyprint:
-    """A map from uint8 images [n, 3, s, s] to float32 [n, 128] of norm 1, made by `learn_copyprint`."""
+    """A map from uint8 images [n, channels, s, s] to float32 [n, 128] of norm 1, made by `learn_copyprint`.
+
+    It reads the channels that are shown as red, green and blue.
+    """
 
     def __init__(self, projection: nn.Linear, mean: Tensor, deviation: Tensor) -> None:
         self._projection, self._mean, self._deviation = projection, mean, deviation
@@ -34,7 +38,7 @@ class Copyprint:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return the copyprints of `images`."""
-        return self.of_seen(_seen(images))
+        return self.of_seen(_seen(as_rgb(images)))
 
     def of_seen(self, vectors: Tensor) -> Tensor:
         """Return the copyprints of images whose feature vectors [n, d] from `_seen` are given."""
@@ -42,8 +46,8 @@ class Copyprint:
 
 
 def learn_copyprint(train: Tensor, *, seed: int = 0) -> Copyprint:
-    """Return a copyprint trained on uint8 images [n, 3, s, s]; the same seed gives the same copyprint."""
-    chosen = train[torch.randperm(len(train), generator=generator(seed, "copyprint"))[:_LEARNED_ON]]
+    """Return a copyprint trained on uint8 images [n, channels, s, s]; the same seed gives the same copyprint."""
+    chosen = as_rgb(train[torch.randperm(len(train), generator=generator(seed, "copyprint"))[:_LEARNED_ON]])
     views = torch.stack([_seen(chosen), *(_seen(changed_copies(chosen, seed, k)) for k in range(_COPIES))])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "copyprint head"))

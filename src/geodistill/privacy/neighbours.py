@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geodistill.errors import ConfigError
 from geodistill.privacy.nearness import symmetries
+from geodistill.scenes.views import as_rgb
 
 _SIDE, _WINDOW, _STRIDE = 32, 8, 4
 # Wang et al.'s constants, for values in [0, 1].
@@ -82,7 +83,7 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
 
 def grey(images: Tensor) -> Tensor:
     """Return grey images [n, 1, 32, 32] in [0, 1], by the weights of ITU-R BT.601."""
-    small = F.interpolate(images.float() / 255, (_SIDE, _SIDE), mode="area")
+    small = F.interpolate(as_rgb(images).float() / 255, (_SIDE, _SIDE), mode="area")
     return torch.einsum("nchw,c->nhw", small, torch.tensor([0.299, 0.587, 0.114]))[:, None]
 
 

@@ -24,6 +24,7 @@ from geodistill.methods import METHODS
 from geodistill.pipeline import CHOSEN, DISTILLED, OWN, PROTOTYPES
 from geodistill.prototypes import Prototypes
 from geodistill.scenes.scenes import Scenes
+from geodistill.scenes.views import as_rgb
 from geodistill.stages.chosen import Chosen
 
 _NEIGHBOURS = 3
@@ -161,8 +162,8 @@ def thumbnails(distilled: DistilledSet) -> dict[str, Picture]:
 
 
 def png_uri(image: torch.Tensor, most: int | None = None) -> str:
-    """Return uint8 [3, s, s] as the data URI of a PNG, in its own size or with sides of at most `most`."""
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())  # [3, s, s] -> [s, s, 3]
+    """Return uint8 [channels, s, s] as the data URI of a PNG, in its own size or with sides of at most `most`."""
+    picture = Image.fromarray(as_rgb(image[None])[0].permute(1, 2, 0).contiguous().numpy())  # [3, s, s] -> [s, s, 3]
     if most is not None:
         picture.thumbnail((most, most))
     buffer = io.BytesIO()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from geodistill.errors import SceneError
@@ -65,9 +66,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def bands_to_square(pixels: NDArray[np.uint8], size: int) -> torch.Tensor:
+    """Return the central square of `pixels`, [channels, h, w], resized (bicubic), as uint8 [channels, size, size]."""
+    if len(pixels) == 3:
+        return to_square_tensor(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), size)
+    return torch.cat([to_square_tensor(Image.fromarray(band), size) for band in pixels])
+
+
 def to_square_tensor(image: Image.Image, size: int) -> torch.Tensor:
-    """Return the central square of `image`, resized (bicubic), as uint8 [3, size, size]."""
+    """Return the central square of `image`, resized (bicubic), as uint8 [3, size, size], or [1, size, size] if grey."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()  # [H, W, 3] -> [3, H, W]
+    pixels = torch.from_numpy(np.array(square))
+    return pixels.permute(2, 0, 1).contiguous() if pixels.ndim == 3 else pixels[None]  # [H, W, 3] -> [3, H, W]

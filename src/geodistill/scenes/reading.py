@@ -1,4 +1,4 @@
-"""How the values of a data set's files become 8-bit RGB: which bands, which range, what is not a measurement.
+"""How the values of a data set's files become 8-bit images: which bands, which range, what is not a measurement.
 
 The choice is made once for a data set, and is the same for all its files. A stretch of each file by itself would hide
 what distinguishes the classes, such as the level of a radar image.
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.enums import ColorInterp
 
 from geodistill.errors import SceneError, did_you_mean
 from geodistill.scenes.readers import RGB, Info, RasterReader, reader_of, upright
@@ -29,11 +31,21 @@ _SAME_SIZE = 1.05
 # Numbers of files, and of pixels of each, that these are measured on.
 _FILES, _PIXELS = 1000, 4096
 NOTHING = "no pixel is a measurement (all are nodata, masked or not finite)"
-_NATURAL = "rgb"
+_NATURAL, _EVERY = "rgb", "all"
+# Number of bands that an image may have.
+MOST_BANDS = 16
 _MEASURED = "auto"
+# The first three channels of images with all bands, as GDAL calls them.
+_MEANING = {0: ColorInterp.red, 1: ColorInterp.green, 2: ColorInterp.blue}
 # Names of red, green and blue bands, as files have them.
 _NAMES = (RGB, ("b4", "b3", "b2"), ("b04", "b03", "b02"), ("r", "g", "b"))
 _INFRARED = ("nir", "b8", "b08")
+# Names that the bands of spectral indices go by; the numbers are those of Sentinel-2.
+_ROLES = {
+    **{role: tuple(names[place] for names in _NAMES) for place, role in enumerate(RGB)},
+    "nir": _INFRARED,
+    "swir2": ("swir2", "b12"),
+}
 # By the number of bands of a file that does not name them: red, green and blue; near infrared; what the bands are.
 _USUAL = {
     4: ((1, 2, 3), 4, "red, green, blue, near infrared"),
@@ -50,12 +62,73 @@ class Reading:
     taken. scale: for each of these bands, the values that become 0 and 255; none if values are 0 to 255 already.
     alpha: whether a transparency band masks pixels out. measured: whether the scale was measured on training scenes.
     Without `bands`, one pair of `scale` serves all of a file's.
+    dtype, names: of images with all bands only, which have 2 to 16 channels: the type of the files' values, and a name
+    for each band. Their first three channels are shown as red, green and blue.
     """
 
     bands: tuple[int, ...] = ()
     scale: tuple[tuple[float, float], ...] = ()
     alpha: bool = False
     measured: bool = False
+    dtype: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels of the images: 3, or that of the bands if all of them are kept."""
+        return len(self.bands) if self.dtype else 3
+
+    def channel(self, role: str) -> int | None:
+        """Return the channel of the band that `role` names ("red", "green", "blue", "nir", "swir2"), if it is known."""
+        names = [name.lower() for name in self.names]
+        return next((names.index(name) for name in _ROLES[role] if name in names), None)
+
+    def pixels(self, path: Path) -> NDArray[np.uint8]:
+        """Return the file at `path` as uint8 [channels, h, w]; pixels without a measurement get the mean of the others.
+
+        Raises:
+            SceneError: as `image` does.
+        """
+        if not self.dtype:
+            return np.asarray(self.image(path)).transpose(2, 0, 1)
+        found = reader_of(path).values(path, self.bands, alpha=self.alpha)
+        filled = _filled(found.bands, found.valid, path)
+        return self._scaled(filled) if self.scale else filled
+
+    def measurements(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return `pixels`, uint8 [channels, h, w], in the type and the units of the files: what `pixels` was made from.
+
+        A value has the precision of 256 levels of the range `scale`. Only readings of all bands have a type.
+        """
+        if not self.scale:
+            return pixels
+        low, high = _ends(self.scale)
+        values = low + pixels.astype(np.float64) / 255 * (high - low)
+        if np.issubdtype(np.dtype(self.dtype), np.floating):
+            return values.astype(self.dtype)
+        kind = np.iinfo(self.dtype)
+        return values.round().clip(kind.min, kind.max).astype(self.dtype)
+
+    def write(self, path: Path, pixels: NDArray[np.uint8]) -> None:
+        """Write `pixels`, uint8 [channels, h, w], to `path` as a GeoTIFF with their type, units and names of bands.
+
+        The bands have the order of their numbers. The file has no georeference. `of_written` reads it.
+        """
+        order = np.argsort(self.bands)
+        values = self.measurements(pixels)[order]
+        count, height, width = values.shape
+        kind = {"count": count, "height": height, "width": width, "dtype": values.dtype}
+        # Without a colour interpretation GDAL takes the fourth of four bands for transparency.
+        with rasterio.open(path, "w", driver="GTiff", compress="deflate", photometric="minisblack", **kind) as file:
+            file.write(values)
+            file.colorinterp = [_MEANING.get(int(band), ColorInterp.undefined) for band in order]
+            for band, place in enumerate(order, start=1):
+                file.set_band_description(band, self.names[place] if self.names else f"band {band}")
+
+    def of_written(self) -> "Reading":
+        """Return the reading of files that hold the bands of this one only, in the order of their numbers."""
+        ranks = {band: rank for rank, band in enumerate(sorted(self.bands), start=1)}
+        return replace(self, bands=tuple(ranks[band] for band in self.bands), alpha=False)
 
     def image(self, path: Path) -> Image.Image:
         """Return the file at `path` as RGB; pixels without a measurement get the mean of the others, band by band.
@@ -63,6 +136,9 @@ class Reading:
         Raises:
             SceneError: the file cannot be read, lacks a band, has no valid pixel, or its values need a range.
         """
+        if self.dtype:
+            shown = self.pixels(path)[list(shown_channels(self.channels))]
+            return Image.fromarray(shown.transpose(1, 2, 0).copy())
         reader = reader_of(path)
         found = reader.values(path, self.bands, alpha=self.alpha)
         if len(found.bands) not in (1, 3):
@@ -75,23 +151,41 @@ class Reading:
         return upright(image, path) if isinstance(reader, RasterReader) and not self.bands else image
 
     def _scaled(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        # One pair serves all bands where the files' own colours are taken.
-        low, high = (np.array(ends, np.float64)[:, None, None] for ends in zip(*self.scale, strict=True))
+        low, high = _ends(self.scale)
         return np.clip((values - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the reading as JSON types; `from_dict` reads it."""
-        return asdict(self) | {"bands": list(self.bands), "scale": [list(ends) for ends in self.scale]}
+        own = asdict(self) | {"bands": list(self.bands), "scale": [list(ends) for ends in self.scale]}
+        own["names"] = list(self.names)
+        # Left out where they say nothing, so that the fingerprint of scenes read as RGB stays what it was.
+        return {key: value for key, value in own.items() if key not in ("dtype", "names") or value}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Reading":
         """Return the reading that `as_dict` wrote."""
         scale = tuple((float(low), float(high)) for low, high in found["scale"])
-        return cls(tuple(found["bands"]), scale, bool(found["alpha"]), bool(found["measured"]))
+        kept = (str(found.get("dtype", "")), tuple(found.get("names", ())))
+        return cls(tuple(found["bands"]), scale, bool(found["alpha"]), bool(found["measured"]), *kept)
+
+
+def _ends(scale: Sequence[tuple[float, float]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lower and the upper ends of `scale`, [bands, 1, 1] each; one pair serves all bands."""
+    low, high = (np.array(ends, np.float64)[:, None, None] for ends in zip(*scale, strict=True))
+    return low, high
 
 
 # 8-bit images with their own colours.
 PLAIN = Reading()
+
+
+def shown_channels(count: int) -> tuple[int, int, int]:
+    """Return the channels that are shown as red, green and blue, of images with `count` channels.
+
+    >>> shown_channels(13), shown_channels(2)
+    ((0, 1, 2), (0, 0, 0))
+    """
+    return (0, 1, 2) if count >= 3 else (0, 0, 0)
 
 
 def read_image(path: Path, reading: Reading = PLAIN) -> Image.Image:
@@ -116,15 +210,16 @@ def choose_bands(files: Sequence[tuple[Path, Info]], bands: str = _NATURAL, *, m
 
     Args:
         files: all files of the data set, and what they hold.
-        bands: "rgb" for what the files say are red, green and blue; else numbers or the files' own names of one or
-            three bands, such as "4,3,2" or "B8".
+        bands: "rgb" for what the files say are red, green and blue; "all" for all bands, if there are 2 to 16; else
+            numbers or the files' own names of one or three bands, such as "4,3,2" or "B8", or of another number, the
+            first three of them shown as red, green and blue.
         masks: whether the transparency bands of all files hold 0 and the largest value only.
 
     Raises:
         SceneError: the files are of several kinds, have no such bands, or do not say which ones are the colours.
     """
     first, info = files[0]
-    if all(_is_plain(one) for _, one in files) and bands == _NATURAL:
+    if all(_is_plain(one) for _, one in files) and bands in (_NATURAL, _EVERY):
         return PLAIN
     _refuse_mixtures(files)
     alpha = info.alpha is not None and masks
@@ -134,8 +229,31 @@ def choose_bands(files: Sequence[tuple[Path, Info]], bands: str = _NATURAL, *, m
             "(--bands selects others)",
             info.alpha,
         )
-    chosen = _natural(info, first) if bands == _NATURAL else _asked(bands, info, first)
-    return Reading(chosen, alpha=alpha)
+    if bands == _NATURAL:
+        return Reading(_natural(info, first), alpha=alpha)
+    chosen = _every(info, first, masked=alpha) if bands == _EVERY else _asked(bands, info, first)
+    if bands != _EVERY and len(chosen) in (1, 3):
+        return Reading(chosen, alpha=alpha)
+    return Reading(chosen, alpha=alpha, dtype=info.dtype, names=_names(info, chosen))
+
+
+def _every(info: Info, path: Path, *, masked: bool) -> tuple[int, ...]:
+    """Return the numbers of all bands, red, green and blue first; a mask is none of them."""
+    bands = [band for band in range(1, info.bands + 1) if not (masked and band == info.alpha)]
+    if not 2 <= len(bands) <= MOST_BANDS:
+        raise SceneError(f"{path}: --bands all takes 2 to {MOST_BANDS} bands, the file has {len(bands)}: name some")
+    try:
+        shown = tuple(band for band in _natural(info, path) if band in bands)
+    except SceneError:
+        shown = tuple(bands[:3])
+        log.warning("the files do not say which bands are red, green and blue: the first ones are shown as these")
+    return (*shown, *(band for band in bands if band not in shown))
+
+
+def _names(info: Info, bands: Sequence[int]) -> tuple[str, ...]:
+    """Return a name for each of `bands`: the file's own, else what the band is, else its number."""
+    known = {band: role for role, band in _roles(info).items()}
+    return tuple((info.names[band - 1] if info.names else "") or known.get(band, f"band {band}") for band in bands)
 
 
 def _is_plain(info: Info) -> bool:
@@ -174,7 +292,7 @@ def _natural(info: Info, path: Path) -> tuple[int, ...]:
         return chosen
     raise SceneError(
         f"{path}: {info.bands} bands, and the file does not say which are red, green and blue: give --bands, one or "
-        f"three of 1 to {info.bands}"
+        f"three of 1 to {info.bands}, or all"
     )
 
 
@@ -200,8 +318,8 @@ def _asked(bands: str, info: Info, path: Path) -> tuple[int, ...]:
             known = f"1 to {info.bands}" + (f", or {', '.join(filter(None, info.names))}" if any(info.names) else "")
             raise SceneError(f"{path} has no band {one!r}: {hint}give {known}")
         chosen.append(band)
-    if len(chosen) not in (1, 3):
-        raise SceneError(f"--bands {bands} names {len(chosen)} bands: give one (grey) or three (red, green, blue)")
+    if len(chosen) > MOST_BANDS or (len(set(chosen)) < len(chosen) and len(chosen) != 3):
+        raise SceneError(f"--bands {bands}: give at most {MOST_BANDS} bands, each of them once")
     return tuple(chosen)
 
 

@@ -13,12 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from geodistill.errors import SceneError
-from geodistill.scenes.images import to_square_tensor
+from geodistill.scenes.images import bands_to_square
 from geodistill.scenes.readers import Info
-from geodistill.scenes.reading import PLAIN, Reading
+from geodistill.scenes.reading import MOST_BANDS, PLAIN, Reading
 
 Source: TypeAlias = Path | NDArray[np.uint8]
 Indices: TypeAlias = Sequence[int] | torch.Tensor
@@ -69,26 +68,34 @@ class Scenes:
     def __repr__(self) -> str:
         return f"Scenes({len(self)} images, {len(self.classes)} classes)"
 
-    def pixels(self, indices: Indices | None = None, *, size: int) -> torch.Tensor:
-        """Return uint8 RGB [n, 3, size, size]: the central squares, resized, of all images or of those at `indices`.
+    @property
+    def channels(self) -> int:
+        """Return the number of channels of the images: 3 for RGB."""
+        first = self._sources[0] if self._sources else None
+        return self.reading.channels if first is None or isinstance(first, Path) else first.shape[2]
 
+    def pixels(self, indices: Indices | None = None, *, size: int) -> torch.Tensor:
+        """Return uint8 [n, channels, size, size]: the central squares, resized, of all images or those at `indices`.
+
+        The channels are red, green and blue, and all others if the scenes have more.
         Raises SceneError if a file is gone or has become unreadable since the folder was opened.
         """
         chosen = range(len(self)) if indices is None else _as_list(indices)
-        pixels = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
+        pixels = torch.empty(len(chosen), self.channels, size, size, dtype=torch.uint8)
         with ThreadPoolExecutor(WORKERS) as pool:
-            for k, image in enumerate(pool.map(lambda i: to_square_tensor(self._image(i), size), chosen)):
+            for k, image in enumerate(pool.map(lambda i: bands_to_square(self._image(i), size), chosen)):
                 pixels[k] = image
         return pixels
 
-    def _image(self, index: int) -> Image.Image:
+    def _image(self, index: int) -> NDArray[np.uint8]:
+        """Return uint8 [channels, h, w]."""
         source = self._sources[index]
-        return self.reading.image(source) if isinstance(source, Path) else Image.fromarray(source)
+        return self.reading.pixels(source) if isinstance(source, Path) else source.transpose(2, 0, 1)
 
     def typical_side(self) -> int:
         """Return the median side in pixels of the central squares, over fewer than 128 evenly spaced images."""
         chosen = range(0, len(self), max(1, len(self) // 64))
-        return int(torch.tensor([min(self._image(index).size) for index in chosen]).median())
+        return int(torch.tensor([min(self._image(index).shape[1:]) for index in chosen]).median())
 
     def subset(self, indices: Indices) -> "Scenes":
         """Return the scenes at `indices`, in that order, with the full list of classes."""
@@ -120,8 +127,14 @@ class Scenes:
         labels: Sequence[int] | torch.Tensor,
         classes: Sequence[str],
     ) -> "Scenes":
-        """Build scenes from uint8 RGB arrays: [N, H, W, 3], or a list of [H, W, 3] of any sizes."""
+        """Build scenes from uint8 arrays: [N, H, W, channels], or a list of [H, W, channels] of any sizes.
+
+        Three channels are red, green and blue. With 2 or 4 to 16, the first three are shown as these.
+        """
         arrays = [_checked_array(image, k) for k, image in enumerate(images)]
+        counts = sorted({array.shape[2] for array in arrays})
+        if len(counts) > 1:
+            raise SceneError(f"images have {counts[0]} to {counts[-1]} channels: give one number")
         keys = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
         return cls(arrays, labels, classes, keys, [f"image {k}" for k in range(len(arrays))])
 
@@ -224,8 +237,9 @@ def _as_list(indices: Indices) -> list[int]:
 
 def _checked_array(image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
     array = np.ascontiguousarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    if array.dtype != np.uint8 or array.ndim != 3 or not 2 <= array.shape[2] <= MOST_BANDS:
         raise SceneError(
-            f"image {index} is {array.dtype} of shape {list(array.shape)}: give uint8 RGB of shape [H, W, 3], 0 to 255"
+            f"image {index} is {array.dtype} of shape {list(array.shape)}: give uint8 of shape [H, W, 3], 0 to 255, or "
+            f"another number of channels from 2 to {MOST_BANDS}"
         )
     return array

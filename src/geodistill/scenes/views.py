@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from geodistill.scenes.reading import shown_channels
+
 
 def dihedral(images: Tensor, view: int) -> Tensor:
     """Return `images` [..., s, s] under symmetry `view` in 0..7; view 0 is the identity, views 0..3 keep rows as rows.
@@ -16,6 +18,12 @@ def dihedral(images: Tensor, view: int) -> Tensor:
     if view & 4:
         images = images.transpose(-1, -2)
     return images.contiguous()
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Return uint8 [n, 3, s, s]: the channels of `images` [n, channels, s, s] that are shown as red, green and blue."""
+    count = images.shape[1]
+    return images if count == 3 else images[:, list(shown_channels(count))]
 
 
 def nearer(images: Tensor, size: int, random: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geodistill.config import Config
 from geodistill.descriptions import MeasuredDescriber, TemplateDescriber, class_prompt
-from geodistill.errors import ConfigError
+from geodistill.errors import ConfigError, PriorError
 from geodistill.pipeline import BASE
 from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, tell_terms
@@ -45,6 +45,11 @@ def load_base(context: Context) -> Made[Prior]:
     if source == SCRATCH:
         source = str(train_base([Source(scenes)], config, context.run).value)
     prior = _load(source, config)
+    if prior.channels != scenes.channels:
+        raise PriorError(
+            f"the base {config.base!r} draws images of {prior.channels} bands, the scenes have {scenes.channels}: use "
+            f"--base {SCRATCH}, or --bands with {prior.channels} bands"
+        )
     for name in scenes.classes:
         if not prior.fits(class_prompt(name)):
             raise ConfigError(
@@ -112,10 +117,11 @@ def _archive(source: Source, config: Config) -> Archive:
     scenes = source.scenes
     pixels = scenes.pixels(size=config.size)
     names = [scenes.classes[label] for label in scenes.labels]
+    describer = MeasuredDescriber(scenes.reading)
     if source.labelled:
-        texts = [TemplateDescriber().each(pixels, names), MeasuredDescriber().each(pixels, names)]
+        texts = [TemplateDescriber().each(pixels, names), describer.each(pixels, names)]
     else:
-        texts = [MeasuredDescriber().unnamed(pixels)]
+        texts = [describer.unnamed(pixels)]
     prompts = [list(row) for row in zip(*texts, strict=True)]
     # A scene without a class gets its one text twice, so that every scene has two texts.
     prompts = [row * (2 // len(row)) for row in prompts]

@@ -29,7 +29,7 @@ def describe(context: Context, prior: Made[Prior], prototypes: Made[Prototypes])
     scenes, config = context.scenes, context.config
 
     def build(folder: Path) -> dict[str, Any]:
-        describer = make_describer(config.descriptions.describer, config.precision)
+        describer = make_describer(config.descriptions.describer, config.precision, scenes.reading)
         found, fits, log = prototypes.value, prior.value.fits, Conversations(folder)
         with progress("descriptions", len(found)) as advance:
             for rank, (label, members) in enumerate(zip(found.labels, found.members, strict=True)):

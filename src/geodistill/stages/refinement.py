@@ -91,7 +91,8 @@ class _Rounds:
         images = decode(self.prior, latents, self.config, draft=True)
         taught = students(self.shown, images, rank, self.config)
         labels, real = self.shown.labels, self.shown.real_labels
-        judges = [(pretrained(), self.shown.seen), *taught]
+        own = pretrained(channels=self.prior.channels)
+        judges = [(own, self.shown.seen), *taught]
         return [RefinementLoss(fold_norms(network), labels, seen, real) for network, seen in judges]
 
     def _in_turn(self, losses: Sequence[RefinementLoss], rank: int) -> Callable[[int], RefinementLoss]:

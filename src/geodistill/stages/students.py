@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geodistill.config import Config
-from geodistill.devices import accelerator
 from geodistill.evaluation.protocols import augment, train_classifier
-from geodistill.networks import PRETRAINED, backbone_features, build_network
+from geodistill.networks import PRETRAINED, backbone_features, restored
 from geodistill.progress import progress
 from geodistill.run import save_tensors
 from geodistill.scenes.views import dihedral
@@ -30,7 +29,7 @@ _TOGETHER = 500
 class Shown:
     """The data that every round of refinement uses.
 
-    pixels: uint8 [N, 3, s, s], all scenes in one view after the other; the first view is unchanged. seen: float [N,
+    pixels: uint8 [N, C, s, s], all scenes in one view after the other; the first view is unchanged. seen: float [N,
     1280], their features from the pretrained backbone. real_labels: int64 [N], their classes, below `classes`. labels:
     int64 [m], the classes of the set's images. folder: where parts are kept until the stage is done.
     """
@@ -67,7 +66,7 @@ def views_of_scenes(count: int) -> int:
 
 
 def _real_views(pixels: Tensor, seed: int) -> list[Tensor]:
-    """Return the views of scenes `pixels`, uint8 [N, 3, s, s]: unchanged, then under a symmetry and a random crop."""
+    """Return the views of scenes `pixels`, uint8 [N, C, s, s]: unchanged, then under a symmetry and a random crop."""
     return [pixels, *(_real_view(pixels, view, seed) for view in range(1, views_of_scenes(len(pixels))))]
 
 
@@ -80,7 +79,7 @@ def _real_view(pixels: Tensor, view: int, seed: int) -> Tensor:
 def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tuple[nn.Module, Tensor]]:
     """Return each student of round `rank` with its features [N, 1280] of all scenes; files stay in the folder.
 
-    The pretrained network is fine-tuned on `images`, uint8 [m, 3, s, s], under the protocol finetune. The students are
+    The pretrained network is fine-tuned on `images`, uint8 [m, C, s, s], under the protocol finetune. The students are
     its states after each number of steps in `refinement.students`.
     """
     counts = sorted(set(config.refinement.students))
@@ -111,6 +110,5 @@ def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tu
 def _load(file: Path, classes: int) -> tuple[nn.Module, Tensor]:
     tensors = load_file(file)
     known = tensors.pop("features")
-    network = build_network(PRETRAINED, classes, 0)
-    network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
-    return network.to(accelerator()).eval().requires_grad_(False), known
+    weights = {name.removeprefix("network."): value for name, value in tensors.items()}
+    return restored(weights, classes).requires_grad_(False), known
