@@ -1,6 +1,7 @@
-"""Progress of long work: bars with the remaining time on a terminal, lines elsewhere, or a function of the caller."""
+"""Progress of long work: bars on a terminal, lines elsewhere, both with the time left; or a function of the caller."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,8 @@ from geodistill.processes import processes
 
 # Takes what is done, how many items are done, and their total number.
 Report = Callable[[str, int, int], None]
+# Seconds below which no line states the time left.
+_SHORT = 5.0
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
@@ -27,7 +30,7 @@ class Advance(Protocol):
 def progress(title: str, total: int) -> Iterator[Advance]:
     """Show a bar titled `title` on standard error; the yielded function sets how many of `total` are done.
 
-    If standard error is not a terminal (a log file), a line is printed at each tenth instead. Within
+    If standard error is not a terminal (a log file), a line with the time left is printed at each tenth instead. Within
     `reported_to(report)`, `report(title, done, total)` is called and nothing is printed.
     """
     report = _report.get()
@@ -62,12 +65,37 @@ def reported_to(report: Report) -> Iterator[None]:
         _report.reset(before)
 
 
+def duration(seconds: float) -> str:
+    """Return `seconds` in the largest unit that fits.
+
+    >>> duration(50), duration(150), duration(6000)
+    ('50 s', '2 min', '1.7 h')
+    """
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 1.5 else f"{seconds:.0f} s"
+
+
 class _Lines:
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._tenth = title, total, -1
+        self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int, note: str = "") -> None:
         tenth = done * 10 // max(self._total, 1)
+        left = self._left(done)
         if tenth != self._tenth:
             self._tenth = tenth
-            print(f"{self._title}: {done}/{self._total} {note}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self._title}: {done}/{self._total}{left} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def _left(self, done: int) -> str:
+        """Return the time left in words, "" if it is less than _SHORT.
+
+        The rate is that since the first call: what a resumed run found done does not count.
+        """
+        now = time.monotonic()
+        if self._first is None or done <= self._first[0]:
+            self._first = self._first or (done, now)
+            return ""
+        before, start = self._first
+        seconds = (self._total - done) * (now - start) / (done - before)
+        return f", {duration(seconds)} left" if seconds >= _SHORT else ""

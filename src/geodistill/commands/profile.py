@@ -1,0 +1,125 @@
+"""Where the time and the memory of a run went, and which setting would halve the largest part."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geodistill.config import Config
+from geodistill.pipeline import (
+    ADAPTER,
+    BASE,
+    CANDIDATES,
+    FOLLOWING,
+    LATENTS,
+    REFINED,
+    SCREENED,
+    SELF_TEST,
+    SOFT_LABEL_TEACHER,
+    TEACHER,
+)
+from geodistill.run import records
+
+# A stage with a smaller share of the time is not worth a change.
+_WORTH = 0.1
+# The setting that a stage's time is proportional to. Half of it halves the time.
+_HALVED = {
+    BASE.name: ("compact", "steps"),
+    LATENTS.name: ("latents", "views"),
+    TEACHER.name: ("teacher", "steps"),
+    ADAPTER.name: ("finetune", "steps"),
+    CANDIDATES.name: ("sampling", "candidates"),
+    SCREENED.name: ("sampling", "candidates"),
+    REFINED.name: ("refinement", "steps"),
+}
+# The setting that leaves a stage out.
+_WITHOUT = {
+    FOLLOWING.name: "sampling.strength=0.6",
+    SELF_TEST.name: "self_test.held_out=0",
+    SOFT_LABEL_TEACHER.name: "soft_labels=false",
+}
+# The setting that the largest part of a stage's memory is proportional to.
+_BATCHES = {
+    BASE.name: ("compact", "batch"),
+    ADAPTER.name: ("finetune", "batch"),
+    FOLLOWING.name: ("sampling", "batch"),
+    CANDIDATES.name: ("sampling", "batch"),
+    SCREENED.name: ("sampling", "batch"),
+}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A stage of a run: its seconds, its share of the whole time, and what to set to make it shorter, "" if nothing."""
+
+    stage: str
+    seconds: float
+    share: float
+    change: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where a run's time and memory went.
+
+    seconds: of all stages. stages: those with a tenth of it or more, the longest first. peak: the largest memory in
+    MiB, the stage that used it, and what to set for less, "" if nothing.
+    """
+
+    seconds: float
+    stages: tuple[Advice, ...]
+    peak: tuple[int, str, str]
+
+    def lines(self) -> Iterable[str]:
+        """Yield the profile in sentences."""
+        for one in self.stages:
+            told = f": {one.change}" if one.change else ""
+            yield f"{one.stage} took {one.seconds:.0f} s, {100 * one.share:.0f} % of the time{told}"
+        memory, stage, change = self.peak
+        yield f"the largest memory, {memory} MiB, was that of {stage}" + (f": {change}" if change else "")
+
+
+def profile(run: Path | str, config: Config) -> Profile:
+    """Return where the time and the memory of the finished run in folder `run` went; `config` are its settings.
+
+    >>> import geodistill, tempfile
+    >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
+    >>> out, config = tempfile.mkdtemp(), geodistill.load_config("tiny", ["self_test.held_out=0"])
+    >>> _ = geodistill.distill(data.train, config, out=out)
+    >>> 0 < sum(one.share for one in profile(out, config).stages) <= 1
+    True
+    """
+    found = records(Path(run))
+    total = sum(record["wall_seconds"] for record in found)
+    longest = sorted(found, key=lambda record: -record["wall_seconds"])
+    stages = tuple(
+        Advice(name, seconds, share, _shorter(name, config, share))
+        for name, seconds, share in (
+            (one["stage"], one["wall_seconds"], one["wall_seconds"] / total) for one in longest
+        )
+        if share >= _WORTH
+    )
+    largest = max(found, key=lambda record: record["peak_memory_mib"])
+    name = largest["stage"]
+    return Profile(total, stages, (largest["peak_memory_mib"], name, _smaller(name, config)))
+
+
+def _shorter(stage: str, config: Config, share: float) -> str:
+    if stage in _WITHOUT:
+        return f"--set {_WITHOUT[stage]} leaves it out, and saves {100 * share:.0f} % of the time"
+    setting = _half(_HALVED.get(stage), config)
+    return f"{setting} would halve it, and save about {50 * share:.0f} % of the time" if setting else ""
+
+
+def _smaller(stage: str, config: Config) -> str:
+    setting = _half(_BATCHES.get(stage), config)
+    return f"{setting} would halve what its batches need" if setting else ""
+
+
+def _half(place: tuple[str, str] | None, config: Config) -> str:
+    """Return the option that halves a setting, "" if there is none or it cannot be less."""
+    if place is None:
+        return ""
+    section, name = place
+    value: Any = getattr(getattr(config, section), name)
+    return f"--set {section}.{name}={value // 2} (now {value})" if value >= 2 else ""
