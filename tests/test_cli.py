@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -148,6 +149,33 @@ def test_a_run_keeps_how_its_files_are_read(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.stderr
     other = _call("distill", tmp_path / "data", *chosen)
     assert "was made with other settings (reading" in " ".join(other.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (scenes / "train").iterdir())
+    for part, own in (("first", names[:6]), ("second", names[5:])):
+        for name in own:
+            shutil.copytree(scenes / "train" / name, tmp_path / part / "train" / name)
+    asked = ["--config", "tiny", "--set", "teacher.steps=500", "--set", "self_test.held_out=0"]
+    assert _call("distill", tmp_path / "first", "--ipc", 2, *asked, "--out", tmp_path / "old").exit_code == 0
+    made = _call("distill", tmp_path / "old", "--add", tmp_path / "second", *asked, "--out", tmp_path / "new")
+    assert made.exit_code == 0, made.stderr
+    assert f"new classes: {', '.join(names[6:])}" in made.stdout
+    assert f"20 images of 10 classes: {tmp_path / 'new/updated'}" in made.stdout
+    # The classes without new scenes keep their images.
+    for name in names[:5]:
+        before, after = (
+            sorted(path.read_bytes() for path in (tmp_path / folder / name).glob("*.png"))
+            for folder in ("old/distilled", "new/updated")
+        )
+        assert before == after
+    assert json.loads((tmp_path / "new/updated/manifest.json").read_text())["about"]["batches"] == 2
+    judged = _call("evaluate", tmp_path / "new/updated", "--data", scenes, "--protocol", "probe", "--seeds", 1)
+    assert judged.exit_code == 0, judged.stderr
+    other = _call("distill", tmp_path / "old", "--add", tmp_path / "second", "--size", 64, "--out", tmp_path / "x")
+    assert other.exit_code == 2
+    assert other.stderr == "error: the set has images of 32 px: use --size 32\n"
 
 
 @pytest.mark.slow

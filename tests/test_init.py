@@ -17,6 +17,7 @@ def test_public_names() -> None:
             "Evaluation",
             "SceneData",
             "Scenes",
+            "add",
             "audit",
             "builtin_scenes",
             "compare",

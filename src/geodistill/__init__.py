@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from geodistill.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from geodistill.commands.add import add
     from geodistill.commands.audit import audit
     from geodistill.commands.compare import compare
     from geodistill.commands.distill import distill
@@ -49,6 +50,7 @@ __all__ = [
     "SceneError",
     "Scenes",
     "TrainingError",
+    "add",
     "audit",
     "builtin_scenes",
     "compare",
@@ -69,6 +71,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "commands.add": ("add",),
         "commands.audit": ("audit",),
         "commands.compare": ("compare",),
         "commands.distill": ("distill",),

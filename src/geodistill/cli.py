@@ -294,6 +294,14 @@ def distill(
     soft_labels: Annotated[
         bool, typer.Option("--soft-labels", help="Also store the class probabilities of each image, in the manifest.")
     ] = False,
+    add: Annotated[
+        Path | None,
+        typer.Option(
+            help="New scenes, with which the set DATA (a run, or its folder `distilled`) is updated: new classes, or "
+            "more scenes of known ones. The archive that the set was made from is not needed. The result is "
+            "OUT/updated."
+        ),
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option(
@@ -315,7 +323,7 @@ def distill(
         _refuse_inside(data, out)
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
-        from geodistill.distilled import tell_of_source
+        from geodistill.distilled import DistilledSet, tell_of_source
         from geodistill.methods import METHODS, check_method
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
@@ -325,7 +333,13 @@ def distill(
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
         flags["reproducible"] = reproducible or None
+        old = None if add is None else DistilledSet.load(_set_in(data))
+        if old is not None:
+            flags |= {"ipc": ipc or old.ipc, "size": size or old.size}
         settings = load_config(config, _with_describer(set_, describe), **flags)
+        if old is not None and add is not None:
+            _update(old, add, settings, out, {"bands": bands, "scale": scale, "split": split})
+            return
         # Reading the images takes long: what is wrong with the settings is told before.
         check_method(method, settings.privacy)
         if METHODS[method].kind != "real":
@@ -526,7 +540,7 @@ def evaluate(
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
         from geodistill.scenes import open_scenes
 
-        folder, store = (what / DISTILLED.name, out or what) if (what / "run.json").is_file() else (what, out)
+        folder, store = _set_in(what), out or (what if (what / "run.json").is_file() else None)
         scenes, results = open_scenes(data, split=split, reading=recorded_reading(what)).tested_on(on), []
         warn_of_other_scenes(what, scenes.train)
         for name in network or ["efficientnet-lite0"]:
@@ -900,6 +914,29 @@ def scenes(
         write_scenes(out, train_per_class=train, test_per_class=test, size=size, seed=seed)
         _say(f"built-in scenes: {out}")
         _next("distill", out, "--config", "demo", "--out", "RUN")
+
+
+def _set_in(what: Path) -> Path:
+    """Return the folder of the set of a run, or `what` itself if it is no run."""
+    return what / DISTILLED.name if (what / "run.json").is_file() else what
+
+
+def _update(old: Any, new: Path, settings: Any, out: Path, read: dict[str, Any]) -> None:
+    """Update the set `old` with the training scenes in `new`, and print what came of it."""
+    from geodistill.commands.add import UPDATED
+    from geodistill.commands.add import add as update
+    from geodistill.report.grid import draw_grid
+    from geodistill.scenes import open_scenes
+
+    scenes = open_scenes(new, **read, reading=old.reading).train
+    _tell_of_busy_cores()
+    result = update(old, scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
+    draw_grid(result, out / "grid.png")
+    _print_stages(out)
+    fresh = sorted(set(result.classes) - set(old.classes))
+    _say(f"new classes: {', '.join(fresh) or 'none'}")
+    _say(f"{len(result)} images of {len(result.classes)} classes: {out / UPDATED}   grid: {out / 'grid.png'}")
+    _next("evaluate", out / UPDATED, "--data", "DATA")
 
 
 def _last_made(run: Path) -> float:

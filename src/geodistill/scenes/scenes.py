@@ -109,6 +109,26 @@ class Scenes:
             self.reading,
         )
 
+    def followed_by(self, others: "Scenes") -> "Scenes":
+        """Return these scenes and then `others`, which have the same classes and are read in the same way."""
+        labels = torch.cat([self.labels, others.labels])
+        sources, keys, names = (
+            (*own, *after)
+            for own, after in (
+                (self._sources, others._sources),
+                (self.keys, others.keys),
+                (self.names, others.names),
+            )
+        )
+        return Scenes(sources, labels, self.classes, keys, names, self.reading)
+
+    def of_classes(self, classes: Sequence[str]) -> "Scenes":
+        """Return the scenes of `classes`, sorted names, numbered anew; a class may have no scenes."""
+        numbers = torch.tensor([list(classes).index(name) if name in classes else -1 for name in self.classes])
+        labels = numbers[self.labels]
+        own = self.subset((labels >= 0).nonzero()[:, 0])
+        return Scenes(own._sources, labels[labels >= 0], classes, own.keys, own.names, self.reading)
+
     def read_by(self, reading: Reading) -> "Scenes":
         """Return the same scenes, whose files are read in another way."""
         return Scenes(self._sources, self.labels, self.classes, self.keys, self.names, reading)

@@ -1,0 +1,135 @@
+"""`geodistill distill SET --add NEWDATA`: update a set with new scenes, without the archive it was made from.
+
+The images of the set take part as scenes, so that new images are chosen beside what is there (as exemplars do in
+class-incremental learning: Rebuffi et al., iCaRL, CVPR 2017). A class without new scenes keeps its images. A class that
+is new gets new ones. A class with both gets those of the old and new images whose mean features are nearest to the mean
+of all that it stands for (herding).
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from geodistill.commands.distill import distill
+from geodistill.config import Config, without_self_test
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError
+from geodistill.networks import backbone_features
+from geodistill.scenes.scenes import Scenes
+from geodistill.selection import herd
+
+# The updated set in the folder of the run.
+UPDATED = "updated"
+# Scenes that are read together.
+_TOGETHER = 1024
+# How many batches of scenes a set stands for, in its manifest: 1 if it does not say.
+_BATCHES = "batches"
+
+
+def add(
+    old: DistilledSet, new: Scenes, config: Config | None = None, *, out: Path | str, command: str = ""
+) -> DistilledSet:
+    """Return `old` updated with the scenes `new`, from a run in folder `out`; it is saved as out/updated.
+
+    The set counts as much as `new` in a class with scenes in both, and as much as all batches of scenes that it was
+    updated with. There is no self-test: the old scenes are not there.
+
+    Args:
+        old: the set.
+        new: training scenes; they may have classes that the set has not, and lack others.
+        config: settings; its size must be that of the set. The IPC counts for classes with new scenes.
+        out: the run folder, which is kept; an interrupted run there is resumed.
+        command: the command line, for the record.
+
+    Raises:
+        ConfigError: the images have another size, or another number of channels.
+        GeodistillError: what `distill` raises.
+
+    >>> import geodistill, tempfile
+    >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32).train
+    >>> config = geodistill.load_config("tiny", ["sampling.strength=0.6"])
+    >>> old = geodistill.distill(data.of_classes(data.classes[:7]), config)
+    >>> updated = add(old, data.of_classes(data.classes[6:]), config, out=tempfile.mkdtemp())
+    >>> len(old), len(updated), len(updated.classes)
+    (14, 20, 10)
+    """
+    config = without_self_test(config or Config())
+    _check(old, new, config)
+    made = distill(joined(old, new), config, out=out, command=command)
+    updated = compose(old, made, new)
+    updated.save(Path(out) / UPDATED)
+    return updated
+
+
+def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
+    if config.size != old.size:
+        raise ConfigError(f"the set has images of {old.size} px: use --size {old.size}")
+    if new.channels != old.images.shape[1]:
+        raise ConfigError(
+            f"the set has {old.images.shape[1]} bands and the new scenes have {new.channels}: give --bands as for the "
+            "set"
+        )
+
+
+def joined(old: DistilledSet, new: Scenes) -> Scenes:
+    """Return the images of `old` and the scenes `new` as scenes of all their classes."""
+    classes = tuple(sorted({*old.classes, *new.classes}))
+    images = [image.permute(1, 2, 0).contiguous().numpy() for image in old.images]
+    own = Scenes(
+        images,
+        _renumbered(old.labels, old.classes, classes),
+        classes,
+        [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
+        [f"{old.classes[label]}/distilled {k}" for k, label in enumerate(old.labels.tolist())],
+        new.reading,
+    )
+    return own.followed_by(new.of_classes(classes))
+
+
+def _renumbered(labels: Tensor, classes: tuple[str, ...], all_: tuple[str, ...]) -> Tensor:
+    return torch.tensor([all_.index(name) for name in classes])[labels]
+
+
+def compose(old: DistilledSet, made: DistilledSet, new: Scenes) -> DistilledSet:
+    """Return the updated set: for each class of `made` images of `old`, of `made`, or of both (see the module)."""
+    batches = int(old.about.get(_BATCHES, 1))
+    images, labels, records = [], [], []
+    for label, name in enumerate(made.classes):
+        own, drawn = _of(old, name), _of(made, name)
+        known = name in new.classes and bool((new.labels == new.classes.index(name)).any())
+        if not len(own) or not known:
+            kept = (made, drawn) if known else (old, own)
+            chosen = [(kept[0], int(k)) for k in kept[1]]
+        else:
+            chosen = _nearest_to_all(old, made, own, drawn, _mean(new, name, old.size), batches)
+        images += [one.images[k] for one, k in chosen]
+        records += [one.records[k] for one, k in chosen]
+        labels += [label] * len(chosen)
+    about = made.about | {_BATCHES: batches + 1}
+    return DistilledSet(torch.stack(images), torch.tensor(labels), made.classes, tuple(records), about)
+
+
+def _of(distilled: DistilledSet, name: str) -> Tensor:
+    """Return which images of the set are of class `name`, int64 [n]."""
+    if name not in distilled.classes:
+        return torch.zeros(0, dtype=torch.int64)
+    return (distilled.labels == distilled.classes.index(name)).nonzero()[:, 0]
+
+
+def _mean(scenes: Scenes, name: str, size: int) -> Tensor:
+    """Return the mean features [1280] of the scenes of class `name`."""
+    own = (scenes.labels == scenes.classes.index(name)).nonzero()[:, 0]
+    sums = [backbone_features(scenes.pixels(part, size=size)).sum(dim=0) for part in own.split(_TOGETHER)]
+    return torch.stack(sums).sum(dim=0) / len(own)
+
+
+def _nearest_to_all(
+    old: DistilledSet, made: DistilledSet, own: Tensor, drawn: Tensor, new_mean: Tensor, batches: int
+) -> list[tuple[DistilledSet, int]]:
+    """Return as many images as `drawn` has, by herding towards the mean of the old images and the new scenes."""
+    before, after = backbone_features(old.images[own]), backbone_features(made.images[drawn])
+    wanted = (batches * before.mean(dim=0) + new_mean) / (batches + 1)
+    every = [*((old, int(k)) for k in own), *((made, int(k)) for k in drawn)]
+    return [every[k] for k in herd(torch.cat([before, after]), len(drawn), wanted).tolist()]

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from geodistill.commands.add import add, compose, joined
+from geodistill.config import load_config
+from geodistill.distilled import DistilledSet
+from geodistill.errors import ConfigError
+from geodistill.networks import backbone_features
+from geodistill.scenes.scenes import Scenes
+
+
+def _plain(*levels: int) -> torch.Tensor:
+    """Return one image of 32 px of each grey level, with some noise."""
+    noise = torch.randint(0, 20, (len(levels), 3, 32, 32), generator=torch.Generator().manual_seed(sum(levels)))
+    return (torch.tensor(levels)[:, None, None, None] + noise).clamp(0, 255).to(torch.uint8)
+
+
+def _scenes(images: torch.Tensor, labels: list[int], classes: tuple[str, ...]) -> Scenes:
+    return Scenes.from_arrays(list(images.permute(0, 2, 3, 1).contiguous().numpy()), labels, classes)
+
+
+OLD = DistilledSet(_plain(10, 20, 60, 70), torch.tensor([0, 0, 1, 1]), ("Beach", "Pond"), (), {"method": "dpd"})
+NEW = _scenes(_plain(100, 110, 200, 210), [0, 0, 1, 1], ("Pond", "Quarry"))
+
+
+def test_the_set_and_the_new_scenes_are_scenes_together() -> None:
+    both = joined(OLD, NEW)
+    assert both.classes == ("Beach", "Pond", "Quarry")
+    assert both.labels.tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
+    assert torch.equal(both.pixels(size=32), torch.cat([OLD.images, NEW.pixels(size=32)]))
+    assert both.names[0] == "Beach/distilled 0"
+    assert len(set(both.keys)) == 8
+
+
+def _made() -> DistilledSet:
+    records = tuple({"description": str(k)} for k in range(6))
+    images = _plain(12, 22, 105, 115, 205, 215)
+    return DistilledSet(images, torch.tensor([0, 0, 1, 1, 2, 2]), ("Beach", "Pond", "Quarry"), records)
+
+
+def test_old_classes_keep_their_images_and_new_ones_get_new_images() -> None:
+    made = _made()
+    found = compose(OLD, made, NEW)
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(found.images[:2], OLD.images[:2])
+    assert torch.equal(found.images[4:], made.images[4:])
+    assert found.records[4:] == made.records[4:]
+    assert found.about["batches"] == 2
+
+
+@pytest.mark.parametrize(("batches", "old_kept"), [(1000, True), (0, False)])
+def test_a_class_with_both_follows_the_mean_of_all_that_it_stands_for(batches: int, old_kept: bool) -> None:
+    old = DistilledSet(OLD.images, OLD.labels, OLD.classes, (), {"batches": batches})
+    # The new scenes are the new images, so that with no weight on the old ones these are nearest.
+    made = _made()
+    new = _scenes(torch.cat([made.images[2:4], made.images[4:]]), [0, 0, 1, 1], ("Pond", "Quarry"))
+    found = compose(old, made, new)
+    mean = backbone_features((OLD if old_kept else made).images[2:4]).mean(dim=0)
+    own = backbone_features(found.images[2:4]).mean(dim=0)
+    assert float(F.cosine_similarity(mean, own, dim=0)) > 0.999
+    assert found.about["batches"] == batches + 1
+
+
+def test_images_of_another_size_or_number_of_bands(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^the set has images of 32 px: use --size 32$"):
+        add(OLD, NEW, load_config("tiny", size=64), out=tmp_path)
+    wide = Scenes.from_arrays(torch.zeros(4, 32, 32, 5, dtype=torch.uint8).numpy(), [0, 0, 1, 1], ("a", "b"))
+    wanted = r"^the set has 3 bands and the new scenes have 5: give --bands as for the set$"
+    with pytest.raises(ConfigError, match=wanted):
+        add(OLD, wide, load_config("tiny", size=32), out=tmp_path)
+
+
+def test_classes_are_numbered_anew() -> None:
+    scenes = _scenes(_plain(1, 2, 3), [0, 1, 2], ("a", "b", "c"))
+    found = scenes.of_classes(("0", "b", "c"))
+    assert (found.labels.tolist(), found.classes) == ([1, 2], ("0", "b", "c"))
+    assert torch.equal(found.pixels(size=32), scenes.pixels(size=32)[1:])
