@@ -92,6 +92,14 @@ _Split = Annotated[
         "folder of lists such as NAME-train.txt."
     ),
 ]
+_Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Stop if a test or validation scene is also in another part: as a file, as a picture (compressed again, "
+        "resized, turned or mirrored), or on the ground. The default is a warning.",
+    ),
+]
 _Subject = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
 _Out = Annotated[Path, typer.Option(help="Run folder. The same command again continues a run that stopped.")]
 _Ipc = Annotated[int | None, typer.Option(help="Images per class [default: 10].")]
@@ -248,6 +256,7 @@ def distill(
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
     split: _Split = "auto",
+    strict: _Strict = False,
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -308,7 +317,7 @@ def distill(
         check_method(method, settings.privacy)
         if METHODS[method].kind != "real":
             check_base(settings)
-        scenes = open_scenes(data, bands=bands, scale=scale, split=split).train
+        scenes = open_scenes(data, bands=bands, scale=scale, split=split, strict=strict).train
         _tell_of_busy_cores()
         before = _last_made(out)
         result = run_distillation(
@@ -483,6 +492,7 @@ def evaluate(
     ] = None,
     device: _Device = None,
     split: _Split = "auto",
+    strict: _Strict = False,
     on: Annotated[
         str, typer.Option(help="Part of DATA that classifiers are tested on: test, or val for choices.")
     ] = "test",
@@ -503,7 +513,8 @@ def evaluate(
         from geodistill.scenes import open_scenes
 
         folder, store = (what / DISTILLED.name, out or what) if (what / "run.json").is_file() else (what, out)
-        scenes, results = open_scenes(data, split=split, reading=recorded_reading(what)).tested_on(on), []
+        opened = open_scenes(data, split=split, reading=recorded_reading(what), strict=strict)
+        scenes, results = opened.tested_on(on), []
         warn_of_other_scenes(what, scenes.train)
         for name in network or ["efficientnet-lite0"]:
             result = run_evaluation(
@@ -561,6 +572,7 @@ def compare(
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
     split: _Split = "auto",
+    strict: _Strict = False,
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -582,7 +594,7 @@ def compare(
 
         settings = load_config(config, set_ or [], base=base, size=size, seed=seed)
         run_comparison(
-            open_scenes(data, bands=bands, scale=scale, split=split),
+            open_scenes(data, bands=bands, scale=scale, split=split, strict=strict),
             settings,
             out=out,
             methods=methods or tuple(METHODS),
@@ -796,11 +808,12 @@ def inspect(
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
     split: _Split = "auto",
+    strict: _Strict = False,
     out: Annotated[
         Path, typer.Option(help="PNG file for the contact sheet. It shows training images; do not share it.")
     ] = Path("contact-sheet.png"),
 ) -> None:
-    """Show what DATA holds and how it would be read: classes, types, bands, nodata, georeference, duplicates.
+    """Show what DATA holds and how it would be read: classes, types, bands, nodata, georeference, duplicates, leaks.
 
     Nothing is computed. The contact sheet shows the first images of each class, as `distill` would see them.
     """
@@ -814,7 +827,7 @@ def inspect(
 
         with explain_os_errors(out.parent):
             out.parent.mkdir(parents=True, exist_ok=True)
-        scenes = open_scenes(data, bands=bands, scale=scale, split=split)
+        scenes = open_scenes(data, bands=bands, scale=scale, split=split, strict=strict)
         _print_inspection(inspect_data(scenes))
         with explain_os_errors(out.parent):
             draw_grid(contact_sheet(scenes.train), out)
@@ -855,6 +868,9 @@ def _print_inspection(found: Any) -> None:
     lines += [f"same content: {', '.join(group)}" for group in found.duplicates[:10]]
     if len(found.duplicates) > 10:
         lines.append(f"and {len(found.duplicates) - 10} more groups of files with the same content")
+    lines += [f"in two parts: {leak}" for leak in found.leaks[:50]]
+    if len(found.leaks) > 50:
+        lines.append(f"and {len(found.leaks) - 50} more scenes in two parts")
     lines += [f"unreadable: {reason}" for reason in found.skipped[:10]]
     lines.append(f"distill reads them as: {found.read_as()}")
     for line in lines:

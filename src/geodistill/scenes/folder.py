@@ -16,11 +16,23 @@ from geodistill.errors import SceneError
 from geodistill.progress import progress
 from geodistill.scenes.fetched import folder_named
 from geodistill.scenes.images import read_bytes
+from geodistill.scenes.leaks import find_leaks, tell_of_leaks
 from geodistill.scenes.lists import SUFFIXES as LISTS
 from geodistill.scenes.lists import read_list
+from geodistill.scenes.looks import look_of
 from geodistill.scenes.readers import SUFFIXES, Info, reader_of, undecodable_messages_ignored
 from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
-from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, SceneFile, Scenes, check_class_name, check_classes
+from geodistill.scenes.scenes import (
+    UNLABELLED,
+    WORKERS,
+    Leak,
+    SceneData,
+    SceneFile,
+    Scenes,
+    Source,
+    check_class_name,
+    check_classes,
+)
 from geodistill.scenes.splits import BLOCK, PARTS, hold_out, listed, spatial_hold_out
 
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
@@ -41,11 +53,13 @@ def open_scenes(
     scale: str = "auto",
     split: str = "auto",
     reading: Reading | None = None,
+    strict: bool = False,
 ) -> SceneData:
     """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>, or as a list (`lists.read_list`).
 
     Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. If
-    `folder` contains only one folder, which contains the classes, that one is read.
+    `folder` contains only one folder, which contains the classes, that one is read. Test and validation scenes that are
+    also in another part, as they are or as near-duplicates (`leaks.find_leaks`), are logged, but never left out.
 
     Args:
         folder: the data, or the name of an archive that `geodistill fetch` has downloaded.
@@ -56,15 +70,27 @@ def open_scenes(
             content, "spatial" or "spatial:METRES" on a fifth of the squares of the ground, so that neighbours stay
             together, "column" by the split column of a list; else a folder of lists of names, such as NAME-train.txt.
         reading: the reading of other scenes, such as those that a set was made from, in place of `bands` and `scale`.
+        strict: raise an error if a scene is in two parts.
 
     Raises:
         SceneError: unusable data: no images, one class, images beside the class folders, other classes in test, more
-            than 5 % unreadable, images of several kinds; or no such bands or range.
+            than 5 % unreadable, images of several kinds; or no such bands or range; or, if `strict`, a scene in two
+            parts.
     """
+    data, files = _opened(folder, split)
+    data = replace(data, leaks=_leaks(data, files))
+    tell_of_leaks(data.leaks, strict=strict)
+    if reading is None:
+        kept = set(data.train.keys)
+        reading = _reading(files, [file for file in files if file.key in kept], bands, scale)
+    return replace(data.read_by(reading), files=tuple(files))
+
+
+def _opened(folder: Path | str, split: str) -> tuple[SceneData, Sequence[SceneFile]]:
+    """Return the scenes of `folder` in their parts, and their files; see `open_scenes`."""
     root = folder_named(folder)
     if (labels := _list_in(root)) is not None:
-        data, files = _open_list(labels, split)
-        return _read_alike(data, files, bands, scale, reading)
+        return _open_list(labels, split)
     if not root.is_dir():
         raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
     visited = {root.resolve()}
@@ -72,23 +98,17 @@ def open_scenes(
     if all(name.lower() in PARTS for name in folders):
         if split != "auto":
             raise SceneError(f"{root} has splits of its own ({', '.join(folders)}): leave --split {split} out")
-        data, files = _open_splits(root, folders, visited)
-    else:
-        classes, names = _list_classes(root, folders)
-        found, skipped = _read([names], root)
-        data, files = _split(_scenes(found[0], classes, root), found[0], split), found[0]
-        data = replace(data, skipped=skipped)
-    return _read_alike(data, files, bands, scale, reading)
+        return _open_splits(root, folders, visited)
+    classes, names = _list_classes(root, folders)
+    found, skipped = _read([names], root)
+    data = _split(_scenes(found[0], classes, root), found[0], split)
+    return replace(data, skipped=skipped), found[0]
 
 
-def _read_alike(
-    data: SceneData, files: Sequence[SceneFile], bands: str, scale: str, reading: Reading | None
-) -> SceneData:
-    """Return `data`, which comes from `files`, with `reading`, or with the one that serves all of them."""
-    if reading is None:
-        kept = set(data.train.keys)
-        reading = _reading(files, [file for file in files if file.key in kept], bands, scale)
-    return replace(data.read_by(reading), files=tuple(files))
+def _leaks(data: SceneData, files: Sequence[SceneFile]) -> tuple[Leak, ...]:
+    by_path: dict[Source, SceneFile] = {file.path: file for file in files}
+    parts = {"train": data.train, "test": data.test, "val": data.val}
+    return find_leaks({name: [by_path[one] for one in part.sources] for name, part in parts.items() if part})
 
 
 def _list_in(root: Path) -> Path | None:
@@ -206,9 +226,6 @@ def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tu
         _check_same_classes(root, classes, own, splits[name].name)
     found, skipped = _read([files for _, files in listings.values()], root)
     parts = {name: _scenes(files, classes, used[name]) for name, files in zip(used, found, strict=True)}
-    for name in ("test", "val"):
-        if name in parts:
-            _warn_of_copies(parts["train"], parts[name], {"test": "test", "val": "validation"}[name])
     every = [file for part in found for file in part]
     return SceneData(parts["train"], parts.get("test"), skipped, val=parts.get("val")), every
 
@@ -264,16 +281,6 @@ def _check_same_classes(root: Path, train: Sequence[str], other: Sequence[str], 
     if extra:
         raise SceneError(
             f"{root}: {name} has a class {extra[0]!r} that train has not: add it to train or take it from {name}"
-        )
-
-
-def _warn_of_copies(train: Scenes, test: Scenes, name: str) -> None:
-    known = set(train.keys)
-    copies = [name for name, key in zip(test.names, test.keys, strict=True) if key in known]
-    if copies:
-        log.warning(
-            "%d %s images are also training images, the first is %s: results are too optimistic",
-            *(len(copies), name, copies[0]),
         )
 
 
@@ -400,7 +407,8 @@ def _verify(file: SceneFile) -> SceneFile | str:
     missing = 1 - float(valid.mean())
     if missing == 1:
         return f"{_shown(file.path)}: {NOTHING}"
-    return replace(file, key=key, info=info, missing=missing, masked=masked)
+    look = look_of(found.bands, valid)
+    return replace(file, key=key, info=info, missing=missing, masked=masked, look=look)
 
 
 def _refers(path: Path) -> bool:

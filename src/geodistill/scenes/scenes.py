@@ -26,6 +26,8 @@ Indices: TypeAlias = Sequence[int] | torch.Tensor
 UNLABELLED = ("unlabelled",)
 # Decoding releases the interpreter lock; more threads than this gain little.
 WORKERS = min(4, os.cpu_count() or 1)
+# Why a scene counts as a part of two parts of the data.
+FILE, PICTURE, GROUND = "the same file", "the same picture", "the same ground"
 
 
 class Scenes:
@@ -65,6 +67,11 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Return the file of each scene, or its array uint8 [h, w, 3]."""
+        return self._sources
 
     def __repr__(self) -> str:
         return f"Scenes({len(self)} images, {len(self.classes)} classes)"
@@ -132,7 +139,7 @@ class SceneFile:
 
     label: number of its class. name: "class/file", for messages. key: the sha256 of its content. info: what it holds.
     missing: the share of its pixels that are no measurement. masked: whether its transparency band, if it has one, is a
-    mask.
+    mask. look: what its picture is known by (`looks.look_of`).
     """
 
     path: Path
@@ -142,6 +149,26 @@ class SceneFile:
     info: Info | None = None
     missing: float = 0.0
     masked: bool = True
+    look: bytes = b""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A scene of one part that is also in another.
+
+    scene, other: "part/class/file". why: FILE, PICTURE (compressed again, resized, turned or mirrored) or GROUND
+    (georeferenced scenes that overlap). share: of the smaller scene that both show for GROUND; the cosine of the looks
+    for PICTURE; 1 for FILE.
+    """
+
+    scene: str
+    other: str
+    why: str
+    share: float
+
+    def __str__(self) -> str:
+        amount = f", {self.share:.0%} of it" if self.why == GROUND else ""
+        return f"{self.scene} and {self.other} ({self.why}{amount})"
 
 
 @dataclass(frozen=True)
@@ -149,7 +176,8 @@ class SceneData:
     """The scenes of a data folder.
 
     skipped: the unreadable files, each as "path: reason". files: all others; empty for scenes that are no files. val: a
-    validation part, on which choices can be made; methods never see it.
+    validation part, on which choices can be made; methods never see it. leaks: the test and validation scenes that are
+    also in another part.
     """
 
     train: Scenes
@@ -157,6 +185,7 @@ class SceneData:
     skipped: tuple[str, ...] = ()
     files: tuple[SceneFile, ...] = ()
     val: Scenes | None = None
+    leaks: tuple[Leak, ...] = ()
 
     def read_by(self, reading: Reading) -> "SceneData":
         """Return the same scenes, whose files are read in another way."""
