@@ -67,7 +67,7 @@ _Data = Annotated[
     Path,
     typer.Argument(
         help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), a list (CSV or "
-        "metadata.jsonl), or the name of a fetched archive."
+        "metadata.jsonl), an archive with one of these (ZIP, TAR, TAR.GZ), or the name of a fetched archive."
     ),
 ]
 _Bands = Annotated[

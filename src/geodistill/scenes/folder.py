@@ -14,6 +14,7 @@ import torch
 
 from geodistill.errors import SceneError
 from geodistill.progress import progress
+from geodistill.scenes.archives import is_archive, unpacked_archive
 from geodistill.scenes.fetched import folder_named
 from geodistill.scenes.images import read_bytes
 from geodistill.scenes.leaks import find_leaks, tell_of_leaks
@@ -58,11 +59,13 @@ def open_scenes(
     """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>, or as a list (`lists.read_list`).
 
     Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. If
-    `folder` contains only one folder, which contains the classes, that one is read. Test and validation scenes that are
-    also in another part, as they are or as near-duplicates (`leaks.find_leaks`), are logged, but never left out.
+    `folder` contains only one folder, which contains the classes, that one is read. An archive is unpacked once. Test
+    and validation scenes that are also in another part, as they are or as near-duplicates (`leaks.find_leaks`), are
+    logged, but never left out.
 
     Args:
-        folder: the data, or the name of an archive that `geodistill fetch` has downloaded.
+        folder: the data, as a folder, a list or an archive (`archives.SUFFIXES`); or the name of an archive that
+            `geodistill fetch` has downloaded.
         bands: "rgb" for what the files say are the colours; else numbers or names of one or three bands: "4,3,2".
         scale: "auto" takes values of 8 bits as they are, and stretches others between the 1st and the 99th percentile
             of the training scenes, band by band; "LOW,HIGH" or a pair for each band sets the range.
@@ -89,12 +92,16 @@ def open_scenes(
 def _opened(folder: Path | str, split: str) -> tuple[SceneData, Sequence[SceneFile]]:
     """Return the scenes of `folder` in their parts, and their files; see `open_scenes`."""
     root = folder_named(folder)
-    if (labels := _list_in(root)) is not None:
+    root = unpacked_archive(root) if is_archive(root) else root
+    visited = {root.resolve()}
+    while (labels := _list_in(root)) is None and (only := _only_folder(root, visited)) is not None:
+        log.warning("using %s, the only folder in %s", only, root)
+        root = only
+    if labels is not None:
         return _open_list(labels, split)
     if not root.is_dir():
         raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
-    visited = {root.resolve()}
-    root, folders = _below(root, _class_folders(root, visited), visited)
+    folders = _class_folders(root, visited)
     if all(name.lower() in PARTS for name in folders):
         if split != "auto":
             raise SceneError(f"{root} has splits of its own ({', '.join(folders)}): leave --split {split} out")
@@ -150,14 +157,16 @@ def _by_column(path: Path, values: Sequence[str]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor([k for k, part in enumerate(parts) if part == name]) for name in names}
 
 
-def _below(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[Path, dict[str, Path]]:
-    """Return `root` and its class folders, or those of its only folder if that holds the class folders."""
-    (name, only), *others = folders.items()
-    if others or name.lower() in PARTS or any(_is_image(path) for path in _entries(only)):
-        return root, folders
-    below = _class_folders(only, visited)
-    log.warning("using %s, the only folder in %s", only, root)
-    return only, below
+def _only_folder(root: Path, visited: set[Path]) -> Path | None:
+    """Return the only folder in `root`, if it is no class and no split; add it to the folders `visited`."""
+    entries = _entries(root) if root.is_dir() else []
+    only, *others = [path for path in entries if path.is_dir()] or [root]
+    if only == root or others or only.name.lower() in PARTS or only.resolve() in visited:
+        return None
+    if any(map(_is_image, entries)) or (_list_in(only) is None and any(map(_is_image, _entries(only)))):
+        return None
+    visited.add(only.resolve())
+    return only
 
 
 def _reading(files: Sequence[SceneFile], train: Sequence[SceneFile], bands: str, scale: str) -> Reading:
