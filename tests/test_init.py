@@ -20,6 +20,7 @@ def test_public_names() -> None:
             "audit",
             "builtin_scenes",
             "compare",
+            "cut_tiles",
             "distill",
             "evaluate",
             "inspect",

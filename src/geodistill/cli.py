@@ -66,8 +66,8 @@ def _general(
 _Data = Annotated[
     Path,
     typer.Argument(
-        help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), a list (CSV or "
-        "metadata.jsonl), an archive with one of these (ZIP, TAR, TAR.GZ), or the name of a fetched archive."
+        help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), a list (CSV, "
+        "Parquet or metadata.jsonl), an archive with one of these (ZIP, TAR, TAR.GZ), or the name of a fetched archive."
     ),
 ]
 _Bands = Annotated[
@@ -875,6 +875,37 @@ def _print_inspection(found: Any) -> None:
     lines.append(f"distill reads them as: {found.read_as()}")
     for line in lines:
         _say(line)
+
+
+@app.command(epilog="Example: **geodistill tiles samples.gpkg --raster mosaic.tif --tile 64 --out DATA**")
+def tiles(
+    labels: Annotated[Path, typer.Argument(help="GeoPackage or GeoJSON of points or polygons, with a class column.")],
+    raster: Annotated[Path, typer.Option(help="Georeferenced raster of any size. Only the tiles are read.")],
+    out: Annotated[Path, typer.Option(help="Folder for `OUT/<class>/<feature>.tif`. It must not exist, or be empty.")],
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of a tile in pixels. A point is its centre; a polygon gives the tiles that lie in it wholly. "
+            "Without it, a polygon gives its bounding box."
+        ),
+    ] = None,
+    column: Annotated[
+        str, typer.Option(help="Column with the classes [default: label, class, class_name or category].")
+    ] = "",
+) -> None:
+    """Cut tiles from a raster at labelled points or polygons; OUT is then DATA for all other commands.
+
+    Labels in another coordinate system are reprojected. Features outside the raster, or at its edge, are counted.
+    """
+    with _told():
+        from geodistill.scenes.tiles import cut_tiles
+
+        cut = cut_tiles(labels, raster, out, tile=tile, column=column)
+        for line in cut.told():
+            _say(line)
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(cut.classes.items()))
+        _say(f"{cut.classes.total()} tiles of {len(cut.classes)} classes ({counts}): {out}")
+        _next("inspect", out)
 
 
 @app.command(epilog="Example: **geodistill scenes demo/scenes --train 60 --test 30**")

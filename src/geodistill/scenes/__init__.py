@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from geodistill.scenes.reading import Reading, read_image
     from geodistill.scenes.scenes import SceneData, Scenes
     from geodistill.scenes.splits import hold_out
+    from geodistill.scenes.tiles import cut_tiles
 
 __all__ = [
     "Reading",
     "SceneData",
     "Scenes",
     "builtin_scenes",
+    "cut_tiles",
     "draw_scene",
     "hold_out",
     "open_scenes",
@@ -36,5 +38,6 @@ __getattr__ = lazy_names(
         "reading": ("Reading", "read_image"),
         "scenes": ("SceneData", "Scenes"),
         "splits": ("hold_out",),
+        "tiles": ("cut_tiles",),
     },
 )

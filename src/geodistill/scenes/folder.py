@@ -19,7 +19,7 @@ from geodistill.scenes.fetched import folder_named
 from geodistill.scenes.images import read_bytes
 from geodistill.scenes.leaks import find_leaks, tell_of_leaks
 from geodistill.scenes.lists import SUFFIXES as LISTS
-from geodistill.scenes.lists import read_list
+from geodistill.scenes.lists import list_with_images, read_list
 from geodistill.scenes.looks import look_of
 from geodistill.scenes.readers import SUFFIXES, Info, reader_of, undecodable_messages_ignored
 from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
@@ -35,6 +35,7 @@ from geodistill.scenes.scenes import (
     check_classes,
 )
 from geodistill.scenes.splits import BLOCK, PARTS, hold_out, listed, spatial_hold_out
+from geodistill.scenes.tiles import SUFFIXES as VECTORS
 
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
 TEST_FRACTION = 0.2
@@ -93,6 +94,11 @@ def _opened(folder: Path | str, split: str) -> tuple[SceneData, Sequence[SceneFi
     """Return the scenes of `folder` in their parts, and their files; see `open_scenes`."""
     root = folder_named(folder)
     root = unpacked_archive(root) if is_archive(root) else root
+    if root.suffix.lower() in VECTORS and root.is_file():
+        raise SceneError(
+            f"{root}: labels without images: cut their tiles from a raster, geodistill tiles {root} --raster RASTER "
+            "--tile 64 --out FOLDER, and give FOLDER as DATA"
+        )
     visited = {root.resolve()}
     while (labels := _list_in(root)) is None and (only := _only_folder(root, visited)) is not None:
         log.warning("using %s, the only folder in %s", only, root)
@@ -119,7 +125,9 @@ def _leaks(data: SceneData, files: Sequence[SceneFile]) -> tuple[Leak, ...]:
 
 
 def _list_in(root: Path) -> Path | None:
-    """Return the list that `root` is, or the metadata.jsonl in it."""
+    """Return the list that `root` is, the metadata.jsonl in it, or that of the images in Parquet files."""
+    if (images := list_with_images(root)) is not None:
+        return images
     if root.is_file() and root.suffix.lower() in LISTS:
         return root
     found = root / "metadata.jsonl"
