@@ -68,6 +68,15 @@ def test_images_in_the_file(tmp_path: Path, home: Path, caplog: pytest.LogCaptur
     assert len(caplog.messages) == 1
 
 
+def test_images_that_are_only_named(tmp_path: Path) -> None:
+    """As `Dataset.to_parquet` writes images that are files."""
+    rows = embedded(tmp_path / "images")
+    for row, path in zip(rows, sorted((tmp_path / "images").rglob("*.png")), strict=True):
+        row["image"] = {"bytes": None, "path": str(path.relative_to(tmp_path))}
+    data = open_scenes(written(tmp_path / "all.parquet", rows, CLASSES))
+    assert data.train.keys == open_scenes(tmp_path / "images").train.keys
+
+
 def test_a_folder_of_shards(tmp_path: Path) -> None:
     """Images of several shards have the same names."""
     for name, start, count in (("train-00000-of-00002", 0, 5), ("train-00001-of-00002", 50, 5), ("test-0", 99, 2)):

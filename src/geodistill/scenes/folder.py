@@ -148,7 +148,7 @@ def _open_list(path: Path, split: str) -> tuple[SceneData, list[SceneFile]]:
         raise SceneError(f"{path}: the list has no split column: leave --split column out")
     if own and split in ("auto", "column"):
         parts = _by_column(path, [own.get(file.path, "") for file in files])
-        return replace(_parted(scenes, parts), skipped=skipped), files
+        return replace(parted(scenes, parts), skipped=skipped), files
     return replace(_split(scenes, files, split), skipped=skipped), files
 
 
@@ -262,11 +262,11 @@ def _split(scenes: Scenes, files: Sequence[SceneFile], split: str) -> SceneData:
             log.warning("%d image(s) are in none of the lists in %s, and are left out", left, split)
     else:
         raise SceneError(f"--split {split!r}: give hash, spatial, spatial:METRES or a folder of lists of names")
-    return _parted(scenes, parts)
+    return parted(scenes, parts)
 
 
-def _parted(scenes: Scenes, parts: Mapping[str, torch.Tensor]) -> SceneData:
-    """Return the scenes in their parts, by indices; every class needs a training image."""
+def parted(scenes: Scenes, parts: Mapping[str, torch.Tensor]) -> SceneData:
+    """Return the scenes in their parts, by indices; raise SceneError for a class without a training image."""
     missing = _missing_classes(scenes.classes, scenes.labels[parts["train"]])
     if missing:
         raise SceneError(f"class {missing[0]!r} has no training image after the split: add images, or split by folders")
@@ -394,16 +394,21 @@ def _read(parts: list[list[SceneFile]], root: Path) -> tuple[list[list[SceneFile
     """Return the readable files of each part with their keys, and "path: reason" of the others."""
     results = _verify_all([file for part in parts for file in part])
     skipped = tuple(result for result in results if isinstance(result, str))
-    for reason in skipped:
-        log.warning("unreadable image left out: %s", reason)
-    if len(skipped) > MAX_UNREADABLE * len(results):
-        raise SceneError(
-            f"{root}: {len(skipped)} of {len(results)} images are unreadable, more than {MAX_UNREADABLE:.0%}: "
-            f"replace or remove them, first " + "; ".join(skipped[:3])
-        )
+    tell_of_unreadable(root, skipped, len(results))
     remaining = iter(results)
     checked = [[next(remaining) for _ in part] for part in parts]
     return [[file for file in part if isinstance(file, SceneFile)] for part in checked], skipped
+
+
+def tell_of_unreadable(where: object, skipped: Sequence[str], count: int) -> None:
+    """Log each reason of `skipped`; raise SceneError if more than MAX_UNREADABLE of `count` images are unreadable."""
+    for reason in skipped:
+        log.warning("unreadable image left out: %s", reason)
+    if len(skipped) > MAX_UNREADABLE * count:
+        raise SceneError(
+            f"{where}: {len(skipped)} of {count} images are unreadable, more than {MAX_UNREADABLE:.0%}: "
+            f"replace or remove them, first " + "; ".join(skipped[:3])
+        )
 
 
 def _verify(file: SceneFile) -> SceneFile | str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from geodistill.errors import SceneError
 from geodistill.scenes.parquet import SUFFIX, columns_of, name_of, part_named, rows_of, shards
@@ -116,7 +117,7 @@ def _written(path: Path, folder: Path) -> Iterator[Mapping[str, str]]:
     image = next((name for name, embedded in columns.items() if embedded), "")
     label, split = column_named(path, columns, LABELS, needed=True), column_named(path, columns, SPLITS, needed=False)
     for number, row in enumerate(rows_of(path, [name for name in (image, label, split) if name])):
-        name = _write_image(folder, number, row[image], _label(path, row[label], number))
+        name = _write_image(folder, number, _content(path, row[image]), _label(path, row[label], number))
         part = str(row[split] or "") if split else part_named(path)
         yield {"file_name": name, "label": str(row[label]), "split": part}
 
@@ -127,10 +128,17 @@ def _label(path: Path, value: object, number: int) -> str:
     return str(value)
 
 
-def _write_image(folder: Path, number: int, image: object, label: str) -> str:
-    """Write an embedded image into `folder`/<label> and return its path in `folder`; without content it is empty."""
+def _content(path: Path, image: object) -> Mapping[str, Any]:
+    """Return an image, {"bytes", "path"}; one that the Parquet file at `path` only names is read from its own file."""
+    one: Mapping[str, Any] = image if isinstance(image, Mapping) else {}
+    if not one.get("bytes") and one.get("path") and (path.parent / one["path"]).is_file():
+        return {**one, "bytes": (path.parent / one["path"]).read_bytes()}
+    return one
+
+
+def _write_image(folder: Path, number: int, one: Mapping[str, Any], label: str) -> str:
+    """Write an image, {"bytes", "path"}, into `folder`/<label> and return its path in `folder`; it may be empty."""
     check_class_name(label)
-    one = image if isinstance(image, Mapping) else {}
     target = folder / label / name_of(one, number)
     again = 1
     while target.exists():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,15 @@ from geodistill.scenes.images import to_square_tensor
 from geodistill.scenes.readers import Info
 from geodistill.scenes.reading import PLAIN, Reading
 
-Source: TypeAlias = Path | NDArray[np.uint8]
+
+class Drawn(Protocol):
+    """Makes an image when it is asked for."""
+
+    def image(self) -> Image.Image:
+        """Return the image, RGB."""
+
+
+Source: TypeAlias = Path | NDArray[np.uint8] | Drawn
 Indices: TypeAlias = Sequence[int] | torch.Tensor
 # The single class of unlabelled images.
 UNLABELLED = ("unlabelled",)
@@ -70,7 +78,7 @@ class Scenes:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Return the file of each scene, or its array uint8 [h, w, 3]."""
+        """Return what each scene is made from: a file, an array uint8 [h, w, 3], or an object with a method `image`."""
         return self._sources
 
     def __repr__(self) -> str:
@@ -90,7 +98,9 @@ class Scenes:
 
     def _image(self, index: int) -> Image.Image:
         source = self._sources[index]
-        return self.reading.image(source) if isinstance(source, Path) else Image.fromarray(source)
+        if isinstance(source, Path):
+            return self.reading.image(source)
+        return Image.fromarray(source) if isinstance(source, np.ndarray) else source.image()
 
     def typical_side(self) -> int:
         """Return the median side in pixels of the central squares, over fewer than 128 evenly spaced images."""
