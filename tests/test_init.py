@@ -21,11 +21,13 @@ def test_public_names() -> None:
             "audit",
             "builtin_scenes",
             "compare",
+            "cut_tiles",
             "distill",
             "evaluate",
             "inspect",
             "load_config",
             "on_device",
+            "open_dataset",
             "open_scenes",
             "open_sources",
             "plan",
@@ -52,7 +54,18 @@ def test_examples(name: str) -> None:
 
 
 def test_quick_examples() -> None:
-    for name in ("config", "devices", "errors", "lazy", "prefetch", "progress", "scenes.scenes"):
+    for name in (
+        "config",
+        "devices",
+        "errors",
+        "lazy",
+        "prefetch",
+        "progress",
+        "scenes.items",
+        "scenes.looks",
+        "scenes.scenes",
+        "scenes.unpacked",
+    ):
         found = doctest.testmod(import_module(f"geodistill.{name}"))
         assert found.attempted
         assert not found.failed

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from geodistill.evaluation.evaluate import Evaluation, evaluate
     from geodistill.methods import METHODS
     from geodistill.progress import reported_to
-    from geodistill.scenes import SceneData, Scenes, builtin_scenes, open_scenes
+    from geodistill.scenes import SceneData, Scenes, builtin_scenes, cut_tiles, open_dataset, open_scenes
 
 __all__ = [
     "METHODS",
@@ -54,11 +54,13 @@ __all__ = [
     "audit",
     "builtin_scenes",
     "compare",
+    "cut_tiles",
     "distill",
     "evaluate",
     "inspect",
     "load_config",
     "on_device",
+    "open_dataset",
     "open_scenes",
     "open_sources",
     "plan",
@@ -87,7 +89,7 @@ __getattr__ = lazy_names(
         "evaluation.evaluate": ("Evaluation", "evaluate"),
         "methods": ("METHODS",),
         "progress": ("reported_to",),
-        "scenes": ("SceneData", "Scenes", "builtin_scenes", "open_scenes"),
+        "scenes": ("SceneData", "Scenes", "builtin_scenes", "cut_tiles", "open_dataset", "open_scenes"),
     },
 )
 

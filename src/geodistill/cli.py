@@ -70,8 +70,8 @@ def _general(
 _Data = Annotated[
     Path,
     typer.Argument(
-        help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), a list (CSV or "
-        "metadata.jsonl), or the name of a fetched archive."
+        help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), a list (CSV, "
+        "Parquet or metadata.jsonl), an archive with one of these (ZIP, TAR, TAR.GZ), or the name of a fetched archive."
     ),
 ]
 _Bands = Annotated[
@@ -94,6 +94,14 @@ _Split = Annotated[
         help="How DATA is split: 'auto' (its own splits, else 'hash'), 'hash' (by content), 'spatial' or "
         "'spatial:METRES' (by squares of the ground, so that neighbours stay together), 'column' (of a list), or a "
         "folder of lists such as NAME-train.txt."
+    ),
+]
+_Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Stop if a test or validation scene is also in another part: as a file, as a picture (compressed again, "
+        "resized, turned or mirrored), or on the ground. The default is a warning.",
     ),
 ]
 _Subject = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
@@ -262,6 +270,7 @@ def distill(
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
     split: _Split = "auto",
+    strict: _Strict = False,
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -344,7 +353,7 @@ def distill(
         check_method(method, settings.privacy)
         if METHODS[method].kind != "real":
             check_base(settings)
-        scenes = open_scenes(data, bands=bands, scale=scale, split=split).train
+        scenes = open_scenes(data, bands=bands, scale=scale, split=split, strict=strict).train
         _tell_of_busy_cores()
         before = _last_made(out)
         result = run_distillation(
@@ -521,6 +530,7 @@ def evaluate(
     ] = None,
     device: _Device = None,
     split: _Split = "auto",
+    strict: _Strict = False,
     on: Annotated[
         str, typer.Option(help="Part of DATA that classifiers are tested on: test, or val for choices.")
     ] = "test",
@@ -541,7 +551,8 @@ def evaluate(
         from geodistill.scenes import open_scenes
 
         folder, store = _set_in(what), out or (what if (what / "run.json").is_file() else None)
-        scenes, results = open_scenes(data, split=split, reading=recorded_reading(what)).tested_on(on), []
+        opened = open_scenes(data, split=split, reading=recorded_reading(what), strict=strict)
+        scenes, results = opened.tested_on(on), []
         warn_of_other_scenes(what, scenes.train)
         for name in network or ["efficientnet-lite0"]:
             result = run_evaluation(
@@ -599,6 +610,7 @@ def compare(
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
     split: _Split = "auto",
+    strict: _Strict = False,
     config: _Config = None,
     set_: _Set = None,
     seed: _Seed = None,
@@ -620,7 +632,7 @@ def compare(
 
         settings = load_config(config, set_ or [], base=base, size=size, seed=seed)
         run_comparison(
-            open_scenes(data, bands=bands, scale=scale, split=split),
+            open_scenes(data, bands=bands, scale=scale, split=split, strict=strict),
             settings,
             out=out,
             methods=methods or tuple(METHODS),
@@ -834,11 +846,12 @@ def inspect(
     bands: _Bands = "rgb",
     scale: _Scale = "auto",
     split: _Split = "auto",
+    strict: _Strict = False,
     out: Annotated[
         Path, typer.Option(help="PNG file for the contact sheet. It shows training images; do not share it.")
     ] = Path("contact-sheet.png"),
 ) -> None:
-    """Show what DATA holds and how it would be read: classes, types, bands, nodata, georeference, duplicates.
+    """Show what DATA holds and how it would be read: classes, types, bands, nodata, georeference, duplicates, leaks.
 
     Nothing is computed. The contact sheet shows the first images of each class, as `distill` would see them.
     """
@@ -852,7 +865,7 @@ def inspect(
 
         with explain_os_errors(out.parent):
             out.parent.mkdir(parents=True, exist_ok=True)
-        scenes = open_scenes(data, bands=bands, scale=scale, split=split)
+        scenes = open_scenes(data, bands=bands, scale=scale, split=split, strict=strict)
         _print_inspection(inspect_data(scenes))
         with explain_os_errors(out.parent):
             draw_grid(contact_sheet(scenes.train), out)
@@ -893,10 +906,44 @@ def _print_inspection(found: Any) -> None:
     lines += [f"same content: {', '.join(group)}" for group in found.duplicates[:10]]
     if len(found.duplicates) > 10:
         lines.append(f"and {len(found.duplicates) - 10} more groups of files with the same content")
+    lines += [f"in two parts: {leak}" for leak in found.leaks[:50]]
+    if len(found.leaks) > 50:
+        lines.append(f"and {len(found.leaks) - 50} more scenes in two parts")
     lines += [f"unreadable: {reason}" for reason in found.skipped[:10]]
     lines.append(f"distill reads them as: {found.read_as()}")
     for line in lines:
         _say(line)
+
+
+@app.command(epilog="Example: **geodistill tiles samples.gpkg --raster mosaic.tif --tile 64 --out DATA**")
+def tiles(
+    labels: Annotated[Path, typer.Argument(help="GeoPackage or GeoJSON of points or polygons, with a class column.")],
+    raster: Annotated[Path, typer.Option(help="Georeferenced raster of any size. Only the tiles are read.")],
+    out: Annotated[Path, typer.Option(help="Folder for `OUT/<class>/<feature>.tif`. It must not exist, or be empty.")],
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of a tile in pixels. A point is its centre; a polygon gives the tiles that lie in it wholly. "
+            "Without it, a polygon gives its bounding box."
+        ),
+    ] = None,
+    column: Annotated[
+        str, typer.Option(help="Column with the classes [default: label, class, class_name or category].")
+    ] = "",
+) -> None:
+    """Cut tiles from a raster at labelled points or polygons; OUT is then DATA for all other commands.
+
+    Labels in another coordinate system are reprojected. Features outside the raster, or at its edge, are counted.
+    """
+    with _told():
+        from geodistill.scenes.tiles import cut_tiles
+
+        cut = cut_tiles(labels, raster, out, tile=tile, column=column)
+        for line in cut.told():
+            _say(line)
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(cut.classes.items()))
+        _say(f"{cut.classes.total()} tiles of {len(cut.classes)} classes ({counts}): {out}")
+        _next("inspect", out)
 
 
 @app.command(epilog="Example: **geodistill scenes demo/scenes --train 60 --test 30**")

@@ -197,8 +197,8 @@ def test_copies_in_test_are_reported(tmp_path, caplog):
     fill(tmp_path / "train")
     fill(tmp_path / "test", count=2)
     open_scenes(tmp_path)
-    told = "4 test images are also training images, the first is Beach/00.png: results are too optimistic"
-    assert told in caplog.messages
+    first = "test/Beach/00.png and train/Beach/00.png (the same file)"
+    assert f"4 test scene(s) are also in another part, the first is {first}" in caplog.text
 
 
 names = st.text(

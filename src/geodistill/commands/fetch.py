@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from huggingface_hub import hf_hub_download
 
 from geodistill.errors import SceneError, did_you_mean
 from geodistill.run import explain_os_errors
+from geodistill.scenes.archives import extract, opened_archive
 from geodistill.scenes.fetched import remember
 
 
@@ -139,9 +139,8 @@ def _unpack(path: Path, target: Path) -> None:
     """Unpack the zip file at `path` to `target`, completely or not at all, and remove it."""
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    # `extractall` leaves out roots and .. in the names of members.
-    with zipfile.ZipFile(path) as file:
-        file.extractall(aside)
+    with opened_archive(path) as members:
+        extract(members, aside)
     aside.replace(target)
     path.unlink()
 

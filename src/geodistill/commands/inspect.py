@@ -8,7 +8,7 @@ import torch
 
 from geodistill.distilled import DistilledSet
 from geodistill.scenes.reading import PLAIN, Reading
-from geodistill.scenes.scenes import SceneData, SceneFile, Scenes
+from geodistill.scenes.scenes import Leak, SceneData, SceneFile, Scenes
 
 # Images of each class on the contact sheet, and the side in pixels at which they are read.
 SHOWN, _SIDE = 8, 128
@@ -21,7 +21,8 @@ class Inspection:
     classes: for each, its name, and its numbers of training, test and validation images. kinds: one line for each kind
     of file, with their number. sizes: the smallest and the largest width and height in pixels. located: a sentence on
     the georeference. missing: the number of files with pixels that are no measurement, and the share of these pixels in
-    all files. duplicates: groups of names of files with the same content. skipped: the unreadable files, with reasons.
+    all files. duplicates: groups of names of files with the same content. leaks: the scenes that
+    are in two parts, as files, pictures or ground. skipped: the unreadable files, with reasons.
     reading: how the files become images.
     """
 
@@ -31,6 +32,7 @@ class Inspection:
     located: str
     missing: tuple[int, float]
     duplicates: tuple[tuple[str, ...], ...]
+    leaks: tuple[Leak, ...]
     skipped: tuple[str, ...]
     reading: Reading
 
@@ -71,6 +73,7 @@ def inspect(data: SceneData) -> Inspection:
         located=_located(data.files),
         missing=_missing(data.files),
         duplicates=tuple(_duplicates(data.files)),
+        leaks=data.leaks,
         skipped=data.skipped,
         reading=data.train.reading,
     )

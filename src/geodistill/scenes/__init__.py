@@ -7,18 +7,22 @@ from geodistill.lazy import lazy_names
 if TYPE_CHECKING:
     from geodistill.scenes.folder import open_scenes, open_unlabelled
     from geodistill.scenes.images import to_square_tensor
+    from geodistill.scenes.items import open_dataset
     from geodistill.scenes.procedural import builtin_scenes, draw_scene, write_scenes
     from geodistill.scenes.reading import Reading, read_image
     from geodistill.scenes.scenes import SceneData, Scenes
     from geodistill.scenes.splits import hold_out
+    from geodistill.scenes.tiles import cut_tiles
 
 __all__ = [
     "Reading",
     "SceneData",
     "Scenes",
     "builtin_scenes",
+    "cut_tiles",
     "draw_scene",
     "hold_out",
+    "open_dataset",
     "open_scenes",
     "open_unlabelled",
     "read_image",
@@ -32,9 +36,11 @@ __getattr__ = lazy_names(
     {
         "folder": ("open_scenes", "open_unlabelled"),
         "images": ("to_square_tensor",),
+        "items": ("open_dataset",),
         "procedural": ("builtin_scenes", "draw_scene", "write_scenes"),
         "reading": ("Reading", "read_image"),
         "scenes": ("SceneData", "Scenes"),
         "splits": ("hold_out",),
+        "tiles": ("cut_tiles",),
     },
 )

@@ -7,10 +7,15 @@ from pathlib import Path
 from geodistill.errors import SceneError
 
 
-def _list() -> Path:
-    """Return the file with the folders of the fetched archives, in the user's folder for application data."""
+def data_home() -> Path:
+    """Return geodistill's folder in the user's folder for application data."""
     home = os.environ.get("XDG_DATA_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".local" / "share")
-    return Path(home) / "geodistill" / "archives.json"
+    return Path(home) / "geodistill"
+
+
+def _list() -> Path:
+    """Return the file with the folders of the fetched archives."""
+    return data_home() / "archives.json"
 
 
 def fetched() -> dict[str, Path]:

@@ -14,14 +14,28 @@ import torch
 
 from geodistill.errors import SceneError
 from geodistill.progress import progress
+from geodistill.scenes.archives import is_archive, unpacked_archive
 from geodistill.scenes.fetched import folder_named
 from geodistill.scenes.images import read_bytes
+from geodistill.scenes.leaks import find_leaks, tell_of_leaks
 from geodistill.scenes.lists import SUFFIXES as LISTS
-from geodistill.scenes.lists import read_list
+from geodistill.scenes.lists import list_with_images, read_list
+from geodistill.scenes.looks import look_of
 from geodistill.scenes.readers import SUFFIXES, Info, reader_of, undecodable_messages_ignored
 from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
-from geodistill.scenes.scenes import UNLABELLED, WORKERS, SceneData, SceneFile, Scenes, check_class_name, check_classes
+from geodistill.scenes.scenes import (
+    UNLABELLED,
+    WORKERS,
+    Leak,
+    SceneData,
+    SceneFile,
+    Scenes,
+    Source,
+    check_class_name,
+    check_classes,
+)
 from geodistill.scenes.splits import BLOCK, PARTS, hold_out, listed, spatial_hold_out
+from geodistill.scenes.tiles import SUFFIXES as VECTORS
 
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
 TEST_FRACTION = 0.2
@@ -41,14 +55,18 @@ def open_scenes(
     scale: str = "auto",
     split: str = "auto",
     reading: Reading | None = None,
+    strict: bool = False,
 ) -> SceneData:
     """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>, or as a list (`lists.read_list`).
 
     Every file is decoded once to find unreadable ones now: they are logged, listed in `skipped` and left out. If
-    `folder` contains only one folder, which contains the classes, that one is read.
+    `folder` contains only one folder, which contains the classes, that one is read. An archive is unpacked once. Test
+    and validation scenes that are also in another part, as they are or as near-duplicates (`leaks.find_leaks`), are
+    logged, but never left out.
 
     Args:
-        folder: the data, or the name of an archive that `geodistill fetch` has downloaded.
+        folder: the data, as a folder, a list or an archive (`archives.SUFFIXES`); or the name of an archive that
+            `geodistill fetch` has downloaded.
         bands: "rgb" for what the files say are the colours; else numbers or names of one or three bands: "4,3,2".
         scale: "auto" takes values of 8 bits as they are, and stretches others between the 1st and the 99th percentile
             of the training scenes, band by band; "LOW,HIGH" or a pair for each band sets the range.
@@ -56,43 +74,60 @@ def open_scenes(
             content, "spatial" or "spatial:METRES" on a fifth of the squares of the ground, so that neighbours stay
             together, "column" by the split column of a list; else a folder of lists of names, such as NAME-train.txt.
         reading: the reading of other scenes, such as those that a set was made from, in place of `bands` and `scale`.
+        strict: raise an error if a scene is in two parts.
 
     Raises:
         SceneError: unusable data: no images, one class, images beside the class folders, other classes in test, more
-            than 5 % unreadable, images of several kinds; or no such bands or range.
+            than 5 % unreadable, images of several kinds; or no such bands or range; or, if `strict`, a scene in two
+            parts.
     """
-    root = folder_named(folder)
-    if (labels := _list_in(root)) is not None:
-        data, files = _open_list(labels, split)
-        return _read_alike(data, files, bands, scale, reading)
-    if not root.is_dir():
-        raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
-    visited = {root.resolve()}
-    root, folders = _below(root, _class_folders(root, visited), visited)
-    if all(name.lower() in PARTS for name in folders):
-        if split != "auto":
-            raise SceneError(f"{root} has splits of its own ({', '.join(folders)}): leave --split {split} out")
-        data, files = _open_splits(root, folders, visited)
-    else:
-        classes, names = _list_classes(root, folders)
-        found, skipped = _read([names], root)
-        data, files = _split(_scenes(found[0], classes, root), found[0], split), found[0]
-        data = replace(data, skipped=skipped)
-    return _read_alike(data, files, bands, scale, reading)
-
-
-def _read_alike(
-    data: SceneData, files: Sequence[SceneFile], bands: str, scale: str, reading: Reading | None
-) -> SceneData:
-    """Return `data`, which comes from `files`, with `reading`, or with the one that serves all of them."""
+    data, files = _opened(folder, split)
+    data = replace(data, leaks=_leaks(data, files))
+    tell_of_leaks(data.leaks, strict=strict)
     if reading is None:
         kept = set(data.train.keys)
         reading = _reading(files, [file for file in files if file.key in kept], bands, scale)
     return replace(data.read_by(reading), files=tuple(files))
 
 
+def _opened(folder: Path | str, split: str) -> tuple[SceneData, Sequence[SceneFile]]:
+    """Return the scenes of `folder` in their parts, and their files; see `open_scenes`."""
+    root = folder_named(folder)
+    root = unpacked_archive(root) if is_archive(root) else root
+    if root.suffix.lower() in VECTORS and root.is_file():
+        raise SceneError(
+            f"{root}: labels without images: cut their tiles from a raster, geodistill tiles {root} --raster RASTER "
+            "--tile 64 --out FOLDER, and give FOLDER as DATA"
+        )
+    visited = {root.resolve()}
+    while (labels := _list_in(root)) is None and (only := _only_folder(root, visited)) is not None:
+        log.warning("using %s, the only folder in %s", only, root)
+        root = only
+    if labels is not None:
+        return _open_list(labels, split)
+    if not root.is_dir():
+        raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
+    folders = _class_folders(root, visited)
+    if all(name.lower() in PARTS for name in folders):
+        if split != "auto":
+            raise SceneError(f"{root} has splits of its own ({', '.join(folders)}): leave --split {split} out")
+        return _open_splits(root, folders, visited)
+    classes, names = _list_classes(root, folders)
+    found, skipped = _read([names], root)
+    data = _split(_scenes(found[0], classes, root), found[0], split)
+    return replace(data, skipped=skipped), found[0]
+
+
+def _leaks(data: SceneData, files: Sequence[SceneFile]) -> tuple[Leak, ...]:
+    by_path: dict[Source, SceneFile] = {file.path: file for file in files}
+    parts = {"train": data.train, "test": data.test, "val": data.val}
+    return find_leaks({name: [by_path[one] for one in part.sources] for name, part in parts.items() if part})
+
+
 def _list_in(root: Path) -> Path | None:
-    """Return the list that `root` is, or the metadata.jsonl in it."""
+    """Return the list that `root` is, the metadata.jsonl in it, or that of the images in Parquet files."""
+    if (images := list_with_images(root)) is not None:
+        return images
     if root.is_file() and root.suffix.lower() in LISTS:
         return root
     found = root / "metadata.jsonl"
@@ -113,7 +148,7 @@ def _open_list(path: Path, split: str) -> tuple[SceneData, list[SceneFile]]:
         raise SceneError(f"{path}: the list has no split column: leave --split column out")
     if own and split in ("auto", "column"):
         parts = _by_column(path, [own.get(file.path, "") for file in files])
-        return replace(_parted(scenes, parts), skipped=skipped), files
+        return replace(parted(scenes, parts), skipped=skipped), files
     return replace(_split(scenes, files, split), skipped=skipped), files
 
 
@@ -130,14 +165,16 @@ def _by_column(path: Path, values: Sequence[str]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor([k for k, part in enumerate(parts) if part == name]) for name in names}
 
 
-def _below(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[Path, dict[str, Path]]:
-    """Return `root` and its class folders, or those of its only folder if that holds the class folders."""
-    (name, only), *others = folders.items()
-    if others or name.lower() in PARTS or any(_is_image(path) for path in _entries(only)):
-        return root, folders
-    below = _class_folders(only, visited)
-    log.warning("using %s, the only folder in %s", only, root)
-    return only, below
+def _only_folder(root: Path, visited: set[Path]) -> Path | None:
+    """Return the only folder in `root`, if it is no class and no split; add it to the folders `visited`."""
+    entries = _entries(root) if root.is_dir() else []
+    only, *others = [path for path in entries if path.is_dir()] or [root]
+    if only == root or others or only.name.lower() in PARTS or only.resolve() in visited:
+        return None
+    if any(map(_is_image, entries)) or (_list_in(only) is None and any(map(_is_image, _entries(only)))):
+        return None
+    visited.add(only.resolve())
+    return only
 
 
 def _reading(files: Sequence[SceneFile], train: Sequence[SceneFile], bands: str, scale: str) -> Reading:
@@ -206,9 +243,6 @@ def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tu
         _check_same_classes(root, classes, own, splits[name].name)
     found, skipped = _read([files for _, files in listings.values()], root)
     parts = {name: _scenes(files, classes, used[name]) for name, files in zip(used, found, strict=True)}
-    for name in ("test", "val"):
-        if name in parts:
-            _warn_of_copies(parts["train"], parts[name], {"test": "test", "val": "validation"}[name])
     every = [file for part in found for file in part]
     return SceneData(parts["train"], parts.get("test"), skipped, val=parts.get("val")), every
 
@@ -228,11 +262,11 @@ def _split(scenes: Scenes, files: Sequence[SceneFile], split: str) -> SceneData:
             log.warning("%d image(s) are in none of the lists in %s, and are left out", left, split)
     else:
         raise SceneError(f"--split {split!r}: give hash, spatial, spatial:METRES or a folder of lists of names")
-    return _parted(scenes, parts)
+    return parted(scenes, parts)
 
 
-def _parted(scenes: Scenes, parts: Mapping[str, torch.Tensor]) -> SceneData:
-    """Return the scenes in their parts, by indices; every class needs a training image."""
+def parted(scenes: Scenes, parts: Mapping[str, torch.Tensor]) -> SceneData:
+    """Return the scenes in their parts, by indices; raise SceneError for a class without a training image."""
     missing = _missing_classes(scenes.classes, scenes.labels[parts["train"]])
     if missing:
         raise SceneError(f"class {missing[0]!r} has no training image after the split: add images, or split by folders")
@@ -264,16 +298,6 @@ def _check_same_classes(root: Path, train: Sequence[str], other: Sequence[str], 
     if extra:
         raise SceneError(
             f"{root}: {name} has a class {extra[0]!r} that train has not: add it to train or take it from {name}"
-        )
-
-
-def _warn_of_copies(train: Scenes, test: Scenes, name: str) -> None:
-    known = set(train.keys)
-    copies = [name for name, key in zip(test.names, test.keys, strict=True) if key in known]
-    if copies:
-        log.warning(
-            "%d %s images are also training images, the first is %s: results are too optimistic",
-            *(len(copies), name, copies[0]),
         )
 
 
@@ -370,16 +394,21 @@ def _read(parts: list[list[SceneFile]], root: Path) -> tuple[list[list[SceneFile
     """Return the readable files of each part with their keys, and "path: reason" of the others."""
     results = _verify_all([file for part in parts for file in part])
     skipped = tuple(result for result in results if isinstance(result, str))
-    for reason in skipped:
-        log.warning("unreadable image left out: %s", reason)
-    if len(skipped) > MAX_UNREADABLE * len(results):
-        raise SceneError(
-            f"{root}: {len(skipped)} of {len(results)} images are unreadable, more than {MAX_UNREADABLE:.0%}: "
-            f"replace or remove them, first " + "; ".join(skipped[:3])
-        )
+    tell_of_unreadable(root, skipped, len(results))
     remaining = iter(results)
     checked = [[next(remaining) for _ in part] for part in parts]
     return [[file for file in part if isinstance(file, SceneFile)] for part in checked], skipped
+
+
+def tell_of_unreadable(where: object, skipped: Sequence[str], count: int) -> None:
+    """Log each reason of `skipped`; raise SceneError if more than MAX_UNREADABLE of `count` images are unreadable."""
+    for reason in skipped:
+        log.warning("unreadable image left out: %s", reason)
+    if len(skipped) > MAX_UNREADABLE * count:
+        raise SceneError(
+            f"{where}: {len(skipped)} of {count} images are unreadable, more than {MAX_UNREADABLE:.0%}: "
+            f"replace or remove them, first " + "; ".join(skipped[:3])
+        )
 
 
 def _verify(file: SceneFile) -> SceneFile | str:
@@ -400,7 +429,8 @@ def _verify(file: SceneFile) -> SceneFile | str:
     missing = 1 - float(valid.mean())
     if missing == 1:
         return f"{_shown(file.path)}: {NOTHING}"
-    return replace(file, key=key, info=info, missing=missing, masked=masked)
+    look = look_of(found.bands, valid)
+    return replace(file, key=key, info=info, missing=missing, masked=masked, look=look)
 
 
 def _refers(path: Path) -> bool:

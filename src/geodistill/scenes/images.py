@@ -34,7 +34,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     with opened(data, name) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
-        return upright if _is_deep(upright) else _to_rgb(upright)
+        return upright if is_deep(upright) else to_rgb(upright)
 
 
 @contextmanager
@@ -54,11 +54,13 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise SceneError(f"{name}: cannot be decoded ({error or type(error).__name__})") from error
 
 
-def _is_deep(image: Image.Image) -> bool:
+def is_deep(image: Image.Image) -> bool:
+    """Return whether `image` is greyscale of more than 8 bits."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of at most 8 bits as RGB; transparency is laid on black."""
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))

@@ -348,13 +348,17 @@ def with_scale(reading: Reading, dtype: str, train: Sequence[Path], scale: str =
         SceneError: `scale` is not like that, or a file cannot be read.
     """
     if scale != _MEASURED:
-        return replace(reading, scale=_parsed(scale, len(reading.bands) or 1))
+        return replace(reading, scale=parsed_scale(scale, len(reading.bands) or 1))
     if dtype == "uint8":
         return reading
     return replace(reading, scale=measured_scale(train, reading), measured=True)
 
 
-def _parsed(scale: str, count: int) -> tuple[tuple[float, float], ...]:
+def parsed_scale(scale: str, count: int) -> tuple[tuple[float, float], ...]:
+    """Return the ends of the range of each of `count` bands from "LOW,HIGH", or from a pair for each band.
+
+    Raises SceneError for any other text.
+    """
     try:
         ends = [float(part) for part in scale.split(",")]
     except ValueError:

@@ -8,23 +8,34 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from geodistill.errors import SceneError
 from geodistill.scenes.images import bands_to_square
 from geodistill.scenes.readers import Info
 from geodistill.scenes.reading import MOST_BANDS, PLAIN, Reading
 
-Source: TypeAlias = Path | NDArray[np.uint8]
+
+class Drawn(Protocol):
+    """Makes an image when it is asked for."""
+
+    def image(self) -> Image.Image:
+        """Return the image, RGB."""
+
+
+Source: TypeAlias = Path | NDArray[np.uint8] | Drawn
 Indices: TypeAlias = Sequence[int] | torch.Tensor
 # The single class of unlabelled images.
 UNLABELLED = ("unlabelled",)
 # Decoding releases the interpreter lock; more threads than this gain little.
 WORKERS = min(4, os.cpu_count() or 1)
+# Why a scene counts as a part of two parts of the data.
+FILE, PICTURE, GROUND = "the same file", "the same picture", "the same ground"
 
 
 class Scenes:
@@ -65,6 +76,11 @@ class Scenes:
     def __len__(self) -> int:
         return len(self._sources)
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Return what each scene is made from: a file, an array uint8 [h, w, 3], or an object with a method `image`."""
+        return self._sources
+
     def __repr__(self) -> str:
         return f"Scenes({len(self)} images, {len(self.classes)} classes)"
 
@@ -72,7 +88,7 @@ class Scenes:
     def channels(self) -> int:
         """Return the number of channels of the images: 3 for RGB."""
         first = self._sources[0] if self._sources else None
-        return self.reading.channels if first is None or isinstance(first, Path) else first.shape[2]
+        return first.shape[2] if isinstance(first, np.ndarray) else self.reading.channels
 
     def pixels(self, indices: Indices | None = None, *, size: int) -> torch.Tensor:
         """Return uint8 [n, channels, size, size]: the central squares, resized, of all images or those at `indices`.
@@ -90,7 +106,10 @@ class Scenes:
     def _image(self, index: int) -> NDArray[np.uint8]:
         """Return uint8 [channels, h, w]."""
         source = self._sources[index]
-        return self.reading.pixels(source) if isinstance(source, Path) else source.transpose(2, 0, 1)
+        if isinstance(source, Path):
+            return self.reading.pixels(source)
+        pixels = source if isinstance(source, np.ndarray) else np.asarray(source.image())
+        return pixels.transpose(2, 0, 1)
 
     def typical_side(self) -> int:
         """Return the median side in pixels of the central squares, over fewer than 128 evenly spaced images."""
@@ -165,7 +184,7 @@ class SceneFile:
 
     label: number of its class. name: "class/file", for messages. key: the sha256 of its content. info: what it holds.
     missing: the share of its pixels that are no measurement. masked: whether its transparency band, if it has one, is a
-    mask.
+    mask. look: what its picture is known by (`looks.look_of`).
     """
 
     path: Path
@@ -175,6 +194,26 @@ class SceneFile:
     info: Info | None = None
     missing: float = 0.0
     masked: bool = True
+    look: bytes = b""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A scene of one part that is also in another.
+
+    scene, other: "part/class/file". why: FILE, PICTURE (compressed again, resized, turned or mirrored) or GROUND
+    (georeferenced scenes that overlap). share: of the smaller scene that both show for GROUND; the cosine of the looks
+    for PICTURE; 1 for FILE.
+    """
+
+    scene: str
+    other: str
+    why: str
+    share: float
+
+    def __str__(self) -> str:
+        amount = f", {self.share:.0%} of it" if self.why == GROUND else ""
+        return f"{self.scene} and {self.other} ({self.why}{amount})"
 
 
 @dataclass(frozen=True)
@@ -182,7 +221,8 @@ class SceneData:
     """The scenes of a data folder.
 
     skipped: the unreadable files, each as "path: reason". files: all others; empty for scenes that are no files. val: a
-    validation part, on which choices can be made; methods never see it.
+    validation part, on which choices can be made; methods never see it. leaks: the test and validation scenes that are
+    also in another part.
     """
 
     train: Scenes
@@ -190,6 +230,7 @@ class SceneData:
     skipped: tuple[str, ...] = ()
     files: tuple[SceneFile, ...] = ()
     val: Scenes | None = None
+    leaks: tuple[Leak, ...] = ()
 
     def read_by(self, reading: Reading) -> "SceneData":
         """Return the same scenes, whose files are read in another way."""

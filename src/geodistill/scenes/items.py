@@ -1,0 +1,313 @@
+"""Data sets in Python as scenes: those of Hugging Face `datasets`, torchvision and torchgeo, and any like them.
+
+Nothing of these libraries is imported: what counts is what a data set offers (duck typing).
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from geodistill.errors import SceneError
+from geodistill.progress import progress
+from geodistill.scenes.folder import LEAST_SIDE, SHOW_PROGRESS_FROM, TEST_FRACTION, parted, tell_of_unreadable
+from geodistill.scenes.images import decode_image, is_deep, to_rgb
+from geodistill.scenes.leaks import find_leaks, tell_of_leaks
+from geodistill.scenes.looks import look_of
+from geodistill.scenes.reading import parsed_scale
+from geodistill.scenes.scenes import SceneData, SceneFile, Scenes
+from geodistill.scenes.splits import PARTS, hold_out
+
+# Keys of items, where the data set does not say which are its image and its class.
+_IMAGES, _LABELS = ("image", "img"), ("label", "labels")
+# Items are read one at a time: few data sets say whether threads may share them.
+_ONE_AT_A_TIME = Lock()
+
+Parts: TypeAlias = Mapping[str, Any]
+
+
+def open_dataset(
+    dataset: Any,
+    *,
+    classes: Sequence[str] = (),
+    columns: tuple[str, str] | None = None,
+    bands: Sequence[int] = (),
+    scale: str = "",
+    strict: bool = False,
+) -> SceneData:
+    """Return the items of a data set as scenes; they are read when they are needed, not kept in memory.
+
+    dataset: has a length, and items that are mappings, {"image": …, "label": …}, or pairs (image, label). Or a mapping
+    of parts (train, test, val or validation) to data sets, such as a `datasets.DatasetDict`; without one, a fifth of
+    the items by a hash of their pixels becomes the test part. Images are PIL images, encoded bytes ({"bytes"}), arrays
+    [h, w] or [h, w, bands], or tensors [h, w] or [bands, h, w]. Labels are numbers or names of classes.
+
+    Every item is read once to find unreadable ones now, as `open_scenes` does.
+
+    Args:
+        dataset: the data.
+        classes: names of the classes by their numbers; by default those of a ClassLabel column, or `dataset.classes`.
+        columns: keys of image and label; by default the Image and ClassLabel columns, or image (img), label (labels).
+        bands: numbers of one or three bands, counted from 1, of arrays with other numbers of bands.
+        scale: "LOW,HIGH", values that become black and white, or a pair for each band. Only uint8 needs none.
+        strict: raise an error if a scene is in two parts.
+
+    Raises:
+        SceneError: `dataset` is not like that; its items are not the same each time they are read, have no class, or
+            are of a type that needs `scale` or `bands`; more than 5 % are unreadable; or the errors of `open_scenes`.
+
+    >>> red, blue = (np.full((16, 16, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    >>> data = open_dataset({"train": [(red, 1), (blue, 0)], "test": [(red, 1)]}, classes=["blue", "red"])
+    >>> data.train.classes, data.train.labels.tolist(), data.test.pixels(size=1).flatten().tolist()
+    (('blue', 'red'), [1, 0], [255, 0, 0])
+    """
+    given = _parts(dataset)
+    first = next(iter(given.values()))
+    names = tuple(classes) or _classes_of(first, columns)
+    form = _Form(columns or _columns_of(first), names, tuple(bands), scale)
+    if len(set(names)) != len(names):
+        raise SceneError("two classes have the same name: give classes=, all different")
+    found = {part: list(_read(part, own, form)) for part, own in given.items()}
+    every = [one for some in found.values() for one in some]
+    skipped = tuple(one for one in every if isinstance(one, str))
+    tell_of_unreadable("the data set", skipped, len(every))
+    files = {part: [one for one in some if not isinstance(one, str)] for part, some in found.items()}
+    data = _data({part: _scenes(some, form.classes) for part, some in files.items()})
+    data = replace(data, skipped=skipped, leaks=find_leaks(_in_parts(data, files)))
+    tell_of_leaks(data.leaks, strict=strict)
+    return data
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the items are like: keys of image and label, names of the classes by number, bands and scale."""
+
+    columns: tuple[str, str]
+    names: tuple[str, ...]
+    bands: tuple[int, ...]
+    scale: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes, sorted, as scenes have them."""
+        return tuple(sorted(self.names))
+
+    def split(self, item: Any) -> tuple[Any, Any]:
+        """Return image and label of an item."""
+        if isinstance(item, Mapping):
+            missing = [name for name in self.columns if name not in item]
+            if missing:
+                raise SceneError(f"an item has no {missing[0]!r}, but {', '.join(map(str, item))}: give columns=")
+            return item[self.columns[0]], item[self.columns[1]]
+        if isinstance(item, Sequence) and len(item) >= 2:
+            return item[0], item[1]
+        raise SceneError(f"an item is of type {type(item).__name__}: expected a mapping or (image, label)")
+
+    def label(self, label: Any) -> int:
+        """Return the number of a class among `classes`."""
+        if isinstance(label, str) and label in self.names:
+            return self.classes.index(label)
+        number = int(label) if not isinstance(label, str) else -1
+        if not 0 <= number < len(self.names):
+            raise SceneError(
+                f"an item has the class {label!r}, known are 0 to {len(self.names) - 1}: give classes=, or filter such "
+                "items out"
+            )
+        return self.classes.index(self.names[number])
+
+    def image(self, image: Any) -> Image.Image:
+        """Return an item's image as RGB."""
+        if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
+            image = _decoded(image["bytes"])
+        if isinstance(image, Image.Image) and not is_deep(image):
+            return to_rgb(image)
+        return Image.fromarray(self._rgb(_bands(image)))
+
+    def _rgb(self, bands: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return uint8 [h, w, 3] from values [bands, h, w]."""
+        if self.bands:
+            if not all(1 <= band <= len(bands) for band in self.bands):
+                raise SceneError(f"an image has {len(bands)} bands, bands= names {', '.join(map(str, self.bands))}")
+            bands = bands[[band - 1 for band in self.bands]]
+        if len(bands) not in (1, 3):
+            raise SceneError(f"an image has {len(bands)} bands: give bands=, one (grey) or three (red, green, blue)")
+        if self.scale:
+            low, high = np.array(parsed_scale(self.scale, len(bands))).T[:, :, None, None]
+            bands = np.clip((np.nan_to_num(bands) - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
+        if bands.dtype != np.uint8:
+            raise SceneError(
+                f'an image is of type {bands.dtype}, {bands.min():g} to {bands.max():g}: give scale="LOW,HIGH", the '
+                "values that become black and white, such as 0,1 or 0,255"
+            )
+        return np.broadcast_to(bands.transpose(1, 2, 0), (*bands.shape[1:], 3)).copy()
+
+
+def _decoded(content: bytes) -> Image.Image:
+    try:
+        return decode_image(content, "its image")
+    except SceneError as error:
+        # One damaged image is left out, as a damaged file is.
+        raise ValueError(str(error)) from error
+
+
+def _bands(image: Any) -> NDArray[Any]:
+    """Return values [bands, h, w] of a tensor [bands, h, w], an array [h, w, bands], or either as [h, w]."""
+    if isinstance(image, torch.Tensor):
+        values = image.detach().cpu().numpy()
+        values = values[None] if values.ndim == 2 else values
+    else:
+        values = np.asarray(image)
+        values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1) if values.ndim == 3 else values
+    if values.ndim != 3 or values.dtype.kind not in "buif":
+        raise SceneError(f"an image is {type(image).__name__} of shape {list(np.shape(image))}: expected an image")
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """An item of a data set as the source of a scene."""
+
+    dataset: Any
+    index: int
+    form: _Form
+
+    def read(self) -> tuple[Image.Image, int]:
+        """Return the image, RGB, and the number of its class."""
+        with _ONE_AT_A_TIME:
+            image, label = self.form.split(self.dataset[self.index])
+            return self.form.image(image), self.form.label(label)
+
+    def image(self) -> Image.Image:
+        """Return the image, RGB."""
+        return self.read()[0]
+
+
+@dataclass(frozen=True)
+class _Read(SceneFile):
+    """What is known of an item after it was read, with the item itself; its path is none of a file."""
+
+    item: Item | None = None
+
+
+def _parts(dataset: Any) -> Parts:
+    """Return the data sets by part; {"": dataset} if it has none."""
+    if not isinstance(dataset, Mapping):
+        _check_length("the data set", dataset)
+        return {"": dataset}
+    unknown = [name for name in dataset if str(name).lower() not in PARTS]
+    if unknown or not dataset:
+        raise SceneError(f"{', '.join(map(repr, unknown)) or 'an empty mapping'}: the parts are train, test and val")
+    given = {PARTS[str(name).lower()]: own for name, own in dataset.items()}
+    if "train" not in given:
+        raise SceneError(f"no part train, only {', '.join(map(str, dataset))}: add one")
+    for name, own in given.items():
+        _check_length(f"the part {name}", own)
+    return {name: given[name] for name in ("train", "test", "val") if name in given}
+
+
+def _check_length(what: str, dataset: Any) -> None:
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise SceneError(f"{what} is {type(dataset).__name__}, without a length or items by number: do not stream it")
+    if not len(dataset):
+        raise SceneError(f"{what} has no items")
+
+
+def _features(dataset: Any, kind: str) -> list[tuple[str, Any]]:
+    """Return the columns of a data set of `datasets` whose feature is of a kind, "Image" or "ClassLabel"."""
+    features = getattr(dataset, "features", None)
+    items = features.items() if isinstance(features, Mapping) else ()
+    return [(name, one) for name, one in items if type(one).__name__ == kind]
+
+
+def _columns_of(dataset: Any) -> tuple[str, str]:
+    try:
+        first = dataset[0]
+    except Exception as error:  # a data set may raise anything
+        raise SceneError(f"item 0 cannot be read ({error or type(error).__name__})") from error
+    keys = list(first) if isinstance(first, Mapping) else []
+    image = [name for name, _ in _features(dataset, "Image")] or [name for name in _IMAGES if name in keys]
+    label = [name for name, _ in _features(dataset, "ClassLabel")] or [name for name in _LABELS if name in keys]
+    if keys and not (image and label):
+        raise SceneError(f"items have {', '.join(map(str, keys))}: give columns=, the keys of image and label")
+    return (image[0], label[0]) if keys else ("", "")
+
+
+def _classes_of(dataset: Any, columns: tuple[str, str] | None) -> tuple[str, ...]:
+    labels = [one.names for name, one in _features(dataset, "ClassLabel") if columns is None or name == columns[1]]
+    names = labels[0] if labels else getattr(dataset, "classes", None)
+    if not names:
+        raise SceneError("the data set does not name its classes: give classes=, their names by number")
+    return tuple(map(str, names))
+
+
+def _read(part: str, dataset: Any, form: _Form) -> Iterator[SceneFile | str]:
+    """Yield what is known of each item of a part, or why it cannot be read."""
+    items = [Item(dataset, index, form) for index in range(len(dataset))]
+    show = (
+        progress("checking images", len(items)) if len(items) >= SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
+    )
+    _check_steady(items[0])
+    with show as advance:
+        for done, item in enumerate(items, start=1):
+            yield _verified(part, item)
+            advance(done)
+
+
+def _verified(part: str, item: Item) -> SceneFile | str:
+    where = f"item {item.index}" + (f" of {part}" if part else "")
+    try:
+        image, label = item.read()
+    except SceneError as error:
+        # What the items are like is wrong, not one of them.
+        raise SceneError(f"{where}: {error}") from error
+    except Exception as error:  # a data set may raise anything
+        return f"{where}: cannot be read ({next(iter(str(error).splitlines()), '') or type(error).__name__})"
+    if min(image.size) < LEAST_SIDE:
+        return f"{where}: {image.width} x {image.height} pixels show no scene"
+    pixels = np.asarray(image)
+    look = look_of(pixels.transpose(2, 0, 1), np.ones(pixels.shape[:2], np.bool_))
+    name = f"{item.form.classes[label]}/{item.index}"
+    key = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return _Read(Path(part, str(item.index)), label, name, key, look=look, item=item)
+
+
+def _check_steady(item: Item) -> None:
+    """Raise SceneError if the item is another one when it is read again."""
+    try:
+        first, second = (np.asarray(item.image()) for _ in range(2))
+    except Exception:  # told of when all items are read
+        return
+    if not np.array_equal(first, second):
+        raise SceneError("the data set gives another image each time it is read: take its random transform off")
+
+
+def _scenes(files: Sequence[SceneFile], classes: tuple[str, ...]) -> Scenes:
+    items = [one.item for one in files if isinstance(one, _Read) and one.item is not None]
+    return Scenes(items, [one.label for one in files], classes, [one.key for one in files], [one.name for one in files])
+
+
+def _data(scenes: Mapping[str, Scenes]) -> SceneData:
+    """Return the parts as they are, or a split by content of the only one."""
+    if "" in scenes:
+        return parted(
+            scenes[""], dict(zip(("train", "test"), hold_out(scenes[""], TEST_FRACTION, "test"), strict=True))
+        )
+    train = scenes["train"]
+    missing = set(range(len(train.classes))) - set(train.labels.tolist())
+    if missing:
+        raise SceneError(f"class {train.classes[min(missing)]!r} has no training image: leave it out of classes=")
+    return SceneData(train, scenes.get("test"), val=scenes.get("val"))
+
+
+def _in_parts(data: SceneData, files: Mapping[str, Sequence[SceneFile]]) -> dict[str, list[SceneFile]]:
+    known = {one.item: one for some in files.values() for one in some if isinstance(one, _Read)}
+    parts = {"train": data.train, "test": data.test, "val": data.val}
+    return {name: [known[source] for source in own.sources] for name, own in parts.items() if own}  # type: ignore[index]

@@ -1,0 +1,173 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rasterio.transform import from_origin
+from rasters import tif
+from typer.testing import CliRunner
+
+from geodistill.cli import app
+from geodistill.errors import SceneError
+from geodistill.scenes import open_scenes
+from geodistill.scenes.leaks import find_leaks
+from geodistill.scenes.procedural import draw_scene
+from geodistill.scenes.readers import Info
+from geodistill.scenes.scenes import FILE, GROUND, PICTURE, SceneFile
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def archive(root: Path) -> Path:
+    """Write six training and two test scenes of two classes."""
+    for part, seeds in (("train", range(6)), ("test", range(90, 92))):
+        for name in ("Beach", "Forest"):
+            (root / part / name).mkdir(parents=True)
+            for seed in seeds:
+                Image.fromarray(draw_scene(name, seed)).save(root / part / name / f"{seed}.png")
+    return root
+
+
+def picture(root: Path, name: str = "Beach/3.png") -> Image.Image:
+    return Image.open(root / "train" / name)
+
+
+def test_an_archive_without_leaks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = open_scenes(archive(tmp_path), strict=True)
+    assert data.leaks == ()
+    assert caplog.messages == []
+
+
+def test_a_picture_that_was_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    archive(tmp_path)
+    own, test = picture(tmp_path), tmp_path / "test" / "Beach"
+    own.save(test / "again.jpg", quality=50)
+    own.transpose(Image.Transpose.ROTATE_90).save(test / "turned.png")
+    own.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(test / "mirrored.png")
+    own.resize((32, 32), Image.Resampling.BICUBIC).save(test / "small.png")
+    data = open_scenes(tmp_path)
+    assert [(leak.scene, leak.other, leak.why) for leak in data.leaks] == [
+        (f"test/Beach/{name}", "train/Beach/3.png", PICTURE)
+        for name in ("again.jpg", "mirrored.png", "small.png", "turned.png")
+    ]
+    assert min(leak.share for leak in data.leaks) > 0.95
+    # Nothing is left out.
+    assert (len(data.train), len(data.test or ())) == (12, 8)
+    assert caplog.messages == [
+        "4 test scene(s) are also in another part, the first is test/Beach/again.jpg and train/Beach/3.png (the same "
+        "picture): results are too optimistic. `geodistill inspect` names them, and --strict stops here"
+    ]
+
+
+def test_strict_names_the_pairs(tmp_path: Path) -> None:
+    archive(tmp_path)
+    picture(tmp_path).save(tmp_path / "test" / "Beach" / "again.jpg", quality=50)
+    (tmp_path / "test" / "Forest" / "x.png").write_bytes((tmp_path / "train" / "Forest" / "0.png").read_bytes())
+    with pytest.raises(SceneError) as error:
+        open_scenes(tmp_path, strict=True)
+    assert str(error.value) == (
+        "2 scene(s) are in two parts of the data: remove one of each pair, or leave --strict out\n"
+        "  test/Beach/again.jpg and train/Beach/3.png (the same picture)\n"
+        "  test/Forest/x.png and train/Forest/0.png (the same file)"
+    )
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = archive(tmp_path / "data")
+    picture(data).save(data / "test" / "Beach" / "again.jpg", quality=50)
+    shown = CliRunner().invoke(app, ["inspect", str(data)])
+    assert shown.exit_code == 0
+    assert "in two parts: test/Beach/again.jpg and train/Beach/3.png (the same picture)" in shown.output
+    for command in (["inspect"], ["distill", "--out", "run"], ["compare", "--out", "run"]):
+        refused = CliRunner().invoke(app, [*command, str(data), "--strict"])
+        assert refused.exit_code == 2
+        assert "1 scene(s) are in two parts of the data" in refused.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    archive(tmp_path)
+    for name in ("Beach", "Forest"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        one = Image.open(tmp_path / "test" / name / "90.png")
+        one.transpose(Image.Transpose.TRANSPOSE).save(tmp_path / "val" / name / "0.png")
+    assert [str(leak) for leak in open_scenes(tmp_path).leaks] == [
+        f"val/{name}/0.png and test/{name}/90.png (the same picture)" for name in ("Beach", "Forest")
+    ]
+    assert caplog.messages[0].startswith("2 validation scene(s) are also in another part, the first is val/Beach/0.png")
+
+
+def tiles(root: Path, step: float) -> Path:
+    """Write test tiles of 100 m between training tiles, whose left sides are `step` metres from theirs."""
+    for part, shift in (("train", 0.0), ("test", step)):
+        for k in range(6):
+            values = np.random.default_rng(k + int(shift)).integers(0, 255, (3, 10, 10)).astype(np.uint8)
+            place = from_origin(1000.0 * k + shift, 0.0, 10.0, 10.0)
+            path = root / part / "ab"[k % 2] / f"{k}.tif"
+            tif(path, values, crs="EPSG:32629", transform=place, photometric="RGB")
+    return root
+
+
+def test_tiles_that_overlap(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    leaks = open_scenes(tiles(tmp_path / "half", 50.0)).leaks
+    assert len(leaks) == 6
+    assert leaks[0].share == pytest.approx(0.5)
+    assert str(leaks[0]) == "test/a/0.tif and train/a/0.tif (the same ground, 50% of it)"
+    assert "too optimistic. --split spatial keeps neighbours together. `geodistill inspect`" in caplog.text
+    assert open_scenes(tiles(tmp_path / "beside", 100.0)).leaks == ()
+    assert len(open_scenes(tiles(tmp_path / "little", 98.0)).leaks) == 6
+
+
+boxes = st.lists(st.tuples(*[st.floats(-50, 50)] * 2, *[st.floats(0.5, 60)] * 2), min_size=1, max_size=12)
+
+
+@given(boxes, boxes)
+def test_overlaps_are_those_of_all_pairs(train: list[tuple[float, ...]], test: list[tuple[float, ...]]) -> None:
+    def files(some: list[tuple[float, ...]], part: str) -> list[SceneFile]:
+        infos = [Info(9, 9, "uint8", (), crs="EPSG:32629", bounds=(x, y, x + w, y + h)) for x, y, w, h in some]
+        return [SceneFile(Path(f"{k}"), 0, f"{k}", f"{part}{k}", info) for k, info in enumerate(infos)]
+
+    def shared(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+        sides = [min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k]) for k in (0, 1)]
+        return max(sides[0], 0) * max(sides[1], 0) / min(a[2] * a[3], b[2] * b[3])
+
+    expected = {f"test/{k}": max(shared(box, other) for other in train) for k, box in enumerate(test)}
+    found = {leak.scene: leak.share for leak in find_leaks({"train": files(train, "a"), "test": files(test, "b")})}
+    for name, share in expected.items():
+        # At the limit rounding decides.
+        if abs(share - 0.01) > 1e-6:
+            assert (name in found) == (share > 0.01)
+            assert name not in found or found[name] == pytest.approx(share)
+
+
+def test_one_scene_over_all_others_costs_little() -> None:
+    """A scene of a million times the side of the others lies in few cells."""
+    infos = [Info(9, 9, "uint8", (), crs="x", bounds=(k, 0.0, k + 1.0, 1.0)) for k in range(100)]
+    small = [SceneFile(Path(f"{k}"), 0, f"{k}", f"{k}", info) for k, info in enumerate(infos)]
+    large = SceneFile(Path("l"), 0, "l", "l", Info(9, 9, "uint8", (), crs="x", bounds=(0.0, 0.0, 1e6, 1e6)))
+    assert [leak.why for leak in find_leaks({"train": [large], "test": small})] == [GROUND] * 100
+
+
+def test_files_count_before_pictures_and_ground(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_scene("Beach", 0)).save(buffer, "PNG")
+    for part in ("train", "test"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / "x.png").write_bytes(buffer.getvalue())
+    assert {leak.why for leak in open_scenes(tmp_path).leaks} == {FILE}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("ucmerced", set()), ("eurosat", {("test/River/River_597.jpg", "train/River/River_492.jpg")})],
+)
+def test_false_alarms_on_real_archives(name: str, known: set[tuple[str, str]]) -> None:
+    """EuroSAT's pair shows the same stretch of a river. No other scene of both archives is named."""
+    assert {(leak.scene, leak.other) for leak in open_scenes(SHARED / name).leaks} == known
