@@ -31,7 +31,7 @@ types: $(BIN)/.installed
 unit: $(BIN)/.installed
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(ALL),-m "slow or not slow")
 
-## more than a thousand damaged image files: each is read or refused with a message
+## more than a thousand damaged image files, archives, lists and labels: each is read or refused with a message
 fuzz: $(BIN)/.installed
 	FUZZ=1 $(BIN)/python -m pytest tests/scenes/test_fuzz.py -s
 

@@ -1,16 +1,23 @@
 """Damaged files: each is read, or refused with a SceneError that names it. `make fuzz` runs the whole corpus."""
 
+import contextlib
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from rasters import tif
+from rasterio import warp
+from rasters import LEFT, TOP, tif
+from test_archives import packed
+from test_folder import fill
 
 from geodistill.errors import SceneError
+from geodistill.scenes import cut_tiles, open_scenes
 from geodistill.scenes.folder import _verify
 from geodistill.scenes.readers import undecodable_messages_ignored
 from geodistill.scenes.reading import choose_bands, with_scale
@@ -117,6 +124,91 @@ def _attack_all(folder: Path, seeds: list[Path], count: int) -> tuple[int, int]:
             read, refused = read + (not reason), refused + bool(reason)
             target.unlink()
     return read, refused
+
+
+def _containers(folder: Path) -> list[Path]:
+    """Return sound archives, lists and labels of two classes, without those whose libraries are missing."""
+    fill(folder / "data")
+    files = sorted((folder / "data").rglob("*.png"))
+    found = [packed(folder / "data", suffix) for suffix in (".zip", ".tar", ".tar.gz")]
+    with contextlib.suppress(ImportError):
+        found.append(_parquet(folder / "images.parquet", files))
+    with contextlib.suppress(ImportError):
+        found += _vectors(folder)
+    return found
+
+
+def _parquet(path: Path, files: list[Path]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"image": {"bytes": one.read_bytes(), "path": one.name}, "label": one.parent.name, "split": "train"}
+        for one in files
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def _vectors(folder: Path) -> list[Path]:
+    import pyogrio.raw
+    import shapely
+
+    tif(folder / "mosaic.tif", np.zeros((1, 50, 50), np.uint8), located=True)
+    x, y = warp.transform("EPSG:32629", "EPSG:4326", [LEFT + 100 + 10 * k for k in range(20)], [TOP - 250] * 20)
+    points = np.array([shapely.Point(*place) for place in zip(x, y, strict=True)], object)
+    columns = [np.array(["ab"[k % 2] for k in range(20)], object)]
+    found = [folder / "points.gpkg", folder / "points.geojson"]
+    for path, driver in zip(found, ("GPKG", "GeoJSON"), strict=True):
+        about: dict[str, Any] = {"geometry_type": "Point", "crs": "EPSG:4326", "driver": driver}
+        pyogrio.raw.write(path, shapely.to_wkb(points), columns, ["label"], **about)
+    return found
+
+
+def _opened(path: Path, folder: Path) -> str:
+    """Open what holds scenes, or labels of scenes; return why it was refused, "" if it was not."""
+    try:
+        if path.suffix in (".gpkg", ".geojson"):
+            cut_tiles(path, folder / "mosaic.tif", folder / "tiles", tile=4)
+        else:
+            open_scenes(path, split="hash")
+    except SceneError as error:
+        return str(error)
+    finally:
+        for name in ("home", "tiles"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return ""
+
+
+def _attack_containers(folder: Path, count: int) -> tuple[int, int]:
+    """Return how many damaged containers were read, and how many were refused."""
+    read = refused = 0
+    for rank, path in enumerate(_containers(folder)):
+        assert not _opened(path, folder)
+        suffix = "".join(path.suffixes)
+        for k, changed in enumerate(_mutations(path.read_bytes(), count, 1000 + rank)):
+            target = folder / f"changed-{k}{suffix}"
+            target.write_bytes(changed)
+            reason = _opened(target, folder)
+            assert "\n" not in reason
+            read, refused = read + (not reason), refused + bool(reason)
+            target.unlink()
+    return read, refused
+
+
+def test_no_damaged_container_ends_in_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    assert sum(_attack_containers(tmp_path, PART)) >= 3 * PART
+
+
+@pytest.mark.skipif("FUZZ" not in os.environ, reason="runs by `make fuzz`")
+def test_hundreds_of_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    read, refused = _attack_containers(tmp_path, WHOLE)
+    assert read + refused >= 3 * WHOLE
+    assert read
+    assert refused
+    print(f"{read} damaged archives, lists and labels read, {refused} refused")
 
 
 def test_no_damaged_file_ends_in_a_traceback(tmp_path: Path) -> None:

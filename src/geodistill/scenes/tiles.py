@@ -5,6 +5,7 @@ The raster may be larger than memory: nothing but the windows is read.
 
 import json
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -179,10 +180,13 @@ def _read(labels: Path, shapely: Any) -> tuple[Any, NDArray[np.int64], Any, dict
     import pyogrio.raw
 
     try:
-        layers = [str(name) for name, _ in pyogrio.list_layers(labels)]
-        if len(layers) != 1:
-            raise SceneError(f"{labels}: {len(layers)} layers ({', '.join(layers)}): keep one in a file of its own")
-        about, numbers, geometry, values = pyogrio.raw.read(labels, return_fids=True, force_2d=True)
+        with warnings.catch_warnings():
+            # On odd versions of files that are read all the same.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            layers = [str(name) for name, _ in pyogrio.list_layers(labels)]
+            if len(layers) != 1:
+                raise SceneError(f"{labels}: {len(layers)} layers ({', '.join(layers)}): keep one in a file of its own")
+            about, numbers, geometry, values = pyogrio.raw.read(labels, return_fids=True, force_2d=True)
         shapes = shapely.from_wkb(geometry)
     except SceneError:
         raise
