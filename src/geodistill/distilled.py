@@ -319,11 +319,12 @@ def _read_square(path: Path, size: int | None, reading: Reading) -> torch.Tensor
 
 # The data card and the Croissant metadata. huggingface_hub's DatasetCard covers the YAML header alone.
 
+_SOURCE_LICENCE = "as-the-source-data"
 _CARD = """\
 ---
 pretty_name: {title}
 license: other
-license_name: as-the-source-data
+license_name: {licence}
 task_categories:
 - image-classification
 tags:
@@ -436,6 +437,14 @@ def tell_of_source(folder: Path, name: str, licence: str) -> None:
         after = _SOURCE.sub(lambda _: f"## Source\n\n{' '.join(told)}\n\n", after, count=1)
     if after != before:
         write_atomic(folder / "README.md", after)
+
+
+def told_licence(folder: Path) -> str:
+    """Return the licence of the source that the data card of the set in `folder` states; "" if it states none."""
+    found = re.search(r"^license_name: (.*)$", _card_in(folder), flags=re.MULTILINE)
+    if found is None or found[1] == _SOURCE_LICENCE:
+        return ""
+    return str(json.loads(found[1]))
 
 
 def _card_in(folder: Path) -> str:

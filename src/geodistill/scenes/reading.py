@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from geodistill.errors import SceneError, did_you_mean
-from geodistill.scenes.readers import RGB, Info, RasterReader, reader_of, upright
+from geodistill.scenes.readers import RGB, Info, RasterReader, Values, reader_of, upright
 
 log = logging.getLogger("geodistill")
 
@@ -64,15 +64,22 @@ class Reading:
             SceneError: the file cannot be read, lacks a band, has no valid pixel, or its values need a range.
         """
         reader = reader_of(path)
-        found = reader.values(path, self.bands, alpha=self.alpha)
+        image = self.rgb(reader.values(path, self.bands, alpha=self.alpha), path)
+        return upright(image, path) if isinstance(reader, RasterReader) and not self.bands else image
+
+    def rgb(self, found: Values, path: Path) -> Image.Image:
+        """Return the values `found` of this reading's bands as RGB; `path` is for the messages of its errors.
+
+        Raises:
+            SceneError: there are neither one nor three bands, no pixel is valid, or the values need a range.
+        """
         if len(found.bands) not in (1, 3):
             raise SceneError(f"{path}: {len(found.bands)} bands: give --bands, one (grey) or three (red, green, blue)")
         if not self.scale and found.bands.dtype != np.uint8:
             raise SceneError(f"{path}: values of type {found.bands.dtype} need a range: give --scale LOW,HIGH")
         filled = _filled(found.bands, found.valid, path)
         pixels = self._scaled(filled) if self.scale else filled
-        image = Image.fromarray(np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3)).copy())
-        return upright(image, path) if isinstance(reader, RasterReader) and not self.bands else image
+        return Image.fromarray(np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3)).copy())
 
     def _scaled(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         # One pair serves all bands where the files' own colours are taken.
