@@ -143,8 +143,10 @@ def _explained(target: str, network: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each exporter raises its own kinds, and many others
-        named = next((found[0] for one in _chain(error) if (found := _OPERATOR.search(str(one)))), None)
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        causes = list(_chain(error))
+        named = next((found[0] for one in causes if (found := _OPERATOR.search(str(one)))), None)
+        # The first of them: torch's exporter wraps it in a page of advice to developers.
+        reason = next(iter(str(causes[-1]).strip().splitlines()), type(causes[-1]).__name__)
         why = f"it has no operator {named}" if named else reason
         raise ExportError(
             f"{network} cannot be written as {target}: {why}: choose another format, or train another network"

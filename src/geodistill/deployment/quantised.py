@@ -16,8 +16,8 @@ from geodistill.deployment.graph import IMAGES, Input, as_input, metadata, quiet
 from geodistill.errors import ExportError
 from geodistill.evaluation.classifier import Classifier, check_images
 
-# Images below which the ranges of activations are too uncertain (docs/device.md).
-LEAST_IMAGES = 40
+# Fewest images to calibrate on (docs/device.md has the accuracy for several numbers).
+LEAST_IMAGES = 20
 _BATCH = 16
 
 
@@ -26,7 +26,7 @@ def write_int8(classifier: Classifier, path: Path, takes: Input, images: Tensor)
 
     Raises:
         ConfigError: the images have another size.
-        ExportError: there are fewer than 40 images, ONNX lacks an operator of the network, or a package is missing.
+        ExportError: there are fewer than 20 images, ONNX lacks an operator of the network, or a package is missing.
     """
     check_images(images, classifier.about)
     check_calibration(len(images))

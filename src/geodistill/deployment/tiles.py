@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
-from affine import Affine
 from numpy.typing import NDArray
+from rasterio import Affine
 from rasterio.windows import Window
 
 from geodistill.deployment.predictors import Predictor
@@ -60,8 +60,10 @@ class Grid:
 
     def transform(self, raster: Affine) -> Affine:
         """Return the georeference of the map: each pixel is the middle `stride` x `stride` pixels of its tile."""
-        margin = (self.tile - self.stride) / 2
-        return raster @ Affine.translation(margin, margin) @ Affine.scale(self.stride)
+        margin, step = (self.tile - self.stride) / 2, self.stride
+        a, b, c, d, e, f = raster[:6]
+        # The product of `raster`, a shift by `margin` and a scaling by `step`; affine 2 and 3 write it differently.
+        return Affine(a * step, b * step, c + (a + b) * margin, d * step, e * step, f + (d + e) * margin)
 
     def parts(self) -> Iterator[tuple[int, range]]:
         """Yield (row, columns) of tiles that are read together."""

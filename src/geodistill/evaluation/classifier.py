@@ -159,7 +159,7 @@ def _model_card(about: About, parameters: int) -> str:
     start = "ImageNet weights" if has_imagenet_weights(about.network) else "random weights"
     reading = about.reading
     bands = f"bands {', '.join(map(str, reading.bands))}" if reading.bands else "the files' own colours"
-    scale = ", ".join(f"{low:g} to {high:g}" for low, high in reading.scale)
+    scale = ", ".join(dict.fromkeys(f"{low:g} to {high:g}" for low, high in reading.scale))
     return _CARD.format(
         network=about.network,
         parameters=f"{parameters:,}",
