@@ -19,7 +19,7 @@ from PIL import Image
 from rasters import archive
 from typer.testing import CliRunner
 
-from geodistill.cli import _one_by_one, _print_nearness, _print_screening, _print_self_test, app
+from geodistill.cli import _print_nearness, _print_screening, _print_self_test, app
 from geodistill.config import Config, make_config
 from geodistill.evaluation.worth import SelfTest, Worth
 from geodistill.scenes import write_scenes
@@ -259,12 +259,6 @@ def test_methods_are_listed() -> None:
     told = _call("methods").stdout
     for name, kind in (("kmeans", "real"), ("reconstruction", "derived"), ("dpd", "synthetic")):
         assert re.search(rf"{name} +│ .* │ {kind}", told)
-
-
-def test_an_option_takes_several_values() -> None:
-    args = ["DATA", "--ipc", "1", "10", "--seeds", "3", "--methods", "random", "--out", "RUN"]
-    wanted = ["DATA", "--ipc", "1", "--ipc", "10", "--seeds", "3", "--methods", "random", "--out", "RUN"]
-    assert list(_one_by_one(args, {"--ipc", "--methods"})) == wanted
 
 
 def test_errors_are_one_sentence_and_exit_code_2(tmp_path: Path) -> None:

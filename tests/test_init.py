@@ -7,7 +7,7 @@ import geodistill
 
 
 def test_public_names() -> None:
-    kinds = "Config Describer DistilledSet Geodistill Prior Privacy Run Scene Training"
+    kinds = "Config Describer DistilledSet Export Geodistill Prior Privacy Run Scene Training"
     assert dir(geodistill) == sorted(
         [
             "METHODS",
@@ -55,6 +55,7 @@ def test_examples(name: str) -> None:
 
 def test_quick_examples() -> None:
     for name in (
+        "cli_options",
         "config",
         "devices",
         "errors",

@@ -104,7 +104,8 @@ def test_pooling_is_torchs_bit_for_bit(rows, columns, dtype):
 
 
 def test_unknown_network_names_the_nearest():
-    known = "efficientnet-lite0, efficientnet-lite2, resnet18, convnet3, vgg16, densenet121, inception_v3, timm:NAME"
+    known = "efficientnet-lite0, efficientnet-lite2, resnet18, convnet3, mobilenetv2, vgg16, densenet121, inception_v3"
+    known += ", timm:NAME"
     with pytest.raises(
         ConfigError, match=f"^unknown network 'resnet-18': did you mean 'resnet18'\\? known: {re.escape(known)}$"
     ):
@@ -118,6 +119,7 @@ def test_unknown_network_names_the_nearest():
     [
         # Counts that torchvision publishes, Inception's without the auxiliary head.
         ("resnet18", 11_689_512),
+        ("mobilenetv2", 3_504_872),
         ("vgg16", 138_357_544),
         ("densenet121", 7_978_856),
         ("inception_v3", 23_834_568),

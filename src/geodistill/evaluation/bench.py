@@ -21,7 +21,7 @@ from torch import nn
 
 from geodistill.distilled import MANIFEST, DistilledSet
 from geodistill.errors import ConfigError, SceneError
-from geodistill.evaluation.classifier import SUFFIX, About
+from geodistill.evaluation.classifier import WEIGHTS, About
 from geodistill.evaluation.fidelity import Score, fid, kid
 from geodistill.evaluation.measures import Measures, measure
 from geodistill.evaluation.protocols import check_protocol, recipe_steps, takes_soft_labels, train_and_predict
@@ -102,7 +102,7 @@ class Bench:
         store: folder for predictions and likeness; if None, nothing is stored.
         steps: replaces the protocols' numbers of training steps.
         save: folder for the trained classifiers; if None, they are not kept. One whose predictions are stored is
-            trained again if its file is missing. The probe trains no network, so it has none.
+            trained again if its folder is missing. The probe trains no network, so it has none.
 
     Raises:
         SceneError: there are no test images, or a class has none.
@@ -206,13 +206,13 @@ class Bench:
     def _is_saved(self, key: str, task: Task) -> bool:
         """Return whether the task's classifier is kept, if it is to be."""
         path = self._saved(key, task)
-        return path is None or any(path.parent.glob(f"*-{key[:16]}{SUFFIX}"))
+        return path is None or any(path.parent.glob(f"*-{key[:16]}/{WEIGHTS}"))
 
     def _saved(self, key: str, task: Task) -> Path | None:
-        """Return the file for the task's classifier, None if it has none or is not to be kept."""
+        """Return the folder for the task's classifier, None if it has none or is not to be kept."""
         if self._save is None or task.protocol == "probe":
             return None
-        return self._save / _cell_of(task) / f"{_file_of(task, key)}{SUFFIX}"
+        return self._save / _cell_of(task) / _file_of(task, key)
 
     def _keep(self, key: str, task: Task, logits: torch.Tensor) -> None:
         self._memo[key] = logits
@@ -245,10 +245,16 @@ class Bench:
                 arrays[key] = (images.numpy(), labels.numpy())
             own = arrays[key]
             save = self._saved(name, task)
-            about = About(task.network, task.protocol, self.test.classes, self.size, task.seed, self.test.channels)
+            about = self._about(task)
             kept = None if save is None else (save, about)
             jobs.append(Job(task.protocol, task.network, *own, test, classes, task.seed, self.steps, kept))
         return jobs
+
+    def _about(self, task: Task) -> About:
+        """Return what the file of the task's classifier says about it."""
+        trained_on = f"{task.training.count:,} images ({task.training.name})"
+        own = (task.network, task.protocol, self.test.classes, self.size, task.seed)
+        return About(*own, reading=self.test.reading, trained_on=trained_on, channels=self.test.channels)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the backbone's features; those of the test images are computed once for all probes."""

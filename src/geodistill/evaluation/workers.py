@@ -35,7 +35,7 @@ _POLL_SECONDS = 1.0
 class Job:
     """Arguments of one call of `train_and_predict`, as NumPy arrays, which can be passed between processes.
 
-    save: the file that the trained classifier is written to, and what the file says about it; None keeps nothing.
+    save: the folder that the trained classifier is written to, and what it says about it; None keeps nothing.
     """
 
     protocol: str
@@ -96,8 +96,7 @@ def _train(index: int, job: Job, told: Path, parent: int) -> tuple[int, torch.Te
 
 
 def _save(path: Path, about: About, model: nn.Module) -> None:
-    with explain_os_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explain_os_errors(path):
         Classifier(model, about).save(path)
 
 

@@ -5,7 +5,8 @@ A run is a folder. Each stage is a sub-folder that appears only when it is compl
 the partial folder, so a run killed at any moment resumes where it stopped.
 """
 
-from geodistill.run.cost import peak_memory_mib, records, versions
+from geodistill.memory import peak_memory_mib
+from geodistill.run.cost import records, versions
 from geodistill.run.files import explain_os_errors, save_tensors, write_atomic
 from geodistill.run.folder import Run, stage_of
 from geodistill.run.parts import forget_parts, join_parts, kept_parts, make_parts

@@ -3,14 +3,12 @@
 import contextlib
 import json
 import platform
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from geodistill.memory import peak_memory_mib
 from geodistill.run.files import write_atomic
 
 _HEARTBEAT_SECONDS = 30.0
@@ -82,20 +80,6 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) and {"stage", "facts"} <= record.keys() else {}
-
-
-def peak_memory_mib() -> int:
-    """Return this process's peak resident memory in MiB, since the last reset if the system can reset it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) // 1024
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset) // 2**20
-    import resource  # missing on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:

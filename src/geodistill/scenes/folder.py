@@ -39,6 +39,8 @@ from geodistill.scenes.tiles import SUFFIXES as VECTORS
 
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
 TEST_FRACTION = 0.2
+# The split that tests on nothing, unless the data has its own.
+EVERY = "all"
 MAX_UNREADABLE = 0.05
 # Side in pixels below which an image shows no scene.
 LEAST_SIDE = 2
@@ -72,7 +74,8 @@ def open_scenes(
             of the training scenes, band by band; "LOW,HIGH" or a pair for each band sets the range.
         split: "auto" takes the splits that the data has, else "hash"; "hash" tests on a fifth of the files by their
             content, "spatial" or "spatial:METRES" on a fifth of the squares of the ground, so that neighbours stay
-            together, "column" by the split column of a list; else a folder of lists of names, such as NAME-train.txt.
+            together, "column" by the split column of a list, "all" takes the splits that the data has, else tests on
+            nothing; else a folder of lists of names, such as NAME-train.txt.
         reading: the reading of other scenes, such as those that a set was made from, in place of `bands` and `scale`.
         strict: raise an error if a scene is in two parts.
 
@@ -109,7 +112,7 @@ def _opened(folder: Path | str, split: str) -> tuple[SceneData, Sequence[SceneFi
         raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
     folders = _class_folders(root, visited)
     if all(name.lower() in PARTS for name in folders):
-        if split != "auto":
+        if split not in ("auto", EVERY):
             raise SceneError(f"{root} has splits of its own ({', '.join(folders)}): leave --split {split} out")
         return _open_splits(root, folders, visited)
     classes, names = _list_classes(root, folders)
@@ -146,7 +149,7 @@ def _open_list(path: Path, split: str) -> tuple[SceneData, list[SceneFile]]:
     own = {entry.path: entry.split for entry in entries if entry.split}
     if split == "column" and not own:
         raise SceneError(f"{path}: the list has no split column: leave --split column out")
-    if own and split in ("auto", "column"):
+    if own and split in ("auto", EVERY, "column"):
         parts = _by_column(path, [own.get(file.path, "") for file in files])
         return replace(parted(scenes, parts), skipped=skipped), files
     return replace(_split(scenes, files, split), skipped=skipped), files
@@ -250,6 +253,8 @@ def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tu
 def _split(scenes: Scenes, files: Sequence[SceneFile], split: str) -> SceneData:
     """Return `scenes`, which come from `files`, split as `open_scenes` says."""
     kind, _, metres = split.partition(":")
+    if split == EVERY:
+        return SceneData(scenes, None)
     if split in ("auto", "hash"):
         parts = dict(zip(("train", "test"), hold_out(scenes, TEST_FRACTION, "test"), strict=True))
     elif kind == "spatial":

@@ -132,22 +132,7 @@ class RasterReader:
     def info(self, path: Path) -> Info:
         """Return what the file at `path` holds."""
         with _opened(path) as file:
-            if _is_pillows(file):
-                return Info(file.width, file.height, "uint8", RGB)
-            nodata = None if file.nodata is None else float(file.nodata)
-            colours = tuple(colour.name for colour in file.colorinterp)
-            names = tuple(name or "" for name in file.descriptions)
-            info = Info(file.width, file.height, _dtype(file), colours, names, nodata)
-            if file.crs is None:
-                return info
-            (width, height), (left, bottom, right, top) = file.res, file.bounds
-            return replace(
-                info,
-                resolution=(width, height),
-                crs=file.crs.to_string(),
-                bounds=(left, bottom, right, top),
-                degrees=file.crs.is_geographic,
-            )
+            return Info(file.width, file.height, "uint8", RGB) if _is_pillows(file) else info_of(file)
 
     def values(self, path: Path, bands: Sequence[int], *, alpha: bool = False) -> Values:
         """Return the values of `bands`, of all if none is given, times the file's scale plus its offset."""
@@ -155,18 +140,59 @@ class RasterReader:
             if _is_pillows(file):
                 found = _decoded(read_bytes(path), str(path))
                 return Values(found, np.ones(found.shape[1:], np.bool_))
-            chosen = list(bands) or list(file.indexes)
-            found = file.read(chosen)
-            valid = _valid(file, found, chosen, alpha)
-            scales, offsets = ([own[band - 1] for band in chosen] for own in (file.scales, file.offsets))
-            if any(scale != 1 for scale in scales) or any(offsets):
-                scale, offset = (np.array(own, np.float64)[:, None, None] for own in (scales, offsets))
-                found = (found * scale + offset).astype(np.float32)
-            return Values(found, valid)
+            return values_of(file, bands, alpha=alpha)
 
 
-def _valid(file: Any, found: NDArray[Any], bands: Sequence[int], alpha: bool) -> NDArray[np.bool_]:
-    """Return where all of the values `found` of `bands` are measurements."""
+@contextmanager
+def open_raster(path: Path) -> Iterator[Any]:
+    """Open the raster at `path`, of any size, for `info_of` and `values_of`; it is a dataset of rasterio.
+
+    Raises:
+        SceneError: the file, or a part of it that is read within the block, cannot be read, or its values are numbers
+            of a palette.
+    """
+    with _opened(path, most_pixels=0) as file:
+        if _is_pillows(file):
+            raise SceneError(f"{path}: its values are no plain RGB (palette, CMYK or single bits): convert it to RGB")
+        yield file
+
+
+def info_of(file: Any) -> Info:
+    """Return what the opened raster `file` holds."""
+    nodata = None if file.nodata is None else float(file.nodata)
+    colours = tuple(colour.name for colour in file.colorinterp)
+    names = tuple(name or "" for name in file.descriptions)
+    info = Info(file.width, file.height, _dtype(file), colours, names, nodata)
+    if file.crs is None:
+        return info
+    (width, height), (left, bottom, right, top) = file.res, file.bounds
+    return replace(
+        info,
+        resolution=(width, height),
+        crs=file.crs.to_string(),
+        bounds=(left, bottom, right, top),
+        degrees=file.crs.is_geographic,
+    )
+
+
+def values_of(file: Any, bands: Sequence[int], *, alpha: bool = False, window: Any = None) -> Values:
+    """Return the values of `bands` (all if there is none) of the opened raster `file`, times its scale plus its offset.
+
+    With `alpha`, pixels where the transparency band is 0 are not valid. `window`: a window of rasterio within the
+    raster; None reads all of it.
+    """
+    chosen = list(bands) or list(file.indexes)
+    found = file.read(chosen, window=window)
+    valid = _valid(file, found, chosen, alpha, window)
+    scales, offsets = ([own[band - 1] for band in chosen] for own in (file.scales, file.offsets))
+    if any(scale != 1 for scale in scales) or any(offsets):
+        scale, offset = (np.array(own, np.float64)[:, None, None] for own in (scales, offsets))
+        found = (found * scale + offset).astype(np.float32)
+    return Values(found, valid)
+
+
+def _valid(file: Any, found: NDArray[Any], bands: Sequence[int], alpha: bool, window: Any) -> NDArray[np.bool_]:
+    """Return where all of the values `found` of `bands` in `window` are measurements."""
     valid = _finite(found)
     for values, band in zip(found, bands, strict=True):
         nodata = file.nodatavals[band - 1]
@@ -175,9 +201,9 @@ def _valid(file: Any, found: NDArray[Any], bands: Sequence[int], alpha: bool) ->
     flags = file.mask_flag_enums[bands[0] - 1]
     transparency = [index for index, colour in enumerate(file.colorinterp, start=1) if colour == ColorInterp.alpha]
     if alpha and transparency:
-        valid &= file.read(transparency[0]) != 0
+        valid &= file.read(transparency[0], window=window) != 0
     elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-        valid &= file.dataset_mask() != 0
+        valid &= file.dataset_mask(window=window) != 0
     return valid
 
 
@@ -198,8 +224,11 @@ def _is_pillows(file: Any) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open the raster at `path`; errors within the block become SceneErrors that name it."""
+def _opened(path: Path, most_pixels: int | None = None) -> Iterator[Any]:
+    """Open the raster at `path`; errors within the block become SceneErrors that name it.
+
+    A raster of more than `most_pixels` is refused: twice Pillow's limit by default, any number if it is 0.
+    """
     if not path.is_file():
         raise SceneError(f"{path}: cannot be opened (No such file or directory)")
     if not path.stat().st_size:
@@ -211,7 +240,7 @@ def _opened(path: Path) -> Iterator[Any]:
         except Exception as error:  # GDAL's messages on broken files need not even be text
             raise SceneError(f"{path}: not a TIFF, JPEG 2000 or VRT image ({_reason(error)})") from error
         with file:
-            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) if most_pixels is None else most_pixels
             if limit and file.width * file.height > limit:
                 raise SceneError(f"{path}: more than {limit:,} pixels: cut it into scenes first")
             try:

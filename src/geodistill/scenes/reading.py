@@ -18,7 +18,7 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 
 from geodistill.errors import SceneError, did_you_mean
-from geodistill.scenes.readers import RGB, Info, RasterReader, reader_of, upright
+from geodistill.scenes.readers import RGB, Info, RasterReader, Values, reader_of, upright
 
 log = logging.getLogger("geodistill")
 
@@ -89,11 +89,26 @@ class Reading:
         Raises:
             SceneError: as `image` does.
         """
-        if not self.dtype:
-            return np.asarray(self.image(path)).transpose(2, 0, 1)
-        found = reader_of(path).values(path, self.bands, alpha=self.alpha)
+        reader = reader_of(path)
+        found = self.of_values(reader.values(path, self.bands, alpha=self.alpha), path)
+        if not isinstance(reader, RasterReader) or self.bands:
+            return found
+        return np.asarray(upright(Image.fromarray(found.transpose(1, 2, 0).copy()), path)).transpose(2, 0, 1)
+
+    def of_values(self, found: Values, path: Path) -> NDArray[np.uint8]:
+        """Return the values `found` of this reading's bands as uint8 [channels, h, w]; `path` is for errors' messages.
+
+        Raises:
+            SceneError: there are neither one nor three bands, unless all are kept; no pixel is valid; or the values
+                need a range.
+        """
+        if len(found.bands) not in (1, 3) and not self.dtype:
+            raise SceneError(f"{path}: {len(found.bands)} bands: give --bands, one (grey) or three (red, green, blue)")
+        if not self.scale and found.bands.dtype != np.uint8:
+            raise SceneError(f"{path}: values of type {found.bands.dtype} need a range: give --scale LOW,HIGH")
         filled = _filled(found.bands, found.valid, path)
-        return self._scaled(filled) if self.scale else filled
+        pixels = self._scaled(filled) if self.scale else filled
+        return np.broadcast_to(pixels, (self.channels, *pixels.shape[1:])).copy() if len(pixels) == 1 else pixels
 
     def measurements(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Return `pixels`, uint8 [channels, h, w], in the type and the units of the files: what `pixels` was made from.
@@ -136,19 +151,8 @@ class Reading:
         Raises:
             SceneError: the file cannot be read, lacks a band, has no valid pixel, or its values need a range.
         """
-        if self.dtype:
-            shown = self.pixels(path)[list(shown_channels(self.channels))]
-            return Image.fromarray(shown.transpose(1, 2, 0).copy())
-        reader = reader_of(path)
-        found = reader.values(path, self.bands, alpha=self.alpha)
-        if len(found.bands) not in (1, 3):
-            raise SceneError(f"{path}: {len(found.bands)} bands: give --bands, one (grey) or three (red, green, blue)")
-        if not self.scale and found.bands.dtype != np.uint8:
-            raise SceneError(f"{path}: values of type {found.bands.dtype} need a range: give --scale LOW,HIGH")
-        filled = _filled(found.bands, found.valid, path)
-        pixels = self._scaled(filled) if self.scale else filled
-        image = Image.fromarray(np.broadcast_to(pixels.transpose(1, 2, 0), (*pixels.shape[1:], 3)).copy())
-        return upright(image, path) if isinstance(reader, RasterReader) and not self.bands else image
+        shown = self.pixels(path)[list(shown_channels(self.channels))]
+        return Image.fromarray(shown.transpose(1, 2, 0).copy())
 
     def _scaled(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         low, high = _ends(self.scale)

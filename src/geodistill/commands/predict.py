@@ -1,0 +1,168 @@
+"""Classes of new images: a table for a folder, a map for a raster."""
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from geodistill.deployment.predictors import Predictor, load_predictor
+from geodistill.deployment.tiles import Grid, fitting_reading, map_raster
+from geodistill.errors import ConfigError, SceneError
+from geodistill.progress import progress
+from geodistill.run import explain_os_errors
+from geodistill.scenes.images import bands_to_square
+from geodistill.scenes.readers import SUFFIXES, RasterReader, info_of, open_raster, reader_of
+from geodistill.scenes.reading import Reading
+from geodistill.scenes.scenes import WORKERS
+
+_BATCH = 64
+
+log = logging.getLogger("geodistill")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict` wrote: the file, how many images or tiles got each class, and how many images were unreadable."""
+
+    path: Path
+    counts: dict[str, int]
+    unreadable: int = 0
+
+
+def predict(
+    model: Path | str,
+    source: Path | str,
+    *,
+    out: Path | str,
+    tile: int | None = None,
+    stride: int | None = None,
+    top: int = 1,
+    bands: str | None = None,
+    scale: str | None = None,
+) -> Predicted:
+    """Classify `source` with a model: a folder of images as a CSV file, a raster as a GeoTIFF of class numbers.
+
+    Args:
+        model: a folder that `train` wrote, or an exported file.
+        source: a folder (with its subfolders), or a raster: TIFF, JPEG 2000 or VRT of any size. Another image file is
+            classified as a whole.
+        out: the file. `deployment.tiles.map_raster` describes a map. A row of the CSV file has an image, its class and
+            the probability of this class, and so on for the `top` most probable classes.
+        tile: side in pixels of the squares of a raster that are classified, which should show as much ground as a
+            training scene; by default the side of the model's images.
+        stride: pixels between tiles; by default no tile overlaps another.
+        bands, scale: replace what the model was trained with.
+
+    Raises:
+        ConfigError: no usable model, or no such tiles.
+        ExportError: a package that runs the model is missing.
+        SceneError: no images, a raster that cannot be read, or other bands or values than the model was trained on.
+        RunError: `out` cannot be written.
+    """
+    predictor, path = load_predictor(model), Path(source)
+    if not path.exists():
+        raise SceneError(f"{path}: no such file or folder: give a folder of images or a raster")
+    if path.is_file() and path.suffix.lower() in RasterReader.suffixes:
+        side = tile or predictor.about.size
+        return _map(predictor, path, Path(out), (side, stride or side), (bands, scale))
+    return _table(predictor, path, Path(out), top, (bands, scale))
+
+
+def _map(
+    predictor: Predictor, path: Path, out: Path, tiles: tuple[int, int], own: tuple[str | None, str | None]
+) -> Predicted:
+    """Map the raster at `path` by tiles of side and stride `tiles`; `own` are bands and scale."""
+    with open_raster(path) as raster:
+        info = info_of(raster)
+    reading = fitting_reading(info, predictor.about.reading, path, bands=own[0], scale=own[1])
+    grid = Grid(info.width, info.height, *tiles)
+    return Predicted(out, map_raster(predictor, path, out, grid, reading))
+
+
+def _table(predictor: Predictor, source: Path, out: Path, top: int, own: tuple[str | None, str | None]) -> Predicted:
+    """Write the CSV file for an image, or for the images in a folder; `own` are bands and scale."""
+    classes = predictor.about.classes
+    if not 1 <= top <= len(classes):
+        raise ConfigError(f"--top {top}: give 1 to {len(classes)}, the number of classes")
+    paths = [source] if source.is_file() else _images_in(source)
+    root = source.parent if source.is_file() else source
+    reading = _reading(predictor.about.reading, paths, own)
+    counts, unreadable = dict.fromkeys(classes, 0), 0
+    aside = out.with_name(f".{out.name}.tmp")
+    with explain_os_errors(out.parent), progress("images", len(paths)) as advance:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["file", *_header(top)])
+            for first in range(0, len(paths), _BATCH):
+                batch = paths[first : first + _BATCH]
+                images, kept = _read(batch, reading, predictor.about.size)
+                unreadable += len(batch) - len(kept)
+                for path, values in zip(kept, _best(predictor, images, top), strict=True):
+                    rows.writerow([path.relative_to(root).as_posix(), *values])
+                    counts[values[0]] += 1
+                file.flush()
+                advance(first + len(batch))
+        aside.replace(out)
+    return Predicted(out, counts, unreadable)
+
+
+def _header(top: int) -> list[str]:
+    marks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
+    return [f"{name}{mark}" for mark in marks for name in ("class", "probability")]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = [path for path in paths if not path.name.startswith(".")]
+    if not paths:
+        raise SceneError(f"{folder}: no images in it or its subfolders")
+    return paths
+
+
+def _reading(model: Reading, paths: Sequence[Path], own: tuple[str | None, str | None]) -> Reading:
+    """Return how the files are read, by what the first readable one holds."""
+    failed: SceneError | None = None
+    for path in paths:
+        try:
+            info = reader_of(path).info(path)
+        except SceneError as error:
+            failed = error
+            continue
+        return fitting_reading(info, model, path, bands=own[0], scale=own[1])
+    raise failed or SceneError("no images")
+
+
+def _read(paths: Sequence[Path], reading: Reading, size: int) -> tuple[Tensor, list[Path]]:
+    """Return the readable images as uint8 [n, channels, size, size], and their paths; the others are logged."""
+
+    def one(path: Path) -> Tensor | SceneError:
+        try:
+            return bands_to_square(reading.pixels(path), size)
+        except SceneError as error:
+            return error
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = list(zip(paths, pool.map(one, paths), strict=True))
+    for _, result in found:
+        if isinstance(result, SceneError):
+            log.warning("unreadable image left out: %s", result)
+    kept = [(path, result) for path, result in found if isinstance(result, Tensor)]
+    none = torch.empty(0, reading.channels, size, size, dtype=torch.uint8)
+    images = torch.stack([image for _, image in kept]) if kept else none
+    return images, [path for path, _ in kept]
+
+
+def _best(predictor: Predictor, images: Tensor, top: int) -> Iterator[list[str]]:
+    """Yield class and probability of the `top` most probable classes of each image, the first first."""
+    if not len(images):
+        return
+    found = predictor.logits(images).softmax(1).topk(top, dim=1)
+    for values, labels in zip(found.values.tolist(), found.indices.tolist(), strict=True):
+        pairs = zip(labels, values, strict=True)
+        yield [text for label, value in pairs for text in (predictor.about.classes[label], f"{value:.4f}")]
