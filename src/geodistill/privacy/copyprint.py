@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from geodistill.devices import accelerator
 from geodistill.networks import WITNESS, backbone_maps
+from geodistill.scenes.pixels import Images
 from geodistill.seeding import derive_seed, generator
 
 _SIZE, _TEMPERATURE, _STEPS, _BATCH, _RATE = 128, 0.05, 300, 256, 2e-3
@@ -41,8 +42,8 @@ class Copyprint:
         return F.normalize(self._projection((vectors - self._mean) / self._deviation), dim=1)
 
 
-def learn_copyprint(train: Tensor, *, seed: int = 0) -> Copyprint:
-    """Return a copyprint trained on uint8 images [n, 3, s, s]; the same seed gives the same copyprint."""
+def learn_copyprint(train: Images, *, seed: int = 0) -> Copyprint:
+    """Return a copyprint trained on uint8 images [n, 3, s, s], perhaps in files; the same seed gives the same."""
     chosen = train[torch.randperm(len(train), generator=generator(seed, "copyprint"))[:_LEARNED_ON]]
     views = torch.stack([_seen(chosen), *(_seen(changed_copies(chosen, seed, k)) for k in range(_COPIES))])
     with torch.random.fork_rng(devices=[]):

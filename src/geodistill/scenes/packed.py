@@ -196,6 +196,13 @@ def packed_sources(sources: Sequence[Any]) -> Paths | tuple[Any, ...]:
     return Paths(Texts.of(map(str, known))) if known and all(isinstance(one, Path) for one in known) else known
 
 
+def joined_sources(parts: Sequence[Paths | tuple[Any, ...]]) -> Paths | tuple[Any, ...]:
+    """Return the sources of all `parts`, one after the other."""
+    if all(isinstance(part, Paths) for part in parts):
+        return Paths(Texts.of(str(path) for part in parts for path in part))
+    return tuple(source for part in parts for source in part)
+
+
 def taken(sources: Paths | tuple[Any, ...], indices: torch.Tensor) -> Paths | tuple[Any, ...]:
     """Return the sources at `indices`, int64 [n], in that order."""
     return sources.take(indices) if isinstance(sources, Paths) else tuple(sources[k] for k in indices.tolist())

@@ -17,7 +17,7 @@ from PIL import Image
 
 from geodistill.errors import SceneError
 from geodistill.scenes.images import to_square_tensor
-from geodistill.scenes.packed import packed, packed_sources, taken
+from geodistill.scenes.packed import joined, joined_sources, packed, packed_sources, taken
 from geodistill.scenes.readers import Info
 from geodistill.scenes.reading import PLAIN, Reading
 
@@ -100,6 +100,12 @@ class Scenes:
         chosen = torch.as_tensor(indices, dtype=torch.int64).reshape(-1)
         own = (taken(self._sources, chosen), self.labels[chosen], self.classes)
         return Scenes(*own, self.keys.take(chosen), self.names.take(chosen), self.reading)
+
+    def followed_by(self, others: "Scenes") -> "Scenes":
+        """Return these scenes followed by others of the same classes, which are read in the same way."""
+        sources = joined_sources([self._sources, others._sources])
+        labels, keys = torch.cat([self.labels, others.labels]), joined([self.keys, others.keys])
+        return Scenes(sources, labels, self.classes, keys, joined([self.names, others.names]), self.reading)
 
     def read_by(self, reading: Reading) -> "Scenes":
         """Return the same scenes, whose files are read in another way."""

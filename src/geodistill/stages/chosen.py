@@ -16,6 +16,7 @@ from geodistill.prior.base import Prior
 from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.provenance import Made
 from geodistill.run import Stored, column, save_tensors, subset
+from geodistill.scenes.pixels import Pixels
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import fair_share
 from geodistill.seeding import generator
@@ -77,7 +78,7 @@ def choose(
         free = torch.ones(len(logits), dtype=torch.bool) if drawn.passing is None else drawn.passing
         rows = among.chosen(free)
         if drawn.passing is not None:
-            train = scenes.pixels(size=config.size)
+            train = Pixels(scenes, config.size)
             while (copied := are_copies(find_copies(decode(prior.value, drawn.latents[rows], config), train))).any():
                 free = free.index_fill(0, rows[copied], False)
                 rows = among.chosen(free)
