@@ -1,9 +1,9 @@
 """Which scenes the trained parts of a run learn from: all of them, or a fair share of a very large archive.
 
-The latent teacher, the adapter, the test of stage `following` and refinement take a bounded number of steps, in which
-they would see most scenes of a very large archive never, and a rare class hardly at all. Of such an archive they learn
-from `MOST` scenes, as many of each class; a rare class keeps all its scenes. All scenes are encoded and clustered,
-candidates start from any of them, and the choice among candidates follows the mean of all.
+A base from scratch, the latent teacher, the adapter, the test of stage `following` and refinement take a bounded number
+of steps, in which they would see most scenes of a very large archive never, and a rare class hardly at all. Of such an
+archive they learn from `MOST` scenes, as many of each class; a rare class keeps all its scenes. All scenes are encoded
+and clustered, candidates start from any of them, and the choice among candidates follows the mean of all.
 """
 
 from typing import Any

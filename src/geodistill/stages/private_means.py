@@ -16,6 +16,7 @@ from geodistill.prior.guidance import coarse
 from geodistill.privacy.noisy import Moments, SecretNoise, noisy_means, noisy_moments, private_clusters
 from geodistill.provenance import Made, derived
 from geodistill.run import Stored, save_tensors
+from geodistill.scenes.pixels import Pixels, in_blocks
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import generator
 from geodistill.stages.latents import scene_features
@@ -44,7 +45,7 @@ def make_profiles(context: PrivateContext) -> Made[Profiles]:
     features = scene_features(context)
 
     def build(folder: Path) -> None:
-        measures = torch.cat([measure(part) / _MEASURES for part in scenes.pixels(size=size).split(256)])
+        measures = torch.cat([measure(part) / _MEASURES for part in in_blocks(Pixels(scenes, size))])
         rows = torch.cat([features.value[:].double(), measures.double()], dim=1)
         by = SecretNoise()
         means, _ = noisy_means(rows, scenes.labels, len(scenes.classes), norm=2**0.5, noise=noise, by=by)
