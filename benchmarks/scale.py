@@ -26,13 +26,14 @@ from typing import Any
 
 import torch
 from record import ARCHIVES, circumstances, folder_of, merged, parser, to_csv
+from torch import Tensor
 
 from geodistill.commands.distill import distill
 from geodistill.commands.plan import plan
 from geodistill.config import Config, load_config
 from geodistill.methods import METHODS
 from geodistill.pipeline import FEATURES, LATENTS
-from geodistill.run import Rows, Run, join_parts, peak_memory_mib, records, save_tensors
+from geodistill.run import Rows, Run, peak_memory_mib, records, save_rows
 from geodistill.scenes import Scenes, open_scenes
 from geodistill.stages.base import load_base
 from geodistill.stages.context import Context, run_settings
@@ -139,19 +140,13 @@ def _repeated(scenes: Scenes, count: int) -> Scenes:
 def _copy_encoded(scenes: Scenes, config: Config, folder: Path, whole: Path, first: int) -> None:
     """Make stages `latents` and `features` of the run in `folder` from those in `whole`, of `first` scenes."""
 
-    def parts_of(stage: str, partial: Path) -> Iterator[Path]:
+    def parts_of(stage: str) -> Iterator[Tensor]:
         known = Rows(whole / stage / f"{stage}.safetensors", stage)
-        for rank, which in enumerate((torch.arange(len(scenes)) % first).split(_TOGETHER)):
-            rows = known[which, : views_of(len(scenes), config)] if stage == LATENTS.name else known[which]
-            path = partial / f".part-{rank:05d}.safetensors"
-            save_tensors({"part": rows}, path)
-            yield path
+        for which in (torch.arange(len(scenes)) % first).split(_TOGETHER):
+            yield known[which, : views_of(len(scenes), config)] if stage == LATENTS.name else known[which]
 
     def build(stage: str, partial: Path) -> None:
-        paths = list(parts_of(stage, partial))
-        join_parts(paths, stage, partial / f"{stage}.safetensors")
-        for path in paths:
-            path.unlink()
+        save_rows(parts_of(stage), stage, partial / f"{stage}.safetensors")
 
     with Run(folder, run_settings("dpd", config, scenes), "") as run:
         copying: Any = _Copying(run, build)

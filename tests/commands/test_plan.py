@@ -133,9 +133,9 @@ class TestPlan:
             assert planning._data(scenes, config) == 32_768 * (3 * 32**2 + 5 * 5120)
         few, many = plans
         assert many.memory - few.memory < 2**30  # what is loaded by now, above all the scenes of this test
-        # One view of each instead of eight. What is larger is there twice while it is joined: features, or eight views.
+        # One view of each instead of eight. For a while there are the features twice, or those of two students.
         latent = 4 * 8 * 8 * 2
-        assert many.disk - few.disk == 300_000 * (latent + 2 * 5120) - 32_768 * (8 * latent + 2 * 5120)
+        assert many.disk - few.disk == 300_000 * (latent + 2 * 5120) - 32_768 * (8 * latent + 3 * 5120)
         works = [{stage.name: stage.work for stage in found.stages}["latents"] for found in plans]
         assert works == ["262,144 views", "300,000 views"]
 

@@ -8,7 +8,7 @@ the partial folder, so a run killed at any moment resumes where it stopped.
 from geodistill.run.cost import peak_memory_mib, records, versions
 from geodistill.run.files import explain_os_errors, save_tensors, write_atomic
 from geodistill.run.folder import Run, stage_of
-from geodistill.run.parts import forget_parts, join_parts, kept_parts, make_parts
+from geodistill.run.parts import forget_parts, join_parts, kept_parts, make_parts, save_rows
 from geodistill.run.rows import Rows, Stored, column, in_parts, mean_of, subset
 from geodistill.run.secret import read_secret
 
@@ -27,6 +27,7 @@ __all__ = [
     "peak_memory_mib",
     "read_secret",
     "records",
+    "save_rows",
     "save_tensors",
     "stage_of",
     "subset",

@@ -49,8 +49,9 @@ def spare(scenes: Scenes, fraction: float, salt: str, *, leave: int) -> tuple[to
         wanted = max(1, int((positions[own] < fraction).sum()))
         order = own[positions[own].argsort(stable=True)]
         held[order[: max(0, min(wanted, len(own) - leave))]] = True
-    kept = {scenes.keys[index] for index in (~held).nonzero()[:, 0]}
-    held &= torch.tensor([key not in kept for key in scenes.keys], dtype=torch.bool)
+    same = torch.from_numpy(scenes.keys.first_equal())  # the first of the copies of each image
+    has_kept = torch.zeros(len(scenes), dtype=torch.bool).index_fill(0, same[~held], True)
+    held &= ~has_kept[same]
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 

@@ -15,7 +15,18 @@ from geodistill.prior.catalogue import SCRATCH
 from geodistill.prior.training import batches
 from geodistill.processes import processes
 from geodistill.provenance import Made, Stage
-from geodistill.run import Rows, Run, Stored, forget_parts, join_parts, make_parts, save_tensors, stage_of
+from geodistill.run import (
+    Rows,
+    Run,
+    Stored,
+    forget_parts,
+    in_parts,
+    join_parts,
+    make_parts,
+    save_rows,
+    stage_of,
+    subset,
+)
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.views import dihedral
 from geodistill.stages.context import Context, unless_default
@@ -99,8 +110,8 @@ def reuse_encoded(folder: Path, scenes: Scenes, part: Tensor, config: Config, ru
     def reuse(stage: Stage, of_all: list[Any], of_part: list[Any]) -> None:
         whole = stage_of(folder, stage, given=of_all)
         if whole is not None:
-            some = {stage.name: _read(whole, stage)[part]}
-            run.make(stage, lambda out: save_tensors(some, out / _file(stage)), lambda out: out, given=of_part)
+            rows = in_parts(subset(_read(whole, stage), part))
+            run.make(stage, lambda out: save_rows(rows, stage.name, out / _file(stage)), lambda out: out, given=of_part)
 
     reuse(FEATURES, *([some.fingerprint(), config.size] for some in (scenes, own)))
     # Some methods have no latents. Their base may not exist, or may not draw this size.
