@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from geodistill import prototypes
 from geodistill.errors import ConfigError, SceneError
 from geodistill.prototypes import Prototypes, find_centroids, find_prototypes, latent_features
+from geodistill.run import Rows, save_tensors
 
 
 def blobs(sizes: list[int], seed: int = 0) -> Tensor:
@@ -140,6 +142,52 @@ class TestFindPrototypes:
         assert all(int(i) in cluster.tolist() for i, cluster in zip(found.indices, found.members, strict=True))
         ties = [(-size, int(index)) for size, index in zip(sizes, found.indices, strict=True)]
         assert ties == sorted(ties)
+
+
+class TestLargeClasses:
+    def test_clear_clusters_are_found_in_parts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        features = blobs([30, 80, 50])[torch.randperm(160, generator=torch.Generator().manual_seed(1))]
+        whole = one_class(features, 3)
+        save_tensors({"features": features}, tmp_path / "features.safetensors")
+        monkeypatch.setattr(prototypes, "MOST_AT_ONCE", 40)
+        labels = torch.zeros(160, dtype=torch.int64)
+        kept = Rows(tmp_path / "features.safetensors", "features")
+        found = find_prototypes(kept, labels, classes=("Beach",), per_class=3, seed=0)
+        assert [sorted(cluster.tolist()) for cluster in found.members] == [
+            sorted(cluster.tolist()) for cluster in whole.members
+        ]
+        for cluster in found.members:
+            apart = (features[cluster] - features[cluster].mean(dim=0)).norm(dim=1)
+            assert (apart.diff() > -0.1).all()  # nearest first, about centres that moved by little
+
+    def test_centroids_are_means_of_their_members(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        latents = blobs([20, 45]).view(65, 1, 1, 2).half()
+        save_tensors({"latents": latents[:, None]}, tmp_path / "latents.safetensors")
+        monkeypatch.setattr(prototypes, "MOST_AT_ONCE", 16)
+        kept = Rows(tmp_path / "latents.safetensors", "latents").column(0)
+        labels = torch.zeros(65, dtype=torch.int64)
+        found = find_centroids(kept, labels, classes=("Beach",), per_class=2, seed=0)
+        wanted = torch.stack([latents[20:].float().mean(dim=0), latents[:20].float().mean(dim=0)])
+        assert torch.allclose(found, wanted, atol=1e-3)
+
+    @settings(max_examples=15)
+    @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3))
+    def test_every_scene_is_in_one_cluster(self, seed: int, per_class: int, distinct: int):
+        # Coinciding points leave clusters empty.
+        features = torch.randn(distinct, 2, generator=torch.Generator().manual_seed(seed))[torch.arange(31) % distinct]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prototypes, "MOST_AT_ONCE", 8)
+            found = one_class(features, per_class)
+        assert sorted(torch.cat(found.members).tolist()) == list(range(31))
+        assert min(map(len, found.members)) >= 1
+        assert len(found.indices.unique()) == per_class
+
+    def test_infinite_features_are_found_in_a_file(self, tmp_path: Path):
+        features = torch.rand(9, 2)
+        features[5, 1] = torch.nan
+        save_tensors({"features": features}, tmp_path / "features.safetensors")
+        with pytest.raises(SceneError, match=r"^features of 1 of 9 scenes are not finite, the first is scene 5: "):
+            one_class(Rows(tmp_path / "features.safetensors", "features"), 2)  # type: ignore[arg-type]
 
 
 class TestBadInput:

@@ -61,7 +61,11 @@ class CompactSettings(_Settings):
 class LatentsSettings(_Settings):
     """Encoding the training scenes."""
 
-    views: Literal[1, 2, 4, 8] = Field(8, description="flips and right-angle rotations stored for every scene")
+    views: Literal[1, 2, 4, 8] = Field(
+        8,
+        description="flips and right-angle rotations stored for every scene; at most 4, 2 and 1 of more than 32,768, "
+        "65,536 and 131,072 scenes",
+    )
 
 
 class TeacherSettings(_Settings):

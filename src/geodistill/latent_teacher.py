@@ -14,7 +14,7 @@ from geodistill.config import TeacherSettings
 from geodistill.devices import Precision, accelerator, dtype_for, kept_memory, mixed
 from geodistill.errors import TrainingError
 from geodistill.progress import progress
-from geodistill.run import write_atomic
+from geodistill.run import Stored, in_parts, write_atomic
 from geodistill.seeding import derive_seed, generator
 
 log = logging.getLogger("geodistill")
@@ -80,7 +80,7 @@ class LatentTeacher(nn.Module):
 
 
 def train_latent_teacher(
-    latents: Tensor,
+    latents: Stored,
     labels: Tensor,
     held: Tensor,
     settings: TeacherSettings,
@@ -138,10 +138,10 @@ def load_latent_teacher(folder: Path) -> LatentTeacher:
 
 
 @torch.inference_mode()
-def predict(teacher: LatentTeacher, latents: Tensor, batch: int = 500) -> tuple[Tensor, Tensor]:
+def predict(teacher: LatentTeacher, latents: Stored, batch: int = 500) -> tuple[Tensor, Tensor]:
     """Return logits [n, classes] and L2-normalised features [n, D] of latents [n, C, h, w]."""
     device = teacher.head.weight.device
-    features = torch.cat([teacher.features(part.to(device).float()) for part in latents.split(batch)])
+    features = torch.cat([teacher.features(part.to(device).float()) for part in in_parts(latents, batch)])
     return teacher.head(features).cpu(), F.normalize(features, dim=1).cpu()
 
 
@@ -158,7 +158,7 @@ def _all_but(count: int, held: Tensor) -> Tensor:
 
 def _fit(
     teacher: LatentTeacher,
-    latents: Tensor,
+    latents: Stored,
     labels: Tensor,
     kept: Tensor,
     settings: TeacherSettings,

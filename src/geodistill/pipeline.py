@@ -9,7 +9,7 @@ OWN = "dpd"
 
 BASE = Stage("base", 3, title="Training of the base", lent=True)
 LATENTS = Stage("latents", 2, shared=True, lent=True)
-FEATURES = Stage("features", 1, lent=True)
+FEATURES = Stage("features", 1, shared=True, lent=True)
 TEACHER = Stage("teacher", 1, lent=True)
 SOFT_LABEL_TEACHER = Stage("labeller", 1, lent=True)
 PROTOTYPES = Stage("prototypes", 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,8 +17,10 @@ from geodistill.config import Config, make_config
 from geodistill.errors import PriorError, SceneError
 from geodistill.prior.base import load_prior
 from geodistill.prior.catalogue import BaseFacts, facts_text
+from geodistill.prior.finetune import trains_all
 from geodistill.privacy.overlap import footprint
 from geodistill.scenes import Scenes
+from geodistill.scenes.packed import Digests
 from geodistill.stages.held_out import set_apart
 
 
@@ -94,15 +97,19 @@ class TestPlan:
         assert not (tmp_path / "not").exists()
         assert found.free_disk == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
         latent = 4 * 8 * 8
-        assert found.disk == len(pair) * on_pipeline.latents.views * latent * 2 + 2 * 2 * 2 * latent * 4
         prior = load_prior(on_pipeline.base)
+        unet = 4 * sum(p.numel() for p in prior.unet.parameters())
+        latents, features = len(pair) * on_pipeline.latents.views * latent * 2, len(pair) * 1280 * 4
+        # Beside these, the U-Net in half precision, and for a while its checkpoint: weights, average and two moments.
+        assert trains_all(prior.unet, on_pipeline.finetune)
+        assert found.disk == latents + features + 2 * 2 * 2 * latent * 4 + unet // 2 + 4 * unet
         parts = (prior.vae, prior.unet, prior.unet, prior.text_encoder)  # a second U-Net while the adapter is trained
         weights = 4 * sum(p.numel() for part in parts for p in part.parameters())
         assert found.memory > weights
 
         def kept(**changes: Any) -> int:
             plan = make_plan(pair, _with(on_pipeline, **changes), tmp_path)
-            return plan.memory - weights - plan.disk - len(pair) * 3 * 32**2
+            return plan.memory - weights - planning._data(pair, _with(on_pipeline, **changes))
 
         unrefined, few = {"steps": 0}, on_pipeline.finetune.batch
         assert kept(refinement=unrefined, finetune={"batch": 2 * few}) == pytest.approx(
@@ -115,6 +122,22 @@ class TestPlan:
         assert found.seconds == sum(stage.seconds for stage in found.stages)
         monkeypatch.setattr(planning, "peak_memory_mib", lambda: 100)  # what is loaded by now
         assert make_plan(pair, on_pipeline, tmp_path).memory == found.memory + 100 * 2**20
+
+    def test_an_archive_of_any_size_takes_the_same_memory(self, on_pipeline: Config, tmp_path: Path):
+        config = _with(on_pipeline, latents={"views": 8}, refinement={"steps": 3, "students": (2, 3)})
+        array, plans = np.zeros((32, 32, 3), np.uint8), []
+        for count in (32_768, 300_000):
+            keys = Digests(np.arange(count * 4, dtype=np.int64).view(np.uint8).reshape(count, 32))
+            scenes = Scenes([array] * count, torch.arange(count) % 2, ("a", "b"), keys, [""] * count)
+            plans.append(make_plan(scenes, config, tmp_path))
+            assert planning._data(scenes, config) == 32_768 * (3 * 32**2 + 5 * 5120)
+        few, many = plans
+        assert many.memory - few.memory < 2**30  # what is loaded by now, above all the scenes of this test
+        # One view of each instead of eight. For a while there are the features twice, or those of two students.
+        latent = 4 * 8 * 8 * 2
+        assert many.disk - few.disk == 300_000 * (latent + 2 * 5120) - 32_768 * (8 * latent + 3 * 5120)
+        works = [{stage.name: stage.work for stage in found.stages}["latents"] for found in plans]
+        assert works == ["262,144 views", "300,000 views"]
 
     def test_terms_of_the_base_and_what_it_was_trained_on(
         self,

@@ -148,3 +148,14 @@ def test_too_few_images_to_show_a_leak_are_no_all_clear() -> None:
         "Whether the set reveals which images were training images cannot be measured: 2 images give away 2.0% of 100 "
         "training images at most, and with 110 held-out images a leak is believed above 18%."
     ) in found.verdict
+
+
+def test_attacks_on_some_training_images_and_copies_among_all(
+    data: SceneData, mixed_set: DistilledSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geodistill.privacy.audit._ATTACKED", 20)
+    found = audit(mixed_set, data)
+    assert found.train_count == len(data.train) == 40
+    own = int((data.train.labels == 2).nonzero()[0])
+    assert (found.copies, found.images[0].nearest_index) == (1, own)
+    assert found.attacks[0].held_out == 10  # no more than there are

@@ -12,8 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from geodistill.errors import ConfigError
+from geodistill.privacy import copies
 from geodistill.privacy.copies import COPY, are_copies, find_copies
-from geodistill.scenes import draw_scene, open_scenes
+from geodistill.scenes import Scenes, draw_scene, open_scenes
+from geodistill.scenes.pixels import Pixels
 from geodistill.scenes.views import dihedral
 
 AID = Path(__file__).parents[3] / "shared" / "data" / "aid"
@@ -140,3 +142,18 @@ def test_too_few(train: Tensor, count: int, real: int) -> None:
     assert str(caught.value) == (
         "too few images to compare: an audit needs distilled images and two training images or more"
     )
+
+
+def test_training_images_in_blocks_and_in_files_are_found_alike(train: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.cat([dihedral(train[[3, 40]], 5), drawn(range(100, 101))])
+    whole = find_copies(images, train)
+    arrays = [image.permute(1, 2, 0).numpy() for image in train]
+    files = Pixels(Scenes.from_arrays(arrays, [0] * len(train), ("a", "b")), 64)
+    monkeypatch.setattr(copies, "_PREPARED", 16)
+    monkeypatch.setattr(copies, "_ASKED", 4)
+    for kept in (train, files):
+        found = find_copies(images, kept)
+        assert torch.equal(found.nearest, whole.nearest)
+        assert torch.allclose(found.distance, whole.distance, atol=1e-5)
+        assert torch.allclose(found.ratio, whole.ratio, atol=1e-3)
+    assert whole.nearest[:2].tolist() == [3, 40]

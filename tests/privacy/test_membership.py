@@ -92,7 +92,7 @@ def test_fresh_images_do_not_leak() -> None:
     fresh = builtin_scenes(train_per_class=3, test_per_class=1, size=32, seed=99).train
     members, others = (seen(part.pixels(size=32), part.labels) for part in (data.train, data.test))
     distilled = DistilledSet(fresh.pixels(size=32), fresh.labels, fresh.classes)
-    found = scores(distilled, fresh.classes, members.followed_by(others))
+    found = scores(distilled, fresh.classes, members, others)
     assert not any(attack(name, values[:100], values[100:]).leaks for name, values in found.items())
 
 

@@ -12,6 +12,7 @@ from geodistill.run import (
     forget_parts,
     join_parts,
     kept_parts,
+    save_rows,
     save_tensors,
 )
 
@@ -65,3 +66,10 @@ def test_joining_holds_one_part_at_a_time(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < 3 * (4 << 20)
     assert (tmp_path / "joined.safetensors").stat().st_size > 30 * (4 << 20)
+
+
+def test_rows_are_saved_part_by_part(tmp_path: Path) -> None:
+    whole = torch.rand(7, 3)
+    save_rows(iter(whole.split(3)), "all", tmp_path / "rows.safetensors")
+    assert torch.equal(load_file(tmp_path / "rows.safetensors")["all"], whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.safetensors"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from geodistill.errors import SceneError
 from geodistill.scenes import Scenes, hold_out
-from geodistill.scenes.splits import spare
+from geodistill.scenes.splits import fair_share, spare
 
 keys = st.lists(st.integers(0, 10**6).map(lambda n: hashlib.sha256(str(n).encode()).hexdigest()), max_size=60)
 
@@ -91,3 +91,29 @@ def test_spared_scenes_are_those_that_are_held_out_where_no_limit_is_met():
     assert spare(scenes, 0.3, "test", leave=20)[1].tolist() == []
     with pytest.raises(SceneError, match=r"^cannot hold out a fraction of 1: choose one between 0 and 1$"):
         spare(scenes, 1, "test", leave=2)
+
+
+class TestFairShare:
+    @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 3))
+    def test_every_class_gives_the_same_number_or_all(self, labels: list[int], most: int, seed: int):
+        known = torch.tensor(labels)
+        found = fair_share(known, most, seed)
+        there, given = torch.bincount(known, minlength=5), torch.bincount(known[found], minlength=5)
+        assert found.tolist() == sorted(set(found.tolist()))
+        each = int(given.max())
+        assert torch.equal(given, there.clamp(max=each))
+        assert len(found) <= max(most, int((there > 0).sum()))
+        if len(labels) > most:  # one more of each class would be too many
+            assert int(there.clamp(max=each + 1).sum()) > most
+        else:
+            assert found.tolist() == list(range(len(labels)))
+
+    def test_a_rare_class_keeps_all_its_scenes(self):
+        labels = torch.tensor([0] * 1000 + [1] * 3 + [2] * 1000)
+        found = fair_share(labels, 103, seed=0)
+        assert torch.bincount(labels[found]).tolist() == [50, 3, 50]
+
+    def test_the_seed_draws(self):
+        labels = torch.zeros(1000, dtype=torch.int64)
+        one, again, other = (fair_share(labels, 10, seed).tolist() for seed in (0, 0, 1))
+        assert one == again != other

@@ -32,11 +32,13 @@ from geodistill.devices import accelerator, dtype_for
 from geodistill.errors import PriorError
 from geodistill.evaluation.protocols import BATCH, recipe_steps
 from geodistill.latent_teacher import LatentTeacher
+from geodistill.networks import FEATURES as WIDTH
 from geodistill.networks import PRETRAINED, build_network, embed
 from geodistill.pipeline import (
     ADAPTER,
     CANDIDATES,
     CHOSEN,
+    FEATURES,
     FOLLOWING,
     LATENTS,
     REFINED,
@@ -57,12 +59,15 @@ from geodistill.prior.base import (
 from geodistill.prior.catalogue import SCRATCH, tell_terms
 from geodistill.prior.finetune import trains_all
 from geodistill.privacy.overlap import told_overlap
+from geodistill.prototypes import MOST_AT_ONCE
 from geodistill.refinement import RandomNetwork
 from geodistill.run import peak_memory_mib
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.checks import check_counts
 from geodistill.stages.following import draws_per_prototype
 from geodistill.stages.held_out import Apart, set_apart
+from geodistill.stages.latents import views_of
+from geodistill.stages.learned import MOST
 from geodistill.stages.line import line
 from geodistill.stages.refinement import steps_of_rounds
 from geodistill.stages.screen import weaker
@@ -190,12 +195,11 @@ def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     apart, count, overlap = set_apart(scenes, config), len(scenes), told_overlap(scenes.keys, Path(source))
     scenes = apart.train
     stages = tuple(_stages(parts, apart, config, block_rate(device, dtype)))
-    files = _disk(parts, scenes, config)
     memory = _memory(parts, config, dtype, len(scenes.classes) * config.ipc)
     if device == "cpu":
-        # The models share the memory with what is loaded by now, mostly libraries, and with the data.
-        memory += peak_memory_mib() * 2**20 + files + len(scenes) * 3 * config.size**2
-    disk = files + sum(one.size for one in downloads)
+        # The models share the memory with what is loaded by now: libraries, and the table of the scenes.
+        memory += peak_memory_mib() * 2**20 + _data(scenes, config)
+    disk = _disk(parts, scenes, config) + sum(one.size for one in downloads)
     return Plan(
         downloads=tuple(downloads),
         stages=stages,
@@ -295,10 +299,10 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     passes_of_training = WHOLE_STEP if trains_all(parts.unet, config.finetune) else LORA_STEP
     embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
     students, rounds = refinement.students, len(steps_of_rounds(refinement.steps, refinement.rounds))
-    shown = len(scenes) * views_of_scenes(len(scenes))
+    shown, views = _shown(scenes), len(scenes) * views_of(len(scenes), config)
     taught = max(students, default=0) * BATCH + len(students) * shown // 3
     works = {
-        LATENTS.name: (len(scenes) * config.latents.views, "views", _operations(lambda: parts.vae.encode(image))),
+        LATENTS.name: (views, "views", _operations(lambda: parts.vae.encode(image))),
         TEACHER.name: (taught_latents, "latents", 3 * _operations(lambda: teacher(latent))),
         ADAPTER.name: (config.finetune.steps * config.finetune.batch, "latents", passes_of_training * step),
         FOLLOWING.name: (tested, "images", passes(sampling) * step + 2 * decoding),
@@ -418,10 +422,38 @@ def _bytes(module: Any) -> int:
 
 
 def _disk(parts: _Parts, scenes: Scenes, config: Config) -> int:
-    """Return the bytes that the run's latents and candidates take."""
-    latent = math.prod(latent_shape(parts.vae.config, config.size))
+    """Return the bytes that the run takes at most: what is kept, and the largest of what is there for a while."""
+    asked = {stage.name for stage in line(config)}
+    latent, weights = math.prod(latent_shape(parts.vae.config, config.size)), _bytes(parts.unet)
     drawn = len(scenes.classes) * config.ipc * config.sampling.candidates
-    return len(scenes) * config.latents.views * latent * 2 + drawn * latent * 4
+    latents = len(scenes) * views_of(len(scenes), config) * latent * 2 if LATENTS.name in asked else 0
+    features = len(scenes) * WIDTH * 4 if FEATURES.name in asked else 0
+    trains = trains_all(parts.unet, config.finetune) if config.finetune.steps else False
+    kept = latents + features + drawn * latent * 4 + trains * weights // 2
+    # Parts of a stage are there until they are joined; a training keeps a checkpoint, a round of refinement features.
+    of_students = _shown(scenes) * WIDTH * 4 * len(config.refinement.students) if config.refinement.steps else 0
+    return kept + max(latents, features, trains * 4 * weights, of_students)
+
+
+def _shown(scenes: Scenes) -> int:
+    """Return the number of images that each student of refinement sees: the scenes learned from, in all views."""
+    count = min(len(scenes), MOST)
+    return count * views_of_scenes(count)
+
+
+def _data(scenes: Scenes, config: Config) -> int:
+    """Return the bytes of the scenes and of their features that the stage with most of them has in memory.
+
+    That is refinement, with the images that students see and their features in each network; without it, the choice of
+    candidates or the clustering of the largest class.
+    """
+    clustered = min(int(torch.bincount(scenes.labels).max()), MOST_AT_ONCE) * WIDTH * 8
+    chosen = min(len(scenes), MOST) * (WIDTH + 2 * config.teacher.width) * 4
+    if not config.refinement.steps:
+        return 3 * max(clustered, chosen)
+    # Two copies while the error is computed, beside those of the backbone and of the students.
+    networks = 1 + len(config.refinement.students) + 2
+    return max(_shown(scenes) * (3 * config.size**2 + networks * WIDTH * 4), 3 * clustered)
 
 
 def _free(folder: Path) -> int:

@@ -28,6 +28,7 @@ from geodistill.networks import build_network, compiled, imagenet_statistics, no
 from geodistill.prior.training import batches
 from geodistill.provenance import Made
 from geodistill.run import kept_parts
+from geodistill.scenes.pixels import Images, Pixels
 from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed, generator
 from geodistill.stages.context import Context
@@ -44,7 +45,7 @@ def make(context: Context) -> Made[DistilledSet]:
     scenes, config = context.scenes, context.config
 
     def of_class(which: slice) -> Tensor:
-        real = scenes.pixels((scenes.labels == which.start).nonzero()[:, 0], size=config.size)
+        real = Pixels(scenes, config.size, (scenes.labels == which.start).nonzero()[:, 0])
         fast = STEPS * len(scenes.classes) >= _WORTH_COMPILING
         return condense(real, config.ipc, seed=derive_seed(config.seed, "dm", which.start), steps=STEPS, fast=fast)
 
@@ -56,17 +57,25 @@ def make(context: Context) -> Made[DistilledSet]:
     return write_set(context, images, given=given)
 
 
-def condense(real: Tensor, count: int, *, seed: int, steps: int, fast: bool = False) -> Tensor:
-    """Return uint8 [count, channels, s, s]: images optimised to represent `real`, those of one class.
+def condense(real: Images, count: int, *, seed: int, steps: int, fast: bool = False) -> Tensor:
+    """Return uint8 [count, C, s, s]: images optimised to represent `real`, uint8 [n, C, s, s], of one class.
 
-    `fast` compiles the network, once for all sets of this size.
+    `real` may be in files. `fast` compiles the network, once for all sets of this size.
     """
     first = torch.randperm(len(real), generator=generator(seed, "first images"))[:count]
-    made = normalise(real[first]).requires_grad_()
+    # A class may be large, but the steps use few of its images: these are read once.
+    drawn = [torch.randperm(len(real), generator=generator(seed, "step", step))[:REAL_BATCH] for step in range(steps)]
+    rows = torch.cat([first, *drawn]).unique()
+    used = real[rows]
+
+    def images(which: Tensor) -> Tensor:
+        return normalise(used[torch.searchsorted(rows, which)])
+
+    made = images(first).requires_grad_()
     optimiser = torch.optim.SGD([made], lr=LEARNING_RATE, momentum=MOMENTUM)
     for step in range(steps):
         random = generator(seed, "step", step)
-        batch = normalise(real[torch.randperm(len(real), generator=random)[:REAL_BATCH]])
+        batch = images(torch.randperm(len(real), generator=random)[:REAL_BATCH])
         together = siamese(torch.cat([batch, made]), random)
         embed = random_embedding(derive_seed(seed, "network", step), real.shape[1])
         if fast:

@@ -24,6 +24,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.evaluation.protocols import check_side
 from geodistill.provenance import Made, derived
+from geodistill.run import Stored
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.adapter import finetune
 from geodistill.stages.base import load_base
@@ -80,7 +81,8 @@ def _make_private(whole: Context) -> Made[DistilledSet]:
     scenes, config = whole.scenes, whole.config
     context = PrivateContext(scenes, config, whole.run, whole.method, budget=budget_of(len(scenes), config))
     prior = load_base(context)
-    latents = encode(context, prior) if encodes(config) else Made.source(torch.empty(0), "no latents")
+    none: Made[Stored] = Made.source(torch.empty(0), "no latents")
+    latents = encode(context, prior) if encodes(config) else none
     profiles = make_profiles(context)
     texts = noisy_descriptions(scenes, profiles, prior)
     starts = make_starts(context, latents, profiles) if follows(config) else None

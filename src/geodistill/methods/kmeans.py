@@ -11,6 +11,7 @@ from geodistill.config import Config
 from geodistill.distilled import DistilledSet
 from geodistill.prototypes import find_prototypes
 from geodistill.provenance import Made
+from geodistill.run import Stored
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.context import Context
 from geodistill.stages.distilled import keep_scenes
@@ -23,7 +24,7 @@ def make(context: Context) -> Made[DistilledSet]:
     return keep_scenes(context, lambda: select(features.value, context.scenes, context.config))
 
 
-def select(features: Tensor, scenes: Scenes, config: Config) -> Tensor:
+def select(features: Stored, scenes: Scenes, config: Config) -> Tensor:
     """Return int64 [classes * IPC]: the scene nearest to each centre of `features` [N, D], class by class."""
     found = find_prototypes(features, scenes.labels, classes=scenes.classes, per_class=config.ipc, seed=config.seed)
     return torch.stack([members[0] for members in found.members])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from geodistill.distilled import DistilledSet
 from geodistill.methods.template import plain, under_class_prompts
 from geodistill.provenance import Made
+from geodistill.run import Stored
 from geodistill.stages.context import Context
 
 PULL, PUSH, MEMORY = 0.002, 0.008, 64
@@ -27,7 +28,7 @@ PULL, PUSH, MEMORY = 0.002, 0.008, 64
 def make(context: Context) -> Made[DistilledSet]:
     """Return `config.ipc` images of each class, drawn under its class prompt."""
 
-    def loss(latents: Tensor) -> nn.Module:
+    def loss(latents: Stored) -> nn.Module:
         return MinimaxLoss(len(context.scenes.classes), latents[0, 0].numel())
 
     return under_class_prompts(context.having(plain(context.config)), loss)

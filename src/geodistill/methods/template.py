@@ -7,11 +7,12 @@ refinement. Fine-tuning and sampling otherwise follow the settings.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from geodistill.config import Config, DescriptionsSettings, SelectionSettings
 from geodistill.distilled import DistilledSet
 from geodistill.provenance import Made, derived
+from geodistill.run import Stored
 from geodistill.stages.adapter import finetune
 from geodistill.stages.base import load_base
 from geodistill.stages.candidates import Slots, draw, slot_labels
@@ -26,7 +27,7 @@ def make(context: Context) -> Made[DistilledSet]:
     return under_class_prompts(context.having(plain(context.config)))
 
 
-def under_class_prompts(context: Context, loss: Callable[[Tensor], nn.Module] | None = None) -> Made[DistilledSet]:
+def under_class_prompts(context: Context, loss: Callable[[Stored], nn.Module] | None = None) -> Made[DistilledSet]:
     """Return the set that the adapted prior draws under class prompts.
 
     `loss` takes the latents and returns an additional loss for the adaptation.

@@ -16,7 +16,7 @@ from geodistill.prior.base import Prior
 from geodistill.prior.guidance import ModeGuidance, classifier_free, pull, start_from, towards_mode
 from geodistill.prior.noising import noise_process
 from geodistill.prior.training import batches, no_class
-from geodistill.run import kept_parts
+from geodistill.run import Stored, kept_parts
 from geodistill.seeding import generator
 
 log = logging.getLogger("geodistill")
@@ -37,7 +37,7 @@ class Requests:
 
     prompts: Tensor
     embeddings: Tensor
-    prototypes: Tensor
+    prototypes: Stored
     slots: Tensor
     seeds: Tensor
     noisy: Tensor | None = None

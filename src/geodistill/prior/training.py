@@ -21,7 +21,7 @@ from geodistill.prior.losses import consistency_loss, diffusion_loss
 from geodistill.prior.noising import NoiseProcess, noise_process
 from geodistill.processes import Processes, processes
 from geodistill.progress import progress
-from geodistill.run import save_tensors, write_atomic
+from geodistill.run import Stored, save_tensors, write_atomic
 from geodistill.seeding import derive_seed, generator, seed_of_member
 
 log = logging.getLogger("geodistill")
@@ -47,13 +47,13 @@ class Drawn(NamedTuple):
 class TrainingData:
     """Training data of a denoiser, all computed before the first step.
 
-    latents: [N, V, C, h, w], any floating type, V views of each scene.
+    latents: [N, V, C, h, w], any floating type, V views of each scene; in memory or in a file.
     labels: int64 [N].
     prompts: int64 [N, K], rows of `embeddings` that may describe each scene; each step draws one of them.
     embeddings: [U, tokens, width], text embeddings of all distinct prompts; row 0 is the empty prompt.
     """
 
-    latents: Tensor
+    latents: Stored
     labels: Tensor
     prompts: Tensor
     embeddings: Tensor

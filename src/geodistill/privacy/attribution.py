@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geodistill.privacy.neighbours import grey, ssim
+from geodistill.scenes.pixels import Images, in_blocks, some_of
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,18 @@ class Attribution:
     chance: float
 
 
-def attribute(images: Tensor, starts: Tensor, train: Tensor, labels: Tensor) -> Attribution:
+def attribute(images: Tensor, starts: Tensor, train: Images, labels: Tensor) -> Attribution:
     """Return how much of their `starts`, indices int64 [n] into `train`, survives in `images` uint8 [n, 3, s, s].
 
-    `train` uint8 [m, 3, s, s] and `labels` int64 [m] are all training scenes. An image has the class of its start.
+    `train` uint8 [m, 3, s, s], perhaps in files, and `labels` int64 [m] are all training scenes. An image has the class
+    of its start.
     """
     own, others, recognised, chance = [], [], [], []
     for label in labels[starts].unique():
         members = (labels == label).nonzero()[:, 0]
         mine = (labels[starts] == label).nonzero()[:, 0]
-        alike = ssim(grey(images[mine]), grey(train[members]))
+        known, real = grey(images[mine]), some_of(train, members)
+        alike = torch.cat([ssim(known, grey(block)) for block in in_blocks(real)], dim=1)
         place = torch.searchsorted(members, starts[mine])[:, None]
         with_start = alike.gather(1, place)[:, 0]
         own.append(with_start)

@@ -1,7 +1,7 @@
 """The audit: what a distilled set reveals about the training images, compared with what held-out images reveal."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from geodistill.prior.base import Prior
 from geodistill.privacy.aligned import AlignedNearness, aligned_nearness
 from geodistill.privacy.attribution import Attribution, attribute
 from geodistill.privacy.copies import COPY, CopySearch, are_copies
-from geodistill.privacy.copyprint import learn_copyprint
+from geodistill.privacy.copyprint import Copyprint, learn_copyprint
 from geodistill.privacy.latents import latent_spaces
 from geodistill.privacy.membership import (
     ISOLATED,
@@ -31,12 +31,14 @@ from geodistill.privacy.membership import (
     too_little,
 )
 from geodistill.privacy.nearness import MAX_HELD_OUT
-from geodistill.privacy.neighbours import Neighbours, by_embedding, by_structure
+from geodistill.privacy.neighbours import Neighbours, embedding_search, grey, structure_search
 from geodistill.privacy.null import ALARM, Null, null_of
 from geodistill.privacy.replay import Draws, Replay, replay
 from geodistill.progress import progress
 from geodistill.run import write_atomic
+from geodistill.scenes.pixels import Pixels, in_blocks
 from geodistill.scenes.scenes import SceneData, Scenes
+from geodistill.scenes.splits import fair_share
 from geodistill.seeding import generator
 
 # Measures of nearness: `copies` compares pixels, structure is SSIM.
@@ -45,6 +47,9 @@ PIXELS, STRUCTURE, FEATURES, COPYPRINT = MEASURES = ("pixels", "structure", "fea
 FRESH = 0.01
 # Number of training images that are audited like images of the set, to show what a full leak looks like.
 _LEAKED = 100
+# Largest number of training images, and of held-out images, that the attacks are made on; 33 kB of memory for each.
+# The search for copies and neighbours covers all training images, however many.
+_ATTACKED = 2**15
 # Findings that a user can make the audit fail on.
 FAILURES = ("copy", "membership")
 REPLAYABLE = (
@@ -305,19 +310,18 @@ def audit(
     strange = sorted(set(distilled.classes) - set(data.train.classes))
     if strange:
         raise ConfigError(f"the set has a class {strange[0]!r} that the data have not: audit it against its own data")
-    train = data.train.pixels(size=distilled.size)
+    train = Pixels(data.train, distilled.size)
     leaked = train[torch.randperm(len(train), generator=generator(0, "audited training images"))[:_LEAKED]]
     known = known or Known()
     spaces = SPACES + (latent_spaces(known.prior) if known.prior and data.test else ())
-    test = data.test.pixels(size=distilled.size) if data.test else train[:0]
-    held = _some(test)
-    inside = seen(train, data.train.labels, spaces)
-    others = seen(test, data.test.labels, spaces) if data.test else None
+    attacked = fair_share(data.train.labels, _ATTACKED, 0)
+    inside = seen(train.subset(attacked), data.train.labels[attacked], spaces)
+    test = _held_out(data, distilled.size)
+    held = _some(test) if test else leaked[:0]
+    others = seen(test, test.labels, spaces) if test else None
     search = CopySearch(train)
-    attacks, worst = _attacks(distilled, known.shadows, inside, others, data) if others else ((), None)
-    found = _compare(
-        {"distilled": distilled.images, "held-out": held, "leaked": leaked}, train, inside.features, search
-    )
+    attacks, worst = _attacks(distilled, known.shadows, inside, others, data, attacked) if others else ((), None)
+    found = _compare({"distilled": distilled.images, "held-out": held, "leaked": leaked}, train, inside, search)
     copied = {name: are_copies(some[PIXELS]).float().mean() if some else None for name, some in found.items()}
     own = found["distilled"]
     order = own[PIXELS].ratio.argsort(stable=True)
@@ -336,9 +340,9 @@ def audit(
         else None,
         attacks=attacks,
         isolated=worst,
-        null=null_of(distilled, data.train.classes, inside, others, test) if others else None,
+        null=null_of(distilled, data.train.classes, inside, others, test) if others and test else None,
         attribution=_attribution(distilled, known, train, data.train.labels),
-        replay=_replay(distilled, known, train, test, data),
+        replay=_replay(distilled, known, data),
         overlap=known.overlap,
         replayable=known.replayable,
         beside=known.beside,
@@ -350,64 +354,88 @@ def audit(
     return result
 
 
-def _attribution(distilled: DistilledSet, known: Known, train: Tensor, labels: Tensor) -> Attribution | None:
+def _held_out(data: SceneData, size: int) -> Pixels | None:
+    """Return the held-out images, a fair share of very many; None if there are none."""
+    return Pixels(data.test, size, fair_share(data.test.labels, _ATTACKED, 0)) if data.test else None
+
+
+def _attribution(distilled: DistilledSet, known: Known, train: Pixels, labels: Tensor) -> Attribution | None:
     return None if known.starts is None else attribute(distilled.images, known.starts, train, labels)
 
 
-def _replay(distilled: DistilledSet, known: Known, train: Tensor, test: Tensor, data: SceneData) -> Replay | None:
+def _replay(distilled: DistilledSet, known: Known, data: SceneData) -> Replay | None:
     if known.draws is None:
         return None
     with progress("replay", 1) as advance:
-        labels = torch.cat([data.train.labels, data.test.labels]) if data.test else data.train.labels
-        found = replay(known.draws, distilled.images, torch.cat([train, test]), labels)
+        real = data.train.followed_by(data.test) if data.test else data.train
+        found = replay(known.draws, distilled.images, Pixels(real, distilled.size), real.labels)
         advance(1)
     return found
 
 
-def _some(images: Tensor) -> Tensor:
+def _some(images: Pixels) -> Tensor:
     """Return at most MAX_HELD_OUT of `images` [n, 3, s, s], the limit that `nearness` uses too."""
     chosen = torch.randperm(len(images), generator=generator(0, "audited held-out images"))[:MAX_HELD_OUT]
     return images[chosen.sort().values]
 
 
 def _compare(
-    groups: dict[str, Tensor], train: Tensor, features: Tensor, search: CopySearch
+    groups: dict[str, Tensor], train: Pixels, inside: Seen, search: CopySearch
 ) -> dict[str, dict[str, Neighbours]]:
-    """Return the neighbours of each group of images under each of MEASURES; an empty group has none."""
+    """Return the neighbours of each group of images under each of MEASURES; an empty group has none.
+
+    inside: all training images as the attacks see them, or some of them, which are then not used.
+    """
     with progress("copyprint", 1) as advance:
         copyprint = learn_copyprint(train)
-        prints = copyprint(train)
         advance(1)
-    compared: dict[str, Callable[[Tensor], Neighbours]] = {
-        PIXELS: search,
-        STRUCTURE: lambda images: by_structure(images, train),
-        FEATURES: lambda images: by_embedding(images, features, backbone_features),
-        COPYPRINT: lambda images: by_embedding(images, prints, copyprint),
-    }
+    # All groups go in together, so that the representations of the training images are computed only once.
     images, sizes = torch.cat(list(groups.values())), [len(group) for group in groups.values()]
+    features = inside.features if len(inside.labels) == len(train) else None
+    compared = _searched(images, train, copyprint, features)
+    compared[PIXELS] = search(images)
     found: dict[str, dict[str, Neighbours]] = {name: {} for name in groups}
-    with progress("audit", len(MEASURES)) as advance:
-        for rank, measure in enumerate(MEASURES):
-            advance(rank, measure)
-            # All groups go in together, so that the representations of the training images are computed only once.
-            for name, part in zip(groups, compared[measure](images).split(sizes), strict=True):
-                if len(part.nearest):
-                    found[name][measure] = part
-        advance(len(MEASURES))
+    for measure in MEASURES:
+        for name, part in zip(groups, compared[measure].split(sizes), strict=True):
+            if len(part.nearest):
+                found[name][measure] = part
     return found
 
 
-def _attacks(
-    distilled: DistilledSet, shadows: Sequence[Shadow], known: Seen, others: Seen, data: SceneData
-) -> tuple[tuple[Attack, ...], Attack | None]:
-    """Return the results of the attacks on the set; `known` are the training images, `others` the held-out ones.
+def _searched(images: Tensor, train: Pixels, copyprint: Copyprint, features: Tensor | None) -> dict[str, Neighbours]:
+    """Return the neighbours of `images` under all of MEASURES but PIXELS; training images are read block by block.
 
-    The second value is the result of the best attack on the most isolated images alone.
+    features: the backbone's features of all training images, if they are known.
+    """
+    searches = {
+        STRUCTURE: structure_search(images),
+        FEATURES: embedding_search(images, backbone_features),
+        COPYPRINT: embedding_search(images, copyprint),
+    }
+    with progress("audit", len(train)) as advance:
+        done = 0
+        for block in in_blocks(train):
+            known = backbone_features(block) if features is None else features[done : done + len(block)]
+            for measure, real in ((STRUCTURE, grey(block)), (FEATURES, known), (COPYPRINT, copyprint(block))):
+                searches[measure].add(real)
+            done += len(block)
+            advance(done)
+    return {measure: one.found() for measure, one in searches.items()}
+
+
+def _attacks(
+    distilled: DistilledSet, shadows: Sequence[Shadow], known: Seen, others: Seen, data: SceneData, attacked: Tensor
+) -> tuple[tuple[Attack, ...], Attack | None]:
+    """Return the results of the attacks on the set; `known` are training images, `others` held-out ones.
+
+    attacked: int64 [n], which training images the known ones are. The second value is the result of the best attack on
+    the most isolated images alone.
     """
     classes, count = data.train.classes, len(known.labels)
-    found = scores(distilled, classes, known.followed_by(others))
+    found = scores(distilled, classes, known, others)
     if shadows:
-        parts = [(scores(one, classes, known), _mask(part, count)) for one, part in shadows]
+        masks = [_mask(part, len(data.train))[attacked] for _, part in shadows]
+        parts = [(scores(one, classes, known), mask) for (one, _), mask in zip(shadows, masks, strict=True)]
         found |= {SHADOW: shadow_scores(parts, found)}
     with progress("membership", len(found)) as advance:
         made = []

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from geodistill.errors import ConfigError
 from geodistill.privacy.neighbours import TOO_FEW, Neighbours
+from geodistill.scenes.pixels import Images, in_blocks
 
 # Image sides in pixels: in the first pass, in the second pass, and the largest side of the images they sample from.
 _COARSE, _FINE, _READ = 12, 24, 48
@@ -38,6 +39,8 @@ _ANGLES = 24
 # Initial steps of the second pass for position and side (in half image sides) and for angle. Each round halves them.
 _STEP, _TURN, _ROUNDS = 0.06, math.pi / _ANGLES, 5
 _BLOCK, _TOGETHER = 256, 32
+# Training images whose windows are in memory together, 290 MB, and images that are searched for in one pass over them.
+_PREPARED, _ASKED = 4096, 1024
 # Weights along one axis of the smallest low-pass filter.
 BINOMIAL = torch.tensor([0.25, 0.5, 0.25])
 # An image is a copy if its distance ratio is below COPY, or if its distance is below _SAME, whatever the ratio.
@@ -49,7 +52,7 @@ def are_copies(found: Neighbours) -> Tensor:
     return found.ratio < COPY
 
 
-def find_copies(images: Tensor, train: Tensor) -> Neighbours:
+def find_copies(images: Tensor, train: Images) -> Neighbours:
     """Return the nearest of `train` uint8 [m, 3, s, s] to each of `images` uint8 [n, 3, s, s], by 1 - correlation.
 
     A distance of 0 means the same image up to orientation, channel gains and offsets, and margins. Unrelated images
@@ -61,23 +64,44 @@ def find_copies(images: Tensor, train: Tensor) -> Neighbours:
 
 
 class CopySearch:
-    """`find_copies` for several queries against the same training images, uint8 [m, 3, s, s].
+    """`find_copies` for several queries against the same training images, uint8 [m, 3, s, s], perhaps in files.
 
-    It holds 70 kB for each training image of 48 px or more.
+    Each query reads all training images once. At most _PREPARED of them are in memory, with 70 kB for each; if there
+    are no more, they stay there for the next query.
     """
 
-    def __init__(self, train: Tensor) -> None:
+    def __init__(self, train: Images) -> None:
         if len(train) < 2:
             raise ConfigError(TOO_FEW)
-        self._train = _read(train)
-        self._windows = _coarse_windows(self._train)
+        self._train, self._kept = train, list[Tensor]()
 
     def __call__(self, images: Tensor) -> Neighbours:
         """Return the neighbours of `images`; see `find_copies`."""
         if not len(images):
             raise ConfigError(TOO_FEW)
-        parts = [_compared(_read(some), self._train, self._windows) for some in images.split(_TOGETHER)]
+        parts = [self._neighbours(_read(some)) for some in images.split(_ASKED)]
         return Neighbours(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def _neighbours(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        groups = images.split(_TOGETHER)
+        turned = [torch.stack([_signatures(view, _COARSE) for view in _orientations(some)]) for some in groups]
+        alike = [_Alike.none(len(some)) for some in groups]
+        for start, windows in self._blocks():
+            alike = [one.with_block(own, windows, start) for one, own in zip(alike, turned, strict=True)]
+        parts = [
+            _compared(some, own, one.which, self._train) for some, own, one in zip(groups, turned, alike, strict=True)
+        ]
+        nearest, distance, ratio = (torch.cat(values) for values in zip(*parts, strict=True))
+        return nearest, distance, ratio
+
+    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the index of the first training image of each block, and the windows of the block."""
+        if len(self._train) <= _PREPARED:
+            self._kept = self._kept or [_coarse_windows(_read(self._train[:]))]
+            yield 0, self._kept[0]
+            return
+        for rank, block in enumerate(in_blocks(self._train, _PREPARED)):
+            yield rank * _PREPARED, _coarse_windows(_read(block))
 
 
 @dataclass(frozen=True)
@@ -99,10 +123,15 @@ class _Places:
         return torch.stack(rows, 1)
 
 
-def _compared(images: Tensor, train: Tensor, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    turned = torch.stack([_signatures(view, _COARSE) for view in _orientations(images)])  # [2 * angles, n, d]
-    few = _most_alike(turned, windows)
-    found = _closely(images, train[few.flatten()], _places(turned, windows, few)).view(few.shape)
+def _compared(images: Tensor, turned: Tensor, few: Tensor, train: Images) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the nearest, its distance and the ratio for images [n, 3, s, s] in orientations [2 * angles, n, d].
+
+    few: int64 [n, k], the training images that are compared closely.
+    """
+    rows, places = few.unique(return_inverse=True)
+    real = _read(train[rows])
+    windows = _coarse_windows(real)
+    found = _closely(images, real[places.flatten()], _places(turned, windows, places)).view(few.shape)
     alike, ranks = found.topk(2, dim=1)
     distance = (1 - alike).clamp(min=0)
     # With two equal training images the ratio of a copy is near 1, so a tiny distance alone must make it a copy.
@@ -111,19 +140,32 @@ def _compared(images: Tensor, train: Tensor, windows: Tensor) -> tuple[Tensor, T
     return few.gather(1, ranks[:, :1])[:, 0], distance[:, 0], ratio
 
 
-def _most_alike(turned: Tensor, windows: Tensor) -> Tensor:
-    """Return int64 [n, k]: the training images whose coarse `windows` are most similar to the images `turned`."""
-    orientations, images = turned.shape[:2]
-    count = min(_LOOKED_AT, len(windows))
-    kept, which = turned.new_full((images, count), -torch.inf), torch.zeros(images, count, dtype=torch.int64)
-    for start in range(0, len(windows), _BLOCK):
-        block = windows[start : start + _BLOCK]
-        alike = (turned.flatten(0, 1) @ block.flatten(0, 1).T).view(orientations, images, len(block), -1)
-        best = torch.cat([kept, alike.amax(dim=(0, 3))], dim=1)
-        rows = torch.cat([which, (start + torch.arange(len(block))).expand(images, -1)], dim=1)
-        kept, order = best.topk(count, dim=1)
-        which = rows.gather(1, order)
-    return which
+@dataclass(frozen=True)
+class _Alike:
+    """The training images most similar to n images so far: their similarities [n, k] and indices `which`, int64."""
+
+    values: Tensor
+    which: Tensor
+
+    @classmethod
+    def none(cls, count: int) -> "_Alike":
+        return cls(torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64))
+
+    def with_block(self, turned: Tensor, windows: Tensor, first: int) -> "_Alike":
+        """Return what is most similar to the images `turned` [orientations, n, d], training images from `first` on too.
+
+        windows: [m, windows, d] of these training images.
+        """
+        orientations, images = turned.shape[:2]
+        values, which = self.values, self.which
+        for start in range(0, len(windows), _BLOCK):
+            block = windows[start : start + _BLOCK]
+            alike = (turned.flatten(0, 1) @ block.flatten(0, 1).T).view(orientations, images, len(block), -1)
+            best = torch.cat([values, alike.amax(dim=(0, 3))], dim=1)
+            rows = torch.cat([which, (first + start + torch.arange(len(block))).expand(images, -1)], dim=1)
+            values, order = best.topk(min(_LOOKED_AT, best.shape[1]), dim=1)
+            which = rows.gather(1, order)
+        return _Alike(values, which)
 
 
 def _places(turned: Tensor, windows: Tensor, few: Tensor) -> tuple[_Places, ...]:

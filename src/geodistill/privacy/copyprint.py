@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from geodistill.devices import accelerator
 from geodistill.networks import WITNESS, backbone_maps
+from geodistill.scenes.pixels import Images
 from geodistill.scenes.views import as_rgb
 from geodistill.seeding import derive_seed, generator
 
@@ -45,8 +46,8 @@ class Copyprint:
         return F.normalize(self._projection((vectors - self._mean) / self._deviation), dim=1)
 
 
-def learn_copyprint(train: Tensor, *, seed: int = 0) -> Copyprint:
-    """Return a copyprint trained on uint8 images [n, channels, s, s]; the same seed gives the same copyprint."""
+def learn_copyprint(train: Images, *, seed: int = 0) -> Copyprint:
+    """Return a copyprint trained on uint8 images [n, C, s, s], perhaps in files; the same seed gives the same."""
     chosen = as_rgb(train[torch.randperm(len(train), generator=generator(seed, "copyprint"))[:_LEARNED_ON]])
     views = torch.stack([_seen(chosen), *(_seen(changed_copies(chosen, seed, k)) for k in range(_COPIES))])
     with torch.random.fork_rng(devices=[]):

@@ -29,6 +29,7 @@ from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
 from geodistill.privacy.nearness import pixel_vectors, symmetries
 from geodistill.privacy.neighbours import grey, ssim
+from geodistill.scenes.pixels import Images, in_blocks
 from geodistill.seeding import generator
 
 # False positive rates at which the share of training images found is reported.
@@ -122,28 +123,27 @@ class Seen:
         """The pretrained backbone's features, float32 [n, 1280]: `spaces` begins with SPACES, which ends with them."""
         return self.vectors[len(SPACES) - 1]
 
-    def followed_by(self, others: "Seen") -> "Seen":
-        """Return these images followed by the others."""
-        joined = tuple(torch.cat(pair) for pair in zip(self.vectors, others.vectors, strict=True))
-        return Seen(joined, torch.cat([self.labels, others.labels]), self.spaces)
+
+def seen(images: Images, labels: Tensor, spaces: tuple[Space, ...] = SPACES) -> Seen:
+    """Return uint8 images [n, 3, s, s] of classes int64 [n], perhaps in files, as the attacks in `spaces` see them."""
+    parts = [[space.real(block) for space in spaces] for block in in_blocks(images)] or [
+        [space.real(images[:0]) for space in spaces]
+    ]
+    return Seen(tuple(torch.cat([part[k] for part in parts]) for k in range(len(spaces))), labels, spaces)
 
 
-def seen(images: Tensor, labels: Tensor, spaces: tuple[Space, ...] = SPACES) -> Seen:
-    """Return uint8 images [n, 3, s, s] of classes int64 [n] as the attacks in `spaces` see them."""
-    return Seen(tuple(space.real(images) for space in spaces), labels, spaces)
+def scores(distilled: DistilledSet, classes: tuple[str, ...], *groups: Seen) -> dict[str, Tensor]:
+    """Return scores float32 [n] by attack: how much each image of `groups`, one after the other, looks like a member.
 
-
-def scores(distilled: DistilledSet, classes: tuple[str, ...], images: Seen) -> dict[str, Tensor]:
-    """Return scores float32 [n] by attack: how much each of `images` looks like a training image.
-
-    The shadow attack is not included. The labels of `images` are indices into `classes`. An image of a class that the
-    set lacks gets the lowest score of all.
+    A member is a training image. The shadow attack is not included. The labels of images are indices into `classes`.
+    An image of a class that the set lacks gets the lowest score of all.
     """
     own = torch.tensor([classes.index(name) for name in distilled.classes])[distilled.labels]
     found: dict[str, Tensor] = {}
-    for space, queries in zip(images.spaces, images.vectors, strict=True):
-        kinds = _kinds(queries, images.labels, space.drawn(distilled.images), own)
-        found |= {f"{kind}, {space.name}": values for kind, values in kinds.items()}
+    for rank, space in enumerate(groups[0].spaces):
+        views = space.drawn(distilled.images)
+        kinds = [_kinds(images.vectors[rank], images.labels, views, own) for images in groups]
+        found |= {f"{kind}, {space.name}": torch.cat([one[kind] for one in kinds]) for kind in kinds[0]}
     return {name: _finite(values) for name, values in found.items()}
 
 
@@ -202,10 +202,22 @@ def _to_nearest(queries: Seen, known: Seen, *, itself: bool) -> Tensor:
     found = torch.zeros(len(queries.labels))
     for label in queries.labels.unique():
         asked, own = queries.labels == label, known.labels == label
-        apart = _apart(queries.features[asked], known.features[own])
-        if apart.shape[1] > itself:
-            found[asked] = nearest_other(apart) if itself else apart.amin(1)
+        real = known.features[own]
+        if len(real) > itself:
+            places = torch.arange(len(real)) if itself else None
+            found[asked] = _nearest_in_blocks(queries.features[asked], real, places)
     return found
+
+
+def _nearest_in_blocks(queries: Tensor, real: Tensor, places: Tensor | None) -> Tensor:
+    """Return the distance [n] of queries [n, d] to the nearest of `real` [m, d], other than that at their `places`."""
+    nearest = []
+    for start in range(0, len(queries), _BLOCK):
+        apart = _apart(queries[start : start + _BLOCK], real)
+        if places is not None:
+            apart.scatter_(1, places[start : start + _BLOCK, None], torch.inf)
+        nearest.append(apart.amin(1))
+    return torch.cat(nearest)
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geodistill.errors import ConfigError
 from geodistill.privacy.nearness import symmetries
+from geodistill.scenes.pixels import Images, in_blocks
 from geodistill.scenes.views import as_rgb
 
 _SIDE, _WINDOW, _STRIDE = 32, 8, 4
@@ -38,19 +39,57 @@ class Neighbours:
         return [Neighbours(*part) for part in zip(*parts, strict=True)]
 
 
-def by_structure(images: Tensor, train: Tensor) -> Neighbours:
+class Search:
+    """The two training images most similar to each of some images; training images are given block by block.
+
+    Args:
+        own: the images in their eight orientations, [8, n, ...], as `similarity` takes them.
+        similarity: maps images [n, ...] and training images [m, ...] to float32 [n, m]; the best orientation counts.
+    """
+
+    def __init__(self, own: Sequence[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._own, self._similarity, self._seen = own, similarity, 0
+        count = len(own[0])
+        self._best, self._places = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)
+
+    def add(self, real: Tensor) -> None:
+        """Compare the images with training images [m, ...], the next in order."""
+        for block in real.split(_BLOCK):
+            parts = [self._alike(chosen, block) for chosen in torch.arange(len(self._own[0])).split(_TOGETHER)]
+            values = torch.cat([self._best, torch.cat(parts)], dim=1)
+            places = torch.arange(self._seen, self._seen + len(block)).expand(len(values), -1)
+            self._best, order = values.topk(min(2, values.shape[1]), dim=1)
+            self._places = torch.cat([self._places, places], dim=1).gather(1, order)
+            self._seen += len(block)
+
+    def _alike(self, chosen: Tensor, block: Tensor) -> Tensor:
+        return torch.stack([self._similarity(view[chosen], block) for view in self._own]).amax(0)
+
+    def found(self) -> Neighbours:
+        """Return the neighbours among all training images so far; raise ConfigError if they are fewer than two."""
+        if not len(self._best) or self._seen < 2:
+            raise ConfigError(TOO_FEW)
+        distances = (1 - self._best).clamp(min=0)
+        return Neighbours(self._places[:, 0], distances[:, 0], distances[:, 0] / distances[:, 1].clamp(min=1e-6))
+
+
+def by_structure(images: Tensor, train: Images) -> Neighbours:
     """Return the neighbours of uint8 images [n, 3, s, s] by 1 - SSIM.
 
     SSIM (Wang et al., IEEE TIP 2004) of grey images at 32 px, over 8x8 windows with stride 4. The best of the eight
-    flips and right-angle rotations counts.
+    flips and right-angle rotations counts. `train` may be in files.
     """
-    own = [grey(view) for view in symmetries(images)]
-    real = grey(train)
+    if not len(images):
+        raise ConfigError(TOO_FEW)
+    search = structure_search(images)
+    for block in in_blocks(train, _BLOCK):
+        search.add(grey(block))
+    return search.found()
 
-    def similarity(chosen: slice, block: slice) -> Tensor:
-        return torch.stack([ssim(view[chosen], real[block]) for view in own]).amax(0)
 
-    return _nearest_two(similarity, len(images), len(train))
+def structure_search(images: Tensor) -> Search:
+    """Return the search of `by_structure`; it takes training images as `grey` returns them."""
+    return Search([grey(view) for view in symmetries(images)], ssim)
 
 
 def by_embedding(images: Tensor, real: Tensor, embed: Callable[[Tensor], Tensor]) -> Neighbours:
@@ -59,12 +98,14 @@ def by_embedding(images: Tensor, real: Tensor, embed: Callable[[Tensor], Tensor]
     `embed` maps images to vectors [n, d] of norm 1, for example `backbone_features` or a `Copyprint`. `real` float32
     [m, d] holds the vectors of the training images.
     """
-    own = [embed(view) for view in symmetries(images)]
+    search = embedding_search(images, embed)
+    search.add(real)
+    return search.found()
 
-    def similarity(chosen: slice, block: slice) -> Tensor:
-        return torch.stack([view[chosen] @ real[block].T for view in own]).amax(0)
 
-    return _nearest_two(similarity, len(images), len(real))
+def embedding_search(images: Tensor, embed: Callable[[Tensor], Tensor]) -> Search:
+    """Return the search of `by_embedding`; it takes the vectors of training images."""
+    return Search([embed(view) for view in symmetries(images)], lambda own, real: own @ real.T)
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
@@ -85,25 +126,3 @@ def grey(images: Tensor) -> Tensor:
     """Return grey images [n, 1, 32, 32] in [0, 1], by the weights of ITU-R BT.601."""
     small = F.interpolate(as_rgb(images).float() / 255, (_SIDE, _SIDE), mode="area")
     return torch.einsum("nchw,c->nhw", small, torch.tensor([0.299, 0.587, 0.114]))[:, None]
-
-
-def _nearest_two(similarity: Callable[[slice, slice], Tensor], count: int, real: int) -> Neighbours:
-    """Return the neighbours of `count` images among `real` ones; `similarity` gives the similarities of a block."""
-    if not count or real < 2:
-        raise ConfigError(TOO_FEW)
-    parts = [_of_some(similarity, slice(at, at + _TOGETHER), real) for at in range(0, count, _TOGETHER)]
-    values, places = (torch.cat(side)[:count] for side in zip(*parts, strict=True))
-    distances = (1 - values).clamp(min=0)
-    return Neighbours(places[:, 0], distances[:, 0], distances[:, 0] / distances[:, 1].clamp(min=1e-6))
-
-
-def _of_some(similarity: Callable[[slice, slice], Tensor], chosen: slice, real: int) -> Sequence[Tensor]:
-    """Return the two largest similarities [n, 2] of the `chosen` images, and their training images int64 [n, 2]."""
-    best, places = [], []
-    for start in range(0, real, _BLOCK):
-        values = similarity(chosen, slice(start, min(start + _BLOCK, real)))
-        found = values.topk(min(2, values.shape[1]), dim=1)
-        best.append(found.values)
-        places.append(found.indices + start)
-    values, order = torch.cat(best, dim=1).topk(2, dim=1)
-    return values, torch.cat(places, dim=1).gather(1, order)

@@ -27,6 +27,7 @@ from geodistill.privacy.membership import (
     width_of,
 )
 from geodistill.progress import progress
+from geodistill.scenes.pixels import Images
 from geodistill.seeding import generator
 
 # Accepted rate of false alarms: a set leaks if its p-value is not larger.
@@ -97,12 +98,12 @@ class _Class:
 
 
 def null_of(
-    distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Tensor, *, seed: int = 0
+    distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Images, *, seed: int = 0
 ) -> Null | None:
     """Return the null distribution of the attacks on `distilled`; None with too few held-out images.
 
     known, others: the training images and the held-out images as attacks see them; labels are indices into `classes`.
-    held_out: the pixels of the held-out images, uint8 [n, 3, s, s].
+    held_out: the pixels of the held-out images, uint8 [n, 3, s, s], perhaps in files.
     """
     parts = list(_parts(distilled, classes, known, others, held_out, seed))
     left = sum(len(part.own[0]) - part.members - part.taken for part in parts)
@@ -122,7 +123,7 @@ def null_of(
 
 
 def _parts(
-    distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Tensor, seed: int
+    distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Images, seed: int
 ) -> Iterator[_Class]:
     """Yield the distances of each class of the set that has at least two held-out images."""
     for label, name in enumerate(distilled.classes):

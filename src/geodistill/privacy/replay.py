@@ -21,6 +21,7 @@ from geodistill.prior.base import Prior
 from geodistill.prior.sample import Requests, sample_batch
 from geodistill.prior.training import batches, prompt_table
 from geodistill.privacy.nearness import pixel_vectors
+from geodistill.scenes.pixels import Images
 from geodistill.seeding import generator
 
 # Number of images of the set that are replayed, and of suspects for each (its start and others).
@@ -67,7 +68,7 @@ class Replay:
         return self.images / self.suspects
 
 
-def replay(draws: Draws, images: Tensor, pixels: Tensor, labels: Tensor, *, seed: int = 0) -> Replay | None:
+def replay(draws: Draws, images: Tensor, pixels: Images, labels: Tensor, *, seed: int = 0) -> Replay | None:
     """Return how many starts of `images`, uint8 [n, 3, s, s], an outsider and an insider name; None without suspects.
 
     `pixels` uint8 [m, 3, s, s] and `labels` int64 [m] are all real images, first the training scenes that
@@ -101,7 +102,7 @@ def _named(
     chosen: Tensor,
     asked: Tensor,
     images: Tensor,
-    pixels: Tensor,
+    pixels: Images,
 ) -> int:
     """Return for how many of the `chosen` images the start is named, that is gives the nearest image of all suspects.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geodistill.errors import PrivacyError
 from geodistill.privacy.neighbours import Neighbours, by_structure
+from geodistill.scenes.pixels import Images, some_of
 from geodistill.seeding import generator
 
 # Share of the held-out images that is nearer than the limit, for each of the two limits.
@@ -26,7 +27,7 @@ _LEAST = 3
 class Screen:
     """Training images uint8 [m, 3, s, s] of classes int64 [m], and the smallest `distance` and `ratio` that pass."""
 
-    train: Tensor
+    train: Images
     labels: Tensor
     distance: float
     ratio: float
@@ -37,9 +38,10 @@ class Screen:
         return (found.distance >= self.distance) & (found.ratio >= self.ratio)
 
 
-def make_screen(train: Tensor, labels: Tensor, *, seed: int) -> Screen:
+def make_screen(train: Images, labels: Tensor, *, seed: int) -> Screen:
     """Return the screen for training images uint8 [m, 3, s, s] of classes int64 [m]; `seed` chooses those set apart.
 
+    Training images may be in files.
     Raises PrivacyError if a class is too small: two of its images must remain when one is set apart.
     """
     least = int(torch.bincount(labels).min())
@@ -53,16 +55,16 @@ def make_screen(train: Tensor, labels: Tensor, *, seed: int) -> Screen:
         own = (labels == label).nonzero()[:, 0]
         count = max(1, min(len(own) // _PART, _SET_APART * len(own) // len(labels)))
         apart[own[torch.randperm(len(own), generator=generator(seed, "screen", int(label)))[:count]]] = True
-    found = _of_class(train[apart], labels[apart], train[~apart], labels[~apart])
+    found = _of_class(train[apart], labels[apart], some_of(train, ~apart), labels[~apart])
     return Screen(train, labels, float(found.distance.quantile(STRICT)), float(found.ratio.quantile(STRICT)))
 
 
-def _of_class(images: Tensor, labels: Tensor, train: Tensor, of: Tensor) -> Neighbours:
+def _of_class(images: Tensor, labels: Tensor, train: Images, of: Tensor) -> Neighbours:
     """Return the neighbours of `images` among training images of their class; `nearest` is an index in the class."""
     nearest = torch.empty(len(images), dtype=torch.int64)
     distance, ratio = torch.empty(len(images)), torch.empty(len(images))
     for label in labels.unique():
         mask = labels == label
-        found = by_structure(images[mask], train[of == label])
+        found = by_structure(images[mask], some_of(train, of == label))
         nearest[mask], distance[mask], ratio[mask] = found.nearest, found.distance, found.ratio
     return Neighbours(nearest, distance, ratio)

@@ -9,21 +9,29 @@ from geodistill.memory import peak_memory_mib
 from geodistill.run.cost import records, versions
 from geodistill.run.files import explain_os_errors, save_tensors, write_atomic
 from geodistill.run.folder import Run, stage_of
-from geodistill.run.parts import forget_parts, join_parts, kept_parts, make_parts
+from geodistill.run.parts import forget_parts, join_parts, kept_parts, make_parts, save_rows
+from geodistill.run.rows import Rows, Stored, column, in_parts, mean_of, subset
 from geodistill.run.secret import read_secret
 
 __all__ = [
+    "Rows",
     "Run",
+    "Stored",
+    "column",
     "explain_os_errors",
     "forget_parts",
+    "in_parts",
     "join_parts",
     "kept_parts",
     "make_parts",
+    "mean_of",
     "peak_memory_mib",
     "read_secret",
     "records",
+    "save_rows",
     "save_tensors",
     "stage_of",
+    "subset",
     "versions",
     "write_atomic",
 ]

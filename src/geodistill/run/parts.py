@@ -65,6 +65,20 @@ def join_parts(paths: Sequence[Path], name: str, target: Path) -> None:
     aside.replace(target)
 
 
+def save_rows(parts: Iterable[Tensor], name: str, target: Path) -> None:
+    """Write tensor `name` to the safetensors file `target`: `parts`, joined along the first axis; see `join_parts`.
+
+    The parts are kept beside the file until it is complete.
+    """
+    paths = []
+    for index, part in enumerate(parts):
+        paths.append(target.parent / f".part-{index:05d}.safetensors")
+        save_tensors({"part": part}, paths[-1])
+    join_parts(paths, name, target)
+    for path in paths:
+        path.unlink()
+
+
 def _shape_of(path: Path) -> tuple[str, list[int]]:
     with safe_open(path, "pt") as tensors:
         found = tensors.get_slice("part")

@@ -3,10 +3,11 @@
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import count as count_up
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from geodistill.errors import SceneError
 from geodistill.progress import progress
 from geodistill.scenes.archives import is_archive, unpacked_archive
 from geodistill.scenes.fetched import folder_named
+from geodistill.scenes.files import Files
 from geodistill.scenes.images import read_bytes
 from geodistill.scenes.leaks import find_leaks, tell_of_leaks
 from geodistill.scenes.lists import SUFFIXES as LISTS
@@ -30,7 +32,6 @@ from geodistill.scenes.scenes import (
     SceneData,
     SceneFile,
     Scenes,
-    Source,
     check_class_name,
     check_classes,
 )
@@ -45,6 +46,8 @@ MAX_UNREADABLE = 0.05
 # Side in pixels below which an image shows no scene.
 LEAST_SIDE = 2
 SHOW_PROGRESS_FROM = 500
+# Files that are checked together.
+_TOGETHER = 4096
 LAYOUT = "expected FOLDER/<class>/<image> or FOLDER/<split>/<class>/<image>"
 
 log = logging.getLogger("geodistill")
@@ -89,11 +92,12 @@ def open_scenes(
     tell_of_leaks(data.leaks, strict=strict)
     if reading is None:
         kept = set(data.train.keys)
-        reading = _reading(files, [file for file in files if file.key in kept], bands, scale)
-    return replace(data.read_by(reading), files=tuple(files))
+        train = files.take(torch.tensor([k for k, key in enumerate(files.keys) if key in kept], dtype=torch.int64))
+        reading = _reading(files, train, bands, scale)
+    return replace(data.read_by(reading), files=files)
 
 
-def _opened(folder: Path | str, split: str) -> tuple[SceneData, Sequence[SceneFile]]:
+def _opened(folder: Path | str, split: str) -> tuple[SceneData, Files]:
     """Return the scenes of `folder` in their parts, and their files; see `open_scenes`."""
     root = folder_named(folder)
     root = unpacked_archive(root) if is_archive(root) else root
@@ -121,10 +125,18 @@ def _opened(folder: Path | str, split: str) -> tuple[SceneData, Sequence[SceneFi
     return replace(data, skipped=skipped), found[0]
 
 
-def _leaks(data: SceneData, files: Sequence[SceneFile]) -> tuple[Leak, ...]:
-    by_path: dict[Source, SceneFile] = {file.path: file for file in files}
+def _leaks(data: SceneData, files: Files) -> tuple[Leak, ...]:
+    if data.test is None and data.val is None:
+        return ()
+    places = {str(path): place for place, path in enumerate(files.paths)}
     parts = {"train": data.train, "test": data.test, "val": data.val}
-    return find_leaks({name: [by_path[one] for one in part.sources] for name, part in parts.items() if part})
+    return find_leaks(
+        {
+            name: files.take(torch.tensor([places[str(one)] for one in part.sources], dtype=torch.int64))
+            for name, part in parts.items()
+            if part
+        }
+    )
 
 
 def _list_in(root: Path) -> Path | None:
@@ -137,20 +149,22 @@ def _list_in(root: Path) -> Path | None:
     return found if found.is_file() else None
 
 
-def _open_list(path: Path, split: str) -> tuple[SceneData, list[SceneFile]]:
+def _open_list(path: Path, split: str) -> tuple[SceneData, Files]:
     """Return the scenes of a list of files, split by its own column or as `split` says."""
     entries = read_list(path)
-    classes = tuple(sorted({entry.label for entry in entries}))
+    classes = tuple(sorted(set(entries.labels)))
     check_classes(classes)
     labels = {name: label for label, name in enumerate(classes)}
-    listing = [SceneFile(one.path, labels[one.label], f"{one.label}/{one.path.name}") for one in entries]
+    listing = Files.of(SceneFile(one.path, labels[one.label], f"{one.label}/{one.path.name}") for one in entries)
     found, skipped = _read([listing], path)
     scenes, files = _scenes(found[0], classes, path), found[0]
-    own = {entry.path: entry.split for entry in entries if entry.split}
+    own = any(entries.splits)
     if split == "column" and not own:
         raise SceneError(f"{path}: the list has no split column: leave --split column out")
     if own and split in ("auto", EVERY, "column"):
-        parts = _by_column(path, [own.get(file.path, "") for file in files])
+        # The files are the entries in their order, without those that cannot be read.
+        remaining = iter(entries)
+        parts = _by_column(path, [next(one.split for one in remaining if one.path == where) for where in files.paths])
         return replace(parted(scenes, parts), skipped=skipped), files
     return replace(_split(scenes, files, split), skipped=skipped), files
 
@@ -180,25 +194,30 @@ def _only_folder(root: Path, visited: set[Path]) -> Path | None:
     return only
 
 
-def _reading(files: Sequence[SceneFile], train: Sequence[SceneFile], bands: str, scale: str) -> Reading:
-    known = [(file.path, file.info) for file in files if file.info is not None]
+def _reading(files: Files, train: Files, bands: str, scale: str) -> Reading:
+    # The first file of each kind stands for all of them.
+    kinds: dict[Info, Path] = {}
+    for file in files:
+        if file.info is not None:
+            kinds.setdefault(file.info, file.path)
+    known = [(path, info) for info, path in kinds.items()]
     reading = choose_bands(known, bands, masks=all(file.masked for file in files))
     _tell_of_missing(files)
     _tell_of_contradictions(files)
-    reading = with_scale(reading, known[0][1].dtype, [file.path for file in train], scale)
+    reading = with_scale(reading, known[0][1].dtype, train.paths, scale)
     if reading != PLAIN:
         log.info("images are read as %s", reading)
     return reading
 
 
-def _tell_of_contradictions(files: Sequence[SceneFile]) -> None:
+def _tell_of_contradictions(files: Files) -> None:
     """Log which images are in more than one class."""
-    first: dict[str, SceneFile] = {}
-    twice = [(first[file.key], file) for file in files if first.setdefault(file.key, file).label != file.label]
-    if twice:
+    first, labels = files.keys.first_equal(), files.labels.numpy()
+    twice = np.flatnonzero(labels[first] != labels)
+    if len(twice):
         log.warning(
             "%d images are in several classes, %s and %s first: no classifier can have both right",
-            *(len(twice), twice[0][0].name, twice[0][1].name),
+            *(len(twice), files.names[first[twice[0]]], files.names[twice[0]]),
         )
 
 
@@ -230,7 +249,7 @@ def open_unlabelled(*folders: Path | str) -> Scenes:
     return _scenes(found[0], UNLABELLED, first).read_by(_reading(found[0], found[0], "rgb", "auto"))
 
 
-def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[SceneData, list[SceneFile]]:
+def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[SceneData, Files]:
     splits: dict[str, Path] = {}
     for name, path in folders.items():
         part = PARTS[name.lower()]
@@ -246,7 +265,7 @@ def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tu
         _check_same_classes(root, classes, own, splits[name].name)
     found, skipped = _read([files for _, files in listings.values()], root)
     parts = {name: _scenes(files, classes, used[name]) for name, files in zip(used, found, strict=True)}
-    every = [file for part in found for file in part]
+    every = Files.of(file for part in found for file in part)
     return SceneData(parts["train"], parts.get("test"), skipped, val=parts.get("val")), every
 
 
@@ -395,14 +414,31 @@ def _is_image(path: Path) -> bool:
 # Reading: every file decoded and hashed once.
 
 
-def _read(parts: list[list[SceneFile]], root: Path) -> tuple[list[list[SceneFile]], tuple[str, ...]]:
+def _read(parts: Sequence[Sequence[SceneFile]], root: Path) -> tuple[list[Files], tuple[str, ...]]:
     """Return the readable files of each part with their keys, and "path: reason" of the others."""
-    results = _verify_all([file for part in parts for file in part])
-    skipped = tuple(result for result in results if isinstance(result, str))
-    tell_of_unreadable(root, skipped, len(results))
-    remaining = iter(results)
-    checked = [[next(remaining) for _ in part] for part in parts]
-    return [[file for file in part if isinstance(file, SceneFile)] for part in checked], skipped
+    count, skipped = sum(map(len, parts)), list[str]()
+    show = progress("checking images", count) if count >= SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
+    found: list[Files] = []
+    with ThreadPoolExecutor(WORKERS) as pool, show as advance, undecodable_messages_ignored():
+        done = count_up(1)
+        for part in parts:
+            found.append(Files.of(_readable(part, skipped, pool, lambda: advance(next(done)))))
+    tell_of_unreadable(root, skipped, count)
+    return found, tuple(skipped)
+
+
+def _readable(
+    files: Sequence[SceneFile], skipped: list[str], pool: ThreadPoolExecutor, advance: Callable[[], None]
+) -> Iterator[SceneFile]:
+    """Yield the readable ones of `files` with what was found in them; add why others are not readable to `skipped`."""
+    for start in range(0, len(files), _TOGETHER):
+        # A thread pool holds an object for each file it is given.
+        for result in pool.map(_verify, files[start : start + _TOGETHER]):
+            advance()
+            if isinstance(result, str):
+                skipped.append(result)
+            else:
+                yield result
 
 
 def tell_of_unreadable(where: object, skipped: Sequence[str], count: int) -> None:
@@ -449,29 +485,15 @@ def _white(info: Info) -> float:
     return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 
 
-def _verify_all(files: list[SceneFile]) -> list[SceneFile | str]:
-    show = (
-        progress("checking images", len(files)) if len(files) >= SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
-    )
-    results: list[SceneFile | str] = []
-    with ThreadPoolExecutor(WORKERS) as pool, show as advance, undecodable_messages_ignored():
-        for result in pool.map(_verify, files):
-            results.append(result)
-            advance(len(results))
-    return results
-
-
-def _scenes(files: list[SceneFile], classes: tuple[str, ...], where: Path) -> Scenes:
-    missing = _missing_classes(classes, torch.tensor([file.label for file in files]))
+def _scenes(files: Files, classes: tuple[str, ...], where: Path) -> Scenes:
+    missing = _missing_classes(classes, files.labels)
     if missing:
         raise SceneError(f"{where}: class {missing[0]!r} has no readable image: replace its files")
-    return Scenes(
-        [f.path for f in files], [f.label for f in files], classes, [f.key for f in files], [f.name for f in files]
-    )
+    return Scenes(files.paths, files.labels, classes, files.keys, files.names)
 
 
 def _missing_classes(classes: Sequence[str], labels: torch.Tensor) -> list[str]:
-    present = set(labels.tolist())
+    present = set(labels.unique().tolist())
     return [name for label, name in enumerate(classes) if label not in present]
 
 

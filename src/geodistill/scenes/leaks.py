@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,25 +32,47 @@ def find_leaks(parts: Mapping[str, Sequence[SceneFile]]) -> tuple[Leak, ...]:
     no look, and are compared as files alone.
     """
     found: list[Leak] = []
-    earlier: list[tuple[str, SceneFile]] = []
+    earlier: list[tuple[str, Sequence[SceneFile]]] = []
     for part, files in parts.items():
-        own = [(f"{part}/{file.name}", file) for file in files]
         if earlier:
-            leaks = _same_pictures(own, earlier) | _same_ground(own, earlier) | _same_files(own, earlier)
+            own, before = _Named([(part, files)]), _Named(earlier)
+            leaks = _same_pictures(own, before) | _same_ground(own, before) | _same_files(own, before)
             found += [leaks[index] for index in sorted(leaks)]
-        earlier += own
+        earlier.append((part, files))
     return tuple(found)
 
 
-_Named = Sequence[tuple[str, SceneFile]]
+class _Named(Sequence[tuple[str, SceneFile]]):
+    """The files of some parts, each with its name; a million of them are not in memory together."""
+
+    def __init__(self, parts: Sequence[tuple[str, Sequence[SceneFile]]]) -> None:
+        self._parts = tuple(parts)
+        self._starts = np.cumsum([0, *(len(files) for _, files in parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, SceneFile]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[str, SceneFile]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, SceneFile] | Sequence[tuple[str, SceneFile]]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rank = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part, files = self._parts[rank]
+        file = files[int(index - self._starts[rank])]
+        return f"{part}/{file.name}", file
 
 
 def _same_files(files: _Named, others: _Named) -> dict[int, Leak]:
-    first: dict[str, str] = {}
-    for name, other in others:
-        first.setdefault(other.key, name)
+    first: dict[str, int] = {}
+    for place, (_, other) in enumerate(others):
+        first.setdefault(other.key, place)
     known = ((index, name, first.get(file.key)) for index, (name, file) in enumerate(files))
-    return {index: Leak(name, other, FILE, 1.0) for index, name, other in known if other is not None}
+    return {index: Leak(name, others[place][0], FILE, 1.0) for index, name, place in known if place is not None}
 
 
 def _same_pictures(files: _Named, others: _Named) -> dict[int, Leak]:
@@ -64,9 +87,10 @@ def _same_pictures(files: _Named, others: _Named) -> dict[int, Leak]:
 
 def _looks(files: _Named) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
     """Return which files have a look, and the looks, int8 [n, LENGTH]."""
-    own = [index for index, (_, file) in enumerate(files) if file.look]
-    joined = b"".join(files[index][1].look for index in own)
-    return np.array(own, np.int64), np.frombuffer(joined, np.int8).reshape(-1, LENGTH)
+    looks = [file.look for _, file in files]
+    joined = b"".join(looks)
+    own = np.flatnonzero([bool(look) for look in looks]).astype(np.int64)
+    return own, np.frombuffer(joined, np.int8).reshape(-1, LENGTH)
 
 
 def _same_ground(files: _Named, others: _Named) -> dict[int, Leak]:

@@ -3,12 +3,15 @@
 import csv
 import json
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from geodistill.errors import SceneError
+from geodistill.scenes.packed import Paths, Texts
 from geodistill.scenes.parquet import SUFFIX, columns_of, name_of, part_named, rows_of, shards
 from geodistill.scenes.scenes import check_class_name
 from geodistill.scenes.unpacked import check_space, told_size, unpacked
@@ -31,7 +34,26 @@ class Entry:
     split: str
 
 
-def read_list(path: Path) -> list[Entry]:
+class Entries(Sequence[Entry]):
+    """The lines of a list, each made when it is asked for."""
+
+    def __init__(self, paths: Paths, labels: list[str], splits: list[str]) -> None:
+        self._paths, self.labels, self.splits = paths, labels, splits
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Entry, ...]: ...
+    def __getitem__(self, index: int | slice) -> Entry | tuple[Entry, ...]:
+        if isinstance(index, slice):
+            return tuple(self[k] for k in range(*index.indices(len(self))))
+        return Entry(self._paths[index], self.labels[index], self.splits[index])
+
+
+def read_list(path: Path) -> Entries:
     """Return the entries of the list at `path`; files are relative to its folder.
 
     A list has a column for the file, one for the class, and perhaps one for the part: train, test or val. Their names
@@ -39,22 +61,35 @@ def read_list(path: Path) -> list[Entry]:
     or partition.
     Raises SceneError if the list cannot be read, lacks a column, or names files that do not exist.
     """
-    try:
-        rows = list(_rows(path))
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise SceneError(f"{path}: not a list of labelled files ({error})") from error
-    if not rows:
+    rows = _checked_rows(path)
+    first = next(rows, None)
+    if first is None:
         raise SceneError(f"{path}: the list has no entries")
-    file, label = (column_named(path, rows[0], names, needed=True) for names in (_PATH, LABELS))
-    split = column_named(path, rows[0], SPLITS, needed=False)
-    entries = [
-        Entry(path.parent / str(row[file]), _label(path, row[label], k), str(row.get(split) or "") if split else "")
-        for k, row in enumerate(rows)
-    ]
+    file, label = (column_named(path, first, names, needed=True) for names in (_PATH, LABELS))
+    split = column_named(path, first, SPLITS, needed=False)
+    labels: list[str] = []
+    splits: list[str] = []
+
+    def paths() -> Iterator[str]:
+        for k, row in enumerate(chain([first], rows)):
+            # Interned: a few names stand in all lines.
+            labels.append(sys.intern(_label(path, row[label], k)))
+            splits.append(sys.intern(str(row.get(split) or "") if split else ""))
+            yield str(path.parent / str(row[file]))
+
+    entries = Entries(Paths(Texts.of(paths())), labels, splits)
     missing = [entry.path for entry in entries if not entry.path.is_file()]
     if missing:
         raise SceneError(f"{path}: {len(missing)} of {len(entries)} listed files do not exist, {missing[0]} first")
     return entries
+
+
+def _checked_rows(path: Path) -> Iterator[Mapping[str, object]]:
+    """Yield the rows of the list; raise SceneError where it is no list."""
+    try:
+        yield from _rows(path)
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise SceneError(f"{path}: not a list of labelled files ({error})") from error
 
 
 def _rows(path: Path) -> Iterable[Mapping[str, object]]:

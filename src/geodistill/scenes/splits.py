@@ -11,6 +11,7 @@ import torch
 from geodistill.errors import SceneError
 from geodistill.scenes.readers import Info
 from geodistill.scenes.scenes import SceneFile, Scenes
+from geodistill.seeding import generator
 
 log = logging.getLogger("geodistill")
 
@@ -48,9 +49,39 @@ def spare(scenes: Scenes, fraction: float, salt: str, *, leave: int) -> tuple[to
         wanted = max(1, int((positions[own] < fraction).sum()))
         order = own[positions[own].argsort(stable=True)]
         held[order[: max(0, min(wanted, len(own) - leave))]] = True
-    kept = {scenes.keys[index] for index in (~held).nonzero()[:, 0]}
-    held &= torch.tensor([key not in kept for key in scenes.keys], dtype=torch.bool)
+    same = torch.from_numpy(scenes.keys.first_equal())  # the first of the copies of each image
+    has_kept = torch.zeros(len(scenes), dtype=torch.bool).index_fill(0, same[~held], True)
+    held &= ~has_kept[same]
     return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def fair_share(labels: torch.Tensor, most: int, seed: int) -> torch.Tensor:
+    """Return int64 [k], sorted: all indices of `labels` int64 [N] if they are at most `most`; otherwise some of them.
+
+    Each class then has the same number of indices, drawn by `seed`; a class with fewer keeps all. There are at most
+    `most` indices in all, or one of each class if the classes are more.
+
+    >>> fair_share(torch.tensor([0, 0, 0, 0, 1, 2, 2, 2]), 5, seed=0).tolist()
+    [0, 2, 4, 5, 7]
+    """
+    if len(labels) <= most:
+        return torch.arange(len(labels))
+    counts = torch.bincount(labels)
+    each = max(1, _largest_share(counts[counts > 0], most))
+    kept = []
+    for label in range(len(counts)):
+        own = (labels == label).nonzero()[:, 0]
+        kept.append(own[torch.randperm(len(own), generator=generator(seed, "fair share", label))[:each]])
+    return torch.cat(kept).sort().values
+
+
+def _largest_share(counts: torch.Tensor, most: int) -> int:
+    """Return the largest number that each class can give, or all that it has if it has fewer, for `most` in all."""
+    low, high = 0, int(counts.max())
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if int(counts.clamp(max=middle).sum()) <= most else (low, middle - 1)
+    return low
 
 
 def spatial_hold_out(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from geodistill.config import FinetuneSettings
 from geodistill.devices import compiled_in_place
@@ -17,8 +17,10 @@ from geodistill.prior.finetune import add_adapter, free_all, merge_adapter, save
 from geodistill.prior.training import TrainingData, TrainingPlan, forget_checkpoint, prompt_table, train_denoiser
 from geodistill.processes import processes
 from geodistill.provenance import Made
+from geodistill.run import Stored, subset
 from geodistill.seeding import derive_seed
 from geodistill.stages.context import Context, unless_default
+from geodistill.stages.learned import learned, unless_all
 
 # Number of latent positions per thread above which an adaptation on a CPU is compiled. Compiling takes three minutes. A
 # step of the compact U-Net then takes 0.46 s instead of 0.95 s on one thread, but 0.40 s instead of 0.58 s on two.
@@ -28,7 +30,7 @@ _WORTH_COMPILING = 4_000_000
 def finetune(
     context: Context,
     prior: Made[Prior],
-    latents: Made[Tensor],
+    latents: Made[Stored],
     texts: Made[list[list[str]]],
     further: Made[LatentTeacher] | nn.Module | None = None,
 ) -> Made[Prior]:
@@ -52,8 +54,9 @@ def finetune(
             free_all(adapted)
         else:
             add_adapter(adapted, rank=settings.rank, seed=config.seed)
-        table, rows = prompt_table(texts.value)
-        data = TrainingData(latents.value, context.scenes.labels, rows, adapted.embed(table))
+        part, prompts = learned(context.scenes, config.seed), texts.value
+        table, rows = prompt_table([prompts[scene] for scene in part.tolist()])
+        data = TrainingData(subset(latents.value, part), context.scenes.labels[part], rows, adapted.embed(table))
         options = settings.model_dump(exclude={"rank", "weights"})
         plan = TrainingPlan(
             seed=derive_seed(config.seed, ADAPTER.name),
@@ -77,11 +80,11 @@ def finetune(
 
     given = [latents, texts, *([own] if own else []), settings.model_dump(), config.seed]
     given += [repr(auxiliary)] if auxiliary is not None else []
-    given += unless_default(config.precision)
+    given += [*unless_default(config.precision), *unless_all(context.scenes)]
     return context.run.make(ADAPTER, build, load, given=given)
 
 
-def _is_long(latents: Tensor, settings: FinetuneSettings) -> bool:
+def _is_long(latents: Stored, settings: FinetuneSettings) -> bool:
     """Return whether an adaptation on latents [N, V, C, h, w] is so long that compiling pays."""
     positions = settings.steps * settings.batch * latents[0, 0, 0].numel()
     return positions >= _WORTH_COMPILING * torch.get_num_threads()

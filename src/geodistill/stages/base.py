@@ -20,6 +20,7 @@ from geodistill.provenance import Made
 from geodistill.run import Run
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.context import Context, unless_default
+from geodistill.stages.learned import learned
 
 log = logging.getLogger("geodistill")
 
@@ -43,7 +44,8 @@ def load_base(context: Context) -> Made[Prior]:
     scenes, config = context.scenes, context.config
     source = config.base
     if source == SCRATCH:
-        source = str(train_base([Source(scenes)], config, context.run).value)
+        own = scenes.subset(learned(scenes, config.seed))
+        source = str(train_base([Source(own)], config, context.run).value)
     prior = _load(source, config)
     if prior.channels != scenes.channels:
         raise PriorError(

@@ -17,7 +17,7 @@ from geodistill.prior.training import prompt_table
 from geodistill.processes import processes
 from geodistill.prototypes import Prototypes
 from geodistill.provenance import Made, derived
-from geodistill.run import forget_parts, save_tensors
+from geodistill.run import Stored, column, forget_parts, save_tensors
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.context import Context, unless_default
 from geodistill.stages.noise import seed_of_noise
@@ -31,13 +31,13 @@ MOST_CANDIDATES = 10_000
 class Slots:
     """The P = classes * IPC images of the set to be made, and what the R candidates of each follow.
 
-    texts: [P]. latents: float [P, C, h, w]; with `starts`, any number of rows. starts: int64 [P * R], the row of
-    `latents` that each candidate follows. noisy: float [P], the deviation of the noise already in `latents` (see
-    `Requests`).
+    texts: [P]. latents: float [P, C, h, w], in memory or in a file; with `starts`, any number of rows. starts: int64
+    [P * R], the row of `latents` that each candidate follows. noisy: float [P], the deviation of the noise already in
+    `latents` (see `Requests`).
     """
 
     texts: list[str]
-    latents: Tensor
+    latents: Stored
     starts: Tensor | None = None
     noisy: Tensor | None = None
 
@@ -59,14 +59,14 @@ def slot_labels(scenes: Scenes, config: Config) -> Tensor:
 
 
 def slots_of(
-    context: Context, latents: Made[Tensor], texts: Made[list[str]], prototypes: Made[Prototypes]
+    context: Context, latents: Made[Stored], texts: Made[list[str]], prototypes: Made[Prototypes]
 ) -> Made[Slots]:
     """Return the slots of DPD: each candidate starts from a scene of its prototype's cluster."""
     config = context.config
 
     def compute() -> Slots:
         starts = prototypes.value.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts)
-        return Slots(texts.value, latents.value[:, 0], starts)
+        return Slots(texts.value, column(latents.value, 0), starts)
 
     return derived(compute, latents, prototypes, texts)
 

@@ -15,13 +15,16 @@ from geodistill.pipeline import CHOSEN
 from geodistill.prior.base import Prior
 from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.provenance import Made
-from geodistill.run import save_tensors
+from geodistill.run import Stored, column, save_tensors, subset
+from geodistill.scenes.pixels import Pixels
 from geodistill.scenes.scenes import Scenes
+from geodistill.scenes.splits import fair_share
 from geodistill.seeding import generator
 from geodistill.selection import by_coverage, by_margin, herd
 from geodistill.stages.candidates import Candidates, decode
 from geodistill.stages.context import Context
 from geodistill.stages.latents import scene_features
+from geodistill.stages.learned import MOST
 
 _CHOSEN = "chosen.safetensors"
 
@@ -52,7 +55,7 @@ def choose(
     context: Context,
     prior: Made[Prior],
     candidates: Made[Candidates],
-    latents: Made[Tensor],
+    latents: Made[Stored],
     teacher: Made[LatentTeacher],
 ) -> Made[Chosen]:
     """Return IPC selected candidates of each class from stage `chosen`.
@@ -65,17 +68,17 @@ def choose(
     def build(folder: Path) -> None:
         drawn = candidates.value
         logits, features = predict(teacher.value, drawn.latents)
-        real = predict(teacher.value, latents.value[:, 0])[1]
+        real = _Real(teacher.value, column(latents.value, 0), None if known is None else known.value, scenes.labels)
         if known is not None:
             # A candidate is less likely to suit two networks for a wrong reason if they were trained on different data.
             seen = backbone_features(decode(prior.value, drawn.latents, config, draft=True))
             features = torch.cat([features, seen], dim=1)
-            real = torch.cat([real, known.value], dim=1)
-        among = _Among(logits, features, real, scenes, config)
+        means = real.means() if config.selection.by == "herding" else None
+        among = _Among(logits, features, real, means, scenes, config)
         free = torch.ones(len(logits), dtype=torch.bool) if drawn.passing is None else drawn.passing
         rows = among.chosen(free)
         if drawn.passing is not None:
-            train = scenes.pixels(size=config.size)
+            train = Pixels(scenes, config.size)
             while (copied := are_copies(find_copies(decode(prior.value, drawn.latents[rows], config), train))).any():
                 free = free.index_fill(0, rows[copied], False)
                 rows = among.chosen(free)
@@ -95,15 +98,52 @@ def _shuffled(rows: Tensor, config: Config) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Real:
+    """The scenes as the selection sees them: latents [N, C, h, w], features [N, 1280] if any, and labels int64 [N].
+
+    Their features are those of the teacher, followed by the known ones.
+    """
+
+    teacher: LatentTeacher
+    latents: Stored
+    known: Stored | None
+    labels: Tensor
+
+    def means(self) -> Tensor:
+        """Return the mean features of each class, [classes, D], over all its scenes."""
+        counts = torch.bincount(self.labels)
+        sums = torch.zeros(len(counts), 1, dtype=torch.float64)
+        for part in torch.arange(len(self.labels)).split(MOST):
+            features, labels = self._features(part), self.labels[part]
+            own = torch.zeros(len(counts), features.shape[1], dtype=torch.float64)
+            for label in labels.unique():
+                same = labels == label
+                # A mean times the number of scenes: exact in float64, so one part gives the float32 mean itself.
+                own[label] = features[same].mean(dim=0).double() * int(same.sum())
+            sums = sums + own
+        return (sums / counts[:, None]).float()
+
+    def of_class(self, label: int, seed: int) -> Tensor:
+        """Return the features [m, D] of the scenes of a class, of a fair share if there are too many scenes."""
+        part = fair_share(self.labels, MOST, seed)
+        return self._features(part[self.labels[part] == label])
+
+    def _features(self, among: Tensor) -> Tensor:
+        features = predict(self.teacher, subset(self.latents, among))[1]
+        return features if self.known is None else torch.cat([features, self.known[among]], dim=1)
+
+
+@dataclass(frozen=True)
 class _Among:
     """The data that the selection among n candidates uses.
 
-    logits: [n, classes]. features: [n, D] of the candidates. real: [N, D] of the scenes.
+    logits: [n, classes]. features: [n, D] of the candidates. real: the scenes. means: [classes, D], for herding.
     """
 
     logits: Tensor
     features: Tensor
-    real: Tensor
+    real: _Real
+    means: Tensor | None
     scenes: Scenes
     config: Config
 
@@ -122,11 +162,10 @@ class _Among:
                 f"{config.ipc} are needed: draw more (sampling.candidates) or follow prototypes less "
                 "(sampling.strength)"
             )
-        real = self.real[self.scenes.labels == label]
         if config.selection.by == "margin":
             return own[by_margin(self.logits[own], label, slots[own])]
-        if config.selection.by == "herding":
-            return own[herd(self.features[own], config.ipc, real.mean(dim=0))]
+        if self.means is not None:
+            return own[herd(self.features[own], config.ipc, self.means[label])]
         if config.selection.by == "coverage":
-            return own[by_coverage(self.features[own], real, slots[own])]
+            return own[by_coverage(self.features[own], self.real.of_class(label, config.seed), slots[own])]
         return own[::count]

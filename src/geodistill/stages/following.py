@@ -23,10 +23,11 @@ from geodistill.prior.sample import sample
 from geodistill.processes import processes
 from geodistill.prototypes import Prototypes
 from geodistill.provenance import Made
-from geodistill.run import forget_parts, write_atomic
+from geodistill.run import Stored, column, forget_parts, write_atomic
 from geodistill.stages.candidates import Slots, decode, requests_for, slot_labels
 from geodistill.stages.context import Context, unless_default
 from geodistill.stages.latents import scene_features
+from geodistill.stages.learned import learned, unless_all
 from geodistill.stages.noise import seed_of_noise
 
 # Strength and guidance for a base that draws poorly. `SamplingSettings` has those for a base that draws well.
@@ -43,7 +44,7 @@ _DRAWN = 300
 def followed(
     context: Context,
     prior: Made[Prior],
-    latents: Made[Tensor],
+    latents: Made[Stored],
     texts: Made[list[str]],
     prototypes: Made[Prototypes],
 ) -> Context:
@@ -59,12 +60,13 @@ def followed(
 
     def build(folder: Path) -> dict[str, Any]:
         starts = prototypes.value.starts(each, config.seed, of=config.prototypes.starts)
-        requests = requests_for(prior.value, Slots(texts.value, latents.value[:, 0], starts), each)
+        requests = requests_for(prior.value, Slots(texts.value, column(latents.value, 0), starts), each)
         seed = seed_of_noise(context, FOLLOWING)
         drawn = sample(prior.value, requests, config.sampling, seed=seed, folder=folder)
         if not processes().main:
             return {}
-        others = torch.ones(len(scenes), dtype=torch.bool)
+        others = torch.zeros(len(scenes), dtype=torch.bool)
+        others[learned(scenes, config.seed)] = True
         others[starts] = False
         # If images were drawn from every scene, none is left over, and all scenes are predicted.
         asked = others if others.any() else ~others
@@ -85,7 +87,7 @@ def followed(
         return found
 
     given = [latents, prototypes, texts, prior, config.sampling.model_dump(), config.seed]
-    given += unless_default(config.precision)
+    given += [*unless_default(config.precision), *unless_all(scenes)]
     context.run.make(FOLLOWING, build, lambda folder: folder, given=given)
     return context.having(config.model_copy(update={"sampling": chosen_sampling(config, context.run.folder)}))
 

@@ -15,7 +15,8 @@ from geodistill.prior.base import Prior
 from geodistill.prior.guidance import coarse
 from geodistill.privacy.noisy import Moments, SecretNoise, noisy_means, noisy_moments, private_clusters
 from geodistill.provenance import Made, derived
-from geodistill.run import save_tensors
+from geodistill.run import Stored, save_tensors
+from geodistill.scenes.pixels import Pixels, in_blocks
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import generator
 from geodistill.stages.latents import scene_features
@@ -44,8 +45,8 @@ def make_profiles(context: PrivateContext) -> Made[Profiles]:
     features = scene_features(context)
 
     def build(folder: Path) -> None:
-        measures = torch.cat([measure(part) / _MEASURES for part in scenes.pixels(size=size).split(256)])
-        rows = torch.cat([features.value.double(), measures.double()], dim=1)
+        measures = torch.cat([measure(part) / _MEASURES for part in in_blocks(Pixels(scenes, size))])
+        rows = torch.cat([features.value[:].double(), measures.double()], dim=1)
         by = SecretNoise()
         means, _ = noisy_means(rows, scenes.labels, len(scenes.classes), norm=2**0.5, noise=noise, by=by)
         save_tensors({"means": means}, folder / "profiles.safetensors")
@@ -82,7 +83,7 @@ class Starts:
     noisy: Tensor
 
 
-def make_starts(context: PrivateContext, latents: Made[Tensor], profiles: Made[Profiles]) -> Made[Starts]:
+def make_starts(context: PrivateContext, latents: Made[Stored], profiles: Made[Profiles]) -> Made[Starts]:
     """Return what candidates start from, from stage `centres`: IPC noisy means of each class, adjacent."""
     scenes, ipc = context.scenes, context.config.ipc
     features = scene_features(context)
@@ -90,7 +91,7 @@ def make_starts(context: PrivateContext, latents: Made[Tensor], profiles: Made[P
 
     def build(folder: Path) -> None:
         by = SecretNoise()
-        points = _points(features.value, scenes.labels, profiles.value)
+        points = _points(features.value[:], scenes.labels, profiles.value)
         assigned = private_clusters(points, scenes.labels, len(scenes.classes), ipc, noise=clusters, by=by)
         rough = coarse(latents.value[:, 0].float())
         norm = _COARSE * rough[0].numel() ** 0.5
@@ -120,7 +121,7 @@ def make_moments(context: PrivateContext) -> Made[Moments]:
     features = scene_features(context)
 
     def build(folder: Path) -> None:
-        found = noisy_moments(features.value, scenes.labels, len(scenes.classes), noise=noise, by=SecretNoise())
+        found = noisy_moments(features.value[:], scenes.labels, len(scenes.classes), noise=noise, by=SecretNoise())
         kept = {"second": found.second, "sums": found.sums, "counts": found.counts}
         save_tensors(kept | {"deviation": torch.tensor(found.deviation)}, folder / "moments.safetensors")
 

@@ -18,6 +18,7 @@ from geodistill.prior.training import Drawn, TrainingData, TrainingPlan, denoisi
 from geodistill.privacy.dpsgd import train_privately
 from geodistill.privacy.noisy import SecretNoise
 from geodistill.provenance import Made
+from geodistill.run import Stored
 from geodistill.seeding import derive_seed, secret_generator
 from geodistill.stages.private import PrivateContext, adapter_training, has_teacher, teacher_training
 
@@ -25,7 +26,7 @@ from geodistill.stages.private import PrivateContext, adapter_training, has_teac
 _WIDTH = 32
 
 
-def teach_privately(context: PrivateContext, latents: Made[Tensor]) -> Made[LatentTeacher] | None:
+def teach_privately(context: PrivateContext, latents: Made[Stored]) -> Made[LatentTeacher] | None:
     """Return the frozen teacher, or None if the settings need none. Measuring its accuracy would cost budget."""
     scenes, config = context.scenes, context.config
     if not has_teacher(config):
@@ -54,7 +55,7 @@ def teach_privately(context: PrivateContext, latents: Made[Tensor]) -> Made[Late
 def finetune_privately(
     context: PrivateContext,
     prior: Made[Prior],
-    latents: Made[Tensor],
+    latents: Made[Stored],
     texts: Made[list[str]],
     teacher: Made[LatentTeacher] | None,
 ) -> Made[Prior]:

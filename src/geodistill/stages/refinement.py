@@ -23,6 +23,7 @@ from geodistill.stages.candidates import decode, slot_labels
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
 from geodistill.stages.latents import scene_features
+from geodistill.stages.learned import unless_all
 from geodistill.stages.screen import keeps_away
 from geodistill.stages.students import Shown, show_scenes, students
 
@@ -58,7 +59,7 @@ def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher:
             part_file.unlink()
         return facts
 
-    given = [chosen, scenes.fingerprint(), config.size, settings.model_dump(), config.seed]
+    given = [chosen, scenes.fingerprint(), config.size, settings.model_dump(), config.seed, *unless_all(scenes)]
     return context.run.make(REFINED, build, Chosen.load, given=given)
 
 

@@ -16,6 +16,7 @@ from geodistill.privacy.screen import Screen, make_screen
 from geodistill.processes import processes
 from geodistill.provenance import Made
 from geodistill.run import forget_parts, save_tensors
+from geodistill.scenes.pixels import Pixels
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.candidates import Candidates, Slots, decode, requests_for, slot_labels
 from geodistill.stages.context import Context
@@ -39,7 +40,7 @@ def screened(
     scenes, config = context.scenes, context.config
 
     def build(folder: Path) -> dict[str, Any]:
-        own = make_screen(scenes.pixels(size=config.size), scenes.labels, seed=config.seed)
+        own = make_screen(Pixels(scenes, config.size), scenes.labels, seed=config.seed)
         requests = requests_for(prior.value, slots.value, config.sampling.candidates)
         place = torch.arange(len(slots.value.texts)).repeat_interleave(config.sampling.candidates)
         labels = slot_labels(scenes, config)[place]
@@ -72,7 +73,7 @@ def screened(
 
 def keeps_away(images: Tensor, labels: Tensor, scenes: Scenes, config: Config) -> Tensor:
     """Return bool [n]: which uint8 images [n, 3, s, s] of classes int64 [n] pass the screen and are no copies."""
-    train = scenes.pixels(size=config.size)
+    train = Pixels(scenes, config.size)
     own = make_screen(train, scenes.labels, seed=config.seed)
     return own.passes(images, labels) & ~are_copies(find_copies(images, train))
 

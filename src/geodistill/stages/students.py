@@ -12,11 +12,12 @@ from geodistill.config import Config
 from geodistill.evaluation.protocols import augment, train_classifier
 from geodistill.networks import PRETRAINED, backbone_features, restored
 from geodistill.progress import progress
-from geodistill.run import save_tensors
+from geodistill.run import Stored, save_tensors
 from geodistill.scenes.views import dihedral
 from geodistill.seeding import derive_seed, generator
 from geodistill.stages.candidates import slot_labels
 from geodistill.stages.context import Context
+from geodistill.stages.learned import learned
 
 # Refinement overfits 945 scenes and does not overfit 6,000 (docs/experiments.md). A small archive is therefore used in
 # several views: at most one for each of the eight symmetries of the square, and at most `_ENOUGH` images in all.
@@ -29,7 +30,7 @@ _TOGETHER = 500
 class Shown:
     """The data that every round of refinement uses.
 
-    pixels: uint8 [N, C, s, s], all scenes in one view after the other; the first view is unchanged. seen: float [N,
+    pixels: uint8 [N, C, s, s], the scenes in one view after the other; the first view is unchanged. seen: float [N,
     1280], their features from the pretrained backbone. real_labels: int64 [N], their classes, below `classes`. labels:
     int64 [m], the classes of the set's images. folder: where parts are kept until the stage is done.
     """
@@ -42,14 +43,15 @@ class Shown:
     folder: Path
 
 
-def show_scenes(context: Context, known: Tensor, folder: Path) -> Shown:
-    """Return the scenes in all views; `known` [N, 1280] are the backbone's features of the first view."""
+def show_scenes(context: Context, known: Stored, folder: Path) -> Shown:
+    """Return the scenes that are learned from in all views; `known` [N, 1280] are the backbone's features of all."""
     scenes, config = context.scenes, context.config
-    views = _real_views(scenes.pixels(size=config.size), config.seed)
+    part = learned(scenes, config.seed)
+    views = _real_views(scenes.pixels(part, size=config.size), config.seed)
     return Shown(
         pixels=torch.cat(views),
-        seen=torch.cat([known, *map(backbone_features, views[1:])]),
-        real_labels=scenes.labels.repeat(len(views)),
+        seen=torch.cat([known[part], *map(backbone_features, views[1:])]),
+        real_labels=scenes.labels[part].repeat(len(views)),
         classes=len(scenes.classes),
         labels=slot_labels(scenes, config),
         folder=folder,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from geodistill.evaluation.soft_label_teacher import (
     load_soft_label_teacher,
@@ -13,21 +13,25 @@ from geodistill.evaluation.soft_label_teacher import (
 from geodistill.latent_teacher import LatentTeacher, load_latent_teacher, train_latent_teacher
 from geodistill.pipeline import SOFT_LABEL_TEACHER, TEACHER
 from geodistill.provenance import Made
+from geodistill.run import Stored, subset
 from geodistill.scenes.splits import hold_out
 from geodistill.stages.context import Context
+from geodistill.stages.learned import learned, unless_all
 
 _WEIGHTS = "labeller.safetensors"
 
 
-def teach(context: Context, latents: Made[Tensor]) -> Made[LatentTeacher]:
+def teach(context: Context, latents: Made[Stored]) -> Made[LatentTeacher]:
     """Return the frozen latent teacher from stage `teacher`."""
     scenes, config = context.scenes, context.config
 
     def build(folder: Path) -> dict[str, Any]:
-        _, held = hold_out(scenes, config.teacher.held_out, TEACHER.name)
+        part = learned(scenes, config.seed)
+        own = scenes.subset(part)
+        _, held = hold_out(own, config.teacher.held_out, TEACHER.name)
         return train_latent_teacher(
-            latents.value,
-            scenes.labels,
+            subset(latents.value, part),
+            own.labels,
             held,
             config.teacher,
             seed=config.seed,
@@ -35,7 +39,7 @@ def teach(context: Context, latents: Made[Tensor]) -> Made[LatentTeacher]:
             precision=config.precision,
         )
 
-    given = [latents, config.teacher.model_dump(), config.seed]
+    given = [latents, config.teacher.model_dump(), config.seed, *unless_all(scenes)]
     return context.run.make(TEACHER, build, load_latent_teacher, given=given)
 
 
