@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, str]]:
     """Measure nothing, which takes processes; test_latency.py measures. The calls are kept."""
     calls: list[tuple[str, int, int, str]] = []
 
-    def fake(path: Path, threads: int, side: int, takes: str, *, runs: int) -> Latency:
+    def fake(path: Path, threads: int, side: int, takes: str, *, runs: int, channels: int = 3) -> Latency:
         calls.append((path.name, threads, side, takes))
         return Latency(2.0 / threads, 3.0 / threads, 100 * threads)
 
