@@ -18,19 +18,23 @@ def test_public_names() -> None:
             "SceneData",
             "Scenes",
             "audit",
+            "bench",
             "builtin_scenes",
             "compare",
             "distill",
             "evaluate",
+            "export",
             "inspect",
             "load_config",
             "on_device",
             "open_scenes",
             "open_sources",
             "plan",
+            "predict",
             "pretrain",
             "reported_to",
             "sample",
+            "train",
             *(f"{kind}Error" for kind in kinds.split()),
         ]
     )
@@ -43,7 +47,7 @@ def test_unknown_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("little_audit")
-@pytest.mark.parametrize("name", ["audit", "compare", "distill", "inspect", "plan", "pretrain", "sample"])
+@pytest.mark.parametrize("name", ["audit", "compare", "distill", "inspect", "plan", "pretrain", "sample", "train"])
 def test_examples(name: str) -> None:
     found = doctest.testmod(import_module(f"geodistill.commands.{name}"))
     assert found.attempted > 2
@@ -51,7 +55,8 @@ def test_examples(name: str) -> None:
 
 
 def test_quick_examples() -> None:
-    for name in ("cli_options", "config", "devices", "errors", "lazy", "prefetch", "progress", "scenes.scenes"):
+    names = "cli_options config deployment.tiles devices errors lazy prefetch progress scenes.scenes"
+    for name in names.split():
         found = doctest.testmod(import_module(f"geodistill.{name}"))
         assert found.attempted
         assert not found.failed

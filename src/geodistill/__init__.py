@@ -6,12 +6,16 @@ from geodistill.lazy import lazy_names
 
 if TYPE_CHECKING:
     from geodistill.commands.audit import audit
+    from geodistill.commands.bench import bench
     from geodistill.commands.compare import compare
     from geodistill.commands.distill import distill
+    from geodistill.commands.export import export
     from geodistill.commands.inspect import inspect
     from geodistill.commands.plan import plan
+    from geodistill.commands.predict import predict
     from geodistill.commands.pretrain import open_sources, pretrain
     from geodistill.commands.sample import sample
+    from geodistill.commands.train import train
     from geodistill.config import Config, load_config
     from geodistill.devices import on_device
     from geodistill.distilled import DistilledSet
@@ -52,19 +56,23 @@ __all__ = [
     "Scenes",
     "TrainingError",
     "audit",
+    "bench",
     "builtin_scenes",
     "compare",
     "distill",
     "evaluate",
+    "export",
     "inspect",
     "load_config",
     "on_device",
     "open_scenes",
     "open_sources",
     "plan",
+    "predict",
     "pretrain",
     "reported_to",
     "sample",
+    "train",
 ]
 
 # `geodistill --help` does not wait for torch and diffusers.
@@ -72,12 +80,16 @@ __getattr__ = lazy_names(
     __name__,
     {
         "commands.audit": ("audit",),
+        "commands.bench": ("bench",),
         "commands.compare": ("compare",),
         "commands.distill": ("distill",),
+        "commands.export": ("export",),
         "commands.inspect": ("inspect",),
         "commands.plan": ("plan",),
+        "commands.predict": ("predict",),
         "commands.pretrain": ("open_sources", "pretrain"),
         "commands.sample": ("sample",),
+        "commands.train": ("train",),
         "config": ("Config", "load_config"),
         "devices": ("on_device",),
         "distilled": ("DistilledSet",),
