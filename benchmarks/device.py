@@ -249,7 +249,8 @@ def _plot(lines: list[dict[str, str]]) -> str:
         for network in dict.fromkeys(line["network"] for line in lines):
             ends = [one for one in lines if one["network"] == network and one["format"] == "torch"]
             ends.sort(key=lambda one: list(KINDS).index(one["trained_on"]))
-            size, shares = [int(one["data_bytes"]) / 1e6 for one in ends], [100 * float(one["accuracy"]) for one in ends]
+            size = [int(one["data_bytes"]) / 1e6 for one in ends]
+            shares = [100 * float(one["accuracy"]) for one in ends]
             axes.plot(size, shares, "o-", label=network)
             for x, y, one in zip(size, shares, ends, strict=True):
                 told = f"{y:.1f} %, {float(one['training_minutes']):.1f} min"
