@@ -167,7 +167,7 @@ def write_page() -> None:
         picture = PAGE.parent / "images" / f"device_{archive.lower().replace(' ', '_')}.svg"
         write_atomic(picture, _plot(own))
         parts += [f"## {archive}, {own[0]['size']} px", "", _promise(own)]
-        parts += [f"![Accuracy against minutes of training](images/{picture.name})", ""]
+        parts += [f"![Accuracy against the size of the training images](images/{picture.name})", ""]
         parts += ["### Formats", "", _FORMATS, "", _formats(own)]
     parts += ["## Calibration", "", _CALIBRATION, "", _calibrated(merged([], CALIBRATION, CALIBRATION_KEY))]
     write_atomic(PAGE, "\n".join(parts))
@@ -242,19 +242,22 @@ def _share(line: dict[str, str]) -> str:
 
 
 def _plot(lines: list[dict[str, str]]) -> str:
-    """Return an SVG plot: accuracy against minutes of training, a line from the set to the archive for each network."""
+    """Return an SVG plot: accuracy against MB of training images, a line from the set to the archive per network."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "geodistill", "font.size": 9}):
         figure = Figure(figsize=(5.6, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for network in dict.fromkeys(line["network"] for line in lines):
             ends = [one for one in lines if one["network"] == network and one["format"] == "torch"]
             ends.sort(key=lambda one: list(KINDS).index(one["trained_on"]))
-            minutes, shares = ([float(one[name]) for one in ends] for name in ("training_minutes", "accuracy"))
-            axes.plot(minutes, [100 * one for one in shares], "o-", label=network)
-            for x, y, one in zip(minutes, shares, ends, strict=True):
-                told = f"{_mega(one['data_bytes'])} MB"
-                axes.annotate(told, (x, 100 * y), (5, -11), textcoords="offset points", fontsize=8)
-        axes.set(xlabel="minutes of training, one core", ylabel="overall accuracy, %", ylim=(0, 100), xlim=(0, None))
+            size = [int(one["data_bytes"]) / 1e6 for one in ends]
+            shares = [100 * float(one["accuracy"]) for one in ends]
+            axes.plot(size, shares, "o-", label=network)
+            for x, y, one in zip(size, shares, ends, strict=True):
+                told = f"{y:.1f} %, {float(one['training_minutes']):.1f} min"
+                axes.annotate(told, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        axes.set(xlabel="training images, MB", ylabel="overall accuracy, %", ylim=(0, 105), xscale="log", xlim=(1, 60))
+        axes.set_xticks((1, 2, 5, 10, 20, 50), labels=("1", "2", "5", "10", "20", "50"))
+        axes.minorticks_off()
         axes.grid(linewidth=0.4)
         axes.legend(frameon=False, loc="lower right")
         buffer = io.StringIO()

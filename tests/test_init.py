@@ -19,11 +19,13 @@ def test_public_names() -> None:
             "Scenes",
             "add",
             "audit",
+            "bench",
             "builtin_scenes",
             "compare",
             "cut_tiles",
             "distill",
             "evaluate",
+            "export",
             "inspect",
             "load_config",
             "on_device",
@@ -31,9 +33,11 @@ def test_public_names() -> None:
             "open_scenes",
             "open_sources",
             "plan",
+            "predict",
             "pretrain",
             "reported_to",
             "sample",
+            "train",
             *(f"{kind}Error" for kind in kinds.split()),
         ]
     )
@@ -46,7 +50,7 @@ def test_unknown_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("little_audit")
-@pytest.mark.parametrize("name", ["audit", "compare", "distill", "inspect", "plan", "pretrain", "sample"])
+@pytest.mark.parametrize("name", ["audit", "compare", "distill", "inspect", "plan", "pretrain", "sample", "train"])
 def test_examples(name: str) -> None:
     found = doctest.testmod(import_module(f"geodistill.commands.{name}"))
     assert found.attempted > 2
@@ -54,19 +58,11 @@ def test_examples(name: str) -> None:
 
 
 def test_quick_examples() -> None:
-    for name in (
-        "cli_options",
-        "config",
-        "devices",
-        "errors",
-        "lazy",
-        "prefetch",
-        "progress",
-        "scenes.items",
-        "scenes.looks",
-        "scenes.scenes",
-        "scenes.unpacked",
-    ):
+    names = (
+        "cli_options config deployment.tiles devices errors lazy prefetch progress scenes.items scenes.looks "
+        "scenes.scenes scenes.unpacked"
+    )
+    for name in names.split():
         found = doctest.testmod(import_module(f"geodistill.{name}"))
         assert found.attempted
         assert not found.failed

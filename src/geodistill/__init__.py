@@ -7,12 +7,16 @@ from geodistill.lazy import lazy_names
 if TYPE_CHECKING:
     from geodistill.commands.add import add
     from geodistill.commands.audit import audit
+    from geodistill.commands.bench import bench
     from geodistill.commands.compare import compare
     from geodistill.commands.distill import distill
+    from geodistill.commands.export import export
     from geodistill.commands.inspect import inspect
     from geodistill.commands.plan import plan
+    from geodistill.commands.predict import predict
     from geodistill.commands.pretrain import open_sources, pretrain
     from geodistill.commands.sample import sample
+    from geodistill.commands.train import train
     from geodistill.config import Config, load_config
     from geodistill.devices import on_device
     from geodistill.distilled import DistilledSet
@@ -54,11 +58,13 @@ __all__ = [
     "TrainingError",
     "add",
     "audit",
+    "bench",
     "builtin_scenes",
     "compare",
     "cut_tiles",
     "distill",
     "evaluate",
+    "export",
     "inspect",
     "load_config",
     "on_device",
@@ -66,9 +72,11 @@ __all__ = [
     "open_scenes",
     "open_sources",
     "plan",
+    "predict",
     "pretrain",
     "reported_to",
     "sample",
+    "train",
 ]
 
 # `geodistill --help` does not wait for torch and diffusers.
@@ -77,12 +85,16 @@ __getattr__ = lazy_names(
     {
         "commands.add": ("add",),
         "commands.audit": ("audit",),
+        "commands.bench": ("bench",),
         "commands.compare": ("compare",),
         "commands.distill": ("distill",),
+        "commands.export": ("export",),
         "commands.inspect": ("inspect",),
         "commands.plan": ("plan",),
+        "commands.predict": ("predict",),
         "commands.pretrain": ("open_sources", "pretrain"),
         "commands.sample": ("sample",),
+        "commands.train": ("train",),
         "config": ("Config", "load_config"),
         "devices": ("on_device",),
         "distilled": ("DistilledSet",),

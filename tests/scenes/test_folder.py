@@ -421,3 +421,13 @@ def test_long_reading_shows_progress(tmp_path, capsys, monkeypatch):
 @pytest.fixture(autouse=True)
 def _log_at_warning(caplog):
     caplog.set_level(logging.WARNING, "geodistill")
+
+
+def test_all_images_can_be_training_images(tmp_path):
+    fill(tmp_path / "train", count=5)
+    fill(tmp_path / "test", count=2, start=9000)
+    whole = open_scenes(tmp_path / "train", split="all")
+    assert (len(whole.train), whole.test) == (10, None)
+    # Splits that the data has stay.
+    split = open_scenes(tmp_path, split="all")
+    assert (len(split.train), len(split.test)) == (10, 4)

@@ -14,7 +14,6 @@ from geodistill.deployment.predictors import load_predictor
 from geodistill.deployment.quantised import check_calibration, write_int8
 from geodistill.errors import ConfigError, ExportError
 from geodistill.evaluation.classifier import Classifier
-from geodistill.run import explain_os_errors
 
 # Largest difference of a logit from that of the original, in a format of floating-point numbers.
 TOLERANCE = 1e-3
@@ -69,12 +68,10 @@ def export(
     classifier = Classifier.load(model)
     path = Path(out) if out is not None else Path(model) / FORMATS[to].file
     images = _calibration(classifier, calibrate) if to == "onnx-int8" else _random_images(classifier)
-    with explain_os_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if to == "onnx-int8":
-            write_int8(classifier, path, takes, images)
-        else:
-            _WRITERS[to](classifier, path, takes)
+    if to == "onnx-int8":
+        write_int8(classifier, path, takes, images)
+    else:
+        _WRITERS[to](classifier, path, takes)
     return _checked(classifier, path, images, exact=to != "onnx-int8")
 
 

@@ -14,7 +14,7 @@ from geodistill.deployment.predictors import Predictor, load_predictor
 from geodistill.deployment.tiles import Grid, fitting_reading, map_raster
 from geodistill.errors import ConfigError, SceneError
 from geodistill.progress import progress
-from geodistill.run import explain_os_errors
+from geodistill.run import written_whole
 from geodistill.scenes.images import bands_to_square
 from geodistill.scenes.readers import SUFFIXES, RasterReader, info_of, open_raster, reader_of
 from geodistill.scenes.reading import Reading
@@ -92,24 +92,27 @@ def _table(predictor: Predictor, source: Path, out: Path, top: int, own: tuple[s
     paths = [source] if source.is_file() else _images_in(source)
     root = source.parent if source.is_file() else source
     reading = _reading(predictor.about.reading, paths, own)
-    counts, unreadable = dict.fromkeys(classes, 0), 0
-    aside = out.with_name(f".{out.name}.tmp")
-    with explain_os_errors(out.parent), progress("images", len(paths)) as advance:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["file", *_header(top)])
-            for first in range(0, len(paths), _BATCH):
-                batch = paths[first : first + _BATCH]
-                images, kept = _read(batch, reading, predictor.about.size)
-                unreadable += len(batch) - len(kept)
-                for path, values in zip(kept, _best(predictor, images, top), strict=True):
-                    rows.writerow([path.relative_to(root).as_posix(), *values])
-                    counts[values[0]] += 1
-                file.flush()
-                advance(first + len(batch))
-        aside.replace(out)
-    return Predicted(out, counts, unreadable)
+    with written_whole(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["file", *_header(top)])
+        counts, read = dict.fromkeys(classes, 0), 0
+        for path, values in _predictions(predictor, paths, reading, top):
+            rows.writerow([path.relative_to(root).as_posix(), *values])
+            counts[values[0]] += 1
+            read += 1
+    return Predicted(out, counts, len(paths) - read)
+
+
+def _predictions(
+    predictor: Predictor, paths: Sequence[Path], reading: Reading, top: int
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each readable image of `paths` with its row; a batch of them is in memory at a time."""
+    with progress("images", len(paths)) as advance:
+        for first in range(0, len(paths), _BATCH):
+            batch = paths[first : first + _BATCH]
+            images, kept = _read(batch, reading, predictor.about.size)
+            yield from zip(kept, _best(predictor, images, top), strict=True)
+            advance(first + len(batch))
 
 
 def _header(top: int) -> list[str]:

@@ -72,7 +72,7 @@ def train(
     >>> from tempfile import mkdtemp
     >>> from geodistill.scenes import write_scenes
     >>> data, model = Path(mkdtemp()), Path(mkdtemp())
-    >>> write_scenes(data, train_per_class=2, test_per_class=1, size=32)
+    >>> _ = write_scenes(data, train_per_class=2, test_per_class=1, size=32)
     >>> trained = train(data, "convnet3", out=model, size=32, steps=2)
     >>> trained.about.protocol, trained.about.trained_on, trained.about.classes[:2]
     ('scratch', '20 labelled images', ('Beach', 'Desert'))

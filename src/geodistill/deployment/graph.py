@@ -22,6 +22,7 @@ from geodistill.deployment.formats import needed
 from geodistill.errors import ExportError
 from geodistill.evaluation.classifier import About, Classifier
 from geodistill.networks import imagenet_statistics, normalise
+from geodistill.run import written_whole
 
 Input = Literal["float", "uint8"]
 # Key of the metadata with which a file is read again; the other keys are for programs that are not ours.
@@ -100,9 +101,8 @@ def write_onnx(classifier: Classifier, path: Path, takes: Input) -> None:
 def save_onnx(onnx: Any, model: Any, path: Path, told: dict[str, str]) -> None:
     """Write an ONNX `model` with the metadata `told` to `path`, which appears only when it is complete."""
     onnx.helper.set_model_props(model, told)
-    aside = path.with_name(f".{path.name}.tmp")
-    onnx.save(model, aside)
-    aside.replace(path)
+    with written_whole(path) as aside:
+        onnx.save(model, aside)
 
 
 def write_torchscript(classifier: Classifier, path: Path, takes: Input) -> None:
@@ -114,9 +114,8 @@ def write_torchscript(classifier: Classifier, path: Path, takes: Input) -> None:
     example = as_input(_example(classifier, 2), takes)
     with quiet(), _explained("TorchScript", classifier.about.network), torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(_deployed(classifier, takes), example))
-        aside = path.with_name(f".{path.name}.tmp")
+    with written_whole(path) as aside:
         torch.jit.save(traced, aside, {EXTRA_FILE: json.dumps(metadata(classifier.about, takes))})
-    aside.replace(path)
 
 
 def write_litert(classifier: Classifier, path: Path, takes: Input) -> None:
@@ -128,10 +127,10 @@ def write_litert(classifier: Classifier, path: Path, takes: Input) -> None:
     litert = needed("litert_torch", "format litert", "litert")
     example = as_input(_example(classifier, 1), takes)
     deployed = _deployed(classifier, takes).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    aside = path.with_name(f".{path.name}.tmp.tflite")
     with quiet(), _explained("LiteRT", classifier.about.network):
-        litert.convert(deployed, (example,)).export(str(aside))
-    aside.replace(path)
+        converted = litert.convert(deployed, (example,))
+    with written_whole(path) as aside:
+        converted.export(str(aside))
 
 
 def _deployed(classifier: Classifier, takes: Input) -> nn.Module:

@@ -16,7 +16,7 @@ from rasterio.windows import Window
 from geodistill.deployment.predictors import Predictor
 from geodistill.errors import ConfigError, SceneError
 from geodistill.progress import progress
-from geodistill.run import explain_os_errors
+from geodistill.run import written_whole
 from geodistill.scenes.images import bands_to_square
 from geodistill.scenes.readers import Info, Values, open_raster, values_of
 from geodistill.scenes.reading import Reading, choose_bands, with_scale
@@ -138,17 +138,19 @@ def map_raster(predictor: Predictor, path: Path, out: Path, grid: Grid, reading:
     """
     classes = predictor.about.classes
     counts = np.zeros(len(classes), np.int64)
-    aside = out.with_name(f".{out.name}.tmp.tif")
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE), open_raster(path) as raster, explain_os_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _new_map(aside, raster, grid, classes) as written, progress("rows of tiles", grid.shape[0]) as advance:
-            source = _Source(raster, path, reading)
-            for row, columns in grid.parts():
-                labels = _labels(predictor, source, source.tiles(grid, row, columns))
-                written.write(labels[None], 1, window=Window(columns.start, row, len(columns), 1))
-                counts += np.bincount(labels, minlength=len(classes))[: len(classes)]
-                advance(row + 1)
-        aside.replace(out)
+    with (
+        rasterio.Env(GDAL_CACHEMAX=_CACHE),
+        open_raster(path) as raster,
+        written_whole(out) as aside,
+        _new_map(aside, raster, grid, classes) as written,
+        progress("rows of tiles", grid.shape[0]) as advance,
+    ):
+        source = _Source(raster, path, reading)
+        for row, columns in grid.parts():
+            labels = _labels(predictor, source, source.tiles(grid, row, columns))
+            written.write(labels[None], 1, window=Window(columns.start, row, len(columns), 1))
+            counts += np.bincount(labels, minlength=len(classes))[: len(classes)]
+            advance(row + 1)
     return {name: int(count) for name, count in zip(classes, counts, strict=True)}
 
 

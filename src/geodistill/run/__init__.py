@@ -7,7 +7,7 @@ the partial folder, so a run killed at any moment resumes where it stopped.
 
 from geodistill.memory import peak_memory_mib
 from geodistill.run.cost import records, versions
-from geodistill.run.files import explain_os_errors, save_tensors, write_atomic
+from geodistill.run.files import explain_os_errors, save_tensors, write_atomic, written_whole
 from geodistill.run.folder import Run, stage_of
 from geodistill.run.parts import forget_parts, join_parts, kept_parts, make_parts, save_rows
 from geodistill.run.rows import Rows, Stored, column, in_parts, mean_of, subset
@@ -34,4 +34,5 @@ __all__ = [
     "subset",
     "versions",
     "write_atomic",
+    "written_whole",
 ]

@@ -29,6 +29,22 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     aside.replace(path)
 
 
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a file beside `path` to write to: it becomes `path` when the block ends, and is removed if the block fails.
+
+    The folder is created. Raises RunError as `explain_os_errors` does.
+    """
+    aside = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    with explain_os_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write `tensors` to the safetensors file `path`; the file gets this name only when it is complete and on disk."""
     aside = path.with_name(f".{path.name}.tmp")
