@@ -82,8 +82,9 @@ def test_two_processes_make_the_images_that_one_makes(scenes: Path, shared: Path
     drawn = [load_file(out / "candidates" / "candidates.safetensors")["latents"] for out in (tmp_path / "run", shared)]
     # Sums over other batches round differently; another image would be off by more than 1.
     assert float((drawn[0] - drawn[1]).abs().mean()) < 0.02
-    latents = [load_file(out / "latents" / "latents.safetensors")["latents"] for out in (tmp_path / "run", shared)]
-    assert torch.equal(*latents)
+    for name in ("latents", "features"):
+        encoded = [load_file(out / name / f"{name}.safetensors")[name] for out in (tmp_path / "run", shared)]
+        assert torch.equal(*encoded)
     # Each process sees half of a batch: without the other's gradients both the losses and the adapter would differ.
     losses = [json.loads((out / "adapter" / "losses.json").read_text()) for out in (tmp_path / "run", shared)]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)

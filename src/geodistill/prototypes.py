@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from geodistill.seeding import derive_seed, generator
 
 POOLED_SIDE = 8
 RESTARTS = 10
+# Of k-means on a part of a large class, which mini-batches then correct; as many as scikit-learn takes for these.
+_RESTARTS_IN_PARTS = 3
 # Number of scenes of a class that are clustered together, 170 MB of backbone features.
 MOST_AT_ONCE = 2**14
 
@@ -189,32 +191,33 @@ def _of_class(read: Read, scenes: int, count: int, seed: int, alpha: float) -> l
 
 def _clustered(points: Floats, count: int, seed: int) -> tuple[Ints, Floats]:
     """Return the cluster of each of `points` [n, D], int64 [n], and its distances to all centres, [n, K]."""
-    assigned = _fill_empty(points, np.asarray(_fitted(points, count, seed).labels_, dtype=np.int64), count)
+    assigned = _fill_empty(points, np.asarray(_fitted(points, count, seed, RESTARTS).labels_, dtype=np.int64), count)
     centres = np.stack([points[assigned == k].mean(axis=0) for k in range(count)])
     # One column at a time gives the same distances without an [n, K, D] array.
     return assigned, np.stack([np.linalg.norm(points - centre, axis=1) for centre in centres], axis=1)
 
 
-def _fitted(points: Floats, count: int, seed: int) -> KMeans:
-    """Return k-means fitted to `points`; there may be fewer than `count` clusters if points coincide."""
+def _fitted(points: npt.NDArray[Any], count: int, seed: int, restarts: int) -> KMeans:
+    """Return k-means fitted to `points` [n, D]; there may be fewer than `count` clusters if points coincide."""
     with warnings.catch_warnings():
         # Coinciding points are not an error here: `_fill_empty` handles them.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return KMeans(count, n_init=RESTARTS, random_state=seed % 2**32).fit(points)
+        return KMeans(count, n_init=restarts, random_state=seed % 2**32).fit(points)
 
 
 def _clustered_in_parts(read: Read, scenes: int, count: int, seed: int) -> tuple[Ints, Floats]:
     """Return what `_clustered` returns, for more scenes than are read together; distances are float32."""
     order = torch.randperm(scenes, generator=generator(seed, "order of clustering")).numpy()
     first, *others = (np.sort(part) for part in _parts(order))
-    points = read(first)
-    start = _fitted(points, count, seed).cluster_centers_
+    points = read(first).astype(np.float32)
+    start = _fitted(points, count, seed, _RESTARTS_IN_PARTS).cluster_centers_
     # Without reassignment a small cluster stays, however rare its scenes are.
     moving = MiniBatchKMeans(count, init=start, n_init=1, random_state=seed % 2**32, reassignment_ratio=0)
     moving.partial_fit(points)
     for part in others:
-        moving.partial_fit(read(part))
-    distances = np.concatenate([moving.transform(read(part)).astype(np.float32) for part in _parts(np.arange(scenes))])
+        moving.partial_fit(read(part).astype(np.float32))
+    whole = _parts(np.arange(scenes))
+    distances = np.concatenate([moving.transform(read(part).astype(np.float32)) for part in whole])
     return _filled(distances.argmin(axis=1), distances, count), distances
 
 

@@ -6,13 +6,12 @@ import torch
 
 from geodistill.commands.distill import distill
 from geodistill.config import Config
-from geodistill.latent_teacher import predict, train_latent_teacher
+from geodistill.latent_teacher import train_latent_teacher
 from geodistill.prior.training import train_denoiser
 from geodistill.prototypes import Prototypes
-from geodistill.run import Rows, records, save_tensors
+from geodistill.run import Rows, records
 from geodistill.scenes import SceneData, Scenes
-from geodistill.stages import adapter, chosen, learned, students, teacher
-from geodistill.stages.chosen import _Real
+from geodistill.stages import adapter, learned, real, students, teacher
 from geodistill.stages.latents import views_of
 
 
@@ -53,7 +52,7 @@ def test_a_large_archive_is_learned_from_in_part_and_used_whole(
         return train_denoiser(unet, scheduler, data, *more)
 
     monkeypatch.setattr(learned, "MOST", 20)
-    monkeypatch.setattr(chosen, "MOST", 20)
+    monkeypatch.setattr(real, "MOST", 20)
     monkeypatch.setattr(teacher, "train_latent_teacher", taught)
     monkeypatch.setattr(adapter, "train_denoiser", trained)
     shown = []
@@ -69,27 +68,3 @@ def test_a_large_archive_is_learned_from_in_part_and_used_whole(
     found = Prototypes.load(tmp_path / "run" / "prototypes")
     assert torch.cat(found.members).sort().values.tolist() == list(range(60))
     assert {record["stage"] for record in records(tmp_path / "run")} >= {"latents", "features", "refined"}
-
-
-@pytest.mark.parametrize("most", [7, 100])
-def test_class_means_are_those_of_all_scenes(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    random = torch.Generator().manual_seed(0)
-    latents, known = torch.randn(40, 2, 4, 8, 8, generator=random).half(), torch.rand(40, 5, generator=random)
-    labels = torch.arange(40) % 3
-    save_tensors({"latents": latents}, tmp_path / "latents.safetensors")
-    judge = teacher.load_latent_teacher(_a_teacher(latents, labels, tmp_path))
-    monkeypatch.setattr(chosen, "MOST", most)
-    rows = Rows(tmp_path / "latents.safetensors", "latents").column(0)
-    means = _Real(judge, rows, known, labels).means()
-    whole = torch.cat([predict(judge, latents[:, 0])[1], known], dim=1)
-    wanted = torch.stack([whole[labels == label].mean(dim=0) for label in range(3)])
-    assert torch.allclose(means, wanted, atol=1e-6)
-    if most == 100:  # in one part the very same numbers
-        assert torch.equal(means, wanted)
-
-
-def _a_teacher(latents: torch.Tensor, labels: torch.Tensor, folder: Path) -> Path:
-    from geodistill.latent_teacher import LatentTeacher, save_latent_teacher
-
-    save_latent_teacher(LatentTeacher(latents.shape[2], int(labels.max()) + 1, 8), folder)
-    return folder

@@ -15,16 +15,15 @@ from geodistill.pipeline import CHOSEN
 from geodistill.prior.base import Prior
 from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.provenance import Made
-from geodistill.run import Stored, column, save_tensors, subset
+from geodistill.run import Stored, column, save_tensors
 from geodistill.scenes.pixels import Pixels
 from geodistill.scenes.scenes import Scenes
-from geodistill.scenes.splits import fair_share
 from geodistill.seeding import generator
 from geodistill.selection import by_coverage, by_margin, herd
 from geodistill.stages.candidates import Candidates, decode
 from geodistill.stages.context import Context
 from geodistill.stages.latents import scene_features
-from geodistill.stages.learned import MOST
+from geodistill.stages.real import Real
 
 _CHOSEN = "chosen.safetensors"
 
@@ -68,7 +67,7 @@ def choose(
     def build(folder: Path) -> None:
         drawn = candidates.value
         logits, features = predict(teacher.value, drawn.latents)
-        real = _Real(teacher.value, column(latents.value, 0), None if known is None else known.value, scenes.labels)
+        real = Real(teacher.value, column(latents.value, 0), None if known is None else known.value, scenes.labels)
         if known is not None:
             # A candidate is less likely to suit two networks for a wrong reason if they were trained on different data.
             seen = backbone_features(decode(prior.value, drawn.latents, config, draft=True))
@@ -98,42 +97,6 @@ def _shuffled(rows: Tensor, config: Config) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Real:
-    """The scenes as the selection sees them: latents [N, C, h, w], features [N, 1280] if any, and labels int64 [N].
-
-    Their features are those of the teacher, followed by the known ones.
-    """
-
-    teacher: LatentTeacher
-    latents: Stored
-    known: Stored | None
-    labels: Tensor
-
-    def means(self) -> Tensor:
-        """Return the mean features of each class, [classes, D], over all its scenes."""
-        counts = torch.bincount(self.labels)
-        sums = torch.zeros(len(counts), 1, dtype=torch.float64)
-        for part in torch.arange(len(self.labels)).split(MOST):
-            features, labels = self._features(part), self.labels[part]
-            own = torch.zeros(len(counts), features.shape[1], dtype=torch.float64)
-            for label in labels.unique():
-                same = labels == label
-                # A mean times the number of scenes: exact in float64, so one part gives the float32 mean itself.
-                own[label] = features[same].mean(dim=0).double() * int(same.sum())
-            sums = sums + own
-        return (sums / counts[:, None]).float()
-
-    def of_class(self, label: int, seed: int) -> Tensor:
-        """Return the features [m, D] of the scenes of a class, of a fair share if there are too many scenes."""
-        part = fair_share(self.labels, MOST, seed)
-        return self._features(part[self.labels[part] == label])
-
-    def _features(self, among: Tensor) -> Tensor:
-        features = predict(self.teacher, subset(self.latents, among))[1]
-        return features if self.known is None else torch.cat([features, self.known[among]], dim=1)
-
-
-@dataclass(frozen=True)
 class _Among:
     """The data that the selection among n candidates uses.
 
@@ -142,7 +105,7 @@ class _Among:
 
     logits: Tensor
     features: Tensor
-    real: _Real
+    real: Real
     means: Tensor | None
     scenes: Scenes
     config: Config
