@@ -80,6 +80,21 @@ def test_a_type_that_numpy_lacks_is_refused(tmp_path: Path) -> None:
         Rows(path, "kept")
 
 
+def test_many_rows_are_gathered_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.arange(20 * 2 * 3).view(20, 2, 3)
+    save_tensors({"kept": whole}, tmp_path / "kept.safetensors")
+    kept, chosen, view = Rows(tmp_path / "kept.safetensors", "kept"), torch.arange(19, 2, -2), torch.arange(9) % 2
+    monkeypatch.setattr("geodistill.run.rows._MAPPED", 4)
+    read: list[int] = []
+    once = kept._read
+    monkeypatch.setattr(kept, "_read", lambda key: (read.append(len(key[0])), once(key))[1])
+    assert torch.equal(kept[chosen], whole[chosen])
+    assert read == [4, 4, 1]
+    assert torch.equal(kept[chosen, view], whole[chosen, view])
+    assert torch.equal(kept[chosen, 1, :2], whole[chosen, 1, :2])
+    assert torch.equal(kept[whole[:, 0, 0] > 50], whole[whole[:, 0, 0] > 50])
+
+
 def test_reading_all_rows_keeps_none_of_them(tmp_path: Path) -> None:
     save_tensors({"kept": torch.ones(64, 2**18)}, tmp_path / "kept.safetensors")  # 64 MiB
     kept, process = Rows(tmp_path / "kept.safetensors", "kept"), psutil.Process()

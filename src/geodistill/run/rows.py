@@ -14,6 +14,8 @@ from torch import Tensor
 _TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "U8": "|u1", "I64": "<i8"}
 # Rows of a tensor that are in memory together.
 _TOGETHER = 4096
+# Rows at any places in the file that are mapped together. Linux maps 64 kB around each.
+_MAPPED = 1024
 
 
 class Rows:
@@ -62,8 +64,21 @@ class Rows:
         key = tuple(_index(axis) for axis in axes)
         if self._column is not None:
             key = (key[0], self._column, *key[1:])
-        values = np.array(self._mapped()[key])  # a copy, after which nothing refers to the map
-        return torch.from_numpy(values)
+        return torch.from_numpy(self._gathered(key) if np.ndim(key[0]) else self._read(key))
+
+    def _gathered(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        """Return the rows at indices `key[0]`, a few at a time: each row brings its neighbours in the file along."""
+        count = len(key[0])
+        found: NDArray[Any] | None = None
+        for start in range(0, count, _MAPPED):
+            some = slice(start, start + _MAPPED)
+            part = self._read(tuple(axis[some] if np.ndim(axis) else axis for axis in key))
+            found = np.empty((count, *part.shape[1:]), self._kind) if found is None else found
+            found[some] = part
+        return self._read(key) if found is None else found
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        return np.array(self._mapped()[key])  # a copy, after which nothing refers to the map
 
     def _mapped(self) -> NDArray[Any]:
         if not self._whole[0]:
@@ -113,7 +128,10 @@ def mean_of(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _index(axis: Any) -> Any:
-    return axis.numpy() if isinstance(axis, Tensor) else axis
+    """Return `axis` as NumPy takes it, a mask as indices."""
+    if not isinstance(axis, Tensor):
+        return axis
+    return axis.nonzero()[:, 0].numpy() if axis.dtype == torch.bool else axis.numpy()
 
 
 def _header(path: Path, name: str) -> tuple[int, tuple[int, ...], str]:
