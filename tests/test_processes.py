@@ -13,7 +13,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from geodistill.cli import _told
+from geodistill.cli_options import told
 from geodistill.commands.distill import distill
 from geodistill.config import load_config
 from geodistill.distilled import DistilledSet
@@ -124,7 +124,7 @@ def test_fewer_processes_go_on_where_more_stopped(scenes: Path, shared: Path) ->
 def test_other_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(sys, "argv", ["geodistill", "compare"])
-    with pytest.raises(typer.Exit), _told():
+    with pytest.raises(typer.Exit), told():
         pass
     assert capsys.readouterr().err == ("error: only distill runs in several processes: start this without accelerate\n")
 

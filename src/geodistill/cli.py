@@ -17,7 +17,6 @@ from geodistill import cli_options as options
 from geodistill.cli_options import console, plain, refuse_inside, say, tell_next, tell_of_busy_cores, told
 from geodistill.errors import ConfigError
 from geodistill.pipeline import DISTILLED, OWN, SCREENED
-from geodistill.progress import duration
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -779,6 +778,8 @@ def _with_describer(sets: list[str] | None, describe: str | None) -> list[str]:
 
 
 def _print_plan(found: Any) -> None:
+    from geodistill.progress import duration
+
     for one in found.downloads:
         say(f"downloads {one.name}: {_giga(one.size)}, licence {one.licence}")
     if not found.downloads:
@@ -862,6 +863,7 @@ def _print_profile(out: Path, settings: Any) -> None:
 
 
 def _print_stages(out: Path) -> None:
+    from geodistill.progress import duration
     from geodistill.run import records
 
     table = Table("stage", "wall time", "processor time", "peak memory", title="time and memory")

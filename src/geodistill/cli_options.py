@@ -18,7 +18,6 @@ from rich.logging import RichHandler
 from typer.core import TyperCommand
 
 from geodistill.errors import ConfigError, GeodistillError
-from geodistill.progress import duration
 
 console = Console()
 # Seconds from which a command says how long it took.
@@ -138,9 +137,13 @@ def told(device: str | None = None) -> Iterator[None]:
 
 def _tell_of_time(seconds: float) -> None:
     """Print how long a command took, if a user had to wait for it."""
+    if seconds < _LONG:
+        return
+    # Not above: they bring torch.
     from geodistill.processes import processes
+    from geodistill.progress import duration
 
-    if seconds >= _LONG and processes().main:
+    if processes().main:
         say(f"all of it took {duration(seconds)}")
 
 

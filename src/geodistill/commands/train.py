@@ -75,7 +75,7 @@ def train(
     >>> _ = write_scenes(data, train_per_class=2, test_per_class=1, size=32)
     >>> trained = train(data, "convnet3", out=model, size=32, steps=2)
     >>> trained.about.protocol, trained.about.trained_on, trained.about.classes[:2]
-    ('scratch', '20 labelled images', ('Beach', 'Desert'))
+    ('scratch', '20 labelled images', ('Beach', 'DenseResidential'))
     >>> sorted(path.name for path in model.iterdir())
     ['README.md', 'class_map.txt', 'model.safetensors', 'preprocessing.json']
     """
