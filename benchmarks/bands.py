@@ -12,6 +12,7 @@ rows and a grid.
 
 import argparse
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -42,12 +43,12 @@ def main() -> None:
     args = _arguments()
     if not args.data.is_dir():
         sys.exit(f"benchmark skipped: the tiles of Sentinel-2 are not at {args.data}")
-    found: Shares = {}
+    parts = defaultdict[tuple[str, str], list[Tensor]](list)
     for bands in KINDS:
         for seed in range(args.sets):
             for method, right in _compared(args, bands, seed).items():
-                before = found.get((bands, method))
-                found[bands, method] = right if before is None else torch.cat([before, right])
+                parts[bands, method].append(right)
+    found = {cell: torch.stack(rights) for cell, rights in parts.items()}
     to_csv(merged([_line(args, cell, found) for cell in found], SHEET, KEY), SHEET)
     write_atomic(PAGE, _page(merged([], SHEET, KEY)))
 
@@ -62,7 +63,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _compared(args: argparse.Namespace, bands: str, seed: int) -> dict[str, Tensor]:
-    """Return the share of right classifiers for each test image, [1, n], of each method and of all real images."""
+    """Return the share of right classifiers for each test image, [n], of each method and of all real images."""
     data, out = open_scenes(args.data, bands=bands), args.out / f"{bands}-{seed}"
     config = load_config(sets=args.set, base=BASE, size=SIZE).model_copy(update={"seed": seed})
     rows = compare(data, config, out=out, methods=METHODS, ipcs=(IPC,), seeds=SEEDS, full=seed == 0, command=command())
@@ -71,7 +72,7 @@ def _compared(args: argparse.Namespace, bands: str, seed: int) -> dict[str, Tens
     found = {}
     for row in rows:
         predicted, labels = load_predictions(out, row)
-        found[row.method] = (predicted == labels).double().mean(dim=0)[None]
+        found[row.method] = (predicted == labels).double().mean(dim=0)
     return found
 
 

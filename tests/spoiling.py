@@ -32,7 +32,7 @@ _PRELOADED = (
 )
 _TINY = ("--config", "tiny")
 # Files and fields that hold times and costs, which no two runs have in common.
-_TIMED = ("stages/*.json", "compare.csv", "compare.json", "run.json", "*.html", "**/*.png.txt")
+_TIMED = ("stages/*.json", "compare.csv", "compare.json", "run.json", "*.html")
 # Seconds after which an attempt counts as hung.
 _HUNG = 900
 

@@ -133,7 +133,7 @@ def distill(
         refuse_inside(data, out)
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
-        from geodistill.distilled import DistilledSet, tell_of_source
+        from geodistill.distilled import DistilledSet, set_folder, tell_of_source
         from geodistill.methods import METHODS, check_method
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
@@ -143,7 +143,7 @@ def distill(
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
         flags["reproducible"] = reproducible or None
-        old = None if add is None else DistilledSet.load(_set_in(data))
+        old = DistilledSet.load(set_folder(data)) if add else None
         if old is not None:
             flags |= {"ipc": ipc or old.ipc, "size": size or old.size}
         settings = load_config(config, _with_describer(set_, describe), **flags)
@@ -326,11 +326,12 @@ def evaluate(
     with told(device):
         refuse_inside(data, out, save)
         from geodistill.commands.source import recorded_reading, warn_of_other_scenes
+        from geodistill.distilled import set_folder
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
         from geodistill.scenes import open_scenes
 
-        folder, store = _set_in(what), out or (what if (what / "run.json").is_file() else None)
+        folder, store = set_folder(what), out or (what if (what / "run.json").is_file() else None)
         opened = open_scenes(data, split=split, reading=recorded_reading(what), strict=strict)
         scenes, results = opened.tested_on(on), []
         warn_of_other_scenes(what, scenes.train)
@@ -743,11 +744,6 @@ def scenes(
         write_scenes(out, train_per_class=train, test_per_class=test, size=size, seed=seed)
         say(f"built-in scenes: {out}")
         tell_next("distill", out, "--config", "demo", "--out", "RUN")
-
-
-def _set_in(what: Path) -> Path:
-    """Return the folder of the set of a run, or `what` itself if it is no run."""
-    return what / DISTILLED.name if (what / "run.json").is_file() else what
 
 
 def _update(old: Any, new: Path, settings: Any, out: Path, read: dict[str, Any]) -> None:

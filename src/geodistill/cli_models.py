@@ -130,7 +130,7 @@ def bench(
         from geodistill.scenes import open_scenes
 
         tell_of_busy_cores()
-        rows = measure(model, None if data is None else open_scenes(data, split=split))
+        rows = measure(model, open_scenes(data, split=split) if data else None)
         console.print(bench_table(rows))
         if csv is not None:
             write_csv(rows, csv)
@@ -163,7 +163,7 @@ def predict(
     """Classify the images of a folder, or map the classes of a raster of any size.
 
     A map has one pixel for each tile, with the raster's georeference, a colour table, and the names of the classes as
-    tags. Tiles of which less than half is measured get nodata. Memory does not depend on the raster's size.
+    tags. A tile gets nodata if less than half of it is measured. Memory does not depend on the raster's size.
     """
     with told(device):
         from geodistill.commands.predict import predict as classify

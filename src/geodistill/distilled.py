@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from geodistill.errors import DistilledSetError, SceneError
+from geodistill.pipeline import DISTILLED
 from geodistill.provenance import Kind, fingerprint
 from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.images import bands_to_square
@@ -196,6 +197,11 @@ class DistilledSet:
         classes, files = _list_plain(root)
         images = _read_images([path for path, _ in files], size, root, reading)
         return cls(images, torch.tensor([label for _, label in files]), classes, (), {"method": "unknown"})
+
+
+def set_folder(what: Path) -> Path:
+    """Return the folder of the set of the run in `what`, or `what` itself if it is no run."""
+    return what / DISTILLED.name if (what / "run.json").is_file() else what
 
 
 def _check_images(images: torch.Tensor) -> None:

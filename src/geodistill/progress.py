@@ -27,12 +27,17 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Advance]:
+def progress(title: str, total: int, *, least: int = 0) -> Iterator[Advance]:
     """Show a bar titled `title` on standard error; the yielded function sets how many of `total` are done.
+
+    Work of fewer than `least` items is soon done: nothing is shown or reported.
 
     If standard error is not a terminal (a log file), a line with the time left is printed at each tenth instead. Within
     `reported_to(report)`, `report(title, done, total)` is called and nothing is printed.
     """
+    if total < least:
+        yield lambda done, note="": None
+        return
     report = _report.get()
     if report is not None:
         yield lambda done, note="": report(title, done, total)

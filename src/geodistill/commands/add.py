@@ -17,13 +17,13 @@ from geodistill.config import Config, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
+from geodistill.run import mean_of
+from geodistill.scenes.pixels import Pixels, in_blocks
 from geodistill.scenes.scenes import Scenes
 from geodistill.selection import herd
 
 # The updated set in the folder of the run.
 UPDATED = "updated"
-# Scenes that are read together.
-_TOGETHER = 1024
 # How many batches of scenes a set stands for, in its manifest: 1 if it does not say.
 _BATCHES = "batches"
 
@@ -79,17 +79,13 @@ def joined(old: DistilledSet, new: Scenes) -> Scenes:
     images = [image.permute(1, 2, 0).contiguous().numpy() for image in old.images]
     own = Scenes(
         images,
-        _renumbered(old.labels, old.classes, classes),
-        classes,
+        old.labels,
+        old.classes,
         [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
         [f"{old.classes[label]}/distilled {k}" for k, label in enumerate(old.labels.tolist())],
         new.reading,
     )
-    return own.followed_by(new.of_classes(classes))
-
-
-def _renumbered(labels: Tensor, classes: tuple[str, ...], all_: tuple[str, ...]) -> Tensor:
-    return torch.tensor([all_.index(name) for name in classes])[labels]
+    return own.of_classes(classes).followed_by(new.of_classes(classes))
 
 
 def compose(old: DistilledSet, made: DistilledSet, new: Scenes) -> DistilledSet:
@@ -97,13 +93,14 @@ def compose(old: DistilledSet, made: DistilledSet, new: Scenes) -> DistilledSet:
     batches = int(old.about.get(_BATCHES, 1))
     images, labels, records = [], [], []
     for label, name in enumerate(made.classes):
-        own, drawn = _of(old, name), _of(made, name)
-        known = name in new.classes and bool((new.labels == new.classes.index(name)).any())
-        if not len(own) or not known:
-            kept = (made, drawn) if known else (old, own)
-            chosen = [(kept[0], int(k)) for k in kept[1]]
+        own, drawn, scenes = _of(old, name), _of(made, name), _of(new, name)
+        if not len(scenes):
+            chosen = [(old, int(k)) for k in own]
+        elif not len(own):
+            chosen = [(made, int(k)) for k in drawn]
         else:
-            chosen = _nearest_to_all(old, made, own, drawn, _mean(new, name, old.size), batches)
+            seen = in_blocks(Pixels(new, old.size, scenes))
+            chosen = _nearest_to_all(old, made, own, drawn, mean_of(map(backbone_features, seen)), batches)
         images += [one.images[k] for one, k in chosen]
         records += [one.records[k] for one, k in chosen]
         labels += [label] * len(chosen)
@@ -111,18 +108,11 @@ def compose(old: DistilledSet, made: DistilledSet, new: Scenes) -> DistilledSet:
     return DistilledSet(torch.stack(images), torch.tensor(labels), made.classes, tuple(records), about)
 
 
-def _of(distilled: DistilledSet, name: str) -> Tensor:
-    """Return which images of the set are of class `name`, int64 [n]."""
-    if name not in distilled.classes:
+def _of(labelled: DistilledSet | Scenes, name: str) -> Tensor:
+    """Return which images are of class `name`, int64 [n]."""
+    if name not in labelled.classes:
         return torch.zeros(0, dtype=torch.int64)
-    return (distilled.labels == distilled.classes.index(name)).nonzero()[:, 0]
-
-
-def _mean(scenes: Scenes, name: str, size: int) -> Tensor:
-    """Return the mean features [1280] of the scenes of class `name`."""
-    own = (scenes.labels == scenes.classes.index(name)).nonzero()[:, 0]
-    sums = [backbone_features(scenes.pixels(part, size=size)).sum(dim=0) for part in own.split(_TOGETHER)]
-    return torch.stack(sums).sum(dim=0) / len(own)
+    return (labelled.labels == labelled.classes.index(name)).nonzero()[:, 0]
 
 
 def _nearest_to_all(

@@ -3,8 +3,8 @@
 import csv
 import io
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -46,6 +46,9 @@ class Row:
     largest: float | None = None
 
 
+_Judged = Callable[[Row, Predictor], Row]
+
+
 def bench(model: Path | str, data: SceneData | None = None, *, runs: int = RUNS) -> list[Row]:
     """Measure the classifier in the folder `model` and each file that `export` wrote there, on the CPU.
 
@@ -63,29 +66,36 @@ def bench(model: Path | str, data: SceneData | None = None, *, runs: int = RUNS)
     with on_device("cpu"):
         folder = Path(model)
         original = Classifier.load(folder)
-        scenes = None if data is None else _test_scenes(original, data)
+        judged = _judge(original, _test_scenes(original, data)) if data is not None else _unjudged
         found = {_TORCH: folder} | {name: folder / one.file for name, one in FORMATS.items()}
-        return list(_rows({name: path for name, path in found.items() if path.exists()}, original, scenes, runs))
+        return list(_rows({name: path for name, path in found.items() if path.exists()}, original, judged, runs))
 
 
-def _rows(paths: dict[str, Path], original: Classifier, scenes: Scenes | None, runs: int) -> Iterator[Row]:
-    images = None if scenes is None else scenes.pixels(size=original.about.size)
-    expected = None if images is None else original.logits(images)
+def _rows(paths: dict[str, Path], original: Classifier, judged: _Judged, runs: int) -> Iterator[Row]:
     for name, path in paths.items():
         predictor: Predictor = original if name == _TORCH else load_predictor(path)
-        cost = _cost(name, path, predictor, runs)
-        if scenes is None or images is None or expected is None:
-            yield cost
-            continue
+        yield judged(_cost(name, path, predictor, runs), predictor)
+
+
+def _unjudged(cost: Row, predictor: Predictor) -> Row:
+    return cost
+
+
+def _judge(original: Classifier, scenes: Scenes) -> _Judged:
+    """Return a function that adds to a row how a predictor does on `scenes`, alone and beside the original."""
+    images = scenes.pixels(size=original.about.size)
+    expected = original.logits(images)
+
+    def judged(cost: Row, predictor: Predictor) -> Row:
         logits = predictor.logits(images)
-        yield Row(
-            **asdict(cost)
-            | {
-                "accuracy": measure(logits.argmax(1), scenes.labels, len(scenes.classes)).oa,
-                "same": float((logits.argmax(1) == expected.argmax(1)).double().mean()),
-                "largest": float((logits - expected).abs().max()),
-            }
+        return replace(
+            cost,
+            accuracy=measure(logits.argmax(1), scenes.labels, len(scenes.classes)).oa,
+            same=float((logits.argmax(1) == expected.argmax(1)).double().mean()),
+            largest=float((logits - expected).abs().max()),
         )
+
+    return judged
 
 
 def _cost(name: str, path: Path, predictor: Predictor, runs: int) -> Row:

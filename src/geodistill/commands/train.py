@@ -5,13 +5,12 @@ from pathlib import Path
 
 import torch
 
-from geodistill.distilled import MANIFEST, DistilledSet, told_licence
+from geodistill.distilled import MANIFEST, DistilledSet, set_folder, told_licence
 from geodistill.errors import ConfigError
 from geodistill.evaluation.classifier import About, Classifier
 from geodistill.evaluation.protocols import check_side
 from geodistill.evaluation.workers import Job, train_side_by_side
 from geodistill.networks import PRETRAINED, check_network, has_imagenet_weights
-from geodistill.pipeline import DISTILLED
 from geodistill.scenes.folder import EVERY, open_scenes
 from geodistill.scenes.reading import PLAIN, Reading
 
@@ -110,7 +109,7 @@ def labelled_images(
 
     `reading` takes the place of `bands` and `scale`. Raises the errors of `DistilledSet.load` and `open_scenes`.
     """
-    folder = subject / DISTILLED.name if (subject / "run.json").is_file() else subject
+    folder = set_folder(subject)
     if not (folder / MANIFEST).is_file():
         scenes = open_scenes(subject, bands=bands, scale=scale, split=EVERY, reading=reading).train
         what = f"{len(scenes):,} labelled images"

@@ -24,7 +24,7 @@ class Predictor(Protocol):
         """Return what the classifier was made for."""
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return logits float32 [n, classes] of uint8 RGB images [n, 3, size, size].
+        """Return logits float32 [n, classes] of uint8 images [n, channels, size, size].
 
         Raises:
             ConfigError: the images have another size.

@@ -129,7 +129,7 @@ def map_raster(predictor: Predictor, path: Path, out: Path, grid: Grid, reading:
     """Write a GeoTIFF with the class number of each tile of the raster at `path`; return the number of tiles by class.
 
     The map has one pixel for each tile, the raster's georeference, a colour table and the names of the classes as tags
-    (CLASS_0, CLASS_1, ...). A tile of which less than half is measured gets nodata: 255, or 65535 if there are more
+    (CLASS_0, CLASS_1, ...). A tile gets nodata if less than half of it is measured: 255, or 65535 if there are more
     than 255 classes. Memory does not depend on the raster's size.
 
     Raises:

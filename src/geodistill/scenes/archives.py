@@ -12,7 +12,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
@@ -67,10 +67,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 def extract(members: Sequence[_Member], folder: Path) -> None:
     """Write the members of an archive from `opened_archive` into `folder`."""
-    show = (
-        progress("unpacking", len(members)) if len(members) >= _SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
-    )
-    with show as advance:
+    with progress("unpacking", len(members), least=_SHOW_PROGRESS_FROM) as advance:
         for done, one in enumerate(members, start=1):
             target = folder / one.name
             target.parent.mkdir(parents=True, exist_ok=True)

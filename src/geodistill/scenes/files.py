@@ -1,14 +1,14 @@
 """The files of a data folder in little memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 
-from geodistill.scenes.packed import Packed, Paths, Texts, joined, packed
+from geodistill.scenes.packed import OnDemand, Packed, Paths, Texts, joined, packed
 from geodistill.scenes.scenes import SceneFile
 
 # Files that are Python objects together while they are packed.
@@ -16,7 +16,7 @@ _TOGETHER = 4096
 _OTHERS = tuple(field.name for field in fields(SceneFile) if field.name not in ("path", "name", "key"))
 
 
-class Files(Sequence[SceneFile]):
+class Files(OnDemand[SceneFile]):
     """An immutable sequence of SceneFiles, each made when it is asked for; slices are tuples.
 
     Paths, names and keys are packed. Of all other values, equal ones are kept once.
@@ -46,13 +46,7 @@ class Files(Sequence[SceneFile]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    @overload
-    def __getitem__(self, index: int) -> SceneFile: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[SceneFile, ...]: ...
-    def __getitem__(self, index: int | slice) -> SceneFile | tuple[SceneFile, ...]:
-        if isinstance(index, slice):
-            return tuple(self[k] for k in range(*index.indices(len(self))))
+    def _at(self, index: int) -> SceneFile:
         others = {name: values[index] for name, values in self._others.items()}
         return SceneFile(Path(self._paths[index]), name=self.names[index], key=self.keys[index], **others)
 

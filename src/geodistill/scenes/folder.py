@@ -5,7 +5,6 @@ import logging
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count as count_up
 from pathlib import Path
@@ -417,7 +416,7 @@ def _is_image(path: Path) -> bool:
 def _read(parts: Sequence[Sequence[SceneFile]], root: Path) -> tuple[list[Files], tuple[str, ...]]:
     """Return the readable files of each part with their keys, and "path: reason" of the others."""
     count, skipped = sum(map(len, parts)), list[str]()
-    show = progress("checking images", count) if count >= SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
+    show = progress("checking images", count, least=SHOW_PROGRESS_FROM)
     found: list[Files] = []
     with ThreadPoolExecutor(WORKERS) as pool, show as advance, undecodable_messages_ignored():
         done = count_up(1)

@@ -5,7 +5,6 @@ Nothing of these libraries is imported: what counts is what a data set offers (d
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -251,11 +250,8 @@ def _classes_of(dataset: Any, columns: tuple[str, str] | None) -> tuple[str, ...
 def _read(part: str, dataset: Any, form: _Form) -> Iterator[SceneFile | str]:
     """Yield what is known of each item of a part, or why it cannot be read."""
     items = [Item(dataset, index, form) for index in range(len(dataset))]
-    show = (
-        progress("checking images", len(items)) if len(items) >= SHOW_PROGRESS_FROM else nullcontext(lambda done: None)
-    )
     _check_steady(items[0])
-    with show as advance:
+    with progress("checking images", len(items), least=SHOW_PROGRESS_FROM) as advance:
         for done, item in enumerate(items, start=1):
             yield _verified(part, item)
             advance(done)

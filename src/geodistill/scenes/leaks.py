@@ -4,13 +4,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geodistill.errors import SceneError
 from geodistill.scenes.looks import LENGTH, SAME, most_alike
+from geodistill.scenes.packed import OnDemand
 from geodistill.scenes.scenes import FILE, GROUND, PICTURE, Leak, SceneFile
 
 log = logging.getLogger("geodistill")
@@ -42,7 +42,7 @@ def find_leaks(parts: Mapping[str, Sequence[SceneFile]]) -> tuple[Leak, ...]:
     return tuple(found)
 
 
-class _Named(Sequence[tuple[str, SceneFile]]):
+class _Named(OnDemand[tuple[str, SceneFile]]):
     """The files of some parts, each with its name; a million of them are not in memory together."""
 
     def __init__(self, parts: Sequence[tuple[str, Sequence[SceneFile]]]) -> None:
@@ -52,15 +52,10 @@ class _Named(Sequence[tuple[str, SceneFile]]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[str, SceneFile]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[tuple[str, SceneFile]]: ...
-    def __getitem__(self, index: int | slice) -> tuple[str, SceneFile] | Sequence[tuple[str, SceneFile]]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def __iter__(self) -> Iterator[tuple[str, SceneFile]]:
+        return ((f"{part}/{file.name}", file) for part, files in self._parts for file in files)
+
+    def _at(self, index: int) -> tuple[str, SceneFile]:
         rank = int(np.searchsorted(self._starts, index, side="right")) - 1
         part, files = self._parts[rank]
         file = files[int(index - self._starts[rank])]

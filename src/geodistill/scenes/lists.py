@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from geodistill.errors import SceneError
-from geodistill.scenes.packed import Paths, Texts
+from geodistill.scenes.packed import OnDemand, Paths, Texts
 from geodistill.scenes.parquet import SUFFIX, columns_of, name_of, part_named, rows_of, shards
 from geodistill.scenes.scenes import check_class_name
 from geodistill.scenes.unpacked import check_space, told_size, unpacked
@@ -34,7 +34,7 @@ class Entry:
     split: str
 
 
-class Entries(Sequence[Entry]):
+class Entries(OnDemand[Entry]):
     """The lines of a list, each made when it is asked for."""
 
     def __init__(self, paths: Paths, labels: list[str], splits: list[str]) -> None:
@@ -43,13 +43,7 @@ class Entries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Entry, ...]: ...
-    def __getitem__(self, index: int | slice) -> Entry | tuple[Entry, ...]:
-        if isinstance(index, slice):
-            return tuple(self[k] for k in range(*index.indices(len(self))))
+    def _at(self, index: int) -> Entry:
         return Entry(self._paths[index], self.labels[index], self.splits[index])
 
 

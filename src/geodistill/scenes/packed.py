@@ -7,12 +7,13 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_Item = TypeVar("_Item", covariant=True)
 _DIGEST = re.compile("[0-9a-f]{64}")
 _DIGEST_BYTES = 32
 # Paths may hold bytes that are no text, which Python keeps as surrogates.
@@ -21,11 +22,24 @@ _ERRORS = "surrogatepass"
 _TOGETHER = 4096
 
 
-class Packed(Sequence[str]):
-    """An immutable sequence of strings that equals a tuple of the same strings; slices are tuples."""
+class OnDemand(Sequence[_Item]):
+    """An immutable sequence whose items are made when they are asked for; slices are tuples."""
 
     @abstractmethod
-    def _at(self, index: int) -> str: ...
+    def _at(self, index: int) -> _Item: ...
+
+    @overload
+    def __getitem__(self, index: int) -> _Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[_Item, ...]: ...
+    def __getitem__(self, index: int | slice) -> _Item | tuple[_Item, ...]:
+        if isinstance(index, slice):
+            return tuple(self._at(k) for k in range(*index.indices(len(self))))
+        return self._at(range(len(self))[index])
+
+
+class Packed(OnDemand[str]):
+    """An immutable sequence of strings that equals a tuple of the same strings; slices are tuples."""
 
     @abstractmethod
     def take(self, indices: torch.Tensor) -> "Packed":
@@ -34,15 +48,6 @@ class Packed(Sequence[str]):
     @abstractmethod
     def first_equal(self) -> NDArray[np.int64]:
         """Return for each string the index of the first one that is equal, int64 [N]."""
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
-        if isinstance(index, slice):
-            return tuple(self._at(k) for k in range(*index.indices(len(self))))
-        return self._at(range(len(self))[index])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Packed | tuple):
@@ -151,7 +156,7 @@ class Digests(Packed):
         return np.asarray(first[which.ravel()], np.int64)
 
 
-class Paths(Sequence[Path]):
+class Paths(OnDemand[Path]):
     """Paths, each made when it is asked for."""
 
     def __init__(self, texts: Texts) -> None:
@@ -160,12 +165,8 @@ class Paths(Sequence[Path]):
     def __len__(self) -> int:
         return len(self._texts)
 
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Path, ...]: ...
-    def __getitem__(self, index: int | slice) -> Path | tuple[Path, ...]:
-        return tuple(map(Path, self._texts[index])) if isinstance(index, slice) else Path(self._texts[index])
+    def _at(self, index: int) -> Path:
+        return Path(self._texts[index])
 
     def take(self, indices: torch.Tensor) -> "Paths":
         """Return the paths at `indices`, int64 [n]."""
