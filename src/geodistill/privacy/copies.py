@@ -25,6 +25,7 @@ from torch import Tensor
 
 from geodistill.errors import ConfigError
 from geodistill.privacy.neighbours import TOO_FEW, Neighbours
+from geodistill.privacy.shortlist import Bound, Shortlist
 from geodistill.scenes.pixels import Images, in_blocks
 
 # Image sides in pixels: in the first pass, in the second pass, and the largest side of the images they sample from.
@@ -73,7 +74,9 @@ class CopySearch:
     def __init__(self, train: Images) -> None:
         if len(train) < 2:
             raise ConfigError(TOO_FEW)
-        self._train, self._kept = train, list[Tensor]()
+        self._train, self._kept = train, list[tuple[Tensor, Tensor]]()
+        some = train[torch.linspace(0, len(train) - 1, min(len(train), _BLOCK)).long()]
+        self._bound = Bound(_coarse_windows(_read(some)).flatten(0, 1))
 
     def __call__(self, images: Tensor) -> Neighbours:
         """Return the neighbours of `images`; see `find_copies`."""
@@ -85,23 +88,28 @@ class CopySearch:
     def _neighbours(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         groups = images.split(_TOGETHER)
         turned = [torch.stack([_signatures(view, _COARSE) for view in _orientations(some)]) for some in groups]
-        alike = [_Alike.none(len(some)) for some in groups]
-        for start, windows in self._blocks():
-            alike = [one.with_block(own, windows, start) for one, own in zip(alike, turned, strict=True)]
+        lists = [Shortlist(own, self._bound, _LOOKED_AT) for own in turned]
+        for windows, short in self._blocks():
+            for one in lists:
+                one.add(windows, short)
         parts = [
-            _compared(some, own, one.which, self._train) for some, own, one in zip(groups, turned, alike, strict=True)
+            _compared(some, own, one.which, self._train) for some, own, one in zip(groups, turned, lists, strict=True)
         ]
         nearest, distance, ratio = (torch.cat(values) for values in zip(*parts, strict=True))
         return nearest, distance, ratio
 
-    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the index of the first training image of each block, and the windows of the block."""
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the windows of each block of training images, and their bound."""
         if len(self._train) <= _PREPARED:
-            self._kept = self._kept or [_coarse_windows(_read(self._train[:]))]
-            yield 0, self._kept[0]
+            self._kept = self._kept or [self._prepared(self._train[:])]
+            yield self._kept[0]
             return
-        for rank, block in enumerate(in_blocks(self._train, _PREPARED)):
-            yield rank * _PREPARED, _coarse_windows(_read(block))
+        for block in in_blocks(self._train, _PREPARED):
+            yield self._prepared(block)
+
+    def _prepared(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        windows = _coarse_windows(_read(images))
+        return windows, self._bound(windows)
 
 
 @dataclass(frozen=True)
@@ -138,34 +146,6 @@ def _compared(images: Tensor, turned: Tensor, few: Tensor, train: Images) -> tup
     ratio = distance[:, 0] / distance[:, 1].clamp(min=1e-6)
     ratio = torch.where(distance[:, 0] < _SAME, torch.zeros_like(ratio), ratio)
     return few.gather(1, ranks[:, :1])[:, 0], distance[:, 0], ratio
-
-
-@dataclass(frozen=True)
-class _Alike:
-    """The training images most similar to n images so far: their similarities [n, k] and indices `which`, int64."""
-
-    values: Tensor
-    which: Tensor
-
-    @classmethod
-    def none(cls, count: int) -> "_Alike":
-        return cls(torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64))
-
-    def with_block(self, turned: Tensor, windows: Tensor, first: int) -> "_Alike":
-        """Return what is most similar to the images `turned` [orientations, n, d], training images from `first` on too.
-
-        windows: [m, windows, d] of these training images.
-        """
-        orientations, images = turned.shape[:2]
-        values, which = self.values, self.which
-        for start in range(0, len(windows), _BLOCK):
-            block = windows[start : start + _BLOCK]
-            alike = (turned.flatten(0, 1) @ block.flatten(0, 1).T).view(orientations, images, len(block), -1)
-            best = torch.cat([values, alike.amax(dim=(0, 3))], dim=1)
-            rows = torch.cat([which, (first + start + torch.arange(len(block))).expand(images, -1)], dim=1)
-            values, order = best.topk(min(_LOOKED_AT, best.shape[1]), dim=1)
-            which = rows.gather(1, order)
-        return _Alike(values, which)
 
 
 def _places(turned: Tensor, windows: Tensor, few: Tensor) -> tuple[_Places, ...]:

@@ -1,0 +1,86 @@
+"""The training images most similar to each of some images: exact, although most pairs are not compared in full.
+
+Every image is a set of vectors of norm 1. The similarity of two images is the highest inner product of a vector of one
+with a vector of the other. Let P be the projection on the first principal components. The Cauchy-Schwarz inequality for
+the rest gives <a, b> <= <Pa, Pb> + |a - Pa| |b - Pb|. This bound is itself an inner product, of vectors a fifth as
+long. Only pairs with a bound above the least similarity on the shortlist are compared in full. The more training images
+have been seen, the fewer these are.
+"""
+
+import torch
+from torch import Tensor
+
+# Principal components of the bound, and largest number of vectors that they are computed from.
+_COMPONENTS, _LEARNED_FROM = 63, 8192
+# Training images in one matrix product, and pairs that are compared in full together.
+_BLOCK = 256
+# Rounding error of an inner product.
+_ROUNDING = 1e-4
+
+
+class Bound:
+    """A map from vectors of norm 1 to short ones, whose inner products are no lower; see the module.
+
+    vectors: float32 [n, d], typical ones. They decide how close the bound is, and never whether it holds.
+
+    >>> a, b = torch.nn.functional.normalize(torch.randn(2, 500, 200), dim=2)
+    >>> short = Bound(a)
+    >>> bool(((short(a) * short(b)).sum(1) >= (a * b).sum(1) - 1e-4).all())
+    True
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        typical = vectors[:: max(1, len(vectors) // _LEARNED_FROM)]
+        self._basis = torch.linalg.eigh(typical.T @ typical).eigenvectors[:, -_COMPONENTS:]
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return the short vectors float32 [..., k] of `vectors` [..., d]."""
+        kept = vectors @ self._basis
+        return torch.cat([kept, (1 - kept.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()], dim=-1)
+
+
+class Shortlist:
+    """The `length` training images most similar to each of n images; training images are given block by block.
+
+    own: float32 [v, n, d], v vectors of norm 1 of each image. bound: of vectors of these kinds.
+    """
+
+    def __init__(self, own: Tensor, bound: Bound, length: int) -> None:
+        self._own, self._short, self._length = own, bound(own), length
+        self._seen = 0
+        self._values = torch.empty(own.shape[1], 0)
+        self.which = torch.empty(own.shape[1], 0, dtype=torch.int64)
+
+    def add(self, real: Tensor, short: Tensor) -> None:
+        """Compare the images with training images [m, w, d], the next in order, w vectors each; `short`: their bound.
+
+        Then `which`, int64 [n, k], has the most similar ones of all so far, the most similar first.
+        """
+        for block, shortened in zip(real.split(_BLOCK), short.split(_BLOCK), strict=True):
+            values = torch.cat([self._values, self._similarities(block, shortened)], dim=1)
+            places = (self._seen + torch.arange(len(block))).expand(len(values), -1)
+            self._values, order = values.topk(min(self._length, values.shape[1]), dim=1)
+            self.which = torch.cat([self.which, places], dim=1).gather(1, order)
+            self._seen += len(block)
+
+    def _similarities(self, real: Tensor, short: Tensor) -> Tensor:
+        """Return float32 [n, m], minus infinity for pairs that the bound keeps off the list."""
+        if self._values.shape[1] < self._length:
+            return _highest(self._own, real)
+        possible = _highest(self._short, short) > self._values[:, -1:] - _ROUNDING
+        found = torch.full(possible.shape, -torch.inf)
+        for pairs in possible.nonzero().split(_BLOCK):
+            images, others = pairs.unbind(1)
+            products = self._own[:, images].transpose(0, 1) @ real[others].transpose(1, 2)
+            found[images, others] = products.amax((1, 2))
+        return found
+
+
+def _highest(own: Tensor, real: Tensor) -> Tensor:
+    """Return the highest inner product, float32 [n, m], of vectors `own` [v, n, d] with vectors `real` [m, w, d]."""
+    columns = real.transpose(0, 1).flatten(0, 1).T
+    best = torch.full((own.shape[1], len(real)), -torch.inf)
+    # One orientation at a time, training images last: the products stay in the cache, and maxima are vectorised.
+    for view in own:
+        best = torch.maximum(best, (view @ columns).view(len(view), -1, len(real)).amax(1))
+    return best
