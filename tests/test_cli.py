@@ -160,8 +160,12 @@ def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> N
     # So small an archive cannot show that its teacher does better than guessing.
     asked = ["--config", "tiny", "--set", "teacher.held_out=0.01", "--set", "self_test.held_out=0"]
     assert _call("distill", tmp_path / "first", "--ipc", 2, *asked, "--out", tmp_path / "old").exit_code == 0
-    made = _call("distill", tmp_path / "old", "--add", tmp_path / "second", *asked, "--out", tmp_path / "new")
+    adding = ["distill", tmp_path / "old", "--add", tmp_path / "second", *asked]
+    told = ["--source-name", "drawn scenes", "--source-license", "Apache-2.0", "--strict", "--profile"]
+    made = _call(*adding, *told, "--out", tmp_path / "new")
     assert made.exit_code == 0, made.stderr
+    assert "the largest memory, " in made.stdout
+    assert "drawn scenes" in (tmp_path / "new/updated/README.md").read_text()
     assert f"new classes: {', '.join(names[6:])}" in made.stdout
     assert f"20 images of 10 classes: {tmp_path / 'new/updated'}" in made.stdout
     # The classes without new scenes keep their images.
@@ -177,6 +181,9 @@ def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> N
     other = _call("distill", tmp_path / "old", "--add", tmp_path / "second", "--size", 64, "--out", tmp_path / "x")
     assert other.exit_code == 2
     assert other.stderr == "error: the set has images of 32 px: use --size 32\n"
+    other = _call(*adding, "--method", "kmeans", "--out", tmp_path / "x")
+    assert other.exit_code == 2
+    assert other.stderr == "error: --add draws new images as dpd does: leave --method kmeans out\n"
 
 
 @pytest.mark.slow

@@ -147,14 +147,24 @@ def distill(
         if old is not None:
             flags |= {"ipc": ipc or old.ipc, "size": size or old.size}
         settings = load_config(config, _with_describer(set_, describe), **flags)
-        if old is not None and add is not None:
-            _update(old, add, settings, out, {"bands": bands, "scale": scale, "split": split})
-            return
+        read: dict[str, Any] = {"bands": bands, "scale": scale, "split": split, "strict": strict}
         # Reading the images takes long: what is wrong with the settings is told before.
         check_method(method, settings.privacy)
+        if old is not None and add is not None:
+            from geodistill.commands.add import UPDATED
+
+            if method != OWN:
+                raise ConfigError(f"--add draws new images as {OWN} does: leave --method {method} out")
+            _update(old, open_scenes(add, **read, reading=old.reading).train, settings, out)
+            if processes().main:
+                tell_of_source(out / UPDATED, source_name, source_license)
+                if profile:
+                    _print_profile(out, settings)
+                tell_next("evaluate", out / UPDATED, "--data", "DATA")
+            return
         if METHODS[method].kind != "real":
             check_base(settings)
-        scenes = open_scenes(data, bands=bands, scale=scale, split=split, strict=strict).train
+        scenes = open_scenes(data, **read).train
         tell_of_busy_cores()
         before = _last_made(out)
         result = run_distillation(
@@ -746,22 +756,22 @@ def scenes(
         tell_next("distill", out, "--config", "demo", "--out", "RUN")
 
 
-def _update(old: Any, new: Path, settings: Any, out: Path, read: dict[str, Any]) -> None:
-    """Update the set `old` with the training scenes in `new`, and print what came of it."""
+def _update(old: Any, scenes: Any, settings: Any, out: Path) -> None:
+    """Update the set `old` with the training scenes `scenes`, and print what came of it."""
     from geodistill.commands.add import UPDATED
     from geodistill.commands.add import add as update
+    from geodistill.processes import processes
     from geodistill.report.grid import draw_grid
-    from geodistill.scenes import open_scenes
 
-    scenes = open_scenes(new, **read, reading=old.reading).train
     tell_of_busy_cores()
     result = update(old, scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
+    if not processes().main:
+        return
     draw_grid(result, out / "grid.png")
     _print_stages(out)
     fresh = sorted(set(result.classes) - set(old.classes))
     say(f"new classes: {', '.join(fresh) or 'none'}")
     say(f"{len(result)} images of {len(result.classes)} classes: {out / UPDATED}   grid: {out / 'grid.png'}")
-    tell_next("evaluate", out / UPDATED, "--data", "DATA")
 
 
 def _last_made(run: Path) -> float:

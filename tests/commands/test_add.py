@@ -73,6 +73,17 @@ def test_images_of_another_size_or_number_of_bands(tmp_path: Path) -> None:
         add(OLD, wide, load_config("tiny", size=32), out=tmp_path)
 
 
+def test_no_guarantee_survives_a_choice_that_looks_at_the_new_scenes(tmp_path: Path) -> None:
+    private = load_config(privacy="dp", epsilon=8.0, delta=1e-5)
+    with pytest.raises(ConfigError) as caught:
+        add(OLD, NEW, private, out=tmp_path / "run")
+    assert str(caught.value) == (
+        "a set cannot be updated under --privacy dp: the choice among old and new images looks at the new scenes, "
+        "which no guarantee covers; make a set of the new scenes alone"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_classes_are_numbered_anew() -> None:
     scenes = _scenes(_plain(1, 2, 3), [0, 1, 2], ("a", "b", "c"))
     found = scenes.of_classes(("0", "b", "c"))

@@ -17,6 +17,7 @@ from geodistill.config import Config, without_self_test
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
+from geodistill.processes import processes
 from geodistill.run import mean_of
 from geodistill.scenes.pixels import Pixels, in_blocks
 from geodistill.scenes.scenes import Scenes
@@ -44,7 +45,8 @@ def add(
         command: the command line, for the record.
 
     Raises:
-        ConfigError: the images have another size, or another number of channels.
+        ConfigError: the images have another size, or another number of channels; `config` asks for differential
+            privacy, which the choice among old and new images would break.
         GeodistillError: what `distill` raises.
 
     >>> import geodistill, tempfile
@@ -59,11 +61,18 @@ def add(
     _check(old, new, config)
     made = distill(joined(old, new), config, out=out, command=command)
     updated = compose(old, made, new)
-    updated.save(Path(out) / UPDATED)
+    if processes().main:
+        updated.save(Path(out) / UPDATED)
+    processes().wait()
     return updated
 
 
 def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
+    if config.privacy == "dp":
+        raise ConfigError(
+            "a set cannot be updated under --privacy dp: the choice among old and new images looks at the new scenes, "
+            "which no guarantee covers; make a set of the new scenes alone"
+        )
     if config.size != old.size:
         raise ConfigError(f"the set has images of {old.size} px: use --size {old.size}")
     if new.channels != old.images.shape[1]:
