@@ -33,7 +33,7 @@ def main() -> None:
         rate = stage.operations / (stage.seconds * SHARES[stage.name])
         measured = took[stage.name]
         line = {"stage": stage.name, "work": stage.work, "operations": f"{stage.operations:.4g}"}
-        line |= {"seconds": f"{measured:.1f}", "foretold_seconds": f"{stage.seconds:.1f}", "block_rate": f"{rate:.4g}"}
+        line |= {"seconds": f"{measured:.1f}", "planned_seconds": f"{stage.seconds:.1f}", "block_rate": f"{rate:.4g}"}
         line |= {"share_of_rate": f"{stage.operations / measured / rate:.3f}"}
         print(line, flush=True)
         lines.append(line | circumstances())

@@ -192,11 +192,11 @@ class TestPlan:
             **private,
         }
         plan = make_plan(pair, make_config(asked), tmp_path)
-        assert [stage.name for stage in plan.stages] == ["candidates", "chosen", "refined"]
+        assert [stage.name for stage in plan.stages] == ["features", "candidates", "chosen", "refined"]
         assert plan.not_estimated == ()
         taught = make_config({**asked, "finetune": {"steps": 3, "consistency": 0.1}})
         names = [stage.name for stage in make_plan(pair, taught, tmp_path).stages]
-        assert names == ["latents", "teacher", "adapter", "candidates", "chosen", "refined"]
+        assert names == ["latents", "features", "teacher", "adapter", "candidates", "chosen", "refined"]
 
     def test_hub_says_the_same_as_the_folder(
         self, pair: Scenes, on_pipeline: Config, hub: dict[str, int], tmp_path: Path
