@@ -14,6 +14,7 @@ import typer
 from safetensors.torch import load_file
 
 from geodistill.cli_options import told
+from geodistill.commands.audit import audit
 from geodistill.commands.distill import distill
 from geodistill.config import load_config
 from geodistill.distilled import DistilledSet
@@ -27,28 +28,17 @@ QUICK = ("--config", "tiny", "--ipc", "2", "--set", "finetune.steps=6", "--set",
 SAME = "--reproducible"
 
 
-def _distill(scenes: Path, out: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
+def _launched(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
-    command = [
-        *launcher,
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "-m",
-        "geodistill",
-    ]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "geodistill"]
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, "distill", str(scenes), "--out", str(out), *QUICK, *more],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-        timeout=240,
+        [*launcher, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=240
     )
+
+
+def _distill(scenes: Path, out: Path, count: int, *more: str) -> subprocess.CompletedProcess[str]:
+    return _launched(count, "distill", str(scenes), "--out", str(out), *QUICK, *more)
 
 
 def _alone(scenes: Path, out: Path, *, reproducible: bool = True) -> None:
@@ -112,6 +102,35 @@ def test_two_processes_draw_from_one_secret(scenes: Path, shared: Path, tmp_path
     assert float((two - public).abs().mean()) > 0.3
 
 
+@pytest.mark.slow
+def test_processes_share_an_audit(scenes: Path, shared: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(shared, alone)
+    audit(alone, open_scenes(scenes), out=tmp_path / "audit1")
+    for count in (2, 4):
+        run, out = tmp_path / f"run{count}", tmp_path / f"audit{count}"
+        shutil.copytree(shared, run)
+        made = _launched(count, "audit", str(run), "--data", str(scenes), "--out", str(out))
+        # The run is reproducible, and so its audit ends with an error.
+        assert made.stdout.count("images are copies of training images") == 1, made.stderr
+        assert (out / "audit.html").is_file()
+        assert "Audited by" in (run / "distilled" / "README.md").read_text()
+    found = [json.loads((tmp_path / f"audit{count}" / "audit.json").read_text()) for count in (1, 2, 4)]
+    for other in found[1:]:
+        assert other["verdict"] == found[0]["verdict"]
+        for name in ("images", "readings", "attacks", "null", "attribution", "replay"):
+            assert _close(other[name], found[0][name]), name
+
+
+def _close(a: object, b: object) -> bool:
+    """Return whether two values of a JSON file are the same apart from rounding."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_close, a, b))
+    return a == b or (isinstance(a, float) and a == pytest.approx(b, abs=2e-3))
+
+
 def test_fewer_processes_go_on_where_more_stopped(scenes: Path, shared: Path) -> None:
     before = (shared / "candidates" / "candidates.safetensors").read_bytes()
     (shared / "distilled" / "manifest.json").unlink()
@@ -126,7 +145,9 @@ def test_other_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(sys, "argv", ["geodistill", "compare"])
     with pytest.raises(typer.Exit), told():
         pass
-    assert capsys.readouterr().err == ("error: only distill runs in several processes: start this without accelerate\n")
+    assert capsys.readouterr().err == (
+        "error: only distill and audit run in several processes: start this without accelerate\n"
+    )
 
 
 def test_alone() -> None:
@@ -136,5 +157,7 @@ def test_alone() -> None:
     group.add([one])
     assert one.tolist() == [1, 1]
     assert (group.main, group.any(True), group.any(False)) == (True, True, False)
+    assert (group.gathered(3), group.shared((1, 2), str)) == ([3], ["1", "2"])
+    assert list(Processes(1, 3).own(range(8))) == [1, 4, 7]
     assert (processes().rank, processes().count) == (0, 1)
     assert not Processes(1, 2).main

@@ -557,12 +557,15 @@ def audit(
         from geodistill.commands.audit import unanswerable
         from geodistill.commands.source import recorded_reading
         from geodistill.privacy.audit import MEASURES
+        from geodistill.processes import processes
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
 
         scenes = open_scenes(data, split=split, reading=recorded_reading(what))
         target = out or (what / "audit" if (what / DISTILLED.name).is_dir() else Path("audit"))
         result, distilled, train = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
+        if not processes().main:
+            return
         write_audit_page(result, distilled, train, target / "audit.html")
         table = Table("image", "most like", *(f"ratio, {name}" for name in MEASURES), "copy", title="most suspicious")
         for image in result.images[:10]:

@@ -22,6 +22,8 @@ from geodistill.errors import ConfigError, GeodistillError
 console = Console()
 # Seconds from which a command says how long it took.
 _LONG = 10.0
+# Commands that several processes can share.
+_SHARED = (["distill"], ["audit"])
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -160,8 +162,8 @@ def _stop_whole() -> None:
 
 def _refuse_company(arguments: list[str]) -> None:
     """End here when several processes were started for a command that only one can do."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] != ["distill"]:
-        reason = "only distill runs in several processes: start this without accelerate"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] not in _SHARED:
+        reason = "only distill and audit run in several processes: start this without accelerate"
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {reason}", highlight=False)
         raise typer.Exit(2)
 

@@ -1,13 +1,16 @@
 """Several processes that work on one run, started by `accelerate launch` or torchrun.
 
-The main process does all work that cannot be shared and writes all files; encoding, sampling and the adapter's training
-are shared. All randomness depends on its purpose only, so any number of processes makes the same images.
+The main process writes all files and does the work of a run that cannot be shared; encoding, sampling and the adapter's
+training are shared, and so is the audit. All randomness depends on its purpose only, so any number of processes makes
+the same images.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import cache
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +19,8 @@ from geodistill.devices import accelerator
 
 # A process may have to wait for another during an unshared stage, such as descriptions by a large model.
 _PATIENCE = timedelta(days=7)
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Processes:
@@ -39,6 +44,27 @@ class Processes:
         if self.count > 1:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
+
+    def own(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yield the items that are this process's: of n processes each has every n-th one."""
+        return islice(items, self.rank, None, self.count)
+
+    def gathered(self, part: _Item) -> list[_Item]:
+        """Return what each process gave as its `part`, in the order of the processes."""
+        if self.count == 1:
+            return [part]
+        found: list[_Item] = [part] * self.count
+        torch.distributed.all_gather_object(found, part)
+        return found
+
+    def shared(self, items: Sequence[_Item], work: Callable[[_Item], _Result]) -> list[_Result]:
+        """Return `work(item)` for all items, in order; each process does its `own`, and all get all results.
+
+        >>> Processes().shared((1, 2, 3), str)
+        ['1', '2', '3']
+        """
+        parts = self.gathered([work(item) for item in self.own(items)])
+        return [parts[k % self.count][k // self.count] for k in range(len(items))]
 
     def any(self, happened: bool) -> bool:
         """Return whether it happened in any of the processes."""

@@ -29,17 +29,18 @@ def test_the_list_is_that_of_comparing_every_pair(seed: int, count: int, size: i
     own, real = vectors(4, 5, 120, seed=seed), vectors(count, 3, 120, seed=seed + 1)
     bound = Bound(real.flatten(0, 1))
     found = Shortlist(own, bound, 6)
-    for block in real.split(size):
-        found.add(block, bound(block))
+    for first in range(0, count, size):
+        block = real[first : first + size]
+        found.add(block, bound(block), first)
     every = torch.einsum("vnd,mwd->nmvw", own, real).amax((2, 3))
-    assert torch.equal(found.which, every.topk(min(6, count), dim=1).indices)
+    assert torch.equal(Shortlist.found([found])[0], every.topk(min(6, count), dim=1).indices)
 
 
 def test_most_pairs_are_not_compared_in_full() -> None:
     own, real = vectors(4, 5, 120, seed=0), vectors(3000, 3, 120, seed=1)
     bound = Bound(real.flatten(0, 1))
     found = Shortlist(own, bound, 6)
-    found.add(real[:2000], bound(real[:2000]))
+    found.add(real[:2000], bound(real[:2000]), 0)
     values = found._similarities(real[2000:], bound(real[2000:]))
     assert values.isfinite().float().mean() < 0.1
 
@@ -49,5 +50,5 @@ def test_an_image_is_found_among_its_twins() -> None:
     bound = Bound(real.flatten(0, 1))
     real[[7, 300, 399], 0] = own[0, 1]
     found = Shortlist(own, bound, 3)
-    found.add(real, bound(real))
-    assert sorted(found.which[1].tolist()) == [7, 300, 399]
+    found.add(real, bound(real), 0)
+    assert sorted(Shortlist.found([found])[0][1].tolist()) == [7, 300, 399]

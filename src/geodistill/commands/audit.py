@@ -11,6 +11,7 @@ from geodistill.pipeline import DISTILLED
 from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
 from geodistill.privacy.audit import audit as audit_set
 from geodistill.privacy.membership import too_little
+from geodistill.processes import processes
 from geodistill.run import versions
 from geodistill.scenes.scenes import SceneData, Scenes
 
@@ -62,7 +63,8 @@ def audit(
         known = _known(source, distilled, data.train, made)
     known = replace(known, beside=tuple(owner_files(folder)))
     result = audit_set(distilled, data, known, out=out)
-    tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
+    if processes().main:
+        tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
     return result, distilled, data.train
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from geodistill.privacy.neighbours import grey, ssim
+from geodistill.processes import processes
 from geodistill.scenes.pixels import Images, in_blocks, some_of
 
 
@@ -33,16 +34,19 @@ def attribute(images: Tensor, starts: Tensor, train: Images, labels: Tensor) -> 
     `train` uint8 [m, 3, s, s], perhaps in files, and `labels` int64 [m] are all training scenes. An image has the class
     of its start.
     """
-    own, others, recognised, chance = [], [], [], []
-    for label in labels[starts].unique():
-        members = (labels == label).nonzero()[:, 0]
-        mine = (labels[starts] == label).nonzero()[:, 0]
-        known, real = grey(images[mine]), some_of(train, members)
-        alike = torch.cat([ssim(known, grey(block)) for block in in_blocks(real)], dim=1)
-        place = torch.searchsorted(members, starts[mine])[:, None]
-        with_start = alike.gather(1, place)[:, 0]
-        own.append(with_start)
-        others.append((alike.sum(1) - with_start) / max(len(members) - 1, 1))
-        recognised.append((alike.argmax(1) == place[:, 0]).float())
-        chance.append(torch.full((len(mine),), 1 / len(members)))
-    return Attribution(*(float(torch.cat(values).mean()) for values in (own, others, recognised, chance)))
+    kinds = labels[starts].unique().tolist()
+    found = processes().shared(kinds, lambda label: _of_class(images, starts, train, labels, label))
+    return Attribution(*(float(torch.cat(values).mean()) for values in zip(*found, strict=True)))
+
+
+def _of_class(images: Tensor, starts: Tensor, train: Images, labels: Tensor, label: int) -> tuple[Tensor, ...]:
+    """Return the figures of an Attribution for each image that started from a scene of class `label`."""
+    members = (labels == label).nonzero()[:, 0]
+    mine = (labels[starts] == label).nonzero()[:, 0]
+    known, real = grey(images[mine]), some_of(train, members)
+    alike = torch.cat([ssim(known, grey(block)) for block in in_blocks(real)], dim=1)
+    place = torch.searchsorted(members, starts[mine])[:, None]
+    own = alike.gather(1, place)[:, 0]
+    others = (alike.sum(1) - own) / max(len(members) - 1, 1)
+    recognised = (alike.argmax(1) == place[:, 0]).float()
+    return own, others, recognised, torch.full((len(mine),), 1 / len(members))

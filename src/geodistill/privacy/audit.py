@@ -34,9 +34,10 @@ from geodistill.privacy.nearness import MAX_HELD_OUT
 from geodistill.privacy.neighbours import Neighbours, embedding_search, grey, structure_search
 from geodistill.privacy.null import ALARM, Null, null_of
 from geodistill.privacy.replay import Draws, Replay, replay
+from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.run import write_atomic
-from geodistill.scenes.pixels import Pixels, in_blocks
+from geodistill.scenes.pixels import Pixels, blocks_of
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.scenes.splits import fair_share
 from geodistill.seeding import generator
@@ -347,7 +348,7 @@ def audit(
         replayable=known.replayable,
         beside=known.beside,
     )
-    if out is not None:
+    if out is not None and processes().main:
         out.mkdir(parents=True, exist_ok=True)
         values = {"verdict": result.verdict, "copies": result.copies, "leaks": result.leaks, **asdict(result)}
         write_atomic(out / "audit.json", json.dumps(values, indent=1, ensure_ascii=False))
@@ -413,13 +414,12 @@ def _searched(images: Tensor, train: Pixels, copyprint: Copyprint, features: Ten
         COPYPRINT: embedding_search(images, copyprint),
     }
     with progress("audit", len(train)) as advance:
-        done = 0
-        for block in in_blocks(train):
-            known = backbone_features(block) if features is None else features[done : done + len(block)]
-            for measure, real in ((STRUCTURE, grey(block)), (FEATURES, known), (COPYPRINT, copyprint(block))):
-                searches[measure].add(real)
-            done += len(block)
-            advance(done)
+        for block in processes().own(blocks_of(len(train))):
+            real = train[block]
+            known = backbone_features(real) if features is None else features[block]
+            for measure, seen_as in ((STRUCTURE, grey(real)), (FEATURES, known), (COPYPRINT, copyprint(real))):
+                searches[measure].add(seen_as, block.start)
+            advance(block.stop)
     return {measure: one.found() for measure, one in searches.items()}
 
 
@@ -438,10 +438,14 @@ def _attacks(
         parts = [(scores(one, classes, known), mask) for (one, _), mask in zip(shadows, masks, strict=True)]
         found |= {SHADOW: shadow_scores(parts, found)}
     with progress("membership", len(found)) as advance:
-        made = []
-        for name, values in found.items():
-            made.append(attack(name, values[:count], values[count:]))
-            advance(len(made), name)
+
+        def judged(rank: int) -> Attack:
+            name = list(found)[rank]
+            made = attack(name, found[name][:count], found[name][count:])
+            advance(rank + 1, name)
+            return made
+
+        made = processes().shared(range(len(found)), judged)
     best = best_of(made)
     if best is None:
         return (), None

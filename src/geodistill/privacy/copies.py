@@ -26,7 +26,8 @@ from torch import Tensor
 from geodistill.errors import ConfigError
 from geodistill.privacy.neighbours import TOO_FEW, Neighbours
 from geodistill.privacy.shortlist import Bound, Shortlist
-from geodistill.scenes.pixels import Images, in_blocks
+from geodistill.processes import processes
+from geodistill.scenes.pixels import Images, blocks_of
 
 # Image sides in pixels: in the first pass, in the second pass, and the largest side of the images they sample from.
 _COARSE, _FINE, _READ = 12, 24, 48
@@ -68,13 +69,13 @@ class CopySearch:
     """`find_copies` for several queries against the same training images, uint8 [m, 3, s, s], perhaps in files.
 
     Each query reads all training images once. At most _PREPARED of them are in memory, with 70 kB for each; if there
-    are no more, they stay there for the next query.
+    are no more, they stay there for the next query. Several processes share the work, and must all ask.
     """
 
     def __init__(self, train: Images) -> None:
         if len(train) < 2:
             raise ConfigError(TOO_FEW)
-        self._train, self._kept = train, list[tuple[Tensor, Tensor]]()
+        self._train, self._kept = train, list[tuple[Tensor, Tensor, int]]()
         some = train[torch.linspace(0, len(train) - 1, min(len(train), _BLOCK)).long()]
         self._bound = Bound(_coarse_windows(_read(some)).flatten(0, 1))
 
@@ -89,27 +90,28 @@ class CopySearch:
         groups = images.split(_TOGETHER)
         turned = [torch.stack([_signatures(view, _COARSE) for view in _orientations(some)]) for some in groups]
         lists = [Shortlist(own, self._bound, _LOOKED_AT) for own in turned]
-        for windows, short in self._blocks():
+        for block in self._blocks():
             for one in lists:
-                one.add(windows, short)
-        parts = [
-            _compared(some, own, one.which, self._train) for some, own, one in zip(groups, turned, lists, strict=True)
-        ]
+                one.add(*block)
+        asked = list(zip(groups, turned, Shortlist.found(lists), strict=True))
+        parts = processes().shared(asked, lambda one: _compared(*one, self._train))
         nearest, distance, ratio = (torch.cat(values) for values in zip(*parts, strict=True))
         return nearest, distance, ratio
 
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the windows of each block of training images, and their bound."""
-        if len(self._train) <= _PREPARED:
-            self._kept = self._kept or [self._prepared(self._train[:])]
-            yield self._kept[0]
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield the windows of this process's blocks of training images, their bound, and the index of the first."""
+        group = processes()
+        size = min(_PREPARED, -(-len(self._train) // group.count))
+        own = list(group.own(blocks_of(len(self._train), size)))
+        if len(own) > 1:
+            yield from map(self._prepared, own)
             return
-        for block in in_blocks(self._train, _PREPARED):
-            yield self._prepared(block)
+        self._kept = self._kept or [self._prepared(block) for block in own]
+        yield from self._kept
 
-    def _prepared(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        windows = _coarse_windows(_read(images))
-        return windows, self._bound(windows)
+    def _prepared(self, block: slice) -> tuple[Tensor, Tensor, int]:
+        windows = _coarse_windows(_read(self._train[block]))
+        return windows, self._bound(windows), block.start
 
 
 @dataclass(frozen=True)

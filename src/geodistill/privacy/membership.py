@@ -29,7 +29,8 @@ from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
 from geodistill.privacy.nearness import pixel_vectors, symmetries
 from geodistill.privacy.neighbours import grey, ssim
-from geodistill.scenes.pixels import Images, in_blocks
+from geodistill.processes import processes
+from geodistill.scenes.pixels import Images, blocks_of
 from geodistill.seeding import generator
 
 # False positive rates at which the share of training images found is reported.
@@ -126,10 +127,13 @@ class Seen:
 
 def seen(images: Images, labels: Tensor, spaces: tuple[Space, ...] = SPACES) -> Seen:
     """Return uint8 images [n, 3, s, s] of classes int64 [n], perhaps in files, as the attacks in `spaces` see them."""
-    parts = [[space.real(block) for space in spaces] for block in in_blocks(images)] or [
-        [space.real(images[:0]) for space in spaces]
-    ]
+    blocks = blocks_of(len(images)) or [slice(0)]
+    parts = processes().shared(blocks, lambda block: _vectors(images[block], spaces))
     return Seen(tuple(torch.cat([part[k] for part in parts]) for k in range(len(spaces))), labels, spaces)
+
+
+def _vectors(images: Tensor, spaces: tuple[Space, ...]) -> list[Tensor]:
+    return [space.real(images) for space in spaces]
 
 
 def scores(distilled: DistilledSet, classes: tuple[str, ...], *groups: Seen) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from geodistill.errors import ConfigError
 from geodistill.privacy.nearness import symmetries
-from geodistill.scenes.pixels import Images, in_blocks
+from geodistill.processes import processes
+from geodistill.scenes.pixels import Images, blocks_of
 from geodistill.scenes.views import as_rgb
 
 _SIDE, _WINDOW, _STRIDE = 32, 8, 4
@@ -42,32 +43,43 @@ class Neighbours:
 class Search:
     """The two training images most similar to each of some images; training images are given block by block.
 
+    Several processes may each give other blocks.
+
     Args:
         own: the images in their eight orientations, [8, n, ...], as `similarity` takes them.
         similarity: maps images [n, ...] and training images [m, ...] to float32 [n, m]; the best orientation counts.
     """
 
     def __init__(self, own: Sequence[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._own, self._similarity, self._seen = own, similarity, 0
+        self._own, self._similarity = own, similarity
         count = len(own[0])
         self._best, self._places = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)
 
-    def add(self, real: Tensor) -> None:
-        """Compare the images with training images [m, ...], the next in order."""
+    def add(self, real: Tensor, first: int = 0) -> None:
+        """Compare the images with training images [m, ...], number `first` and those after it."""
         for block in real.split(_BLOCK):
             parts = [self._alike(chosen, block) for chosen in torch.arange(len(self._own[0])).split(_TOGETHER)]
             values = torch.cat([self._best, torch.cat(parts)], dim=1)
-            places = torch.arange(self._seen, self._seen + len(block)).expand(len(values), -1)
-            self._best, order = values.topk(min(2, values.shape[1]), dim=1)
-            self._places = torch.cat([self._places, places], dim=1).gather(1, order)
-            self._seen += len(block)
+            places = torch.arange(first, first + len(block)).expand(len(values), -1)
+            self._keep(values, torch.cat([self._places, places], dim=1))
+            first += len(block)
+
+    def _keep(self, values: Tensor, places: Tensor) -> None:
+        """Keep the two highest of `values` [n, k], similarities to the training images `places`."""
+        self._best, order = values.topk(min(2, values.shape[1]), dim=1)
+        self._places = places.gather(1, order)
 
     def _alike(self, chosen: Tensor, block: Tensor) -> Tensor:
         return torch.stack([self._similarity(view[chosen], block) for view in self._own]).amax(0)
 
     def found(self) -> Neighbours:
-        """Return the neighbours among all training images so far; raise ConfigError if they are fewer than two."""
-        if not len(self._best) or self._seen < 2:
+        """Return the neighbours among all training images so far; raise ConfigError if they are fewer than two.
+
+        Several processes must all call this.
+        """
+        values, places = zip(*processes().gathered((self._best, self._places)), strict=True)
+        self._keep(torch.cat(values, dim=1), torch.cat(places, dim=1))
+        if not len(self._best) or self._best.shape[1] < 2:
             raise ConfigError(TOO_FEW)
         distances = (1 - self._best).clamp(min=0)
         return Neighbours(self._places[:, 0], distances[:, 0], distances[:, 0] / distances[:, 1].clamp(min=1e-6))
@@ -82,8 +94,8 @@ def by_structure(images: Tensor, train: Images) -> Neighbours:
     if not len(images):
         raise ConfigError(TOO_FEW)
     search = structure_search(images)
-    for block in in_blocks(train, _BLOCK):
-        search.add(grey(block))
+    for block in processes().own(blocks_of(len(train), _BLOCK)):
+        search.add(grey(train[block]), block.start)
     return search.found()
 
 
@@ -99,7 +111,8 @@ def by_embedding(images: Tensor, real: Tensor, embed: Callable[[Tensor], Tensor]
     [m, d] holds the vectors of the training images.
     """
     search = embedding_search(images, embed)
-    search.add(real)
+    for block in processes().own(blocks_of(len(real), _BLOCK)):
+        search.add(real[block], block.start)
     return search.found()
 
 

@@ -26,6 +26,7 @@ from geodistill.privacy.membership import (
     scores_of,
     width_of,
 )
+from geodistill.processes import processes
 from geodistill.progress import progress
 from geodistill.scenes.pixels import Images
 from geodistill.seeding import generator
@@ -105,46 +106,57 @@ def null_of(
     known, others: the training images and the held-out images as attacks see them; labels are indices into `classes`.
     held_out: the pixels of the held-out images, uint8 [n, 3, s, s], perhaps in files.
     """
-    parts = list(_parts(distilled, classes, known, others, held_out, seed))
+    found = processes().shared(
+        range(len(distilled.classes)), lambda label: _part(distilled, label, classes, known, others, held_out, seed)
+    )
+    parts = [part for part in found if part is not None]
     left = sum(len(part.own[0]) - part.members - part.taken for part in parts)
     most = rate_of(left)
     if most >= 1 / LEAK:
         return None
     rates = tuple(rate for rate in dict.fromkeys((most, *RATES)) if 1 / left <= rate + 1e-9 and rate <= most)
     observed = _best(parts, None, generator(seed, "null of the set"), rates)
-    drawn = []
     with progress("null", _SETS) as advance:
-        for index in range(_SETS):
+
+        def of_set(index: int) -> tuple[float, ...]:
             random = generator(seed, "null", index)
-            drawn.append(_best(parts, random, random, rates))
+            best = _best(parts, random, random, rates)
             advance(index + 1)
+            return best
+
+        drawn = processes().shared(range(_SETS), of_set)
     members = sum(part.members for part in parts)
     return Null(rates, observed, tuple(drawn), _p_value(observed, drawn), len(distilled), members)
 
 
-def _parts(
-    distilled: DistilledSet, classes: tuple[str, ...], known: Seen, others: Seen, held_out: Images, seed: int
-) -> Iterator[_Class]:
-    """Yield the distances of each class of the set that has at least two held-out images."""
-    for label, name in enumerate(distilled.classes):
-        place = classes.index(name)
-        train, held = ((some.labels == place).nonzero()[:, 0] for some in (known, others))
-        own = distilled.images[distilled.labels == label]
-        order = torch.randperm(len(held), generator=generator(seed, "null pool", place))
-        held = held[order][: _POOL * max(2, len(own))]
-        if len(held) < 2:
-            continue
-        targets = {
-            kind: [space.drawn(images) for space in known.spaces]
-            for kind, images in (("own", own), ("pool", held_out[held]))
-        }
-        real = [torch.cat([a[train], b[held]]) for a, b in zip(known.vectors, others.vectors, strict=True)]
-        found = {
-            kind: tuple(distances_to(queries, views[k]) for k, queries in enumerate(real))
-            for kind, views in targets.items()
-        }
-        among = tuple(nearest_other(distances_to(views[0], views)) for views in targets["own"])
-        yield _Class(len(train), found["own"], among, found["pool"])
+def _part(
+    distilled: DistilledSet,
+    label: int,
+    classes: tuple[str, ...],
+    known: Seen,
+    others: Seen,
+    held_out: Images,
+    seed: int,
+) -> _Class | None:
+    """Return the distances of class `label` of the set; None if it has fewer than two held-out images."""
+    place = classes.index(distilled.classes[label])
+    train, held = ((some.labels == place).nonzero()[:, 0] for some in (known, others))
+    own = distilled.images[distilled.labels == label]
+    order = torch.randperm(len(held), generator=generator(seed, "null pool", place))
+    held = held[order][: _POOL * max(2, len(own))]
+    if len(held) < 2:
+        return None
+    targets = {
+        kind: [space.drawn(images) for space in known.spaces]
+        for kind, images in (("own", own), ("pool", held_out[held]))
+    }
+    real = [torch.cat([a[train], b[held]]) for a, b in zip(known.vectors, others.vectors, strict=True)]
+    found = {
+        kind: tuple(distances_to(queries, views[k]) for k, queries in enumerate(real))
+        for kind, views in targets.items()
+    }
+    among = tuple(nearest_other(distances_to(views[0], views)) for views in targets["own"])
+    return _Class(len(train), found["own"], among, found["pool"])
 
 
 def _best(

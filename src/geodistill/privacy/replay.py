@@ -21,6 +21,7 @@ from geodistill.prior.base import Prior
 from geodistill.prior.sample import Requests, sample_batch
 from geodistill.prior.training import batches, prompt_table
 from geodistill.privacy.nearness import pixel_vectors
+from geodistill.processes import processes
 from geodistill.scenes.pixels import Images
 from geodistill.seeding import generator
 
@@ -120,12 +121,21 @@ def _named(
         seeds=draws.indices[chosen].repeat_interleave(asked.shape[1]),
     )
     wanted = pixel_vectors(images[chosen]).repeat_interleave(asked.shape[1], dim=0)
+    work = [
+        (settings, seed, part)
+        for settings, seed in zip(*ways, strict=True)
+        for part in batches(len(flat), settings.batch)
+    ]
+
+    def apart(one: tuple[SamplingSettings, int | bytes, slice]) -> Tensor:
+        settings, seed, part = one
+        drawn = prior.decode(sample_batch(prior, requests.part(part), settings, seed=seed), draft=True)
+        distances: Tensor = torch.linalg.vector_norm(pixel_vectors(drawn) - wanted[part], dim=1)
+        return distances
+
     least = torch.full((len(flat),), torch.inf)
-    for settings, seed in zip(*ways, strict=True):
-        for part in batches(len(flat), settings.batch):
-            drawn = prior.decode(sample_batch(prior, requests.part(part), settings, seed=seed), draft=True)
-            apart = (pixel_vectors(drawn) - wanted[part]).norm(dim=1)
-            least[part] = torch.minimum(least[part], apart)
+    for (_, _, part), distances in zip(work, processes().shared(work, apart), strict=True):
+        least[part] = torch.minimum(least[part], distances)
     # The start is the first suspect; a tie names nobody.
-    distances = least.view(asked.shape)
-    return int((distances[:, 0] < distances[:, 1:].amin(1)).sum())
+    nearest = least.view(asked.shape)
+    return int((nearest[:, 0] < nearest[:, 1:].amin(1)).sum())

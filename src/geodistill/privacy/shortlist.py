@@ -7,8 +7,12 @@ long. Only pairs with a bound above the least similarity on the shortlist are co
 have been seen, the fewer these are.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from geodistill.processes import processes
 
 # Principal components of the bound, and largest number of vectors that they are computed from.
 _COMPONENTS, _LEARNED_FROM = 63, 8192
@@ -42,26 +46,43 @@ class Bound:
 class Shortlist:
     """The `length` training images most similar to each of n images; training images are given block by block.
 
+    Several processes may each give other blocks.
+
     own: float32 [v, n, d], v vectors of norm 1 of each image. bound: of vectors of these kinds.
     """
 
     def __init__(self, own: Tensor, bound: Bound, length: int) -> None:
         self._own, self._short, self._length = own, bound(own), length
-        self._seen = 0
         self._values = torch.empty(own.shape[1], 0)
-        self.which = torch.empty(own.shape[1], 0, dtype=torch.int64)
+        self._which = torch.empty(own.shape[1], 0, dtype=torch.int64)
 
-    def add(self, real: Tensor, short: Tensor) -> None:
-        """Compare the images with training images [m, w, d], the next in order, w vectors each; `short`: their bound.
+    def add(self, real: Tensor, short: Tensor, first: int) -> None:
+        """Compare the images with training images [m, w, d], number `first` and those after it, w vectors each.
 
-        Then `which`, int64 [n, k], has the most similar ones of all so far, the most similar first.
+        short: their bound.
         """
         for block, shortened in zip(real.split(_BLOCK), short.split(_BLOCK), strict=True):
             values = torch.cat([self._values, self._similarities(block, shortened)], dim=1)
-            places = (self._seen + torch.arange(len(block))).expand(len(values), -1)
-            self._values, order = values.topk(min(self._length, values.shape[1]), dim=1)
-            self.which = torch.cat([self.which, places], dim=1).gather(1, order)
-            self._seen += len(block)
+            places = torch.arange(first, first + len(block)).expand(len(values), -1)
+            self._keep(values, torch.cat([self._which, places], dim=1))
+            first += len(block)
+
+    def _keep(self, values: Tensor, places: Tensor) -> None:
+        """Keep the highest of `values` [n, k], similarities to the training images `places`."""
+        self._values, order = values.topk(min(self._length, values.shape[1]), dim=1)
+        self._which = places.gather(1, order)
+
+    @staticmethod
+    def found(lists: "Sequence[Shortlist]") -> list[Tensor]:
+        """Return for each list the training images on it, int64 [n, k], the most similar first.
+
+        Several processes must all call this; what each has found so far is put together.
+        """
+        parts = processes().gathered([(one._values, one._which) for one in lists])
+        for one, own in zip(lists, zip(*parts, strict=True), strict=True):
+            values, which = zip(*own, strict=True)
+            one._keep(torch.cat(values, dim=1), torch.cat(which, dim=1))
+        return [one._which for one in lists]
 
     def _similarities(self, real: Tensor, short: Tensor) -> Tensor:
         """Return float32 [n, m], minus infinity for pairs that the bound keeps off the list."""

@@ -54,4 +54,13 @@ def some_of(images: Images, which: Tensor) -> Images:
 
 def in_blocks(images: Images, size: int = _TOGETHER) -> Iterator[Tensor]:
     """Yield uint8 images [n, channels, s, s] in consecutive blocks of at most `size`."""
-    return (images[start : start + size] for start in range(0, len(images), size))
+    return (images[block] for block in blocks_of(len(images), size))
+
+
+def blocks_of(count: int, size: int = _TOGETHER) -> list[slice]:
+    """Return the consecutive blocks of at most `size` that `count` images are divided into.
+
+    >>> blocks_of(5, 3)
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
