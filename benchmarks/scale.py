@@ -3,13 +3,14 @@
     python benchmarks/scale.py --data ../shared/data --out runs/scale --scenes 8000 200000 1000000
     python benchmarks/scale.py --data ../shared/data --out runs/scale --scenes 1000000 --what opening
 
-Two kinds of rows in benchmarks/results/scale.csv, each made in a process of its own:
+Three kinds of rows in benchmarks/results/scale.csv, each made in a process of its own:
 
 - opening: a CSV list that names the tiles again and again is opened, its files are decoded and hashed, and the scenes
   for the self-test are set apart.
 - stages: `distill` with `SHORT`, settings that keep every stage but take few steps, so that what grows with the scenes
   shows. The first number of scenes is encoded. For the others, latents and features of a tile that is there several
   times are those of the first run, copied: encoding it again would give the same. Their cost is in the first row.
+- audit: the audit of a folder of 10 random real images a class, against the scenes and the archive's test images.
 
 Seconds are those of the processor, divided by the scenes: the machine may be busy. The peak memory includes the pages
 of files that are mapped while they are read.
@@ -20,6 +21,7 @@ import csv
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import torch
 from record import ARCHIVES, circumstances, folder_of, merged, parser, to_csv
 from torch import Tensor
 
+from geodistill.commands.audit import audit
 from geodistill.commands.distill import distill
 from geodistill.commands.plan import plan
 from geodistill.config import Config, load_config
@@ -67,7 +70,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for count in args.scenes:
         for what in args.what:
-            work = {"opening": _opening, "stages": _stages}[what]
+            work = {"opening": _opening, "stages": _stages, "audit": _audit}[what]
             # A new process each time: the peak memory of one says nothing about the next.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 found = process.submit(work, data, count, args.out, args.scenes[0]).result()
@@ -81,7 +84,7 @@ def _arguments() -> argparse.Namespace:
     options.set_defaults(data=Path("../shared/data"))
     options.add_argument("--out", type=Path, default=Path("runs/scale"))
     options.add_argument("--scenes", type=int, nargs="+", default=[8000, 200_000, 1_000_000])
-    options.add_argument("--what", nargs="+", choices=("opening", "stages"), default=["opening", "stages"])
+    options.add_argument("--what", nargs="+", choices=("opening", "stages", "audit"), default=["opening", "stages"])
     return options.parse_args()
 
 
@@ -125,6 +128,19 @@ def _stages(data: Path, count: int, out: Path, first: int) -> dict[str, str]:
         "encoding_ms_each": f"{sum(seconds[name] for name in ENCODING):.2f}" if count == first else "",
         "prototypes_ms_each": f"{seconds['prototypes']:.3f}",
         "chosen_ms_each": f"{seconds['chosen']:.3f}",
+    }
+
+
+def _audit(data: Path, count: int, out: Path, _: int) -> dict[str, str]:
+    """Return the cost of the audit against `count` training scenes."""
+    scenes = open_scenes(data)
+    config = load_config(ipc=10).model_copy(update={"reproducible": True})
+    given = distill(scenes.train, config, method="random").save(out / "random")
+    many = replace(scenes, train=_repeated(scenes.train, count))
+    start, clock = time.perf_counter(), time.process_time()
+    audit(given, many, out=out / f"audit-{count}")
+    return _cost(count, time.perf_counter() - start, time.process_time() - clock) | {
+        "peak_memory_mib": str(peak_memory_mib())
     }
 
 
