@@ -19,7 +19,7 @@ from geodistill.commands.distill import distill
 from geodistill.config import load_config
 from geodistill.distilled import DistilledSet
 from geodistill.prior.finetune import WEIGHTS
-from geodistill.processes import Processes, processes
+from geodistill.processes import Processes, alone, processes
 from geodistill.scenes import open_scenes, write_scenes
 
 # As long as it takes for rounding to show, no longer.
@@ -72,6 +72,12 @@ def test_two_processes_make_the_images_that_one_makes(scenes: Path, shared: Path
     drawn = [load_file(out / "candidates" / "candidates.safetensors")["latents"] for out in (tmp_path / "run", shared)]
     # Sums over other batches round differently; another image would be off by more than 1.
     assert float((drawn[0] - drawn[1]).abs().mean()) < 0.02
+    teachers = [load_file(out / "teacher" / "teacher.safetensors") for out in (tmp_path / "run", shared)]
+    for name, own in teachers[0].items():
+        assert float((own - teachers[1][name]).abs().mean()) < 1e-3 + 0.02 * float(own.abs().mean()), name
+    facts = [json.loads((out / "stages" / "refined.json").read_text())["facts"] for out in (tmp_path / "run", shared)]
+    assert facts[0]["curve"] == pytest.approx(facts[1]["curve"], rel=0.02)
+    assert float((one.images.float() - two.images.float()).abs().mean()) < 3
     for name in ("latents", "features"):
         encoded = [load_file(out / name / f"{name}.safetensors")[name] for out in (tmp_path / "run", shared)]
         assert torch.equal(*encoded)
@@ -100,6 +106,13 @@ def test_two_processes_draw_from_one_secret(scenes: Path, shared: Path, tmp_path
     assert float((one - two).abs().mean()) < 0.02
     public = load_file(shared / "candidates" / "candidates.safetensors")["latents"]
     assert float((two - public).abs().mean()) > 0.3
+
+
+@pytest.mark.slow
+def test_what_one_process_does_alone_waits_for_no_other(scenes: Path, tmp_path: Path) -> None:
+    # The choice is made by the main process, and it searches for copies, which the audit shares.
+    made = _distill(scenes, tmp_path / "run", 2, SAME, "--set", "privacy=screen")
+    assert made.returncode == 0, made.stderr
 
 
 @pytest.mark.slow
@@ -161,3 +174,5 @@ def test_alone() -> None:
     assert list(Processes(1, 3).own(range(8))) == [1, 4, 7]
     assert (processes().rank, processes().count) == (0, 1)
     assert not Processes(1, 2).main
+    with alone():
+        assert processes().count == 1

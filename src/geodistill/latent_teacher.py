@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geodistill.config import TeacherSettings
 from geodistill.devices import Precision, accelerator, dtype_for, kept_memory, mixed
 from geodistill.errors import TrainingError
+from geodistill.processes import Processes, processes
 from geodistill.progress import progress
 from geodistill.run import Stored, in_parts, write_atomic
 from geodistill.seeding import derive_seed, generator
@@ -91,6 +92,8 @@ def train_latent_teacher(
 ) -> dict[str, Any]:
     """Train a teacher on all scenes except `held`, and save it in `folder` as teacher.safetensors and teacher.json.
 
+    Several processes share each batch.
+
     Args:
         latents: [N, V, C, h, w], V views of each scene.
         labels: int64 [N].
@@ -117,7 +120,8 @@ def train_latent_teacher(
     teacher.eval()
     predicted = predict(teacher, latents[held, 0])[0].argmax(dim=1) if len(held) else labels[held]
     _refuse_guessing(predicted, labels[held])
-    save_latent_teacher(teacher, folder)
+    if processes().main:
+        save_latent_teacher(teacher, folder)
     accuracy = float((predicted == labels[held]).float().mean()) if len(held) else 0.0
     chance = float(torch.bincount(labels).max()) / len(labels)
     return {"held_out_accuracy": round(accuracy, 4), "chance": round(chance, 4), "held_out_scenes": len(held)}
@@ -168,21 +172,31 @@ def _fit(
     optimiser = torch.optim.AdamW(teacher.parameters(), lr=settings.lr, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=settings.steps)
     device = teacher.head.weight.device
+    # A batch with fewer latents than there are processes: each does all of it.
+    group = processes() if settings.batch >= processes().count else Processes()
     teacher.train()
     with progress("teacher", settings.steps) as advance, kept_memory():
         for step in range(settings.steps):
             g = generator(seed, "teacher step", step)
             chosen = kept[torch.randint(0, len(kept), (settings.batch,), generator=g)]
             views = torch.randint(0, latents.shape[1], (settings.batch,), generator=g)
-            batch = latents[chosen, views].float().contiguous(memory_format=torch.channels_last)
+            own = slice(group.rank, None, group.count)
+            batch = latents[chosen[own], views[own]].float().contiguous(memory_format=torch.channels_last)
             with mixed(device, dtype):
-                logits = teacher(batch.to(device))
-            loss = F.cross_entropy(logits.float(), labels[chosen].to(device), label_smoothing=_SMOOTHING)
+                features = teacher.features(batch.to(device))
+                # The units that are dropped are drawn for the whole batch, so that any number of processes drops the
+                # same ones.
+                stays = teacher.dropout(features.new_ones(settings.batch, features.shape[1]))[own]
+                logits = teacher.head(features * stays)
+            loss = F.cross_entropy(logits.float(), labels[chosen[own]].to(device), label_smoothing=_SMOOTHING)
+            loss = loss * (len(batch) / settings.batch)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            total = loss.detach()
+            group.add([total, *(p.grad for p in teacher.parameters() if p.grad is not None)])
             optimiser.step()
             schedule.step()
-            advance(step + 1, f"loss {loss.item():.3f}")
+            advance(step + 1, f"loss {total.item():.3f}")
 
 
 def _refuse_guessing(predicted: Tensor, labels: Tensor) -> None:

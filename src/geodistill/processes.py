@@ -1,12 +1,14 @@
 """Several processes that work on one run, started by `accelerate launch` or torchrun.
 
-The main process writes all files and does the work of a run that cannot be shared; encoding, sampling and the adapter's
-training are shared, and so is the audit. All randomness depends on its purpose only, so any number of processes makes
-the same images.
+The main process writes all files and does the work that cannot be shared. Encoding, the trainings of the latent teacher
+and of the adapter, sampling and refinement are shared, and so is the audit. All randomness depends on its purpose only,
+so any number of processes makes the same images.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache
 from itertools import islice
@@ -19,6 +21,7 @@ from geodistill.devices import accelerator
 
 # A process may have to wait for another during an unshared stage, such as descriptions by a large model.
 _PATIENCE = timedelta(days=7)
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -63,8 +66,12 @@ class Processes:
         >>> Processes().shared((1, 2, 3), str)
         ['1', '2', '3']
         """
-        parts = self.gathered([work(item) for item in self.own(items)])
-        return [parts[k % self.count][k // self.count] for k in range(len(items))]
+        return self.in_order([work(item) for item in self.own(items)], len(items))
+
+    def in_order(self, results: Sequence[_Item], count: int) -> list[_Item]:
+        """Return the results for all of `count` items, in order, where each process gives those for its `own` ones."""
+        parts = self.gathered(results)
+        return [parts[k % self.count][k // self.count] for k in range(count)]
 
     def any(self, happened: bool) -> bool:
         """Return whether it happened in any of the processes."""
@@ -73,8 +80,23 @@ class Processes:
         return bool(flag > 0)
 
 
-@cache
 def processes() -> Processes:
+    """Return this process as one of those that share the work at hand, or as the only one if it does it alone."""
+    return Processes() if _alone.get() else _started()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Do what follows in this process alone, while others wait: nothing in it is shared with them."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+@cache
+def _started() -> Processes:
     """Return this process as one of those started together, or as the only one if it was started alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes()

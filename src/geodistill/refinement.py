@@ -32,6 +32,7 @@ from geodistill.networks import embed
 from geodistill.prior.base import Prior, images_together
 from geodistill.prior.training import Optimisation, batches, forget_checkpoint, train
 from geodistill.privacy.noisy import Moments
+from geodistill.processes import processes
 from geodistill.seeding import derive_seed, generator
 
 # Chosen with a quarter of AID's training scenes held out: docs/experiments.md.
@@ -195,17 +196,19 @@ def refine(
     """Return `latents` [m, C, h, w] optimised to reduce the error of each loss, and facts about the training.
 
     `loss_at` returns the loss of a step; the same step must always get the same loss. The state of an unfinished
-    training is kept in `folder`.
+    training is kept in `folder`. Several processes share the images.
     If memory runs out, fewer images are decoded together.
     Raises TrainingError if the loss is not finite, or memory runs out with one image at a time.
     """
     moved = _Moved(latents.to(prior.device))
-    micro_batch = _ImagesTogether(min(len(latents), images_together(latents.shape[-1] * prior.downscale)), prior.device)
+    group, together = processes(), images_together(latents.shape[-1] * prior.downscale)
+    micro_batch = _ImagesTogether(min(-(-len(latents) // group.count), together), prior.device)
 
     def losses(step: int) -> Iterator[Tensor]:
         loss = loss_at(step)
         crops = draw_crops(len(latents), generator(seed, "refined view", step))
-        parts = list(batches(len(latents), micro_batch.count))
+        every = list(batches(len(latents), micro_batch.count))
+        parts = list(group.own(every))
 
         def features(part: slice) -> Tensor:
             return embed(loss.network, crop(prior.render(moved.latents[part]), crops[part]))
@@ -214,14 +217,16 @@ def refine(
         # others are decoded again for their gradients.
         kept = micro_batch.keep(features, parts)
         with torch.no_grad():
-            seen = torch.cat([*kept, *(features(part) for part in parts[len(kept) :])]).cpu()
+            drawn = [*(one.cpu() for one in kept), *(features(part).cpu() for part in parts[len(kept) :])]
+        seen = torch.cat(group.in_order([one.detach() for one in drawn], len(every)))
         error = loss(seen.requires_grad_())
         (slope,) = torch.autograd.grad(error, seen)
-        yield error.detach() + _HELD * moved.distance()
+        # Every process adds its share of what none of the parts is responsible for.
+        yield (error.detach() + _HELD * moved.distance()) / group.count
         # The chain rule, part by part: these terms have value 0, and their gradients add up to that of the error.
         for rank, part in enumerate(parts):
-            drawn = kept[rank] if rank < len(kept) else features(part)
-            along = (drawn * slope[part].to(prior.device)).sum()
+            own = kept[rank] if rank < len(kept) else features(part)
+            along = (own * slope[part].to(prior.device)).sum()
             yield along - along.detach()
 
     plan = Optimisation(
@@ -231,6 +236,7 @@ def refine(
         ema=0,
         weight_decay=0,
         dtype=torch.float32,
+        shared=True,
         checkpoint_every=10,
     )
     facts = train(moved, losses, plan, folder, "refinement", relieve=micro_batch.relieve)
@@ -247,7 +253,7 @@ class _ImagesTogether:
 
     def keep(self, features: Callable[[slice], Tensor], parts: list[slice]) -> list[Tensor]:
         """Return the features of the first parts: as many as fit into half of the free memory, and at least one."""
-        if self._parts:
+        if self._parts or not parts:
             return [features(part) for part in parts[: self._parts]]
         # Measured once: later, memory that this process has freed does not count as free.
         before = free_memory(self._device)

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from geodistill.config import defaults_like
 from geodistill.errors import RunError
-from geodistill.processes import processes
+from geodistill.processes import alone, processes
 from geodistill.provenance import Made, Stage, building, fingerprint, inputs_of
 from geodistill.run.cost import Clock, read_record, versions
 from geodistill.run.files import (
@@ -195,7 +196,8 @@ class Run:
             shutil.rmtree(target, ignore_errors=True)
             _prepare_partial(partial, mark)
             self._group.wait()
-            with Clock(self._record_path(stage), name, mark) as clock, building(stage, given):
+            company = nullcontext() if stage.shared else alone()
+            with Clock(self._record_path(stage), name, mark) as clock, building(stage, given), company:
                 facts = build(partial)
             open_to_others(partial)
             clock.record(facts or {}, checksums(partial))

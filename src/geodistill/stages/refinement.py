@@ -15,6 +15,7 @@ from geodistill.latent_teacher import LatentTeacher, predict
 from geodistill.networks import fold_norms, pretrained
 from geodistill.pipeline import REFINED
 from geodistill.prior.base import Prior
+from geodistill.processes import processes
 from geodistill.provenance import Made
 from geodistill.refinement import RefinementLoss, random_loss, refine
 from geodistill.run import save_tensors
@@ -54,9 +55,10 @@ def refined(context: Context, prior: Made[Prior], chosen: Made[Chosen], teacher:
             away = keeps_away(decode(prior.value, latents, config), labels, scenes, config)
             latents = torch.where(away[:, None, None, None], latents, before.latents)
             facts["put_back"] = int((~away).sum())
-        replace(before, latents=latents, logits=predict(teacher.value, latents)[0]).save(folder)
-        for part_file in (*folder.glob("round-*.safetensors"), *folder.glob("student-*.safetensors")):
-            part_file.unlink()
+        if processes().main:
+            replace(before, latents=latents, logits=predict(teacher.value, latents)[0]).save(folder)
+            for part_file in (*folder.glob("round-*.safetensors"), *folder.glob("student-*.safetensors")):
+                part_file.unlink()
         return facts
 
     given = [chosen, scenes.fingerprint(), config.size, settings.model_dump(), config.seed, *unless_all(scenes)]
@@ -73,17 +75,22 @@ class _Rounds:
 
     def move(self, latents: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return `latents` [m, C, h, w] after all rounds, and facts about the optimisation."""
-        facts, spent = dict[str, Any](), 0.0
+        facts, spent, group = dict[str, Any](), 0.0, processes()
         for rank, steps in enumerate(steps_of_rounds(self.config.refinement.steps, self.config.refinement.rounds)):
             done = self.shown.folder / f"round-{rank}.safetensors"
-            if not done.exists():
+            # Every process must have looked before one saves the result.
+            made = done.exists()
+            group.wait()
+            if not made:
                 start = time.perf_counter()
                 losses = self._losses(latents, rank)
                 spent += time.perf_counter() - start
                 part = self.config.refinement.model_copy(update={"steps": steps})
                 seed, in_turn = self._seed("refinement", rank), self._in_turn(losses, rank)
                 latents, facts = refine(self.prior, latents, in_turn, part, seed=seed, folder=self.shown.folder)
-                save_tensors({"latents": latents}, done)
+                if group.main:
+                    save_tensors({"latents": latents}, done)
+                group.wait()
             latents = load_file(done)["latents"]
         return latents, facts | {"students_seconds": round(spent, 1)}
 

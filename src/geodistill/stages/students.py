@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from geodistill.config import Config
 from geodistill.evaluation.protocols import augment, train_classifier
 from geodistill.networks import PRETRAINED, backbone_features, restored
+from geodistill.processes import alone, processes
 from geodistill.progress import progress
 from geodistill.run import Stored, save_tensors
 from geodistill.scenes.views import dihedral
@@ -50,7 +51,7 @@ def show_scenes(context: Context, known: Stored, folder: Path) -> Shown:
     views = _real_views(scenes.pixels(part, size=config.size), config.seed)
     return Shown(
         pixels=torch.cat(views),
-        seen=torch.cat([known[part], *map(backbone_features, views[1:])]),
+        seen=torch.cat([known[part], *processes().shared(views[1:], backbone_features)]),
         real_labels=scenes.labels[part].repeat(len(views)),
         classes=len(scenes.classes),
         labels=slot_labels(scenes, config),
@@ -82,7 +83,8 @@ def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tu
     """Return each student of round `rank` with its features [N, 1280] of all scenes; files stay in the folder.
 
     The pretrained network is fine-tuned on `images`, uint8 [m, C, s, s], under the protocol finetune. The students are
-    its states after each number of steps in `refinement.students`.
+    its states after each number of steps in `refinement.students`. Batch normalisation sees whole batches, so one
+    process trains for all.
     """
     counts = sorted(set(config.refinement.students))
     files = {steps: shown.folder / f"student-{rank}-{steps}.safetensors" for steps in counts}
@@ -93,8 +95,8 @@ def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tu
             weights = {f"network.{name}": value for name, value in student.state_dict().items()}
             save_tensors({**weights, "features": backbone_features(shown.pixels, network=student)}, files[done])
 
-    if not all(file.exists() for file in files.values()):
-        with progress(f"students {rank + 1}", counts[-1]) as advance:
+    if processes().main and not all(file.exists() for file in files.values()):
+        with alone(), progress(f"students {rank + 1}", counts[-1]) as advance:
             train_classifier(
                 "finetune",
                 PRETRAINED,
@@ -106,6 +108,7 @@ def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tu
                 advance=advance,
                 visit=keep,
             )
+    processes().wait()
     return [_load(file, shown.classes) for file in files.values()]
 
 
