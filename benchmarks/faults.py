@@ -20,7 +20,7 @@ from geodistill.run import write_atomic
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from spoiling import COMMANDS, Bench, Outcome, told
 
-SHEET, KEY = "faults.csv", ("command", "fault")
+SHEET, KEY = "faults.csv", ("what", "fault")
 PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 # Several processes take long to start, and the disk is theirs all the same.
 _FEW = 5
@@ -46,7 +46,7 @@ def main() -> None:
 
 def _note(name: str, fault: str, found: Outcome) -> None:
     print(f"{name}, {fault}: {found.faults} faults in {found.runs} runs", told(found), flush=True)
-    line = {"command": name, "fault": fault, "faults": str(found.faults), "runs": str(found.runs)}
+    line = {"what": name, "fault": fault, "faults": str(found.faults), "runs": str(found.runs)}
     line |= {"different": str(len(found.different)), "failures": str(len(found.failures))}
     to_csv(merged([line | circumstances()], SHEET, KEY), SHEET)
     write_atomic(PAGE, _page(merged([], SHEET, KEY)))
@@ -67,7 +67,7 @@ Source: `benchmarks/results/faults.csv` (hardware, versions, command), made by `
 
 
 def _page(lines: list[dict[str, str]]) -> str:
-    columns = ("command", "fault", "faults", "runs", "different", "failures")
+    columns = ("what", "fault", "faults", "runs", "different", "failures")
     return _INTRODUCTION + "".join("| " + " | ".join(line[name] for name in columns) + " |\n" for line in lines)
 
 
