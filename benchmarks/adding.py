@@ -17,10 +17,10 @@ import torch
 from record import UNSEEN_BY, circumstances, command, folder_of, merged, to_csv
 from torch import Tensor
 
-from geodistill.commands.add import UPDATED, add
+from geodistill.commands.add import add
 from geodistill.commands.distill import distill
 from geodistill.config import Config, load_config, without_self_test
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import UPDATED, DistilledSet
 from geodistill.evaluation.bench import Bench, Task, Training
 from geodistill.evaluation.evaluate import random_real
 from geodistill.evaluation.pairs import compare_pair

@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 
 from geodistill.cli import _print_nearness, _print_screening, _print_self_test, app
 from geodistill.config import Config, make_config
+from geodistill.distilled import set_folder, tell_of_source
 from geodistill.evaluation.worth import SelfTest, Worth
-from geodistill.scenes import write_scenes
+from geodistill.scenes import open_scenes, write_scenes
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -160,12 +161,16 @@ def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> N
     # So small an archive cannot show that its teacher does better than guessing.
     asked = ["--config", "tiny", "--set", "teacher.held_out=0.01", "--set", "self_test.held_out=0"]
     assert _call("distill", tmp_path / "first", "--ipc", 2, *asked, "--out", tmp_path / "old").exit_code == 0
+    # What the card of the old set says of its source holds for the new one, unless it is replaced.
+    tell_of_source(tmp_path / "old" / "distilled", "old scenes", "CC0")
     adding = ["distill", tmp_path / "old", "--add", tmp_path / "second", *asked]
-    told = ["--source-name", "drawn scenes", "--source-license", "Apache-2.0", "--strict", "--profile"]
-    made = _call(*adding, *told, "--out", tmp_path / "new")
+    made = _call(*adding, "--source-name", "drawn scenes", "--strict", "--profile", "--out", tmp_path / "new")
     assert made.exit_code == 0, made.stderr
     assert "the largest memory, " in made.stdout
-    assert "drawn scenes" in (tmp_path / "new/updated/README.md").read_text()
+    card = (tmp_path / "new/updated/README.md").read_text()
+    assert "Made from drawn scenes." in card
+    assert 'license_name: "CC0"' in card
+    assert "with test scenes of all its classes" in made.stdout
     assert f"new classes: {', '.join(names[6:])}" in made.stdout
     assert f"20 images of 10 classes: {tmp_path / 'new/updated'}" in made.stdout
     # The classes without new scenes keep their images.
@@ -176,8 +181,14 @@ def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> N
         )
         assert before == after
     assert json.loads((tmp_path / "new/updated/manifest.json").read_text())["about"]["batches"] == 2
-    judged = _call("evaluate", tmp_path / "new/updated", "--data", scenes, "--protocol", "probe", "--seeds", 1)
+    # The run stands for the updated set, not for the one that its own stages made.
+    judged = _call("evaluate", tmp_path / "new", "--data", scenes, "--protocol", "probe", "--seeds", 1)
     assert judged.exit_code == 0, judged.stderr
+    assert "was made from other training scenes" not in judged.stderr
+    assert set_folder(tmp_path / "new") == tmp_path / "new/updated"
+    # One new class is the update that is made most; here the set is a folder without a run.
+    shutil.copytree(scenes / "train" / names[9], tmp_path / "third" / "train" / names[9])
+    assert open_scenes(tmp_path / "third", least=1).train.classes == (names[9],)
     other = _call("distill", tmp_path / "old", "--add", tmp_path / "second", "--size", 64, "--out", tmp_path / "x")
     assert other.exit_code == 2
     assert other.stderr == "error: the set has images of 32 px: use --size 32\n"
@@ -294,9 +305,7 @@ def test_nothing_is_written_into_the_data(command: str, scenes: Path) -> None:
     given = [scenes, "--data", scenes] if command in ("evaluate", "audit") else [scenes]
     told = _call(command, *given, "--out", out)
     assert told.exit_code == 2
-    assert told.stderr.strip() == (
-        f"error: --out {out} is in {scenes}, where every folder is a class: choose a folder outside"
-    )
+    assert told.stderr.strip() == (f"error: --out {out} is in {scenes}, which is only read: choose a folder outside")
 
 
 def test_a_finished_run_says_so(scenes: Path, tmp_path: Path) -> None:

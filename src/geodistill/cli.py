@@ -116,8 +116,8 @@ def distill(
         bool,
         typer.Option(
             "--profile",
-            help="At the end, say which stages took the most time and memory, and which setting would halve them. It "
-            "works on a finished run too.",
+            help="At the end, say which stages took the most time and memory, and, if there is one, the setting that "
+            "would halve each. It works on a finished run too.",
         ),
     ] = False,
     device: options.Device = None,
@@ -132,8 +132,9 @@ def distill(
     with told(device):
         refuse_inside(data, out)
         from geodistill.commands.distill import distill as run_distillation
-        from geodistill.config import load_config
-        from geodistill.distilled import DistilledSet, set_folder, tell_of_source
+        from geodistill.commands.source import recorded_base
+        from geodistill.config import Config, load_config
+        from geodistill.distilled import UPDATED, DistilledSet, copy_source, set_folder, tell_of_source
         from geodistill.methods import METHODS, check_method
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
@@ -146,21 +147,25 @@ def distill(
         old = DistilledSet.load(set_folder(data)) if add else None
         if old is not None:
             flags |= {"ipc": ipc or old.ipc, "size": size or old.size}
+            flags["privacy"] = privacy or ("screen" if old.about.get("screened") else None)
         settings = load_config(config, _with_describer(set_, describe), **flags)
+        if old is not None and base is None and settings.base == Config().base:
+            settings = settings.model_copy(update={"base": recorded_base(data) or settings.base})
         read: dict[str, Any] = {"bands": bands, "scale": scale, "split": split, "strict": strict}
         # Reading the images takes long: what is wrong with the settings is told before.
         check_method(method, settings.privacy)
         if old is not None and add is not None:
-            from geodistill.commands.add import UPDATED
-
             if method != OWN:
                 raise ConfigError(f"--add draws new images as {OWN} does: leave --method {method} out")
-            _update(old, open_scenes(add, **read, reading=old.reading).train, settings, out)
+            if old.reading is not None and (bands, scale) != ("rgb", "auto"):
+                raise ConfigError("--add reads new scenes as those of the set were read: leave --bands and --scale out")
+            _update(old, open_scenes(add, **read, reading=old.reading, least=1).train, settings, out)
             if processes().main:
+                copy_source(set_folder(data), out / UPDATED)
                 tell_of_source(out / UPDATED, source_name, source_license)
                 if profile:
                     _print_profile(out, settings)
-                tell_next("evaluate", out / UPDATED, "--data", "DATA")
+                say(f"to test it: geodistill evaluate {out / UPDATED} --data DATA, with test scenes of all its classes")
             return
         if METHODS[method].kind != "real":
             check_base(settings)
@@ -336,7 +341,7 @@ def evaluate(
     with told(device):
         refuse_inside(data, out, save)
         from geodistill.commands.source import recorded_reading, warn_of_other_scenes
-        from geodistill.distilled import set_folder
+        from geodistill.distilled import UPDATED, set_folder
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
         from geodistill.scenes import open_scenes
@@ -344,7 +349,9 @@ def evaluate(
         folder, store = set_folder(what), out or (what if (what / "run.json").is_file() else None)
         opened = open_scenes(data, split=split, reading=recorded_reading(what), strict=strict)
         scenes, results = opened.tested_on(on), []
-        warn_of_other_scenes(what, scenes.train)
+        # A set that was updated stands for scenes of several archives.
+        if folder.name != UPDATED:
+            warn_of_other_scenes(what, scenes.train)
         for name in network or ["efficientnet-lite0"]:
             result = run_evaluation(
                 folder,
@@ -672,6 +679,7 @@ def inspect(
             *_unless("--bands", bands, "rgb"),
             *_unless("--scale", scale, "auto"),
             *_unless("--split", split, "auto"),
+            *([] if scenes.train.channels == 3 else ["--base", "scratch"]),
             "--out",
             "RUN",
         )
@@ -761,8 +769,8 @@ def scenes(
 
 def _update(old: Any, scenes: Any, settings: Any, out: Path) -> None:
     """Update the set `old` with the training scenes `scenes`, and print what came of it."""
-    from geodistill.commands.add import UPDATED
     from geodistill.commands.add import add as update
+    from geodistill.distilled import UPDATED
     from geodistill.processes import processes
     from geodistill.report.grid import draw_grid
 

@@ -6,11 +6,8 @@ from typing import Annotated
 import typer
 
 from geodistill.cli_options import (
-    Bands,
     Device,
-    Scale,
     Seed,
-    Size,
     Split,
     console,
     refuse_inside,
@@ -45,9 +42,11 @@ def train(
             "convnet3, vgg16, densenet121, inception_v3 (random weights), timm:NAME with the vision extra."
         ),
     ] = "efficientnet-lite0",
-    size: Size = None,
-    bands: Bands = "rgb",
-    scale: Scale = "auto",
+    size: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels [default: the set's, else 64].")
+    ] = None,
+    bands: Annotated[str, typer.Option(help="As in `distill`, for images that are no distilled set.")] = "rgb",
+    scale: Annotated[str, typer.Option(help="As in `distill`, for images that are no distilled set.")] = "auto",
     seed: Seed = None,
     licence: Annotated[
         str, typer.Option("--license", help="Licence of the training data, for the model card [default: the set's].")
@@ -83,8 +82,8 @@ def export(
         bool,
         typer.Option(
             "--raw-input",
-            help="Put the preprocessing into the graph: the input is uint8 RGB [n, size, size, 3] instead of "
-            "normalised float32 [n, 3, size, size].",
+            help="Put the preprocessing into the graph: the input is uint8 [n, size, size, bands] (RGB, unless the "
+            "model takes other bands) instead of normalised float32 [n, bands, size, size].",
         ),
     ] = False,
     calibrate: Annotated[
@@ -107,7 +106,11 @@ def export(
             f"against the model, on {done.images} {images} images: logits differ by at most {done.largest:.2g}, "
             f"{done.same:.1%} get the same class"
         )
-        tell_next("bench", model, "--data", "DATA")
+        # `bench` measures the files in MODEL.
+        if out is None:
+            tell_next("bench", model, "--data", "DATA")
+        else:
+            tell_next("predict", done.path, "FOLDER", "--out", "classes.csv")
 
 
 @app.command(epilog="Example: **geodistill bench models/aid --data ~/AID --csv bench.csv**")

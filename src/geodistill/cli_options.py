@@ -180,10 +180,10 @@ def tell_of_busy_cores() -> None:
 
 
 def refuse_inside(data: Path, *outs: Path | None) -> None:
-    """Raise ConfigError if anything is to be written into DATA, where each folder is a class."""
+    """Raise ConfigError if anything is to be written into DATA, where a new folder would be taken for a class."""
     for out in outs:
         if out is not None and out.absolute().resolve().is_relative_to(data.absolute().resolve()):
-            raise ConfigError(f"--out {out} is in {data}, where every folder is a class: choose a folder outside")
+            raise ConfigError(f"--out {out} is in {data}, which is only read: choose a folder outside")
 
 
 def plain(text: str) -> str:

@@ -29,11 +29,14 @@ from geodistill.scenes.readers import SUFFIXES, reader_of
 from geodistill.scenes.reading import MOST_BANDS, PLAIN, Reading
 from geodistill.scenes.scenes import check_class_name, unfit_for_windows
 from geodistill.scenes.sheet import draw_sheet
+from geodistill.scenes.splits import PARTS
 from geodistill.scenes.views import as_rgb
 
 log = logging.getLogger("geodistill")
 
 MANIFEST, CLASS_MAP, PREVIEW = "manifest.json", "class_map.txt", "preview.png"
+# The set in the folder of a run that updated another set.
+UPDATED = "updated"
 _FORMAT = 1
 # Keys allowed in an image's record. The list is fixed, so that no file name of a real image gets into shared files.
 RECORD_KEYS = frozenset({"seed", "scores", "description", "prototype", "candidate", "soft_label"})
@@ -200,8 +203,13 @@ class DistilledSet:
 
 
 def set_folder(what: Path) -> Path:
-    """Return the folder of the set of the run in `what`, or `what` itself if it is no run."""
-    return what / DISTILLED.name if (what / "run.json").is_file() else what
+    """Return the folder of the set of the run in `what`, or `what` itself if it is no run.
+
+    The set of a run that updated another one is the updated set.
+    """
+    if not (what / "run.json").is_file():
+        return what
+    return what / UPDATED if (what / UPDATED).is_dir() else what / DISTILLED.name
 
 
 def _check_images(images: torch.Tensor) -> None:
@@ -327,6 +335,10 @@ def _list_plain(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
     classes = tuple(path.name for path in folders)
     if not classes:
         raise DistilledSetError(f"{root}: no class folders in it: expected <class>/<image>")
+    if {name.lower() for name in classes} <= PARTS.keys():
+        raise DistilledSetError(
+            f"{root}: an archive with the parts {', '.join(classes)}, no set: give a run, or the folder of a set"
+        )
     files = []
     for label, folder in enumerate(folders):
         images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -497,6 +509,17 @@ def tell_of_source(folder: Path, name: str, licence: str) -> None:
     told += [f"Licence of the source: {_markdown(licence)}."] if licence else []
     if told:
         after = _SOURCE.sub(lambda _: f"## Source\n\n{' '.join(told)}\n\n", after, count=1)
+    if after != before:
+        write_atomic(folder / "README.md", after)
+
+
+def copy_source(old: Path, folder: Path) -> None:
+    """State in the data card of the set in `folder` the source and the licence that the card of set `old` states."""
+    before, card = _card_in(folder), _card_in(old)
+    section, licence = _SOURCE.search(card), re.search(r"^license_name: .*$", card, flags=re.MULTILINE)
+    after = _SOURCE.sub(lambda _: section[0] if section else "", before, count=1)
+    if licence:
+        after = re.sub(r"^license_name: .*$", lambda _: licence[0], after, count=1, flags=re.MULTILINE)
     if after != before:
         write_atomic(folder / "README.md", after)
 

@@ -302,7 +302,7 @@ def _timm(name: str) -> ModuleType:
         import timm
     except ImportError as error:
         raise ConfigError(
-            f"network {name!r} needs timm, which cannot be imported ({error}): pip install geodistill[vision]"
+            f"network {name!r} needs timm, which cannot be imported ({error}): pip install 'geodistill[vision]'"
         ) from error
     return timm  # type: ignore[no-any-return]
 

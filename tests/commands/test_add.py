@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,52 @@ def test_images_of_another_size_or_number_of_bands(tmp_path: Path) -> None:
     wanted = r"^the set has 3 bands and the new scenes have 5: give --bands as for the set$"
     with pytest.raises(ConfigError, match=wanted):
         add(OLD, wide, load_config("tiny", size=32), out=tmp_path)
+
+
+def _about(old: DistilledSet, **made: object) -> dict[str, object]:
+    return compose(old, replace(_made(), about={"method": "dpd", **made}), NEW).about
+
+
+def test_the_updated_set_says_what_is_true_of_old_and_new_images() -> None:
+    aid = {"name": "aid", "archives": ["AID"], "terms": "academic"}
+    compact = {"name": "compact", "archives": ["UC Merced", "EuroSAT"], "terms": ""}
+    old = replace(OLD, about={"method": "dpd", "screened": True, "base": aid})
+    assert _about(old, screened=True, base=aid) == {"method": "dpd", "screened": True, "base": aid, "batches": 2}
+    mixed = _about(old, base=compact)
+    assert "screened" not in mixed
+    assert mixed["base"] == {
+        "name": "aid and compact",
+        "archives": ["AID", "UC Merced", "EuroSAT"],
+        "terms": "academic",
+    }
+    assert "screened" not in _about(OLD, screened=True)
+    # A seed that old images follow from is not hidden by new ones that were drawn in secret.
+    seeded = replace(OLD, about={"method": "dpd", "config": {"seed": 3}})
+    assert _about(seeded, config={"ipc": 2})["config"] == {"ipc": 2, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("about", "what"),
+    [
+        ({"method": "kmeans", "real_pixels": True}, "real images (method kmeans)"),
+        ({"method": "reconstruction", "derived": True}, "derived images (method reconstruction)"),
+        ({"method": "unknown"}, "of unknown origin"),
+    ],
+)
+def test_only_synthetic_sets_are_updated(about: dict[str, object], what: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        add(replace(OLD, about=about), NEW, load_config("tiny", size=32), out=tmp_path)
+    assert str(caught.value) == f"the images of the set are {what}: --add updates sets of synthetic images alone"
+
+
+def test_lost_protection_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    private = replace(OLD, about={"method": "dpd", "guarantee": "ε = 8", "screened": True})
+    with pytest.raises(ConfigError):  # for its size, after the warnings
+        add(private, NEW, load_config("tiny", size=64), out=tmp_path)
+    assert caplog.messages == [
+        "the set's differential-privacy guarantee does not cover new images: the updated set has none",
+        "the new images are not screened: the card of the updated set does not say that it is",
+    ]
 
 
 def test_no_guarantee_survives_a_choice_that_looks_at_the_new_scenes(tmp_path: Path) -> None:

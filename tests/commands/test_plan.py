@@ -224,12 +224,24 @@ class TestPlan:
     def test_what_cannot_be_run_cannot_be_planned(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
         for changes, message in (
             ({"size": 36}, "size 36 does not fit the base"),
-            ({"base": "scratch"}, "the cost of --base scratch is known: half an hour on two cores"),
+            ({"base": "scratch", "size": 40}, "size 40 does not fit a base built from scenes"),
         ):
             with pytest.raises(PriorError, match=re.escape(message)):
                 make_plan(pair, _with(on_pipeline, **changes), tmp_path)  # type: ignore[arg-type]
+        wide = Scenes.from_arrays(torch.zeros(8, 64, 64, 5, dtype=torch.uint8).numpy(), [0, 1] * 4, ("a", "b"))
+        with pytest.raises(PriorError, match=r"draws images of 3 bands, the scenes have 5: use --base scratch"):
+            make_plan(wide, _with(on_pipeline, ipc=1), tmp_path)
         with pytest.raises(SceneError, match="IPC 1000 needs at least 1000"):
             make_plan(pair, _with(on_pipeline, ipc=1000), tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_base_of_the_scenes_themselves_is_planned(tmp_path: Path) -> None:
+    wide = Scenes.from_arrays(torch.zeros(8, 32, 32, 5, dtype=torch.uint8).numpy(), [0, 1] * 4, ("a", "b"))
+    asked = {"base": "scratch", "size": 32, "ipc": 1, "compact": {"steps": 7, "batch": 3, "width": (32, 32)}}
+    found = make_plan(wide, make_config(asked), tmp_path)
+    base, adapter = (next(one for one in found.stages if one.name == name) for name in ("base", "adapter"))
+    assert (base.work, found.downloads, found.overlap) == ("21 latents", (), "")
+    assert base.seconds / base.operations == pytest.approx(adapter.seconds / adapter.operations)
 
 
 @pytest.mark.usefixtures("hub")

@@ -97,14 +97,30 @@ def test_bad_input_is_told(model: Path, tmp_path: Path) -> None:
         deep.parent: f"{deep} {own}",
     }.items():
         with pytest.raises(SceneError) as caught:
-            predict(model, source, out=tmp_path / "out")
+            predict(model, source, out=tmp_path / f"out.{'tif' if source == deep else 'csv'}")
         assert str(caught.value) == message
     (broken,) = (tmp_path / "broken.png",)
     broken.write_bytes(b"")
     with pytest.raises(SceneError) as caught:
-        predict(model, broken, out=tmp_path / "out")
+        predict(model, broken, out=tmp_path / "out.csv")
     assert str(caught.value) == f"{broken}: the file is empty"
     with pytest.raises(ConfigError) as several:
-        predict(model, tmp_path / "deep", out=tmp_path / "out", top=4)
+        predict(model, tmp_path / "deep", out=tmp_path / "out.csv", top=4)
     assert str(several.value) == "--top 4: give 1 to 3, the number of classes"
-    assert not (tmp_path / "out").exists()
+    for source, name, message in (
+        (deep, "out.csv", "the map of a raster is a GeoTIFF: give a name that ends in .tif"),
+        (deep.parent, "out.tif", "the classes of images are a CSV table: give a name that ends in .csv"),
+    ):
+        with pytest.raises(ConfigError) as named:
+            predict(model, source, out=tmp_path / name)
+        assert str(named.value) == f"--out {tmp_path / name}: {message}"
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_map_without_classes_or_place_is_told(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tif(tmp_path / "in.tif", np.zeros((3, 40, 40), np.uint8), nodata=0)
+    assert sum(predict(model, path, out=tmp_path / "out.tif").counts.values()) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} has no georeference, so its map has none",
+        "less than half of each tile of 32 pixels is measured: the map has no class",
+    ]

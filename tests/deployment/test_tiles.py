@@ -9,10 +9,11 @@ import rasterio
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from rasterio import Affine
 from rasters import LEFT, METRES, TOP, tif
 
-from geodistill.deployment.tiles import Grid, colour_of, fitting_reading, map_raster, nodata_of
+from geodistill.deployment.tiles import Grid, check_range, colour_of, fitting_reading, map_raster, nodata_of
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation.classifier import About
 from geodistill.scenes.readers import RGB, Info
@@ -167,6 +168,35 @@ def test_other_bands_and_values_are_named(info: Info, model: Reading, options: d
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_values_in_other_units_are_refused(suffix: str, tmp_path: Path) -> None:
+    # Reflectance from 0 to 1, for a model that was trained on reflectance times 10,000.
+    path = tmp_path / f"in.{suffix}"
+    values = np.random.default_rng(0).uniform(0.01, 0.9, (4, 300, 200)).astype(np.float32)
+    reading = Reading(bands=(4, 3, 2), scale=((100, 3000),) * 3)
+    if suffix == "tif":
+        tif(path, values)
+        message = f"{path} has values from 0.01"
+    else:
+        Image.fromarray((values[0] * 99).astype(np.uint16)).save(path)
+        reading = Reading(bands=(1,), scale=((100, 3000),))
+        message = f"{path} has values from 0"
+    with pytest.raises(SceneError) as caught:
+        check_range(path, reading)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).endswith(
+        "the model was trained on values from 100 to 3000: give values in the same units, or --scale LOW,HIGH"
+    )
+    tif(tmp_path / "right.tif", values * 10_000)
+    check_range(tmp_path / "right.tif", Reading(bands=(4, 3, 2), scale=((100, 3000),) * 3))
+    check_range(path, PLAIN)
+
+
+def test_one_band_for_a_model_of_colours_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    fitting_reading(Info(9, 9, "uint8", ("gray",)), PLAIN, Path("x.tif"))
+    assert [record.getMessage() for record in caplog.records] == ["x.tif has one band, which the model sees as grey"]
+
+
 def test_options_replace_what_the_model_was_trained_with() -> None:
     path = Path("x.tif")
     assert fitting_reading(PLAIN_RGB, PLAIN, path) == PLAIN
@@ -189,7 +219,7 @@ _MAP = """
 import sys
 from pathlib import Path
 import torch
-from geodistill.deployment.tiles import Grid, map_raster
+from geodistill.deployment.tiles import Grid, check_range, map_raster
 from geodistill.evaluation.classifier import About
 from geodistill.memory import peak_memory_mib
 from geodistill.scenes.reading import PLAIN

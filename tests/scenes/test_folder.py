@@ -279,12 +279,13 @@ def test_missing_and_empty_folders(tmp_path):
     assert fails(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder: {LAYOUT}"
     assert fails(tmp_path) == f"{tmp_path}: no folders with images in it: {LAYOUT}"
     (tmp_path / "f").touch()
-    assert fails(tmp_path / "f") == f"{tmp_path / 'f'}: not a folder: {LAYOUT}"
+    assert fails(tmp_path / "f") == f"{tmp_path / 'f'}: not a folder, a list or an archive: {LAYOUT}"
 
 
 def test_one_class(tmp_path):
     fill(tmp_path, ("Beach",))
     assert fails(tmp_path) == f"{tmp_path}: only one class, 'Beach': a classifier needs at least 2"
+    assert open_scenes(tmp_path, least=1).train.classes == ("Beach",)
 
 
 def test_images_beside_the_class_folders(tmp_path):
@@ -327,7 +328,9 @@ def test_a_class_that_falls_to_one_side_whole(tmp_path, caplog):
     assert fails(tmp_path) == "class 'Port' has no training image after the split: add images, or split by folders"
     assert not all(lands_in_test(put(only, value)) for value in range(9000, 9100))
     open_scenes(tmp_path)
-    assert caplog.messages == ["no test image fell to 'Port': add images, choose smaller blocks, or split by folders"]
+    assert caplog.messages == [
+        "no test image fell to 'Port': add images, split by folders, or by smaller squares of ground"
+    ]
 
 
 def test_links(tmp_path):

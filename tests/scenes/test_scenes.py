@@ -66,7 +66,7 @@ def test_a_file_that_vanishes_is_named(tmp_path):
         ([flat(1)], [0, 1], ("a", "b"), "1 images but 2 labels: give one label for each image"),
         ([flat(1)], [2], ("a", "b"), "labels go from 2 to 2, but 2 classes allow 0 to 1"),
         ([flat(1)], [-1], ("a", "b"), "labels go from -1 to -1, but 2 classes allow 0 to 1"),
-        ([flat(1)], [0], ("a",), "1 class(es) given: a classifier needs at least 2"),
+        ([flat(1)], [0], (), "no classes given: name at least one"),
         (
             [flat(1)],
             [0],

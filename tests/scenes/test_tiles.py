@@ -122,6 +122,29 @@ def test_polygons_by_their_boxes(tmp_path: Path) -> None:
     assert cut.told() == ["1 feature(s) are too small for a tile, and give no tile there: 2"]
 
 
+def test_an_edge_on_the_border_between_two_pixels_is_on_it(tmp_path: Path) -> None:
+    # Reprojection leaves errors in the last digits; a box of whole pixels must not get one more.
+    boxes = [shapely.box(column, 0, column + 64, 64) for column in (0, 64, 136)]
+    labels = layer(tmp_path / "a.gpkg", boxes, "EPSG:4326", label=["a", "b", "b"])
+    cut = cut_tiles(labels, mosaic(tmp_path / "m.tif"), tmp_path / "out")
+    assert cut.told() == []
+    assert {values(path).shape for path in (tmp_path / "out").rglob("*.tif")} == {(2, 64, 64)}
+
+
+def test_tiles_without_a_measurement_are_counted(tmp_path: Path) -> None:
+    blank = np.zeros((1, SIDE, SIDE), np.uint16)
+    half = blank.copy()
+    half[:, :, 100:] = 7
+    labels = points(tmp_path / "a.gpkg", (50, 50), (150, 50), (100, 90))
+    cut = cut_tiles(labels, tif(tmp_path / "half.tif", half, located=True, nodata=0), tmp_path / "out", tile=20)
+    assert cut.classes == {"a": 1, "b": 1}
+    assert cut.told() == ["1 feature(s) show nodata alone, and give no tile there: 1"]
+    with pytest.raises(SceneError) as caught:
+        cut_tiles(labels, tif(tmp_path / "no.tif", blank, located=True, nodata=0), tmp_path / "none", tile=20)
+    assert str(caught.value).endswith("no tile shows a measurement (all are nodata or masked)")
+    assert not (tmp_path / "none").exists()
+
+
 def test_tiles_within_a_polygon(tmp_path: Path) -> None:
     lower = shapely.Polygon([(0, 0), (0, 40), (40, 40)])
     both = shapely.MultiPolygon([shapely.box(100, 100, 119, 110), shapely.box(150, 0, 160, 20)])

@@ -7,14 +7,16 @@ of all that it stands for (herding).
 """
 
 import hashlib
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from geodistill.commands.distill import distill
 from geodistill.config import Config, without_self_test
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import UPDATED, DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
 from geodistill.processes import processes
@@ -23,8 +25,8 @@ from geodistill.scenes.pixels import Pixels, in_blocks
 from geodistill.scenes.scenes import Scenes
 from geodistill.selection import herd
 
-# The updated set in the folder of the run.
-UPDATED = "updated"
+log = logging.getLogger("geodistill")
+
 # How many batches of scenes a set stands for, in its manifest: 1 if it does not say.
 _BATCHES = "batches"
 
@@ -45,8 +47,9 @@ def add(
         command: the command line, for the record.
 
     Raises:
-        ConfigError: the images have another size, or another number of channels; `config` asks for differential
-            privacy, which the choice among old and new images would break.
+        ConfigError: the images have another size, or another number of channels; the set has real images, or none
+            knows what it has; `config` asks for differential privacy, which the choice among old and new images would
+            break.
         GeodistillError: what `distill` raises.
 
     >>> import geodistill, tempfile
@@ -73,6 +76,11 @@ def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
             "a set cannot be updated under --privacy dp: the choice among old and new images looks at the new scenes, "
             "which no guarantee covers; make a set of the new scenes alone"
         )
+    method = old.about.get("method", "unknown")
+    if old.kind != "synthetic" or method == "unknown":
+        what = "of unknown origin" if method == "unknown" else f"{old.kind} images (method {method})"
+        raise ConfigError(f"the images of the set are {what}: --add updates sets of synthetic images alone")
+    _warn_of_protection(old, config)
     if config.size != old.size:
         raise ConfigError(f"the set has images of {old.size} px: use --size {old.size}")
     if new.channels != old.images.shape[1]:
@@ -80,6 +88,15 @@ def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
             f"the set has {old.images.shape[1]} bands and the new scenes have {new.channels}: give --bands as for the "
             "set"
         )
+
+
+def _warn_of_protection(old: DistilledSet, config: Config) -> None:
+    """Log what the updated set will not have, although its old or its new images have it."""
+    if old.about.get("guarantee"):
+        log.warning("the set's differential-privacy guarantee does not cover new images: the updated set has none")
+    if bool(old.about.get("screened")) != (config.privacy == "screen"):
+        which = "old" if config.privacy == "screen" else "new"
+        log.warning("the %s images are not screened: the card of the updated set does not say that it is", which)
 
 
 def joined(old: DistilledSet, new: Scenes) -> Scenes:
@@ -113,8 +130,30 @@ def compose(old: DistilledSet, made: DistilledSet, new: Scenes) -> DistilledSet:
         images += [one.images[k] for one, k in chosen]
         records += [one.records[k] for one, k in chosen]
         labels += [label] * len(chosen)
-    about = made.about | {_BATCHES: batches + 1}
+    about = _about(old, made) | {_BATCHES: batches + 1}
     return DistilledSet(torch.stack(images), torch.tensor(labels), made.classes, tuple(records), about)
+
+
+def _about(old: DistilledSet, made: DistilledSet) -> dict[str, Any]:
+    """Return what is true of the images of both sets."""
+    about = made.about | {"base": _bases(old.about.get("base"), made.about.get("base"))}
+    if not old.about.get("screened"):
+        about.pop("screened", None)
+    if old.replayable and not made.replayable:
+        about["config"] = about.get("config", {}) | {"seed": old.about.get("config", {}).get("seed", 0)}
+    return {key: value for key, value in about.items() if value is not None}
+
+
+def _bases(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the facts about the bases that drew a set, of which `one` drew the old images and `other` the new ones."""
+    if not one or not other or one == other:
+        return other or one
+    terms = [facts["terms"] for facts in (one, other) if facts["terms"]]
+    return {
+        "name": " and ".join(dict.fromkeys((one["name"], other["name"]))),
+        "archives": list(dict.fromkeys([*one["archives"], *other["archives"]])),
+        "terms": "; ".join(dict.fromkeys(terms)),
+    }
 
 
 def _of(labelled: DistilledSet | Scenes, name: str) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from geodistill.commands.source import Source, read_source, shadow_sets
-from geodistill.distilled import DistilledSet, owner_files, tell_of_audit
+from geodistill.distilled import DistilledSet, owner_files, set_folder, tell_of_audit
 from geodistill.errors import ConfigError
 from geodistill.pipeline import DISTILLED
 from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
@@ -41,8 +41,9 @@ def audit(
     >>> found.copies
     10
     """
-    is_run = (what / DISTILLED.name).is_dir()
-    folder = what / DISTILLED.name if is_run else what
+    folder = set_folder(what)
+    # How an updated set was made is known of its new images alone.
+    is_run = folder.name == DISTILLED.name and folder != what
     if out is not None and out.absolute().is_relative_to(folder.absolute()):
         raise ConfigError(f"--out {out} is in the folder of the set, which is shared: the page shows training images")
     for name in fail_on:

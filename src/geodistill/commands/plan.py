@@ -36,6 +36,7 @@ from geodistill.networks import FEATURES as WIDTH
 from geodistill.networks import PRETRAINED, build_network, embed
 from geodistill.pipeline import (
     ADAPTER,
+    BASE,
     CANDIDATES,
     CHOSEN,
     FEATURES,
@@ -47,6 +48,7 @@ from geodistill.pipeline import (
     TEACHER,
 )
 from geodistill.prior.base import (
+    Prior,
     check_channels,
     check_family,
     check_size,
@@ -57,13 +59,14 @@ from geodistill.prior.base import (
     source_of,
 )
 from geodistill.prior.catalogue import SCRATCH, tell_terms
+from geodistill.prior.compact import check_compact_size, new_compact
 from geodistill.prior.finetune import trains_all
 from geodistill.privacy.overlap import told_overlap
 from geodistill.prototypes import MOST_AT_ONCE
 from geodistill.refinement import RandomNetwork
 from geodistill.run import peak_memory_mib
 from geodistill.scenes.scenes import Scenes
-from geodistill.stages.checks import check_counts
+from geodistill.stages.checks import check_bands, check_counts
 from geodistill.stages.following import draws_per_prototype
 from geodistill.stages.held_out import Apart, set_apart
 from geodistill.stages.latents import views_of
@@ -93,6 +96,8 @@ SHARES[SCREENED.name] = SHARES[CANDIDATES.name]
 SHARES[FOLLOWING.name] = SHARES[CANDIDATES.name]
 # Its network is that of the students; frozen, it reaches the same share (53 s for 6,000 scenes of AID on one core).
 SHARES[FEATURES.name] = SHARES[_STUDENTS]
+# The same training as the adapter's.
+SHARES[BASE.name] = SHARES[ADAPTER.name]
 # The same training as that of the students, two side by side.
 SHARES[SELF_TEST.name] = SHARES[_STUDENTS]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
@@ -156,6 +161,11 @@ class _Parts:
     text_encoder_bytes: int
     tokens: int
 
+    @property
+    def channels(self) -> int:
+        """The number of channels of the images: 3 for RGB."""
+        return int(getattr(self.vae.config, "in_channels", None) or 3)
+
     def latents(self, size: int, count: int = 1) -> Tensor:
         return torch.empty(count, *latent_shape(self.vae.config, size), device="meta")
 
@@ -164,8 +174,8 @@ def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     """Return the cost of `distill(scenes, config, out=out)`; only configs of a few KB are downloaded.
 
     Raises:
-        PriorError: the base is 'scratch', is no base, does not draw images of the config's size, or the hub cannot
-            describe it.
+        PriorError: the base is no base, does not draw images of the config's size or of the scenes' bands, or the hub
+            cannot describe it.
         SceneError: a class has too few images.
 
     >>> import geodistill
@@ -176,25 +186,26 @@ def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     """
     check_counts(scenes, config.ipc, config.privacy)
     device = accelerator().type
-    downloads = []
+    downloads, overlap = list[Download](), ""
     if config.base == SCRATCH:
-        raise PriorError(
-            "the cost of --base scratch is known: half an hour on two cores for the base, and then that of "
-            "--base compact. Plan with --base compact, a folder or a hub name"
-        )
-    source = source_of(config.base, config.size)
-    tell_terms(source)
-    if Path(source).is_dir():
-        parts = _of_folder(source)
+        check_compact_size(config.size)
+        parts = _of_prior(new_compact([], config.compact, size=config.size, seed=0, channels=scenes.channels))
     else:
-        parts, base = _of_hub(source)
-        downloads.append(base)
-    check_size(config.size, parts.vae.config, parts.unet.config, source)
+        source = source_of(config.base, config.size)
+        tell_terms(source)
+        if Path(source).is_dir():
+            parts = _of_prior(load_prior(source))
+        else:
+            parts, base = _of_hub(source)
+            downloads.append(base)
+        check_size(config.size, parts.vae.config, parts.unet.config, source)
+        check_bands(config.base, parts.channels, scenes)
+        overlap = told_overlap(scenes.keys, Path(source))
     describer = config.descriptions.describer
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))
     dtype = dtype_for(config.precision, accelerator())
-    apart, count, overlap = set_apart(scenes, config), len(scenes), told_overlap(scenes.keys, Path(source))
+    apart, count = set_apart(scenes, config), len(scenes)
     scenes = apart.train
     stages = tuple(_stages(parts, apart, config, block_rate(device, dtype)))
     memory = _memory(parts, config, dtype, len(scenes.classes) * config.ipc)
@@ -217,8 +228,7 @@ def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
     )
 
 
-def _of_folder(source: str) -> _Parts:
-    prior = load_prior(source)
+def _of_prior(prior: Prior) -> _Parts:
     size = _bytes(prior.text_encoder)
     return _Parts(prior.vae.to("meta"), prior.unet.to("meta"), size, prior.token_limit)
 
@@ -293,17 +303,18 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     slots = len(scenes.classes) * config.ipc
     drawn = slots * sampling.candidates
     tested = slots * draws_per_prototype(len(scenes.classes), config)
-    image, latent = _image(config.size), parts.latents(config.size)
+    image, latent = _image(config.size, scenes.channels), parts.latents(config.size)
     teacher = LatentTeacher(latent.shape[1], len(scenes.classes), config.teacher.width).to("meta")
     taught_latents = config.teacher.steps * config.teacher.batch
     step = _operations(lambda: _denoised(parts, latent))
     decoding = _decoding(parts, latent)
     passes_of_training = WHOLE_STEP if trains_all(parts.unet, config.finetune) else LORA_STEP
-    embedding = _operations(lambda: build_network(PRETRAINED, 2, 0).eval().to("meta")(image))
+    embedding = _operations(lambda: build_network(PRETRAINED, 2, 0, scenes.channels).eval().to("meta")(image))
     students, rounds = refinement.students, len(steps_of_rounds(refinement.steps, refinement.rounds))
     shown, views = _shown(scenes), len(scenes) * views_of(len(scenes), config)
     taught = max(students, default=0) * BATCH + len(students) * shown // 3
     works = {
+        BASE.name: (config.compact.steps * config.compact.batch, "latents", WHOLE_STEP * step),
         LATENTS.name: (views, "views", _operations(lambda: parts.vae.encode(image))),
         FEATURES.name: (len(scenes), "scenes", embedding),
         TEACHER.name: (taught_latents, "latents", 3 * _operations(lambda: teacher(latent))),
@@ -336,19 +347,21 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
 def _not_estimated(config: Config) -> Iterator[str]:
     if config.descriptions.describer not in ("measured", "template"):
         yield f"answers of {config.descriptions.describer}"
+    if config.base == SCRATCH and config.compact.autoencoder == "convolutional":
+        yield "the training of the base's autoencoder"
     if config.privacy == "dp" and config.finetune.steps:
         yield "gradients of each image alone, which training under differential privacy takes"
 
 
 def denoising_operations(source: str, size: int) -> float:
     """Return the operations of one U-Net pass, with the base in folder `source`, for one image of side `size`."""
-    parts = _of_folder(source)
+    parts = _of_prior(load_prior(source))
     return _operations(lambda: _denoised(parts, parts.latents(size)))
 
 
 def encoding_operations(source: str, size: int) -> float:
     """Return the operations of encoding one view of side `size` with the autoencoder of the base in folder `source`."""
-    parts = _of_folder(source)
+    parts = _of_prior(load_prior(source))
     return _operations(lambda: parts.vae.encode(_image(size)))
 
 
@@ -370,8 +383,8 @@ def _denoised(parts: _Parts, latents: Tensor) -> Any:
     return unet(latents, times, text, class_labels=times if unet.config.num_class_embeds else None).sample
 
 
-def _image(size: int) -> Tensor:
-    return torch.empty(1, 3, size, size, device="meta")
+def _image(size: int, channels: int = 3) -> Tensor:
+    return torch.empty(1, channels, size, size, device="meta")
 
 
 def _operations(call: Callable[[], Any]) -> float:
@@ -398,7 +411,8 @@ def _memory(parts: _Parts, config: Config, dtype: torch.dtype, images: int) -> i
 def _kept_by_refining(parts: _Parts, size: int) -> int:
     """Return the bytes that refining one image of `size` pixels keeps, for the network that keeps most."""
     latent = parts.latents(size).requires_grad_()
-    networks = build_network(PRETRAINED, 2, 0).eval(), RandomNetwork(0)
+    own = parts.channels
+    networks = build_network(PRETRAINED, 2, 0, own).eval(), RandomNetwork(0, own)
     return max(_kept(partial(_seen, parts.vae, network.to("meta"), latent)) for network in networks)
 
 

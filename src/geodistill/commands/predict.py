@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geodistill.deployment.predictors import Predictor, load_predictor
-from geodistill.deployment.tiles import Grid, fitting_reading, map_raster
+from geodistill.deployment.tiles import Grid, check_range, fitting_reading, map_raster
 from geodistill.errors import ConfigError, SceneError
 from geodistill.progress import progress
 from geodistill.run import written_whole
@@ -59,7 +59,7 @@ def predict(
         bands, scale: replace what the model was trained with.
 
     Raises:
-        ConfigError: no usable model, or no such tiles.
+        ConfigError: no usable model, no such tiles, or a name of `out` that is not that of such a file.
         ExportError: a package that runs the model is missing.
         SceneError: no images, a raster that cannot be read, or other bands or values than the model was trained on.
         RunError: `out` cannot be written.
@@ -69,8 +69,15 @@ def predict(
         raise SceneError(f"{path}: no such file or folder: give a folder of images or a raster")
     if path.is_file() and path.suffix.lower() in RasterReader.suffixes:
         side = tile or predictor.about.size
+        _check_name(Path(out), ("tif", "tiff"), "the map of a raster is a GeoTIFF")
         return _map(predictor, path, Path(out), (side, stride or side), (bands, scale))
+    _check_name(Path(out), ("csv",), "the classes of images are a CSV table")
     return _table(predictor, path, Path(out), top, (bands, scale))
+
+
+def _check_name(out: Path, suffixes: tuple[str, ...], what: str) -> None:
+    if out.suffix.lower().removeprefix(".") not in suffixes:
+        raise ConfigError(f"--out {out}: {what}: give a name that ends in .{suffixes[0]}")
 
 
 def _map(
@@ -80,8 +87,13 @@ def _map(
     with open_raster(path) as raster:
         info = info_of(raster)
     reading = fitting_reading(info, predictor.about.reading, path, bands=own[0], scale=own[1])
-    grid = Grid(info.width, info.height, *tiles)
-    return Predicted(out, map_raster(predictor, path, out, grid, reading))
+    check_range(path, reading)
+    if info.crs is None:
+        log.warning("%s has no georeference, so its map has none", path)
+    counts = map_raster(predictor, path, out, Grid(info.width, info.height, *tiles), reading)
+    if not sum(counts.values()):
+        log.warning("less than half of each tile of %d pixels is measured: the map has no class", tiles[0])
+    return Predicted(out, counts)
 
 
 def _table(predictor: Predictor, source: Path, out: Path, top: int, own: tuple[str | None, str | None]) -> Predicted:
@@ -137,7 +149,9 @@ def _reading(model: Reading, paths: Sequence[Path], own: tuple[str | None, str |
         except SceneError as error:
             failed = error
             continue
-        return fitting_reading(info, model, path, bands=own[0], scale=own[1])
+        reading = fitting_reading(info, model, path, bands=own[0], scale=own[1])
+        check_range(path, reading)
+        return reading
     raise failed or SceneError("no images")
 
 

@@ -147,6 +147,18 @@ def recorded_reading(folder: Path) -> Reading | None:
     return None
 
 
+def recorded_base(folder: Path) -> str | None:
+    """Return the base of the run in `folder`, or of the run that the set in `folder` belongs to; None without a run.
+
+    A base that the run built from its scenes is its folder in the run.
+    """
+    run = folder if (folder / "run.json").is_file() else folder.parent
+    base: str | None = _recorded(run / "run.json", "settings").get("config", {}).get("base")
+    if base != SCRATCH:
+        return base
+    return str(run / BASE.name) if (run / BASE.name).is_dir() else None
+
+
 def _recorded(path: Path, part: str) -> dict[str, Any]:
     """Return a part of the record at `path`; {} if there is no such record."""
     try:

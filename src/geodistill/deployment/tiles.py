@@ -1,6 +1,7 @@
 """A map of classes from a raster of any size, tile by tile, in bounded memory."""
 
 import colorsys
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,14 @@ from geodistill.errors import ConfigError, SceneError
 from geodistill.progress import progress
 from geodistill.run import written_whole
 from geodistill.scenes.images import bands_to_square
-from geodistill.scenes.readers import Info, Values, open_raster, values_of
+from geodistill.scenes.readers import Info, RasterReader, Values, open_raster, reader_of, values_of
 from geodistill.scenes.reading import Reading, choose_bands, with_scale
 
+log = logging.getLogger("geodistill")
+
+# Share of the sampled values that have to lie within the ranges that a model was trained on. The sample is squares of
+# so many pixels, at so many places along each axis of a raster.
+_LEAST_INSIDE, _SAMPLED, _PLACES = 0.01, 64, 5
 # Share of a tile's pixels that have to be measurements, inside the raster.
 LEAST_MEASURED = 0.5
 # Tiles, and pixels of them, that are read at a time. GDAL keeps blocks of files in a cache, here of this many MB; its
@@ -98,6 +104,8 @@ def fitting_reading(
 
 def _check_bands(info: Info, reading: Reading, path: Path) -> None:
     coloured = info.bands - (info.alpha is not None)
+    if not reading.bands and coloured == 1:
+        log.warning("%s has one band, which the model sees as grey", path)
     if reading.bands and max(reading.bands) > info.bands:
         trained = ", ".join(map(str, reading.bands))
         raise SceneError(f"{path} has {info.bands} band(s), the model was trained on bands {trained}: give --bands")
@@ -123,6 +131,40 @@ def _check_values(info: Info, reading: Reading, path: Path) -> None:
             f"{path} has 8-bit values, the model was trained on values up to {highest:g}: give a raster with such "
             "values, or --scale LOW,HIGH"
         )
+
+
+def check_range(path: Path, reading: Reading) -> None:
+    """Raise SceneError if nearly all values of the file at `path` lie outside the ranges of `reading`.
+
+    A sample of the file is read. Reflectance from 0 to 1 given to a model that was trained on integers up to 10,000
+    would be black, and would get a class all the same.
+    """
+    if not reading.scale:
+        return
+    found = _sample(path, reading)
+    values = found.bands[:, found.valid]
+    low, high = np.array(reading.scale, np.float64).T[..., None]
+    if values.size and float(((values > low) & (values < high)).mean()) < _LEAST_INSIDE:
+        least, most = values.min(), values.max()
+        raise SceneError(
+            f"{path} has values from {least:g} to {most:g}, the model was trained on values from {low.min():g} to "
+            f"{high.max():g}: give values in the same units, or --scale LOW,HIGH"
+        )
+
+
+def _sample(path: Path, reading: Reading) -> Values:
+    """Return values of some places of the file, which may be larger than memory."""
+    if path.suffix.lower() not in RasterReader.suffixes:
+        return reader_of(path).values(path, reading.bands, alpha=reading.alpha)
+    with open_raster(path) as raster:
+        side = min(_SAMPLED, raster.width, raster.height)
+        steps = np.linspace(0, 1, _PLACES)
+        parts = [
+            values_of(raster, reading.bands, alpha=reading.alpha, window=Window(column, row, side, side))
+            for column in np.unique((steps * (raster.width - side)).astype(int)).tolist()
+            for row in np.unique((steps * (raster.height - side)).astype(int)).tolist()
+        ]
+    return Values(*(np.concatenate([getattr(one, name) for one in parts], axis=-1) for name in ("bands", "valid")))
 
 
 def map_raster(predictor: Predictor, path: Path, out: Path, grid: Grid, reading: Reading) -> dict[str, int]:

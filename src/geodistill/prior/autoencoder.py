@@ -1,6 +1,7 @@
 """The autoencoders of the compact base: probabilistic PCA fitted in closed form, or a CNN trained for hours."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -204,8 +205,11 @@ class ConvAutoencoder(ModelMixin, ConfigMixin):
         return self
 
 
-def _exact(x: Tensor) -> torch.autocast:
+def _exact(x: Tensor) -> AbstractContextManager[Any]:
     """Return a context in which float32 stays float32: the work is too small to gain from lower precision."""
+    # A tensor without numbers, on which `plan` counts operations, knows no precisions.
+    if x.is_meta:
+        return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 

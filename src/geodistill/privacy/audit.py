@@ -245,8 +245,8 @@ class Audit:
             return ""
         return (
             f" In the replay test of {found.images} images with {found.suspects} suspects each, an outsider identifies "
-            f"{found.outsider} sources (p = {found.p_outsider:.3f}), an insider with adapter and secret "
-            f"{found.insider} (p = {found.p_insider:.3f}), and guessing {found.guessed:.1f}."
+            f"{found.outsider} sources ({_p(found.p_outsider)}), an insider with adapter and secret "
+            f"{found.insider} ({_p(found.p_insider)}), and guessing {found.guessed:.1f}."
             f"{' The set leaks: anyone who has the base can identify sources.' if self.outsider_names else ''}"
         )
 
@@ -275,7 +275,7 @@ class Audit:
             f"{told} which images were training images: at {best.rate:.0%} false positives, the best of "
             f"{len(self.attacks)} attacks ({best.name}) finds {found.value:.1%} of them ({found.low:.1%} to "
             f"{found.high:.1%}). With {len(null.drawn)} sets of held-out images in its place, the best attack finds "
-            f"{null.mean[0]:.1%} on average at {null.rates[0]:.0%} (p = {null.p:.3f}; p of at most {ALARM} is a leak)."
+            f"{null.mean[0]:.1%} on average at {null.rates[0]:.0%} ({_p(null.p)}; p of at most {ALARM} is a leak)."
             f"{exposed}"
             f"{self._told_of_isolated(best)}"
         )
@@ -471,6 +471,10 @@ def _reading(measure: str, found: dict[str, dict[str, Neighbours]]) -> Reading:
         ratios["distilled"],
         ratios["held-out"],
     )
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.3f}" if value >= 0.0005 else "p < 0.001"
 
 
 def _rounded(values: Tensor) -> tuple[float, ...]:

@@ -239,9 +239,10 @@ def too_little(images: int, train: int, held_out: int) -> str:
     most, bar = images / train, LEAK * rate_of(held_out)
     if most > bar:
         return ""
+    told = f"a leak is believed above {bar:.0%}" if bar < 1 else "no leak can be believed"
     return (
         f"{images} images give away {most:.1%} of {train} training images at most, and with {held_out} held-out images "
-        f"a leak is believed above {bar:.0%}"
+        f"{told}"
     )
 
 

@@ -60,6 +60,7 @@ def open_scenes(
     split: str = "auto",
     reading: Reading | None = None,
     strict: bool = False,
+    least: int = 2,
 ) -> SceneData:
     """Read `folder` as FOLDER/<split>/<class>/<image> or FOLDER/<class>/<image>, or as a list (`lists.read_list`).
 
@@ -80,20 +81,36 @@ def open_scenes(
             nothing; else a folder of lists of names, such as NAME-train.txt.
         reading: the reading of other scenes, such as those that a set was made from, in place of `bands` and `scale`.
         strict: raise an error if a scene is in two parts.
+        least: smallest number of classes.
 
     Raises:
-        SceneError: unusable data: no images, one class, images beside the class folders, other classes in test, more
-            than 5 % unreadable, images of several kinds; or no such bands or range; or, if `strict`, a scene in two
-            parts.
+        SceneError: unusable data: no images, fewer classes than `least`, images beside the class folders, other
+            classes in test, more than 5 % unreadable, images of several kinds; or no such bands or range; or, if
+            `strict`, a scene in two parts.
     """
     data, files = _opened(folder, split)
+    if len(data.train.classes) < least:
+        raise SceneError(f"{folder}: only one class, {data.train.classes[0]!r}: a classifier needs at least {least}")
     data = replace(data, leaks=_leaks(data, files))
     tell_of_leaks(data.leaks, strict=strict)
     if reading is None:
         kept = set(data.train.keys)
         train = files.take(torch.tensor([k for k, key in enumerate(files.keys) if key in kept], dtype=torch.int64))
         reading = _reading(files, train, bands, scale)
+    else:
+        _check_fit(files, reading)
     return replace(data.read_by(reading), files=files)
+
+
+def _check_fit(files: Files, reading: Reading) -> None:
+    """Raise SceneError if a file lacks a band that `reading`, that of other scenes, takes."""
+    last = max(reading.bands, default=0)
+    for file in files if last else ():
+        if file.info is not None and file.info.bands < last:
+            raise SceneError(
+                f"{file.path} has {file.info.bands} band(s), and the set was made from bands "
+                f"{','.join(map(str, reading.bands))}: give scenes of the same kind"
+            )
 
 
 def _opened(folder: Path | str, split: str) -> tuple[SceneData, Files]:
@@ -112,7 +129,9 @@ def _opened(folder: Path | str, split: str) -> tuple[SceneData, Files]:
     if labels is not None:
         return _open_list(labels, split)
     if not root.is_dir():
-        raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: {LAYOUT}")
+        raise SceneError(
+            f"{root}: {'not a folder, a list or an archive' if root.exists() else 'no such folder'}: {LAYOUT}"
+        )
     folders = _class_folders(root, visited)
     if all(name.lower() in PARTS for name in folders):
         if split not in ("auto", EVERY):
@@ -297,7 +316,7 @@ def parted(scenes: Scenes, parts: Mapping[str, torch.Tensor]) -> SceneData:
     missing = _missing_classes(scenes.classes, scenes.labels[test])
     if missing:
         names = ", ".join(map(repr, missing))
-        log.warning("no test image fell to %s: add images, choose smaller blocks, or split by folders", names)
+        log.warning("no test image fell to %s: add images, split by folders, or by smaller squares of ground", names)
     val = scenes.subset(parts["val"]) if len(parts.get("val", ())) else None
     return SceneData(scenes.subset(parts["train"]), scenes.subset(test) if len(test) else None, val=val)
 
@@ -368,8 +387,6 @@ def _is_new_folder(path: Path, visited: set[Path]) -> bool:
 
 def _list_classes(root: Path, folders: dict[str, Path]) -> tuple[tuple[str, ...], list[SceneFile]]:
     classes = tuple(folders)
-    if len(classes) < 2:
-        raise SceneError(f"{root}: only one class, {classes[0]!r}: a classifier needs at least 2")
     files: list[SceneFile] = []
     ignored: list[Path] = []
     for label, (name, folder) in enumerate(folders.items()):

@@ -152,7 +152,7 @@ def _written(path: Path, folder: Path) -> Iterator[Mapping[str, str]]:
 
 
 def _label(path: Path, value: object, number: int) -> str:
-    if value is None:
+    if value is None or not str(value).strip():
         raise SceneError(f"{path}: row {number + 1} has no class: remove the rows without one")
     return str(value)
 

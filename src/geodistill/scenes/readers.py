@@ -105,8 +105,14 @@ class PillowReader:
     def values(self, path: Path, bands: Sequence[int], *, alpha: bool = False) -> Values:
         """Return the values of `bands`, of all if none is given. Transparency is already laid on black."""
         found = _decoded(read_bytes(path), str(path))
+        _check_bands(path, bands, len(found))
         chosen = found if not bands else found[[band - 1 for band in bands]]
         return Values(chosen, _finite(chosen))
+
+
+def _check_bands(path: Path, bands: Sequence[int], count: int) -> None:
+    if bands and max(bands) > count:
+        raise SceneError(f"{path}: band {max(bands)} is asked for, the file has {count}")
 
 
 def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -140,6 +146,7 @@ class RasterReader:
             if _is_pillows(file):
                 found = _decoded(read_bytes(path), str(path))
                 return Values(found, np.ones(found.shape[1:], np.bool_))
+            _check_bands(path, bands, file.count)
             return values_of(file, bands, alpha=alpha)
 
 
@@ -240,6 +247,8 @@ def _opened(path: Path, most_pixels: int | None = None) -> Iterator[Any]:
         except Exception as error:  # GDAL's messages on broken files need not even be text
             raise SceneError(f"{path}: not a TIFF, JPEG 2000 or VRT image ({_reason(error)})") from error
         with file:
+            if any(str(kind).startswith("complex") for kind in file.dtypes):
+                raise SceneError(f"{path}: complex values are not read: convert them to amplitude or decibels first")
             limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) if most_pixels is None else most_pixels
             if limit and file.width * file.height > limit:
                 raise SceneError(f"{path}: more than {limit:,} pixels: cut it into scenes first")

@@ -247,7 +247,7 @@ def _every(info: Info, path: Path, *, masked: bool) -> tuple[int, ...]:
     if not 2 <= len(bands) <= MOST_BANDS:
         raise SceneError(f"{path}: --bands all takes 2 to {MOST_BANDS} bands, the file has {len(bands)}: name some")
     try:
-        shown = tuple(band for band in _natural(info, path) if band in bands)
+        shown = tuple(band for band in _natural(info, path, "shown as RGB from %s") if band in bands)
     except SceneError:
         shown = tuple(bands[:3])
         log.warning("the files do not say which bands are red, green and blue: the first ones are shown as these")
@@ -279,8 +279,8 @@ def _refuse_mixtures(files: Sequence[tuple[Path, Info]]) -> None:
             log.warning("the size of a pixel differs: %.4g in %s, %.4g in %s", fine, first, coarse, other)
 
 
-def _natural(info: Info, path: Path) -> tuple[int, ...]:
-    """Return the numbers of the bands that `info` says are the colours, or that usually are."""
+def _natural(info: Info, path: Path, use: str = "read as RGB from %s (--bands selects others)") -> tuple[int, ...]:
+    """Return the numbers of the bands that `info` says are the colours, or that usually are; `use` is what they do."""
     named = _named(info)
     if named:
         return named
@@ -290,13 +290,14 @@ def _natural(info: Info, path: Path) -> tuple[int, ...]:
     if info.bands in _USUAL:
         chosen, _, what = _USUAL[info.bands]
         log.warning(
-            "the %d bands have no names: they are taken for %s, and read as RGB from %s (--bands selects others)",
+            "the %d bands have no names: they are taken for %s, and " + use,
             *(info.bands, what, ",".join(map(str, chosen))),
         )
         return chosen
+    every = ", or all" if info.bands <= MOST_BANDS else f", or up to {MOST_BANDS} of them"
     raise SceneError(
         f"{path}: {info.bands} bands, and the file does not say which are red, green and blue: give --bands, one or "
-        f"three of 1 to {info.bands}, or all"
+        f"three of 1 to {info.bands}{every}"
     )
 
 

@@ -251,13 +251,13 @@ class SceneData:
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Raise SceneError unless there are two or more classes, safely named and sorted, or only UNLABELLED."""
+    """Raise SceneError unless there are classes, safely named and sorted, or only UNLABELLED."""
     if tuple(classes) == UNLABELLED:
         return
     for name in classes:
         check_class_name(name)
-    if len(classes) < 2:
-        raise SceneError(f"{len(classes)} class(es) given: a classifier needs at least 2")
+    if not classes:
+        raise SceneError("no classes given: name at least one")
     if list(classes) != sorted(set(classes)):
         raise SceneError("classes must be sorted by name and all different: sort them and renumber the labels")
 

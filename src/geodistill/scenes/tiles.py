@@ -30,7 +30,10 @@ from geodistill.scenes.scenes import check_class_name
 SUFFIXES = frozenset({".gpkg", ".geojson"})
 OUTSIDE, EDGE = "are outside the raster", "reach over the raster's edge"
 UNLABELLED, EMPTY = "have no class", "have no geometry"
+UNMEASURED = "show nodata alone"
 LINES, SMALL = "are neither points nor polygons", "are too small for a tile"
+# Share of a pixel by which the edge of a polygon may miss the border between two pixels, and still lie on it.
+_EXACT = 1e-3
 # Side in pixels below which a polygon's box shows no scene.
 _LEAST_SIDE = 2
 
@@ -120,8 +123,7 @@ def cut_tiles(labels: Path, raster: Path, out: Path, *, tile: int | None = None,
         if not tiles:
             reasons = "; ".join(cut.told()) or "there are no features"
             raise SceneError(f"{labels}: no feature gives a tile of {raster}: {reasons}")
-        _write_whole(file, tiles, out)
-    cut.classes.update(one.label for one in tiles)
+        _write_whole(file, tiles, out, cut)
     return cut
 
 
@@ -248,7 +250,7 @@ def _windows(labels: Path, features: _Features, tile: int | None, place: _Place)
 
 def _of_part(shapely: Any, part: Any, tile: int | None, place: _Place) -> list[_Window]:
     """Return the windows of a point or a polygon, which is given in pixels."""
-    left, top, right, bottom = shapely.bounds(part).tolist()
+    left, top, right, bottom = map(_snapped, shapely.bounds(part).tolist())
     if part.geom_type == "Point" and tile is not None:
         return [(round(left - tile / 2), round(top - tile / 2), tile, tile)]
     if tile is None:
@@ -259,6 +261,11 @@ def _of_part(shapely: Any, part: Any, tile: int | None, place: _Place) -> list[_
     x, y = (axis.flatten() for axis in np.meshgrid(columns, rows))
     within = shapely.covers(part, shapely.box(x, y, x + tile, y + tile))
     return [(column, row, tile, tile) for column, row in zip(x[within].tolist(), y[within].tolist(), strict=True)]
+
+
+def _snapped(edge: float) -> float:
+    """Return `edge`, a column or row, exact if rounding errors alone keep it from the border between two pixels."""
+    return float(round(edge)) if abs(edge - round(edge)) < _EXACT else edge
 
 
 def _grid(low: float, high: float, tile: int, size: int) -> NDArray[np.int64]:
@@ -280,32 +287,48 @@ def _inside(tiles: Iterator[_Tile], place: _Place) -> Iterator[_Tile]:
             yield one
 
 
-def _write_whole(file: Any, tiles: Sequence[_Tile], out: Path) -> None:
-    """Write the tiles to `out`, completely or not at all."""
+def _write_whole(file: Any, tiles: Sequence[_Tile], out: Path, cut: Cut) -> None:
+    """Write the tiles to `out`, completely or not at all, and count them in `cut`."""
     aside = out.with_name(f".{out.name}.partial")
     with explain_os_errors(out):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        _write_tiles(file, tiles, aside)
+        _write_tiles(file, tiles, aside, cut)
+        if not cut.classes:
+            shutil.rmtree(aside)
+            raise SceneError(f"{file.name}: no tile shows a measurement (all are nodata or masked)")
         if out.exists():
             out.rmdir()
         aside.replace(out)
 
 
-def _write_tiles(file: Any, tiles: Sequence[_Tile], out: Path) -> None:
-    """Write the tiles, neighbours one after the other, because a raster is stored in blocks."""
+def _write_tiles(file: Any, tiles: Sequence[_Tile], out: Path, cut: Cut) -> None:
+    """Write the tiles that show a measurement, neighbours one after the other, because a raster is stored in blocks."""
     ranks: Counter[int] = Counter()
     lines = []
     with progress("cutting tiles", len(tiles)) as advance:
         for done, one in enumerate(sorted(tiles, key=lambda one: (one.window[1], one.window[0])), start=1):
+            advance(done)
+            window = Window(*one.window)
+            if not _shows(file, window):
+                cut.leave_out(UNMEASURED, [one.feature])
+                continue
+            cut.classes[one.label] += 1
             ranks[one.feature] += 1
             name = f"{one.label}/{one.feature}" + (f"-{ranks[one.feature]}" if ranks[one.feature] > 1 else "") + ".tif"
             (out / one.label).mkdir(parents=True, exist_ok=True)
-            _write_tile(file, Window(*one.window), out / name)
+            _write_tile(file, window, out / name)
             lines.append(json.dumps({"file_name": name, "label": one.label, "split": one.split}) + "\n")
-            advance(done)
     if any(one.split for one in tiles):
         (out / "metadata.jsonl").write_text("".join(sorted(lines)), encoding="utf-8")
+
+
+def _shows(file: Any, window: Window) -> bool:
+    """Return whether a pixel of the window is a measurement in some band."""
+    try:
+        return bool(file.dataset_mask(window=window).any())
+    except Exception as error:
+        raise SceneError(f"{file.name}: cannot be decoded ({_reason(error)})") from error
 
 
 def _write_tile(file: Any, window: Window, path: Path) -> None:

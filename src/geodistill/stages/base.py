@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geodistill.config import Config
 from geodistill.descriptions import MeasuredDescriber, TemplateDescriber, class_prompt
-from geodistill.errors import ConfigError, PriorError
+from geodistill.errors import ConfigError
 from geodistill.pipeline import BASE
 from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, tell_terms
@@ -19,6 +19,7 @@ from geodistill.privacy.overlap import sign, told_overlap
 from geodistill.provenance import Made
 from geodistill.run import Run
 from geodistill.scenes.scenes import Scenes
+from geodistill.stages.checks import check_bands
 from geodistill.stages.context import Context, unless_default
 from geodistill.stages.learned import learned
 
@@ -47,11 +48,7 @@ def load_base(context: Context) -> Made[Prior]:
         own = scenes.subset(learned(scenes, config.seed))
         source = str(train_base([Source(own)], config, context.run).value)
     prior = _load(source, config)
-    if prior.channels != scenes.channels:
-        raise PriorError(
-            f"the base {config.base!r} draws images of {prior.channels} bands, the scenes have {scenes.channels}: use "
-            f"--base {SCRATCH}, or --bands with {prior.channels} bands"
-        )
+    check_bands(config.base, prior.channels, scenes)
     for name in scenes.classes:
         if not prior.fits(class_prompt(name)):
             raise ConfigError(

@@ -3,7 +3,7 @@
 import torch
 
 from geodistill.config import Config
-from geodistill.errors import SceneError
+from geodistill.errors import PriorError, SceneError
 from geodistill.prior.base import source_of
 from geodistill.prior.catalogue import SCRATCH
 from geodistill.prior.compact import check_compact_size
@@ -11,11 +11,13 @@ from geodistill.scenes.scenes import Scenes
 
 
 def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
-    """Raise SceneError, before anything is computed, for a class with fewer than `ipc` images.
+    """Raise SceneError, before anything is computed, for a single class, or one with fewer than `ipc` images.
 
-    Under differential privacy nothing is checked: the check would reveal the size of a class, and noisy means exist for
-    a class of any size.
+    Under differential privacy the images are not counted: the check would reveal the size of a class, and noisy means
+    exist for a class of any size.
     """
+    if len(scenes.classes) < 2:
+        raise SceneError(f"only one class, {scenes.classes[0]!r}: a classifier needs at least 2")
     if privacy == "dp":
         return
     counts = torch.bincount(scenes.labels, minlength=len(scenes.classes))
@@ -24,6 +26,15 @@ def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
             raise SceneError(
                 f"class '{name}' has {count} images, IPC {ipc} needs at least {ipc}: lower --ipc or add images"
             )
+
+
+def check_bands(base: str, drawn: int, scenes: Scenes) -> None:
+    """Raise PriorError unless the base, which draws images of `drawn` channels, fits the scenes."""
+    if drawn != scenes.channels:
+        raise PriorError(
+            f"the base {base!r} draws images of {drawn} bands, the scenes have {scenes.channels}: use --base "
+            f"{SCRATCH}, or --bands with {drawn} bands"
+        )
 
 
 def check_base(config: Config) -> None:
