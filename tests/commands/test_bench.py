@@ -71,7 +71,7 @@ def test_other_scenes_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
     with pytest.raises(SceneError) as caught:
         bench(folder, data(("Beach", "Forest", "Runway")))
-    assert str(caught.value) == "data and model have other classes, 'River' first: give data of the model's classes"
+    assert str(caught.value) == ("the model has class 'River', and the other has not: give data of the model's classes")
     with pytest.raises(SceneError) as caught:
         bench(folder, data(test=False))
     assert str(caught.value) == "the data has no test images: add test/<class>/<image> beside train"

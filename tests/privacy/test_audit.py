@@ -33,7 +33,7 @@ def test_a_planted_copy_is_named(data: SceneData, mixed_set: DistilledSet, tmp_p
     ratios = [image.ratios["pixels"] for image in found.images]
     assert ratios == sorted(ratios)
     assert (found.images[0].nearest_index, found.images[0].ratios["structure"]) == (own, pytest.approx(0, abs=0.02))
-    assert [reading.measure for reading in found.readings] == ["pixels", "structure", "features", "copyprint"]
+    assert [reading.measure for reading in found.readings] == ["pixels", "structure", "features", "copy detection"]
     assert [len(found.readings[1].own), len(found.readings[1].held_out), len(found.readings[1].leaked)] == [20, 10, 5]
     assert max(found.readings[2].leaked) < 1e-3
     assert found.leaked_flagged == 1

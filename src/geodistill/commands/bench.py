@@ -114,7 +114,8 @@ def _test_scenes(original: Classifier, data: SceneData) -> Scenes:
         raise SceneError("the data has no test images: add test/<class>/<image> beside train")
     if data.test.classes != about.classes:
         differ = sorted(set(about.classes) ^ set(data.test.classes))
-        raise SceneError(f"data and model have other classes, {differ[0]!r} first: give data of the model's classes")
+        where = "the data has" if differ[0] in data.test.classes else "the model has"
+        raise SceneError(f"{where} class {differ[0]!r}, and the other has not: give data of the model's classes")
     return data.test.read_by(about.reading)
 
 

@@ -174,7 +174,7 @@ def _model_card(about: About, parameters: int) -> str:
         seed=about.seed,
         trained_on=about.trained_on or "images that the file does not name",
         licence=json.dumps(about.licence or _UNKNOWN_LICENCE, ensure_ascii=False),
-        licence_text=about.licence or _UNKNOWN_LICENCE,
+        licence_text=about.licence or "not stated",
         bands=bands,
         scale=f"values from {scale} become 0 to 255" if scale else "8-bit values as they are",
         listing="\n".join(f"{number}. {name}" for number, name in enumerate(about.classes)),
@@ -222,5 +222,5 @@ what holds for sharing its training images holds for the model.
 
 ## Licence
 
-Of the training data: {licence_text}. It may bind the model too.
+That of the training data: {licence_text}. It may bind the model too.
 """

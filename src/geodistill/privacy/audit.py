@@ -43,7 +43,7 @@ from geodistill.scenes.splits import fair_share
 from geodistill.seeding import generator
 
 # Measures of nearness: `copies` compares pixels, structure is SSIM.
-PIXELS, STRUCTURE, FEATURES, COPYPRINT = MEASURES = ("pixels", "structure", "features", "copyprint")
+PIXELS, STRUCTURE, FEATURES, COPYPRINT = MEASURES = ("pixels", "structure", "features", "copy detection")
 # An image is nearer than chance if at most this share of the held-out images is nearer than it.
 FRESH = 0.01
 # Number of training images that are audited like images of the set, to show what a full leak looks like.
@@ -387,7 +387,7 @@ def _compare(
 
     inside: all training images as the attacks see them, or some of them, which are then not used.
     """
-    with progress("copyprint", 1) as advance:
+    with progress("copy-detection embedding", 1) as advance:
         copyprint = learn_copyprint(train)
         advance(1)
     # All groups go in together, so that the representations of the training images are computed only once.

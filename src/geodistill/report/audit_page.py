@@ -28,7 +28,7 @@ _WORDS = {
     PIXELS: "1 - correlation of pixels, aligned",
     STRUCTURE: "1 - SSIM of grey images at 32 px",
     FEATURES: "1 - cosine in the ImageNet backbone",
-    COPYPRINT: "1 - cosine of copyprints",
+    COPYPRINT: "1 - cosine of copy-detection embeddings",
 }
 
 
@@ -68,8 +68,8 @@ def _notes(result: Audit) -> dict[str, list[str]]:
         "nearness": [
             *_told_of_nearness(result),
             f"The last column is the share of images that are nearer than all but {FRESH:.0%} of the held-out images. "
-            f"It is about {FRESH:.0%} if the set contains nothing of the training images. A copyprint is an embedding "
-            "for copy detection: an image lies near its changed copies and far from other images.",
+            f"It is about {FRESH:.0%} if the set contains nothing of the training images. In the copy-detection "
+            "embedding, an image lies near its changed copies and far from other images.",
             *absent,
         ],
         "membership": [
