@@ -120,7 +120,8 @@ class Bench:
     def spoil_by_kills(self, command: Command, kills: int, random_: random.Random) -> Outcome:
         """Kill `kills` attempts at random moments, over as many runs as they take."""
         wanted, seconds = self.wanted(command)
-        outcome, out = Outcome(), self.folder / "killed"
+        # All runs have the same folder name: a base is named after it.
+        outcome, out = Outcome(), self.folder / "killed" / "run"
         while outcome.faults < kills and not outcome.failures:
             shutil.rmtree(out, ignore_errors=True)
             killed = 0
@@ -155,7 +156,7 @@ class Bench:
     def wanted(self, command: Command) -> tuple[dict[str, str], float]:
         """Return the digests of the files that an undisturbed run leaves, and its seconds."""
         if command.name not in self._wanted:
-            out = self.folder / "wanted"
+            out = self.folder / "wanted" / "run"
             shutil.rmtree(out, ignore_errors=True)
             start = time.monotonic()
             ended = self._attempt(command, out, _HUNG)
