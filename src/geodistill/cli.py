@@ -16,7 +16,7 @@ from geodistill import cli_models
 from geodistill import cli_options as options
 from geodistill.cli_options import console, plain, refuse_inside, say, tell_next, tell_of_busy_cores, told
 from geodistill.errors import ConfigError
-from geodistill.pipeline import DISTILLED, OWN, SCREENED
+from geodistill.pipeline import DISTILLED, OWN, SCREENED, words_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -813,7 +813,7 @@ def _print_plan(found: Any) -> None:
         say(f"no self-test: {found.no_test}")
     table = Table("stage", "work", "operations", "time", title="estimated time on this machine")
     for stage in found.stages:
-        table.add_row(stage.name, stage.work, f"{stage.operations:.1e}", duration(stage.seconds))
+        table.add_row(words_of(stage.name), stage.work, f"{stage.operations:.1e}", duration(stage.seconds))
     table.add_row("all", "", f"{sum(one.operations for one in found.stages):.1e}", duration(found.seconds))
     console.print(table)
     for what in found.not_estimated:
@@ -887,7 +887,7 @@ def _print_stages(out: Path) -> None:
     found = records(out)
     for record in found:
         table.add_row(
-            record["stage"],
+            words_of(record["stage"]),
             f"{record['wall_seconds']:.0f} s",
             f"{record['cpu_seconds']:.0f} s",
             f"{record['peak_memory_mib']} MiB",

@@ -33,3 +33,25 @@ MOMENTS = Stage("moments", 1)
 PRIVATE_ADAPTER = replace(ADAPTER, version=1, shared=False)
 PRIVATE_CANDIDATES = replace(CANDIDATES, shared=False)
 PRIVATE_REFINED = replace(REFINED, version=2, shared=False)
+
+# What users are told of stages whose names do not say it; the part of refinement that trains classifiers among them.
+STUDENTS = "students"
+_WORDS = {
+    FOLLOWING.name: "sampling-strength test",
+    CHOSEN.name: "selection",
+    SCREENED.name: "screening",
+    REFINED.name: "refinement",
+    STUDENTS: "classifiers for refinement",
+    SOFT_LABEL_TEACHER.name: "soft-label teacher",
+    DISTILLED.name: "final images",
+    SELF_TEST.name: "self-test",
+}
+
+
+def words_of(stage: str) -> str:
+    """Return what users are told of the stage with this name.
+
+    >>> words_of("following"), words_of("latents")
+    ('sampling-strength test', 'latents')
+    """
+    return _WORDS.get(stage, stage)

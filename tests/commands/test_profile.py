@@ -25,9 +25,9 @@ def test_the_longest_stages_come_first_with_what_halves_them(tmp_path: Path) -> 
     found = profile(tmp_path, load_config())
     assert found.seconds == 200
     assert list(found.lines()) == [
-        "refined took 100 s, 50 % of the time: --set refinement.steps=120 (now 240) would halve it, and save about 25 "
-        "% of the time",
-        "self_test took 45 s, 22 % of the time: --set self_test.held_out=0 leaves it out, and saves 22 % of the time",
+        "refinement took 100 s, 50 % of the time: --set refinement.steps=120 (now 240) would halve it, and save about "
+        "25 % of the time",
+        "self-test took 45 s, 22 % of the time: --set self_test.held_out=0 leaves it out, and saves 22 % of the time",
         "adapter took 30 s, 15 % of the time: --set finetune.steps=500 (now 1000) would halve it, and save about 8 % "
         "of the time",
         "latents took 20 s, 10 % of the time: --set latents.views=4 (now 8) would halve it, and save about 5 % "
@@ -48,7 +48,7 @@ def test_a_setting_that_cannot_be_less(tmp_path: Path) -> None:
     _record(tmp_path, "chosen", 10.0, 900)
     found = profile(tmp_path, load_config(sets=["refinement.steps=1"]))
     assert sorted(found.lines()) == [
-        "chosen took 10 s, 50 % of the time",
-        "refined took 10 s, 50 % of the time",
-        "the largest memory, 900 MiB, was that of chosen",
+        "refinement took 10 s, 50 % of the time",
+        "selection took 10 s, 50 % of the time",
+        "the largest memory, 900 MiB, was that of selection",
     ]

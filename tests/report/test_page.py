@@ -24,6 +24,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
 from geodistill.evaluation.evaluate import evaluate
 from geodistill.evaluation.worth import SelfTest, Worth
+from geodistill.pipeline import words_of
 from geodistill.prototypes import Prototypes
 from geodistill.report import write_report
 from geodistill.report.classes import most_confused
@@ -351,7 +352,7 @@ def test_training_cost_settings_and_versions(run: Path, page: Page) -> None:
     losses = json.loads((run / "base" / "losses.json").read_text())
     assert [row[2] for row in page.rows("Training of the base: losses")] == [f"{loss:.4f}" for loss in losses]
     stages = [row[0] for row in page.rows("Time and memory of each stage")]
-    assert stages == STAGES
+    assert stages == list(map(words_of, STAGES))
     versions = json.loads((run / "run.json").read_text())["versions"]
     assert dict(page.rows("Versions")) == versions
 

@@ -45,6 +45,7 @@ from geodistill.pipeline import (
     REFINED,
     SCREENED,
     SELF_TEST,
+    STUDENTS,
     TEACHER,
 )
 from geodistill.prior.base import (
@@ -77,8 +78,6 @@ from geodistill.stages.screen import weaker
 from geodistill.stages.self_test import VERDICT_PROTOCOL
 from geodistill.stages.students import views_of_scenes
 
-# The part of stage `refined` that trains classifiers.
-_STUDENTS = "students"
 # Share of the rate of a residual block (`block_rate`) that each stage reached on EuroSAT, with a compact base and one
 # core with matrix units (benchmarks/plan.py). Larger bases reach more, and finish earlier than planned.
 SHARES = {
@@ -87,7 +86,7 @@ SHARES = {
     ADAPTER.name: 0.76,
     CANDIDATES.name: 1.01,
     CHOSEN.name: 0.42,
-    _STUDENTS: 0.15,
+    STUDENTS: 0.15,
     REFINED.name: 1.46,
 }
 # Nearly all of the time of screening is spent on drawing.
@@ -95,11 +94,11 @@ SHARES[SCREENED.name] = SHARES[CANDIDATES.name]
 # Nearly all of the time of this stage, too, is spent on drawing.
 SHARES[FOLLOWING.name] = SHARES[CANDIDATES.name]
 # Its network is that of the students; frozen, it reaches the same share (53 s for 6,000 scenes of AID on one core).
-SHARES[FEATURES.name] = SHARES[_STUDENTS]
+SHARES[FEATURES.name] = SHARES[STUDENTS]
 # The same training as the adapter's.
 SHARES[BASE.name] = SHARES[ADAPTER.name]
 # The same training as that of the students, two side by side.
-SHARES[SELF_TEST.name] = SHARES[_STUDENTS]
+SHARES[SELF_TEST.name] = SHARES[STUDENTS]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
 # Cost of a training step in forward passes. LoRA needs the forward pass and the gradients of activations; training all
 # weights also needs the gradients of weights.
@@ -325,7 +324,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         SCREENED.name: (drawn, "images drawn again, at a guess", passes(weaker(sampling)) * step + 2 * decoding),
         CHOSEN.name: (drawn, "images decoded", decoding),
         # Each round trains a classifier on the whole set; each of its students computes features of all views once.
-        _STUDENTS: (rounds * taught, "images", 3 * embedding),
+        STUDENTS: (rounds * taught, "images", 3 * embedding),
         # A gradient costs two further passes. If memory is short, most images are decoded once more.
         REFINED.name: (refinement.steps * slots, "images", 3 * (decoding + embedding)),
         # One training on the set and one on real images.
@@ -336,7 +335,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
     counted = {
         FOLLOWING.name: bool(tested) and not private,
         CHOSEN.name: config.selection.by == "herding",
-        _STUDENTS: bool(refinement.steps) and not private,
+        STUDENTS: bool(refinement.steps) and not private,
         SELF_TEST.name: apart.test is not None,
     }
     for name in (name for name in works if counted.get(name, name in asked)):

@@ -17,6 +17,7 @@ from geodistill.pipeline import (
     SELF_TEST,
     SOFT_LABEL_TEACHER,
     TEACHER,
+    words_of,
 )
 from geodistill.run import records
 
@@ -74,9 +75,9 @@ class Profile:
         """Yield the profile in sentences."""
         for one in self.stages:
             told = f": {one.change}" if one.change else ""
-            yield f"{one.stage} took {one.seconds:.0f} s, {100 * one.share:.0f} % of the time{told}"
+            yield f"{words_of(one.stage)} took {one.seconds:.0f} s, {100 * one.share:.0f} % of the time{told}"
         memory, stage, change = self.peak
-        yield f"the largest memory, {memory} MiB, was that of {stage}" + (f": {change}" if change else "")
+        yield f"the largest memory, {memory} MiB, was that of {words_of(stage)}" + (f": {change}" if change else "")
 
 
 def profile(run: Path | str, config: Config) -> Profile:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from geodistill.pipeline import ADAPTER, BASE, REFINED
+from geodistill.pipeline import ADAPTER, BASE, REFINED, words_of
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Plot, Table, number
 from geodistill.report.plots import curves_plot, thin
@@ -54,7 +54,7 @@ def cost(folders: Mapping[str, Path]) -> Table | None:
         for record in records(folder):
             lines.append(
                 (
-                    Cell(record["stage"] + ("" if record["facts"] is not None else " (so far)")),
+                    Cell(words_of(record["stage"]) + ("" if record["facts"] is not None else " (so far)")),
                     Cell(name),
                     Cell(f"{record['wall_seconds']:.1f}", record["wall_seconds"]),
                     Cell(f"{record['cpu_seconds']:.1f}", record["cpu_seconds"]),

@@ -96,7 +96,7 @@ def students(shown: Shown, images: Tensor, rank: int, config: Config) -> list[tu
             save_tensors({**weights, "features": backbone_features(shown.pixels, network=student)}, files[done])
 
     if processes().main and not all(file.exists() for file in files.values()):
-        with alone(), progress(f"students {rank + 1}", counts[-1]) as advance:
+        with alone(), progress(f"classifier of round {rank + 1}", counts[-1]) as advance:
             train_classifier(
                 "finetune",
                 PRETRAINED,
