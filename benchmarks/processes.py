@@ -2,7 +2,7 @@
 
     python benchmarks/processes.py --data ../shared/data --out runs/processes
 
-A short `distill` of UC Merced, once by `accelerate launch` with as many processes as cores, once by one process with as
+A short `distill` of UC Merced, once by torchrun with as many processes as cores, once by one process with as
 many threads, by turns. Steps are few, so that nothing is compiled. A row of benchmarks/results/processes.csv is one
 stage: the wall seconds of both (the lowest of `--rounds`), and their ratio. Nothing else should run.
 """
@@ -63,8 +63,8 @@ def _seconds(data: Path, out: Path, processes: int, cores: int) -> dict[str, flo
     shutil.rmtree(out, ignore_errors=True)
     start = [sys.executable, "-m", "geodistill"]
     if processes > 1:
-        start = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        start += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "geodistill"]
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        start += ["-m", "geodistill"]
     sets = [part for setting in SHORT for part in ("--set", setting)]
     threads = str(cores // processes)
     subprocess.run(

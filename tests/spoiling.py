@@ -41,7 +41,7 @@ _HUNG = 900
 class Command:
     """A command line: its arguments, given the folder of scenes, a finished run and the folder to write.
 
-    processes: how many of them `accelerate launch` starts; 1 is without it.
+    processes: how many of them torchrun starts; 1 is without it.
     """
 
     name: str
@@ -198,10 +198,11 @@ class Bench:
 
     def _launched(self, command: Command, arguments: list[str], seconds: float) -> int | None:
         """Do what `_attempt` does with several processes; each of them is killed."""
-        launcher = ["accelerate", "launch", "--cpu", "--num_processes", str(command.processes), "-m", "geodistill"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc_per_node", str(command.processes), "-m", "geodistill"]
         with self._log_file(command.name).open("wb") as log:
             process = subprocess.Popen(
-                [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:], *arguments],
+                [*launcher, *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

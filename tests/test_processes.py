@@ -29,8 +29,9 @@ SAME = "--reproducible"
 
 
 def _launched(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "geodistill"]
+    # Not `accelerate launch --cpu`, which starts one process whatever number it is given.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    launcher += ["-m", "geodistill"]
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*launcher, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=240
@@ -62,6 +63,12 @@ def shared(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert made.returncode == 0, made.stderr
     assert made.stdout.count("20 images of 10 classes") == 1
     return out
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_as_many_processes_as_asked() -> None:
+    # A launcher that starts one, as `accelerate launch --cpu` does, would make every test here pass.
+    assert _launched(3, "--version").stdout.count("geodistill ") == 3
 
 
 @pytest.mark.slow
@@ -159,7 +166,7 @@ def test_other_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(typer.Exit), told():
         pass
     assert capsys.readouterr().err == (
-        "error: only distill and audit run in several processes: start this without accelerate\n"
+        "error: only distill and audit run in several processes: start this without torchrun or accelerate\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m geodistill`, and so `accelerate launch -m geodistill`."""
+"""`python -m geodistill`, and so `torchrun -m geodistill`."""
 
 from geodistill.cli import app
 

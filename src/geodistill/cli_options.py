@@ -163,7 +163,7 @@ def _stop_whole() -> None:
 def _refuse_company(arguments: list[str]) -> None:
     """End here when several processes were started for a command that only one can do."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] not in _SHARED:
-        reason = "only distill and audit run in several processes: start this without accelerate"
+        reason = "only distill and audit run in several processes: start this without torchrun or accelerate"
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {reason}", highlight=False)
         raise typer.Exit(2)
 

@@ -1,4 +1,4 @@
-"""Several processes that work on one run, started by `accelerate launch` or torchrun.
+"""Several processes that work on one run, started by torchrun, or on GPUs by `accelerate launch`.
 
 The main process writes all files and does the work that cannot be shared. Encoding, the trainings of the latent teacher
 and of the adapter, sampling and refinement are shared, and so is the audit. All randomness depends on its purpose only,
