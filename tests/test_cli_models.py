@@ -57,7 +57,9 @@ def test_errors_are_one_sentence(tmp_path: Path) -> None:
     )
     (tmp_path / "data" / "a").mkdir(parents=True)
     inside = _call("train", tmp_path / "data", "--out", tmp_path / "data" / "model")
-    assert inside.stderr.startswith(f"error: --out {tmp_path / 'data' / 'model'} is in {tmp_path / 'data'}, where")
+    assert inside.stderr.startswith(
+        f"error: --out {tmp_path / 'data' / 'model'} is in {tmp_path / 'data'}, which is only read"
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])

@@ -211,7 +211,7 @@ def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
         ConfigError,
-        match=r"^network 'timm:vit' needs timm, which cannot be imported \(.*\): pip install geodistill\[vision\]$",
+        match=r"^network 'timm:vit' needs timm, which cannot be imported \(.*\): pip install 'geodistill\[vision\]'$",
     ):
         check_network("timm:vit")
 

@@ -75,7 +75,7 @@ def test_audit_tells_of_it(secret_run: Path, pair: Scenes, tmp_path: Path) -> No
     found, *_ = audit_folder(tmp_path / "run", SceneData(pair, None), out=tmp_path / "found")
     assert found.replay is not None
     assert "In the replay test of 4 images with 16 suspects each, an outsider identifies " in found.verdict
-    assert "an insider with adapter and secret 4 (p = 0.000), and guessing 0.2." in found.verdict
+    assert "an insider with adapter and secret 4 (p < 0.001), and guessing 0.2." in found.verdict
     assert json.loads((tmp_path / "found" / "audit.json").read_text())["replay"]["insider"] == 4
 
 
