@@ -14,7 +14,16 @@ import argparse
 from pathlib import Path
 
 import torch
-from record import UNSEEN_BY, circumstances, command, folder_of, merged, to_csv
+from record import (
+    UNSEEN_BY,
+    circumstances,
+    command,
+    difference_columns,
+    folder_of,
+    merged,
+    to_csv,
+    told_difference,
+)
 from torch import Tensor
 
 from geodistill.commands.add import add
@@ -33,6 +42,7 @@ SHEET, KEY, ARCHIVE = "adding.csv", ("arrives", "trained_on"), "ucmerced"
 CASES = ("classes", "scenes")
 UPDATED_SET, BEFORE, ANEW, RANDOM = "updated set", "set before the update", "set distilled anew", "random real images"
 PROTOCOL, SEEDS = "finetune", 3
+AHEAD = ("ahead", "ahead_low", "ahead_high")
 PAGE = Path(__file__).parents[1] / "docs" / "adding.md"
 
 
@@ -97,12 +107,8 @@ def _line(case: str, name: str, found: dict[str, Tensor], labels: Tensor) -> dic
     line = dict(zip(KEY, (case, name), strict=True))
     line |= {"seeds": str(SEEDS), "oa_mean": f"{float(accuracies.mean()):.4f}"}
     line |= {"oa_std": f"{float(accuracies.std()):.4f}"}
-    ahead = dict.fromkeys(("ahead", "ahead_low", "ahead_high"), "")
-    if name != UPDATED_SET:
-        pair = compare_pair(found[UPDATED_SET], found[name], labels, seed=0)
-        values = (pair.difference, pair.low, pair.high)
-        ahead = {key: f"{value:.4f}" for key, value in zip(ahead, values, strict=True)}
-    return line | ahead | circumstances()
+    pair = None if name == UPDATED_SET else compare_pair(found[UPDATED_SET], found[name], labels, seed=0)
+    return line | difference_columns(pair, AHEAD) | circumstances()
 
 
 _INTRODUCTION = """# Updating a set
@@ -123,12 +129,8 @@ Source: `benchmarks/results/adding.csv` (hardware, versions, command), made by `
 def _page(lines: list[dict[str, str]]) -> str:
     rows = []
     for line in lines:
-        told = ""
-        if line["ahead"]:
-            ahead, low, high = (100 * float(line[name]) for name in ("ahead", "ahead_low", "ahead_high"))
-            told = f"{ahead:+.1f} ({low:+.1f} to {high:+.1f})"
         oa = f"{100 * float(line['oa_mean']):.1f} ± {100 * float(line['oa_std']):.1f}"
-        rows.append("| " + " | ".join([line["arrives"], line["trained_on"], oa, told]) + " |")
+        rows.append("| " + " | ".join([line["arrives"], line["trained_on"], oa, told_difference(line, AHEAD)]) + " |")
     return _INTRODUCTION + "\n".join(rows) + "\n"
 
 

@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from record import circumstances, command, merged, to_csv
+from record import circumstances, command, difference_columns, merged, to_csv, told_difference
 from torch import Tensor
 
 from geodistill.commands.compare import compare
@@ -33,6 +33,7 @@ from geodistill.scenes import open_scenes
 SHEET, IPC, SEEDS, SIZE, BASE = "bands.csv", 5, 3, 64, "scratch"
 METHODS = ("random", "kmeans", "dpd")
 KEY = ("bands", "method")
+AHEAD, WIDER = ("own_ahead", "own_low", "own_high"), ("wider_ahead", "wider_low", "wider_high")
 KINDS = {"rgb": "RGB", "all": "13 bands"}
 PAGE = Path(__file__).parents[1] / "docs" / "bands.md"
 Shares = dict[tuple[str, str], Tensor]
@@ -83,17 +84,9 @@ def _line(args: argparse.Namespace, cell: tuple[str, str], found: Shares) -> dic
     line |= {"sets": str(len(right)), "seeds": str(SEEDS), "settings": " ".join(args.set)}
     line |= {"oa_mean": f"{float(right.mean()):.4f}"}
     line |= {"oa_std_sets": f"{float(right.mean(dim=1).std()):.4f}" if len(right) > 1 else ""}
-    line |= _difference("own", found[bands, OWN], right if method not in (OWN, FULL) else None)
-    return line | _difference("wider", right, found["rgb", method] if bands == "all" else None) | circumstances()
-
-
-def _difference(name: str, one: Tensor, other: Tensor | None) -> dict[str, str]:
-    """Return how far `one` [sets, n] is ahead of `other`, with its interval; empty if there is no other."""
-    columns = (f"{name}_ahead", f"{name}_low", f"{name}_high")
-    if other is None:
-        return dict.fromkeys(columns, "")
-    pair = compare_shares(one, other, seed=0)
-    return {key: f"{value:.4f}" for key, value in zip(columns, (pair.difference, pair.low, pair.high), strict=True)}
+    own = None if method in (OWN, FULL) else compare_shares(found[bands, OWN], right, seed=0)
+    wider = compare_shares(right, found["rgb", method], seed=0) if bands == "all" else None
+    return line | difference_columns(own, AHEAD) | difference_columns(wider, WIDER) | circumstances()
 
 
 def _picture(bands: str) -> Path:
@@ -123,20 +116,13 @@ def _page(lines: list[dict[str, str]]) -> str:
         spread = f" ± {100 * float(line['oa_std_sets']):.1f}" if line["oa_std_sets"] else ""
         name = "all real images" if line["method"] == FULL else line["method"]
         cells = [line["bands"], name, f"{100 * float(line['oa_mean']):.1f}{spread}", line["sets"]]
-        rows.append("| " + " | ".join([*cells, _told(line, "own"), _told(line, "wider")]) + " |")
+        rows.append("| " + " | ".join([*cells, told_difference(line, AHEAD), told_difference(line, WIDER)]) + " |")
     pictures = [
         f"## DPD, {name}\n\n![Five images a class of DPD, {name}](images/{_picture(bands).name})\n"
         for bands, name in KINDS.items()
         if _picture(bands).is_file()
     ]
     return _INTRODUCTION + "\n".join([*rows, "", *pictures])
-
-
-def _told(line: dict[str, str], name: str) -> str:
-    if not line[f"{name}_ahead"]:
-        return ""
-    ahead, low, high = (100 * float(line[f"{name}_{part}"]) for part in ("ahead", "low", "high"))
-    return f"{ahead:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 if __name__ == "__main__":

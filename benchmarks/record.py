@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from geodistill.evaluation.pairs import Pair
 from geodistill.run import versions, write_atomic
 
 # Archives in the folder that --data names, as they are called in tables, and for each a base that has not seen it.
@@ -86,6 +87,21 @@ def merged(lines: Sequence[dict[str, Any]], name: str, key: Sequence[str]) -> li
     path = RESULTS / name
     kept = list(csv.DictReader(path.open())) if path.is_file() else []
     return list({tuple(line[column] for column in key): line for line in [*kept, *lines]}.values())
+
+
+def difference_columns(pair: Pair | None, names: Sequence[str]) -> dict[str, str]:
+    """Return a difference and the ends of its interval as columns with three `names`; empty ones without a pair."""
+    if pair is None:
+        return dict.fromkeys(names, "")
+    return {key: f"{value:.4f}" for key, value in zip(names, (pair.difference, pair.low, pair.high), strict=True)}
+
+
+def told_difference(line: dict[str, str], names: Sequence[str]) -> str:
+    """Return in points what `difference_columns` wrote: "+1.2 (-0.3 to +2.7)"; "" for empty columns."""
+    if not line[names[0]]:
+        return ""
+    ahead, low, high = (100 * float(line[name]) for name in names)
+    return f"{ahead:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def to_csv(lines: list[dict[str, Any]], name: str) -> None:

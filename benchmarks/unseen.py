@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from record import ARCHIVES, circumstances, command, folder_of, merged, to_csv
+from record import ARCHIVES, circumstances, command, difference_columns, folder_of, merged, to_csv, told_difference
 from torch import Tensor
 
 from geodistill.commands.compare import compare
@@ -36,6 +36,7 @@ from geodistill.scenes.scenes import SceneData
 SHEET, IPC, SEEDS = "unseen.csv", 10, 3
 METHODS = ("random", "herding", "kmeans", "reconstruction", "template", "d4m", "dpd")
 KEY = ("archive", "size", "base", "protocol", "network", "method")
+AHEAD = ("ahead", "ahead_low", "ahead_high")
 PAGE = Path(__file__).parents[1] / "docs" / "unseen.md"
 PICTURES = PAGE.parent / "images"
 NAMES = {**ARCHIVES, "builtin": "built-in scenes"}
@@ -115,13 +116,10 @@ def _line(args: argparse.Namespace, cell: Cell, found: dict[Cell, list[tuple[Row
         "oa_std_sets": f"{float(means.std()):.4f}" if len(means) > 1 else "",
         "rho": f"{sum(near) / len(near):.3f}" if near else "",
     }
-    ahead = dict.fromkeys(("ahead", "ahead_low", "ahead_high"), "")
-    subject = found.get((protocol, network, OWN))
+    subject, pair = found.get((protocol, network, OWN)), None
     if subject and method not in (OWN, FULL):
         pair = compare_shares(torch.stack([own for _, own in subject]), right, seed=0)
-        values = (pair.difference, pair.low, pair.high)
-        ahead = {name: f"{value:.4f}" for name, value in zip(ahead, values, strict=True)}
-    return line | ahead | circumstances()
+    return line | difference_columns(pair, AHEAD) | circumstances()
 
 
 def _picture(archive: str, size: str) -> Path:
@@ -158,11 +156,16 @@ def _table(lines: list[dict[str, str]]) -> str:
     rows = [head]
     for line in sorted(lines, key=lambda one: (one["protocol"], one["network"], order[one["method"]])):
         spread = f" ± {100 * float(line['oa_std_sets']):.1f}" if line["oa_std_sets"] else ""
-        ahead = [f"{100 * float(line[name]):+.1f}" for name in ("ahead", "ahead_low", "ahead_high") if line[name]]
-        told = f"{ahead[0]} ({ahead[1]} to {ahead[2]})" if ahead else ""
         name = "all real images" if line["method"] == FULL else line["method"]
         oa = f"{100 * float(line['oa_mean']):.1f}{spread}"
-        cells = [f"{line['protocol']}, {line['network']}", name, oa, line["sets"], told, line["rho"]]
+        cells = [
+            f"{line['protocol']}, {line['network']}",
+            name,
+            oa,
+            line["sets"],
+            told_difference(line, AHEAD),
+            line["rho"],
+        ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 

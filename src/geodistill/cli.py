@@ -132,8 +132,7 @@ def distill(
     with told(device):
         refuse_inside(data, out)
         from geodistill.commands.distill import distill as run_distillation
-        from geodistill.commands.source import recorded_base
-        from geodistill.config import Config, load_config
+        from geodistill.config import load_config
         from geodistill.distilled import UPDATED, DistilledSet, copy_source, set_folder, tell_of_source
         from geodistill.methods import METHODS, check_method
         from geodistill.processes import processes
@@ -149,8 +148,8 @@ def distill(
             flags |= {"ipc": ipc or old.ipc, "size": size or old.size}
             flags["privacy"] = privacy or ("screen" if old.about.get("screened") else None)
         settings = load_config(config, _with_describer(set_, describe), **flags)
-        if old is not None and base is None and settings.base == Config().base:
-            settings = settings.model_copy(update={"base": recorded_base(data) or settings.base})
+        if old is not None and base is None:
+            settings = _drawn_by_base_of(data, settings)
         read: dict[str, Any] = {"bands": bands, "scale": scale, "split": split, "strict": strict}
         # Reading the images takes long: what is wrong with the settings is told before.
         check_method(method, settings.privacy)
@@ -765,6 +764,15 @@ def scenes(
         write_scenes(out, train_per_class=train, test_per_class=test, size=size, seed=seed)
         say(f"built-in scenes: {out}")
         tell_next("distill", out, "--config", "demo", "--out", "RUN")
+
+
+def _drawn_by_base_of(run: Path, settings: Any) -> Any:
+    """Return `settings` with the base that drew the set of `run`; a base that a preset or file names stays."""
+    from geodistill.commands.source import recorded_base
+    from geodistill.config import Config
+
+    known = recorded_base(run) if settings.base == Config().base else None
+    return settings.model_copy(update={"base": known}) if known else settings
 
 
 def _update(old: Any, scenes: Any, settings: Any, out: Path) -> None:

@@ -47,8 +47,8 @@ def add(
         command: the command line, for the record.
 
     Raises:
-        ConfigError: the images have another size, or another number of channels; the set has real images, or none
-            knows what it has; `config` asks for differential privacy, which the choice among old and new images would
+        ConfigError: the images have another size, or another number of channels; the set has real images, or images of
+            unknown origin; `config` asks for differential privacy, which the choice among old and new images would
             break.
         GeodistillError: what `distill` raises.
 
@@ -145,7 +145,7 @@ def _about(old: DistilledSet, made: DistilledSet) -> dict[str, Any]:
 
 
 def _bases(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the facts about the bases that drew a set, of which `one` drew the old images and `other` the new ones."""
+    """Return the joint facts about two bases: `one` drew the old images, `other` the new ones."""
     if not one or not other or one == other:
         return other or one
     terms = [facts["terms"] for facts in (one, other) if facts["terms"]]

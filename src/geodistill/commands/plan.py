@@ -50,6 +50,7 @@ from geodistill.pipeline import (
 )
 from geodistill.prior.base import (
     Prior,
+    channels_of,
     check_channels,
     check_family,
     check_size,
@@ -163,7 +164,7 @@ class _Parts:
     @property
     def channels(self) -> int:
         """The number of channels of the images: 3 for RGB."""
-        return int(getattr(self.vae.config, "in_channels", None) or 3)
+        return channels_of(self.vae)
 
     def latents(self, size: int, count: int = 1) -> Tensor:
         return torch.empty(count, *latent_shape(self.vae.config, size), device="meta")

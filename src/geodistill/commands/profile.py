@@ -118,7 +118,7 @@ def _smaller(stage: str, config: Config) -> str:
 
 
 def _half(place: tuple[str, str] | None, config: Config) -> str:
-    """Return the option that halves a setting, "" if there is none or it cannot be less."""
+    """Return the option that halves the setting at `place`, or "" without one, or if its value is 1 or less."""
     if place is None:
         return ""
     section, name = place

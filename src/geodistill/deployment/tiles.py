@@ -24,8 +24,8 @@ from geodistill.scenes.reading import Reading, choose_bands, with_scale
 
 log = logging.getLogger("geodistill")
 
-# Share of the sampled values that have to lie within the ranges that a model was trained on. The sample is squares of
-# so many pixels, at so many places along each axis of a raster.
+# Least share of the sampled values that must lie within the ranges that a model was trained on. The sample consists of
+# squares with sides of _SAMPLED pixels; _PLACES of them lie along each axis of the raster.
 _LEAST_INSIDE, _SAMPLED, _PLACES = 0.01, 64, 5
 # Share of a tile's pixels that have to be measurements, inside the raster.
 LEAST_MEASURED = 0.5

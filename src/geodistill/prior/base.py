@@ -122,7 +122,7 @@ class Prior:
     @property
     def channels(self) -> int:
         """Return the number of channels of the images: 3 for RGB."""
-        return int(getattr(self.vae.config, "in_channels", None) or 3)
+        return channels_of(self.vae)
 
     @property
     def downscale(self) -> int:
@@ -158,6 +158,11 @@ def latent_shape(vae_config: Any, size: int) -> tuple[int, int, int]:
     """Return (C, h, w), the shape of the latent of an image of side `size`, by the config of an autoencoder."""
     side = size // pixels_per_latent(vae_config)
     return int(vae_config.latent_channels), side, side
+
+
+def channels_of(vae: Any) -> int:
+    """Return the number of channels of the images that the autoencoder `vae` takes."""
+    return int(getattr(vae.config, "in_channels", None) or 3)
 
 
 def images_together(side: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geodistill.errors import ConfigError
 from geodistill.privacy.nearness import symmetries
+from geodistill.privacy.shortlist import Best
 from geodistill.processes import processes
 from geodistill.scenes.pixels import Images, blocks_of
 from geodistill.scenes.views import as_rgb
@@ -51,23 +52,14 @@ class Search:
     """
 
     def __init__(self, own: Sequence[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._own, self._similarity = own, similarity
-        count = len(own[0])
-        self._best, self._places = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)
+        self._own, self._similarity, self._best = own, similarity, Best(len(own[0]), 2)
 
     def add(self, real: Tensor, first: int = 0) -> None:
         """Compare the images with training images [m, ...], number `first` and those after it."""
         for block in real.split(_BLOCK):
             parts = [self._alike(chosen, block) for chosen in torch.arange(len(self._own[0])).split(_TOGETHER)]
-            values = torch.cat([self._best, torch.cat(parts)], dim=1)
-            places = torch.arange(first, first + len(block)).expand(len(values), -1)
-            self._keep(values, torch.cat([self._places, places], dim=1))
+            self._best.add(torch.cat(parts), first)
             first += len(block)
-
-    def _keep(self, values: Tensor, places: Tensor) -> None:
-        """Keep the two highest of `values` [n, k], similarities to the training images `places`."""
-        self._best, order = values.topk(min(2, values.shape[1]), dim=1)
-        self._places = places.gather(1, order)
 
     def _alike(self, chosen: Tensor, block: Tensor) -> Tensor:
         return torch.stack([self._similarity(view[chosen], block) for view in self._own]).amax(0)
@@ -77,12 +69,11 @@ class Search:
 
         Several processes must all call this.
         """
-        values, places = zip(*processes().gathered((self._best, self._places)), strict=True)
-        self._keep(torch.cat(values, dim=1), torch.cat(places, dim=1))
-        if not len(self._best) or self._best.shape[1] < 2:
+        Best.gather([self._best])
+        if not len(self._best.values) or not self._best.full:
             raise ConfigError(TOO_FEW)
-        distances = (1 - self._best).clamp(min=0)
-        return Neighbours(self._places[:, 0], distances[:, 0], distances[:, 0] / distances[:, 1].clamp(min=1e-6))
+        distances = (1 - self._best.values).clamp(min=0)
+        return Neighbours(self._best.places[:, 0], distances[:, 0], distances[:, 0] / distances[:, 1].clamp(min=1e-6))
 
 
 def by_structure(images: Tensor, train: Images) -> Neighbours:

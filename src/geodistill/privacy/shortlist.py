@@ -43,6 +43,39 @@ class Bound:
         return torch.cat([kept, (1 - kept.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()], dim=-1)
 
 
+class Best:
+    """The `length` training images with the highest similarity to each of `count` images so far.
+
+    `values` float32 [n, k], the highest first, and `places` int64 [n, k], the indices of the training images.
+    """
+
+    def __init__(self, count: int, length: int) -> None:
+        self._length = length
+        self.values, self.places = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)
+
+    @property
+    def full(self) -> bool:
+        """Return whether there are `length` training images for each image."""
+        return self.values.shape[1] == self._length
+
+    def add(self, similarities: Tensor, first: int) -> None:
+        """Take the training images from number `first` on into account, by their `similarities` float32 [n, m]."""
+        places = torch.arange(first, first + similarities.shape[1]).expand(len(similarities), -1)
+        self._keep(torch.cat([self.values, similarities], dim=1), torch.cat([self.places, places], dim=1))
+
+    def _keep(self, values: Tensor, places: Tensor) -> None:
+        self.values, order = values.topk(min(self._length, values.shape[1]), dim=1)
+        self.places = places.gather(1, order)
+
+    @staticmethod
+    def gather(several: "Sequence[Best]") -> None:
+        """Put together what each process has found; several processes must all call this."""
+        parts = processes().gathered([(one.values, one.places) for one in several])
+        for one, own in zip(several, zip(*parts, strict=True), strict=True):
+            values, places = zip(*own, strict=True)
+            one._keep(torch.cat(values, dim=1), torch.cat(places, dim=1))
+
+
 class Shortlist:
     """The `length` training images most similar to each of n images; training images are given block by block.
 
@@ -52,9 +85,7 @@ class Shortlist:
     """
 
     def __init__(self, own: Tensor, bound: Bound, length: int) -> None:
-        self._own, self._short, self._length = own, bound(own), length
-        self._values = torch.empty(own.shape[1], 0)
-        self._which = torch.empty(own.shape[1], 0, dtype=torch.int64)
+        self._own, self._short, self._best = own, bound(own), Best(own.shape[1], length)
 
     def add(self, real: Tensor, short: Tensor, first: int) -> None:
         """Compare the images with training images [m, w, d], number `first` and those after it, w vectors each.
@@ -62,15 +93,8 @@ class Shortlist:
         short: their bound.
         """
         for block, shortened in zip(real.split(_BLOCK), short.split(_BLOCK), strict=True):
-            values = torch.cat([self._values, self._similarities(block, shortened)], dim=1)
-            places = torch.arange(first, first + len(block)).expand(len(values), -1)
-            self._keep(values, torch.cat([self._which, places], dim=1))
+            self._best.add(self._similarities(block, shortened), first)
             first += len(block)
-
-    def _keep(self, values: Tensor, places: Tensor) -> None:
-        """Keep the highest of `values` [n, k], similarities to the training images `places`."""
-        self._values, order = values.topk(min(self._length, values.shape[1]), dim=1)
-        self._which = places.gather(1, order)
 
     @staticmethod
     def found(lists: "Sequence[Shortlist]") -> list[Tensor]:
@@ -78,17 +102,14 @@ class Shortlist:
 
         Several processes must all call this; what each has found so far is put together.
         """
-        parts = processes().gathered([(one._values, one._which) for one in lists])
-        for one, own in zip(lists, zip(*parts, strict=True), strict=True):
-            values, which = zip(*own, strict=True)
-            one._keep(torch.cat(values, dim=1), torch.cat(which, dim=1))
-        return [one._which for one in lists]
+        Best.gather([one._best for one in lists])
+        return [one._best.places for one in lists]
 
     def _similarities(self, real: Tensor, short: Tensor) -> Tensor:
         """Return float32 [n, m], minus infinity for pairs that the bound keeps off the list."""
-        if self._values.shape[1] < self._length:
+        if not self._best.full:
             return _highest(self._own, real)
-        possible = _highest(self._short, short) > self._values[:, -1:] - _ROUNDING
+        possible = _highest(self._short, short) > self._best.values[:, -1:] - _ROUNDING
         found = torch.full(possible.shape, -torch.inf)
         for pairs in possible.nonzero().split(_BLOCK):
             images, others = pairs.unbind(1)
