@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py --set RUN/distilled --data ../shared/data --hours 24 --out runs/soak
 
-A network is trained on the set. Then one process maps a raster that is composed anew of the archive's test scenes, and
-classifies a folder of 64 of them, again and again. Its memory is read after each. The row of
+A network is trained on the set, and loaded once. Then one process maps a raster that is composed anew of the archive's
+test scenes, and classifies a folder of 64 of them, again and again. Its memory is read after each. The row of
 benchmarks/results/soak.csv has the memory after the first tenth of the time (when caches are full), the largest one
 after that, the last one, and the slope of a straight line through all after the first tenth.
 """
@@ -22,6 +22,7 @@ from record import ARCHIVES, circumstances, folder_of, merged, to_csv
 
 from geodistill.commands.predict import predict
 from geodistill.commands.train import train
+from geodistill.deployment.predictors import load_predictor
 from geodistill.evaluation.classifier import WEIGHTS
 from geodistill.networks import PRETRAINED
 from geodistill.scenes import Scenes, open_scenes
@@ -70,12 +71,12 @@ def _folder(test: Scenes, folder: Path) -> Path:
 
 def _soaked(args: argparse.Namespace, model: Path, test: Scenes, folder: Path) -> Iterator[tuple[float, float]]:
     """Yield the hours so far and the memory in MiB after each round."""
-    start, count = time.monotonic(), 0
+    start, count, predictor = time.monotonic(), 0, load_predictor(model)
     while (hours := (time.monotonic() - start) / 3600) < args.hours:
         raster = args.out / "raster.tif"
         _compose(test, raster, count)
-        predict(model, raster, out=args.out / "map.tif", tile=_PIXELS)
-        predict(model, folder, out=args.out / "table.csv")
+        predict(predictor, raster, out=args.out / "map.tif", tile=_PIXELS)
+        predict(predictor, folder, out=args.out / "table.csv")
         count += 1
         yield hours, psutil.Process().memory_info().rss / 2**20
 

@@ -28,6 +28,7 @@ def test_public_names() -> None:
             "export",
             "inspect",
             "load_config",
+            "load_predictor",
             "on_device",
             "open_dataset",
             "open_scenes",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from geodistill.commands.sample import sample
     from geodistill.commands.train import train
     from geodistill.config import Config, load_config
+    from geodistill.deployment.predictors import load_predictor
     from geodistill.devices import on_device
     from geodistill.distilled import DistilledSet
     from geodistill.errors import (
@@ -67,6 +68,7 @@ __all__ = [
     "export",
     "inspect",
     "load_config",
+    "load_predictor",
     "on_device",
     "open_dataset",
     "open_scenes",
@@ -96,6 +98,7 @@ __getattr__ = lazy_names(
         "commands.sample": ("sample",),
         "commands.train": ("train",),
         "config": ("Config", "load_config"),
+        "deployment.predictors": ("load_predictor",),
         "devices": ("on_device",),
         "distilled": ("DistilledSet",),
         "errors": tuple(name for name in __all__ if name.endswith("Error")),

@@ -11,6 +11,7 @@ from rasters import tif
 
 from geodistill.commands import predict as module
 from geodistill.commands.predict import predict
+from geodistill.deployment.predictors import load_predictor
 from geodistill.errors import ConfigError, SceneError
 from geodistill.scenes import draw_scene, read_image, to_square_tensor
 
@@ -83,6 +84,26 @@ def test_a_raster_becomes_a_map(model: Path, tmp_path: Path) -> None:
     with rasterio.open(finer.path) as made:
         assert made.shape == (1, 9)
     assert sum(finer.counts.values()) == 9
+
+
+def test_a_model_is_loaded_once_for_many_files(model: Path, tmp_path: Path) -> None:
+    folder_of_images(tmp_path / "in")
+    loaded = load_predictor(model)
+    outs = [
+        predict(source, tmp_path / "in", out=tmp_path / f"{k}.csv").path for k, source in enumerate((loaded, model))
+    ]
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_the_input_is_not_replaced_by_its_map(model: Path, tmp_path: Path) -> None:
+    path = tif(tmp_path / "in.tif", np.zeros((3, 40, 40), np.uint8))
+    before = path.read_bytes()
+    (tmp_path / "link.tif").symlink_to(path)
+    for out in (path, tmp_path / "link.tif"):
+        with pytest.raises(ConfigError) as caught:
+            predict(model, path, out=out)
+        assert str(caught.value) == f"--out {out} is the input itself: give another name"
+    assert path.read_bytes() == before
 
 
 def test_bad_input_is_told(model: Path, tmp_path: Path) -> None:

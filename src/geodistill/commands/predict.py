@@ -35,7 +35,7 @@ class Predicted:
 
 
 def predict(
-    model: Path | str,
+    model: Path | str | Predictor,
     source: Path | str,
     *,
     out: Path | str,
@@ -48,31 +48,36 @@ def predict(
     """Classify `source` with a model: a folder of images as a CSV file, a raster as a GeoTIFF of class numbers.
 
     Args:
-        model: a folder that `train` wrote, or an exported file.
+        model: a folder that `train` wrote, an exported file, or what `load_predictor` read from one of them: a program
+            that calls this often should load its model once.
         source: a folder (with its subfolders), or a raster: TIFF, JPEG 2000 or VRT of any size. Another image file is
             classified as a whole.
-        out: the file. `deployment.tiles.map_raster` describes a map. A row of the CSV file has an image, its class and
-            the probability of this class, and so on for the `top` most probable classes.
+        out: the file, which is replaced if it exists; it cannot be `source` itself. `deployment.tiles.map_raster`
+            describes a map. A row of the CSV file has an image, its class and the probability of this class, and so on
+            for the `top` most probable classes.
         tile: side in pixels of the squares of a raster that are classified, which should show as much ground as a
             training scene; by default the side of the model's images.
         stride: pixels between tiles; by default no tile overlaps another.
         bands, scale: replace what the model was trained with.
 
     Raises:
-        ConfigError: no usable model, no such tiles, or a name of `out` that is not that of such a file.
+        ConfigError: no usable model, no such tiles, or a name of `out` that is not that of such a file, or is `source`.
         ExportError: a package that runs the model is missing.
         SceneError: no images, a raster that cannot be read, or other bands or values than the model was trained on.
         RunError: `out` cannot be written.
     """
-    predictor, path = load_predictor(model), Path(source)
+    predictor = load_predictor(model) if isinstance(model, Path | str) else model
+    path, out = Path(source), Path(out)
     if not path.exists():
         raise SceneError(f"{path}: no such file or folder: give a folder of images or a raster")
+    if out.exists() and out.samefile(path):
+        raise ConfigError(f"--out {out} is the input itself: give another name")
     if path.is_file() and path.suffix.lower() in RasterReader.suffixes:
         side = tile or predictor.about.size
-        _check_name(Path(out), ("tif", "tiff"), "the map of a raster is a GeoTIFF")
-        return _map(predictor, path, Path(out), (side, stride or side), (bands, scale))
-    _check_name(Path(out), ("csv",), "the classes of images are a CSV table")
-    return _table(predictor, path, Path(out), top, (bands, scale))
+        _check_name(out, ("tif", "tiff"), "the map of a raster is a GeoTIFF")
+        return _map(predictor, path, out, (side, stride or side), (bands, scale))
+    _check_name(out, ("csv",), "the classes of images are a CSV table")
+    return _table(predictor, path, out, top, (bands, scale))
 
 
 def _check_name(out: Path, suffixes: tuple[str, ...], what: str) -> None:
