@@ -6,8 +6,9 @@ It is `geodistill compare` for each of `--sets` seeds, with the base built from 
 `--bands rgb` and once with `--bands all`; the same command resumes. The archive has 12 training and 5 test images of
 each of 10 classes. A row of benchmarks/results/bands.csv has one method: the mean overall accuracy of
 EfficientNet-Lite0 under `finetune` over sets and classifiers, how far the project's own method is ahead, and how far 13
-bands are ahead of RGB, with 95 % bootstrap intervals over sets, classifiers and test images. docs/bands.md shows the
-rows and a grid.
+bands are ahead of RGB, with 95 % bootstrap intervals over sets, classifiers and test images. `patch_borders` tells
+whether one sees the 8x8-pixel patches of the autoencoder in the first set: the mean squared difference of neighbouring
+pixels across their borders over that elsewhere. docs/bands.md shows the rows and a grid.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from geodistill.report.grid import draw_grid
 from geodistill.run import write_atomic
 from geodistill.scenes import open_scenes
 
-SHEET, IPC, SEEDS, SIZE, BASE = "bands.csv", 5, 3, 64, "scratch"
+SHEET, IPC, SEEDS, SIZE, BASE, PATCH = "bands.csv", 5, 3, 64, "scratch", 8
 METHODS = ("random", "kmeans", "dpd")
 KEY = ("bands", "method")
 AHEAD, WIDER = ("own_ahead", "own_low", "own_high"), ("wider_ahead", "wider_low", "wider_high")
@@ -44,13 +45,15 @@ def main() -> None:
     args = _arguments()
     if not args.data.is_dir():
         sys.exit(f"benchmark skipped: the tiles of Sentinel-2 are not at {args.data}")
-    parts = defaultdict[tuple[str, str], list[Tensor]](list)
+    parts, borders = defaultdict[tuple[str, str], list[Tensor]](list), dict[tuple[str, str], str]()
     for bands in KINDS:
         for seed in range(args.sets):
             for method, right in _compared(args, bands, seed).items():
                 parts[bands, method].append(right)
+        borders |= {(bands, method): _borders(args.out / f"{bands}-0", method) for method in METHODS}
     found = {cell: torch.stack(rights) for cell, rights in parts.items()}
-    to_csv(merged([_line(args, cell, found) for cell in found], SHEET, KEY), SHEET)
+    lines = [_line(args, cell, found) | {"patch_borders": borders.get(cell, "")} | circumstances() for cell in found]
+    to_csv(merged(lines, SHEET, KEY), SHEET)
     write_atomic(PAGE, _page(merged([], SHEET, KEY)))
 
 
@@ -69,12 +72,24 @@ def _compared(args: argparse.Namespace, bands: str, seed: int) -> dict[str, Tens
     config = load_config(sets=args.set, base=BASE, size=SIZE).model_copy(update={"seed": seed})
     rows = compare(data, config, out=out, methods=METHODS, ipcs=(IPC,), seeds=SEEDS, full=seed == 0, command=command())
     if seed == 0:
-        draw_grid(DistilledSet.load(out / "sets" / f"{OWN}-ipc{IPC}" / "distilled"), _picture(bands), per_class=IPC)
+        draw_grid(_set(out, OWN), _picture(bands), per_class=IPC)
     found = {}
     for row in rows:
         predicted, labels = load_predictions(out, row)
         found[row.method] = (predicted == labels).double().mean(dim=0)
     return found
+
+
+def _set(out: Path, method: str) -> DistilledSet:
+    return DistilledSet.load(out / "sets" / f"{method}-ipc{IPC}" / "distilled")
+
+
+def _borders(out: Path, method: str) -> str:
+    """Return the mean squared difference of neighbouring columns across borders of patches over that elsewhere."""
+    images = _set(out, method).images.double()
+    steps = (images[..., 1:] - images[..., :-1]).square().mean(dim=(0, 1, 2))  # [side - 1]
+    border = torch.arange(len(steps)) % PATCH == PATCH - 1
+    return f"{float(steps[border].mean() / steps[~border].mean()):.2f}"
 
 
 def _line(args: argparse.Namespace, cell: tuple[str, str], found: Shares) -> dict[str, str]:
@@ -86,7 +101,7 @@ def _line(args: argparse.Namespace, cell: tuple[str, str], found: Shares) -> dic
     line |= {"oa_std_sets": f"{float(right.mean(dim=1).std()):.4f}" if len(right) > 1 else ""}
     own = None if method in (OWN, FULL) else compare_shares(found[bands, OWN], right, seed=0)
     wider = compare_shares(right, found["rgb", method], seed=0) if bands == "all" else None
-    return line | difference_columns(own, AHEAD) | difference_columns(wider, WIDER) | circumstances()
+    return line | difference_columns(own, AHEAD) | difference_columns(wider, WIDER)
 
 
 def _picture(bands: str) -> Path:
@@ -99,13 +114,14 @@ Sentinel-2 tiles with 13 bands (EuroSAT, 64 px): 12 training and 5 test images o
 on the 50 test images in per cent of EfficientNet-Lite0 fine-tuned on 5 images a class, mean ± standard deviation over
 sets; each set is tested with three classifiers. The base is built from the 120 training images (`--base scratch`).
 Differences are in points, with 95 % bootstrap intervals over sets, classifiers and test images. With 50 test images,
-differences of less than about 10 points are not significant. The pictures show the 8x8-pixel patches of the linear
-autoencoder: its 48 latent channels hold a quarter of the numbers of an RGB patch, and 6 % of those of 13 bands.
+differences of less than about 10 points are not significant. "Patch borders" tells whether one sees the 8x8-pixel
+patches of the base's linear autoencoder (48 latent channels for RGB, 192 for 13 bands): the mean squared difference of
+neighbouring pixels across their borders over that elsewhere, 1 if one does not.
 
 Source: `benchmarks/results/bands.csv` (hardware, versions, settings, command), made by `benchmarks/bands.py`.
 
-| bands | method | OA % | sets | DPD ahead | 13 bands ahead of RGB |
-|---|---|---|---|---|---|
+| bands | method | OA % | sets | DPD ahead | 13 bands ahead of RGB | patch borders |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -116,7 +132,8 @@ def _page(lines: list[dict[str, str]]) -> str:
         spread = f" ± {100 * float(line['oa_std_sets']):.1f}" if line["oa_std_sets"] else ""
         name = "all real images" if line["method"] == FULL else line["method"]
         cells = [line["bands"], name, f"{100 * float(line['oa_mean']):.1f}{spread}", line["sets"]]
-        rows.append("| " + " | ".join([*cells, told_difference(line, AHEAD), told_difference(line, WIDER)]) + " |")
+        cells += [told_difference(line, AHEAD), told_difference(line, WIDER), line["patch_borders"]]
+        rows.append("| " + " | ".join(cells) + " |")
     pictures = [
         f"## DPD, {name}\n\n![Five images a class of DPD, {name}](images/{_picture(bands).name})\n"
         for bands, name in KINDS.items()
