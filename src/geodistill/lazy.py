@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for, so that what they need is not loaded before."""
+"""What is imported when it is first asked for: names of a package, and packages that only some users need."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -19,3 +19,17 @@ def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[st
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get
+
+
+def optional(module: str, what: str, extra: str, kind: type[Exception]) -> Any:
+    """Return `module`, which `what` needs; raise `kind` that names the extra if it cannot be imported.
+
+    >>> optional("json", "this", "none", ImportError).dumps([1])
+    '[1]'
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise kind(
+            f"{what} needs {module}, which cannot be imported ({error}): pip install 'geodistill[{extra}]'"
+        ) from error

@@ -7,7 +7,6 @@ ImageNet weights of EfficientNet-Lite0 and -Lite2 come with packages, all other 
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from geodistill.devices import accelerator
 from geodistill.errors import ConfigError, did_you_mean
+from geodistill.lazy import optional
 from geodistill.seeding import derive_seed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -297,14 +297,8 @@ class _Resized(nn.Module):
         return logits
 
 
-def _timm(name: str) -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise ConfigError(
-            f"network {name!r} needs timm, which cannot be imported ({error}): pip install 'geodistill[vision]'"
-        ) from error
-    return timm  # type: ignore[no-any-return]
+def _timm(name: str) -> Any:
+    return optional("timm", f"network {name!r}", "vision", ConfigError)
 
 
 def _timm_network(name: str, classes: int) -> nn.Module:

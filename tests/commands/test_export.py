@@ -67,6 +67,13 @@ def test_calibration_that_cannot_serve_is_told_before_anything_is_written(tmp_pa
     assert not (folder / "model-int8.onnx").exists()
 
 
+def test_images_to_calibrate_on_are_not_used_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    export(saved(tmp_path / "model"), "torchscript", calibrate=tmp_path / "no")
+    assert [record.getMessage() for record in caplog.records if record.name == "geodistill"] == [
+        f"format torchscript is not calibrated: --calibrate {tmp_path / 'no'} is not used"
+    ]
+
+
 @pytest.mark.slow
 def test_int8_is_calibrated_on_a_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = saved(tmp_path / "model")

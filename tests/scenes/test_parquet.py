@@ -136,7 +136,7 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(SceneError) as error:
         open_scenes(path)
-    assert str(error.value).startswith(f"{path}: Parquet needs pyarrow, which cannot be imported (")
+    assert str(error.value).startswith(f"{path}: Parquet needs pyarrow.parquet, which cannot be imported (")
     assert str(error.value).endswith("): pip install 'geodistill[parquet]'")
 
 

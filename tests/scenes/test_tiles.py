@@ -273,5 +273,5 @@ def test_without_pyogrio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "pyogrio.raw", None)
     with pytest.raises(SceneError) as error:
         cut_tiles(labels, raster, tmp_path / "out", tile=8)
-    assert str(error.value).startswith(f"{labels}: vector data need pyogrio and shapely (")
+    assert str(error.value).startswith(f"{labels}: a layer of vector data needs pyogrio.raw, which")
     assert str(error.value).endswith("): pip install 'geodistill[vector]'")

@@ -1,5 +1,6 @@
 """A trained classifier in another format, checked against the original."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from geodistill.deployment.predictors import load_predictor
 from geodistill.deployment.quantised import check_calibration, write_int8
 from geodistill.errors import ConfigError, ExportError
 from geodistill.evaluation.classifier import Classifier
+
+log = logging.getLogger("geodistill")
 
 # Largest difference of a logit from that of the original, in a format of floating-point numbers.
 TOLERANCE = 1e-3
@@ -66,6 +69,8 @@ def export(
     """
     check_format(to)
     classifier = Classifier.load(model)
+    if calibrate is not None and to != "onnx-int8":
+        log.warning("format %s is not calibrated: --calibrate %s is not used", to, calibrate)
     path = Path(out) if out is not None else Path(model) / FORMATS[to].file
     images = _calibration(classifier, calibrate) if to == "onnx-int8" else _random_images(classifier)
     if to == "onnx-int8":

@@ -1,10 +1,10 @@
 """Formats of an exported classifier, and the packages that write them."""
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
 from geodistill.errors import ConfigError, ExportError, did_you_mean
+from geodistill.lazy import optional
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,4 @@ def check_format(name: str) -> None:
 
 def needed(module: str, what: str, extra: str) -> Any:
     """Return `module`, which `what` needs; raise ExportError that names the extra if it cannot be imported."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ExportError(
-            f"{what} needs {module}, which cannot be imported ({error}): pip install 'geodistill[{extra}]'"
-        ) from error
+    return optional(module, what, extra, ExportError)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from geodistill.errors import ConfigError, PrivacyError
+from geodistill.lazy import optional
 
 # The search for a noise multiplier gives up above this value.
 _MOST = 1e4
@@ -90,20 +91,15 @@ def epsilon_of(
     >>> round(epsilon_of([Mechanism("sum", 1.0)], 2.0, 1e-5), 3)
     1.993
     """
-    dp = optional("dp_accounting")
+    dp = needed("dp_accounting")
     relation = dp.NeighboringRelation.REPLACE_ONE if replacing else dp.NeighboringRelation.REPLACE_SPECIAL
-    accountant = optional("dp_accounting.pld").PLDAccountant(relation, value_discretization_interval=spacing)
+    accountant = needed("dp_accounting.pld").PLDAccountant(relation, value_discretization_interval=spacing)
     for one in mechanisms:
         noisy = dp.GaussianDpEvent(scale * one.ratio)
         accountant.compose(noisy if one.rate == 1 else dp.PoissonSampledDpEvent(one.rate, noisy), one.steps)
     return float(accountant.get_epsilon(delta))
 
 
-def optional(module: str) -> Any:
+def needed(module: str) -> Any:
     """Return a module of the optional dependencies `dp`; raise ConfigError if it is not installed."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise ConfigError("--privacy dp needs Opacus and dp-accounting: pip install 'geodistill[dp]'") from None
+    return optional(module, "--privacy dp", "dp", ConfigError)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from geodistill.privacy.accounting import optional
+from geodistill.privacy.accounting import needed
 from geodistill.privacy.noisy import SecretNoise
 from geodistill.progress import progress
 
@@ -59,9 +59,9 @@ def train_privately(
     image's part of the loss must depend on no other image. The training is a mechanism with noise multiplier `noise`
     on batches that contain each image with probability `training.rate`.
     """
-    watched = optional("opacus.grad_sample").GradSampleModule(model, strict=False)
+    watched = needed("opacus.grad_sample").GradSampleModule(model, strict=False)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = optional("opacus.optimizers").DPOptimizer(
+    optimiser = needed("opacus.optimizers").DPOptimizer(
         torch.optim.AdamW(parameters, lr=training.lr, weight_decay=0.0),
         noise_multiplier=0.0,
         max_grad_norm=CLIP,

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from geodistill.errors import SceneError
+from geodistill.lazy import optional
 from geodistill.scenes.images import FORMATS
 from geodistill.scenes.readers import SUFFIXES as IMAGES
 from geodistill.scenes.splits import PARTS
@@ -60,14 +61,9 @@ def rows_of(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _opened(path: Path) -> Any:
+    parquet = optional("pyarrow.parquet", f"{path}: Parquet", "parquet", SceneError)
     try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise SceneError(
-            f"{path}: Parquet needs pyarrow, which cannot be imported ({error}): pip install 'geodistill[parquet]'"
-        ) from error
-    try:
-        return pyarrow.parquet.ParquetFile(path)
+        return parquet.ParquetFile(path)
     except Exception as error:
         raise ValueError(_reason(error)) from error
 

@@ -22,6 +22,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from geodistill.errors import SceneError
+from geodistill.lazy import optional
 from geodistill.progress import progress
 from geodistill.run import explain_os_errors
 from geodistill.scenes.lists import LABELS, SPLITS, column_named
@@ -167,14 +168,9 @@ def _features(labels: Path, column: str, file: Any, cut: Cut) -> _Features:
 
 def _libraries(labels: Path) -> Any:
     """Return shapely; raise SceneError if it or pyogrio is missing."""
-    try:
-        import pyogrio.raw  # noqa: F401
-        import shapely
-    except ImportError as error:
-        raise SceneError(
-            f"{labels}: vector data need pyogrio and shapely ({error}): pip install 'geodistill[vector]'"
-        ) from error
-    return shapely
+    what = f"{labels}: a layer of vector data"
+    optional("pyogrio.raw", what, "vector", SceneError)
+    return optional("shapely", what, "vector", SceneError)
 
 
 def _read(labels: Path, shapely: Any) -> tuple[Any, NDArray[np.int64], Any, dict[str, Any]]:
