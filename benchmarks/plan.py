@@ -1,4 +1,4 @@
-"""What `geodistill plan` foretells of a run, against what the stages of that run took.
+"""The seconds that `geodistill plan` predicts for each stage of a run, against those that the stages took.
 
     python benchmarks/plan.py --data ../shared/data/aid --run runs/aid-bench/selection
 

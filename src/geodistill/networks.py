@@ -68,8 +68,8 @@ def build_network(name: str, classes: int, seed: int, channels: int = RGB) -> nn
     efficientnet-lite0 and -lite2 start from ImageNet with a new head; all others start at random: convnet3 (three
     blocks of 128 channels, instance norm, as is standard in dataset distillation), resnet18, mobilenetv2, vgg16,
     densenet121, inception_v3 (which enlarges images below 75 px to 75 px, and has no auxiliary head), and `timm:NAME`
-    for any classifier in timm.list_models(); if such a model has a minimum or fixed input size, as vision transformers
-    do, images are resized to fit it.
+    for any classifier in timm.list_models(). If a model of timm has a minimum or fixed input size, as vision
+    transformers do, images are resized to fit it.
     Raises ConfigError for other names, and for `timm:NAME` without timm.
     """
     check_network(name)

@@ -155,8 +155,8 @@ DEEP = Reading(bands=(4, 3, 2), scale=((0, 3000),) * 3)
             FOUR,
             DEEP,
             {},
-            "x.tif has 8-bit values, the model was trained on values up to 3000: give a raster with such values, or "
-            "--scale LOW,HIGH",
+            "x.tif has 8-bit values, the model was trained on values up to 3000: give a raster with values in "
+            "that range, or --scale LOW,HIGH",
         ),
         (GREY16, DEEP, {"bands": "1"}, "x.tif: 1 band(s) are read, the model was trained on ranges of 3: give --scale"),
         (PLAIN_RGB, PLAIN, {"bands": "4"}, "x.tif has no band '4': give 1 to 3"),

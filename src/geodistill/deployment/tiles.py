@@ -128,8 +128,8 @@ def _check_values(info: Info, reading: Reading, path: Path) -> None:
     highest = max((high for _, high in reading.scale), default=0.0)
     if info.dtype == "uint8" and highest > 255:
         raise SceneError(
-            f"{path} has 8-bit values, the model was trained on values up to {highest:g}: give a raster with such "
-            "values, or --scale LOW,HIGH"
+            f"{path} has 8-bit values, the model was trained on values up to {highest:g}: give a raster with values in "
+            "that range, or --scale LOW,HIGH"
         )
 
 

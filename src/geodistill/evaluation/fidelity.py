@@ -134,7 +134,7 @@ def _load_clip(source: str) -> tuple[CLIPModel, CLIPProcessor]:
 def _unloadable(source: str, why: str) -> str:
     return (
         f"the CLIP model {source!r} cannot be loaded ({why}): give a folder with a CLIPModel and its CLIPProcessor in "
-        "safetensors, or such a name on the hub, for example openai/clip-vit-large-patch14"
+        "safetensors, or the name of one on the hub, for example openai/clip-vit-large-patch14"
     )
 
 

@@ -117,8 +117,8 @@ class _Form:
         number = int(label) if not isinstance(label, str) else -1
         if not 0 <= number < len(self.names):
             raise SceneError(
-                f"an item has the class {label!r}, known are 0 to {len(self.names) - 1}: give classes=, or filter such "
-                "items out"
+                f"an item has the class {label!r}, known are 0 to {len(self.names) - 1}: give classes=, or filter "
+                "these items out"
             )
         return self.classes.index(self.names[number])
 

@@ -174,7 +174,7 @@ class Paths(OnDemand[Path]):
 
 
 def packed(texts: Iterable[str]) -> Packed:
-    """Return `texts` as Digests if all are such, otherwise as Texts."""
+    """Return `texts` as Digests if all are digests, otherwise as Texts."""
     if isinstance(texts, Packed):
         return texts
     known = tuple(texts)

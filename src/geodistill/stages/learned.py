@@ -1,9 +1,9 @@
 """Which scenes the trained parts of a run learn from: all of them, or a fair share of a very large archive.
 
 A base from scratch, the latent teacher, the adapter, the test of stage `following` and refinement take a bounded number
-of steps, in which they would see most scenes of a very large archive never, and a rare class hardly at all. Of such an
-archive they learn from `MOST` scenes, as many of each class; a rare class keeps all its scenes. All scenes are encoded
-and clustered, candidates start from any of them, and the choice among candidates follows the mean of all.
+of steps. From a very large archive they would never see most scenes, and they would hardly see a rare class. They learn
+from `MOST` scenes of it instead, equally many of each class; a rare class keeps all its scenes. All scenes are encoded
+and clustered, candidates start from any of them, and selection among candidates follows the mean of all.
 """
 
 from typing import Any

@@ -133,7 +133,7 @@ def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
         "The account is numerical (privacy loss distributions, rounded up). Another set made from the same images "
         "spends as much again. Not covered: what the "
         f"base was trained on, {checked}; the names of the classes and the number of images, taken as known; "
-        "several images of one place, each of which counts for itself; whoever reads the run folder or the memory of "
+        "several images of one place (each counts separately); whoever reads the run folder or the memory of "
         "the machine that made the set."
     )
 
