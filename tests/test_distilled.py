@@ -9,7 +9,7 @@ import rasterio
 import torch
 from PIL import Image
 
-from geodistill.distilled import DistilledSet, tell_of_audit, tell_of_self_test, tell_of_source
+from geodistill.distilled import DistilledSet, run_of, strays, tell_of_audit, tell_of_self_test, tell_of_source
 from geodistill.errors import DistilledSetError
 from geodistill.scenes.reading import Reading
 
@@ -37,6 +37,41 @@ def test_round_trip_is_exact(tmp_path):
     assert torch.equal(again.labels, distilled.labels)
     assert (again.classes, again.records, again.about) == (distilled.classes, distilled.records, distilled.about)
     assert (again.ipc, again.size, len(again)) == (2, 8, 6)
+
+
+def test_files_that_are_not_of_the_set_are_named(tmp_path, caplog):
+    folder = make_set().save(tmp_path / "set")
+    for name in ("LICENSE", "notes.txt", ".DS_Store", "Beach/beach_000.png.aux.xml"):
+        (folder / name).write_text("")
+    assert strays(folder) == []
+    caplog.clear()
+    DistilledSet.load(folder)
+    assert not caplog.records
+    (folder / "Forest").mkdir()
+    for name in ("Forest/a.png", "Beach/real.png", "more.zip"):
+        (folder / name).write_bytes(b"")
+    assert strays(folder) == ["Beach/real.png", "Forest/a.png", "more.zip"]
+    assert len(DistilledSet.load(folder)) == 6
+    told = f"{folder} holds 3 file(s) that are not of the set, Beach/real.png first: not used"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_images_of_a_plain_folder_that_are_not_read_are_named(tmp_path):
+    for name in ("a/1.png", "b/2.png", "a/sub/3.png", "b/4.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "list.csv").write_text("")
+    assert strays(tmp_path) == ["a/sub/3.png", "b/4.gif"]
+
+
+def test_the_run_of_a_set(tmp_path):
+    folder = make_set().save(tmp_path / "run" / "distilled")
+    assert run_of(folder) is None
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert run_of(tmp_path / "run") == tmp_path / "run"
+    assert run_of(folder) == tmp_path / "run"
+    make_set().save(tmp_path / "run" / "updated")
+    assert run_of(tmp_path / "run") is None
 
 
 def test_saving_twice_gives_the_same_bytes_and_leaves_nothing_else(tmp_path):

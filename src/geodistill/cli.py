@@ -138,6 +138,7 @@ def distill(
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
+        from geodistill.stages.base import warn_of_seen_tests
         from geodistill.stages.checks import check_base
 
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
@@ -168,7 +169,10 @@ def distill(
             return
         if METHODS[method].kind != "real":
             check_base(settings)
-        scenes = open_scenes(data, **read).train
+        opened = open_scenes(data, **read)
+        scenes = opened.train
+        if METHODS[method].kind != "real":
+            warn_of_seen_tests(settings.base, opened)
         tell_of_busy_cores()
         before = _last_made(out)
         result = run_distillation(
@@ -221,12 +225,15 @@ def plan(
         from geodistill.commands.plan import plan as make_plan
         from geodistill.config import load_config
         from geodistill.scenes import open_scenes
+        from geodistill.stages.base import warn_of_seen_tests
         from geodistill.stages.checks import check_base
 
         sets = _with_describer(set_, describe)
         settings = load_config(config, sets, ipc=ipc, base=base, size=size)
         check_base(settings)
-        _print_plan(make_plan(open_scenes(data, bands=bands, scale=scale, split=split).train, settings, out))
+        scenes = open_scenes(data, bands=bands, scale=scale, split=split)
+        warn_of_seen_tests(settings.base, scenes)
+        _print_plan(make_plan(scenes.train, settings, out))
         say("nothing was written: `geodistill distill` with the same options makes the set")
 
 
@@ -339,11 +346,12 @@ def evaluate(
     """
     with told(device):
         refuse_inside(data, out, save)
-        from geodistill.commands.source import recorded_reading, warn_of_other_scenes
+        from geodistill.commands.source import recorded_base, recorded_reading, warn_of_other_scenes
         from geodistill.distilled import UPDATED, set_folder
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
         from geodistill.scenes import open_scenes
+        from geodistill.stages.base import warn_of_seen_tests
 
         folder, store = set_folder(what), out or (what if (what / "run.json").is_file() else None)
         opened = open_scenes(data, split=split, reading=recorded_reading(what), strict=strict)
@@ -351,6 +359,7 @@ def evaluate(
         # A set that was updated stands for scenes of several archives.
         if folder.name != UPDATED:
             warn_of_other_scenes(what, scenes.train)
+        warn_of_seen_tests(recorded_base(what), opened)
         for name in network or ["efficientnet-lite0"]:
             result = run_evaluation(
                 folder,
@@ -547,7 +556,8 @@ def audit(
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
-            "--fail-on", help="Exit with code 3: 'copy' if an image is a copy, 'membership' if an attack succeeds."
+            "--fail-on",
+            help="Exit with code 3: 'copy' if an image is a copy, 'membership' if an attack or a replay succeeds.",
         ),
     ] = None,
     device: options.Device = None,
@@ -562,13 +572,15 @@ def audit(
         from geodistill.commands.audit import audit as audit_folder
         from geodistill.commands.audit import unanswerable
         from geodistill.commands.source import recorded_reading
+        from geodistill.distilled import run_of
         from geodistill.privacy.audit import MEASURES
         from geodistill.processes import processes
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
 
         scenes = open_scenes(data, split=split, reading=recorded_reading(what))
-        target = out or (what / "audit" if (what / DISTILLED.name).is_dir() else Path("audit"))
+        run = run_of(what)
+        target = out or (run / "audit" if run else Path("audit"))
         result, distilled, train = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
         if not processes().main:
             return
@@ -595,7 +607,9 @@ def report(
     data: Annotated[
         Path | None, typer.Option(help="The run's scenes, for the map of embeddings and for --owner.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The page [default: RUN/report.html].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page [default: RUN/report.html, with --owner RUN/report-owner.html].")
+    ] = None,
     owner: Annotated[
         bool,
         typer.Option(
@@ -859,7 +873,7 @@ def _print_replayable(distilled: Any) -> None:
     """Print that the set must not be shared, where its images can be drawn again."""
     if distilled.replayable:
         say(
-            "reproducible: do not share this set, its seeds tell which scenes the images began as",
+            "reproducible: do not share this set, its seeds let anyone repeat the sampling",
             style="bold red",
         )
 

@@ -132,6 +132,14 @@ def told(device: str | None = None) -> Iterator[None]:
     except GeodistillError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {plain(str(error))}", highlight=False)
         raise typer.Exit(2) from None
+    except OSError as error:
+        # Ours name what to do; this is for a file that nobody thought of, such as an --out that cannot be written.
+        if error.filename is None:
+            raise
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]error:[/] {plain(str(error.filename))}: {error.strerror}", highlight=False
+        )
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None

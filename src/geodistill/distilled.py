@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ _ORIGIN = frozenset({"seed", "prototype", "candidate"})
 # The sentence on every page that must not be shared, and names of other files that must not be shared.
 FOR_THE_OWNER = "It is for the owner of the data; do not share it with the set."
 _OWNERS = frozenset({"audit.json", "run.json", "secret"})
+# Files of every set besides its images; names in lower case.
+_FILES = frozenset({MANIFEST, CLASS_MAP, PREVIEW, "readme.md", "croissant.json"})
+# What may lie beside the images without being looked at: texts and what GDAL notes about an image.
+_TEXTS = frozenset({"", ".cff", ".html", ".md", ".txt", ".xml"})
+_PICTURES = SUFFIXES | {".gif"}
 
 
 @dataclass
@@ -196,10 +202,24 @@ class DistilledSet:
         if not root.is_dir():
             raise DistilledSetError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
         if (root / MANIFEST).is_file():
-            return _load_own(root, size)
-        classes, files = _list_plain(root)
-        images = _read_images([path for path, _ in files], size, root, reading)
-        return cls(images, torch.tensor([label for _, label in files]), classes, (), {"method": "unknown"})
+            found = _load_own(root, size)
+        else:
+            classes, files = _list_plain(root)
+            images = _read_images([path for path, _ in files], size, root, reading)
+            found = cls(images, torch.tensor([label for _, label in files]), classes, (), {"method": "unknown"})
+        if other := strays(root):
+            log.warning("%s holds %s: not used", root, told_strays(other))
+        return found
+
+
+def run_of(what: Path) -> Path | None:
+    """Return the run that made the set in `what`, a run or the folder of its set; None if there is none.
+
+    How an updated set was made is known of its new images alone, so it has no run.
+    """
+    folder = set_folder(what).resolve()
+    made = folder.name == DISTILLED.name and (folder.parent / "run.json").is_file()
+    return (what if what != set_folder(what) else folder.parent) if made else None
 
 
 def set_folder(what: Path) -> Path:
@@ -241,7 +261,7 @@ def _check_name(name: str) -> None:
         check_class_name(name)
     except SceneError as error:
         raise DistilledSetError(str(error)) from error
-    if name.casefold() in {MANIFEST, CLASS_MAP, PREVIEW, "readme.md", "croissant.json"}:
+    if name.casefold() in _FILES:
         raise DistilledSetError(f"class name {name!r} is that of a file of the distilled set: rename the class")
 
 
@@ -443,7 +463,7 @@ def _loading(distilled: DistilledSet) -> str:
 
 _REPLAYABLE = (
     "**Do not share this set.** It was made reproducibly: its images follow from a seed in `manifest.json`. Anyone who "
-    "has the base can sample each image again from any scene, and find the scene it was sampled from. Removing the "
+    "has the base can repeat the sampling, and test for any scene whether an image was sampled from it. Removing the "
     "seed does not help: it can be guessed. Without `--reproducible`, `geodistill distill` draws the images from a "
     "secret."
 )
@@ -474,6 +494,34 @@ def owner_files(folder: Path) -> list[str]:
         return path.name in _OWNERS
 
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and private(path))
+
+
+def strays(folder: Path) -> list[str]:
+    """Return the names of the files in `folder`, a set, that are neither of the set nor named by `owner_files`.
+
+    Whoever gets the folder reads them as well, but nothing here does. Hidden files and texts (.txt, .md) do not count;
+    in a plain image folder <class>/<image>, neither does any other file than an image.
+    """
+    own = (folder / MANIFEST).is_file()
+    if own:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["images"]
+        known = {*_FILES, *(entry["file"] for entry in entries)}
+    else:
+        known = {path.relative_to(folder).as_posix() for path, _ in _list_plain(folder)[1]}
+    known |= set(owner_files(folder))
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    counted = {
+        name
+        for name, path in names.items()
+        if not any(part.startswith(".") for part in Path(name).parts)
+        and (path.suffix.lower() not in _TEXTS if own else path.suffix.lower() in _PICTURES)
+    }
+    return sorted(counted - known)
+
+
+def told_strays(names: Sequence[str]) -> str:
+    """Return in words which files are no images of a set; the first is named."""
+    return f"{len(names):,} file(s) that are not of the set, {names[0]} first"
 
 
 def tell_of_audit(folder: Path, summary: str) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from geodistill.commands.audit import audit as audit_folder
+from geodistill.commands.audit import unanswerable
 from geodistill.commands.distill import distill
 from geodistill.commands.source import _half, read_source, shadow_sets
 from geodistill.config import Config, make_config, recorded
@@ -20,6 +22,7 @@ from geodistill.privacy.overlap import footprint
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, versions
 from geodistill.scenes import SceneData, Scenes
+from geodistill.stages.base import warn_of_seen_tests
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
 from geodistill.stages.held_out import set_apart
@@ -101,7 +104,7 @@ class TestOfRuns:
         assert found.attribution is not None
 
     def test_a_set_drawn_in_secret_does_not_and_its_owner_knows_the_starts(
-        self, run: Path, pair: Scenes, on_pipeline: Config, tmp_path: Path
+        self, run: Path, pair: Scenes, on_pipeline: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         shutil.copytree(run, tmp_path / "run")
         distill(pair, make_config({**on_pipeline.model_dump(), "reproducible": False}), out=tmp_path / "run")
@@ -116,8 +119,49 @@ class TestOfRuns:
         slots = Chosen.load(tmp_path / "run" / "chosen").rows // on_pipeline.sampling.candidates
         assert all(int(start) in members[slot].tolist() for start, slot in zip(starts, slots, strict=True))
         (tmp_path / "run" / "secret").unlink()
-        with pytest.raises(RunError, match="secret is gone"):
-            audit_folder(tmp_path / "run", SceneData(pair, None))
+        blind, *_ = audit_folder(tmp_path / "run", SceneData(pair, None))
+        assert (blind.attribution, blind.replay, blind.copies) == (None, None, found.copies)
+        told = f"{tmp_path / 'run' / 'secret'} is gone or damaged, so the scenes that the images started from are not"
+        assert any(record.getMessage().startswith(told) for record in caplog.records)
+        card = (tmp_path / "run" / "distilled" / "README.md").read_text()
+        assert "Whether the sampling can be repeated from a training image was not tested" in card
+
+    def test_the_folder_of_a_run_s_set_is_audited_as_the_run(
+        self, run: Path, pair: Scenes, data: SceneData, tmp_path: Path
+    ) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        folder = tmp_path / "run" / "distilled"
+        found, *_ = audit_folder(folder, SceneData(pair, None))
+        assert found.attribution is not None
+        card = (folder / "README.md").read_text()
+        with pytest.raises(RunError, match="was made from other scenes than these"):
+            audit_folder(folder, data)
+        assert (folder / "README.md").read_text() == card
+
+    def test_files_that_are_not_of_the_set_fail(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        stray = tmp_path / "run" / "distilled" / pair.classes[0] / "real.png"
+        Image.fromarray(pair.pixels(torch.tensor([0]), size=32)[0].permute(1, 2, 0).numpy()).save(stray)
+        found, *_ = audit_folder(str(tmp_path / "run"), SceneData(pair, None))
+        assert found.strays == (f"{pair.classes[0]}/real.png",)
+        assert found.fails(())
+        assert found.verdict.startswith(
+            f"FAILED: the folder of the set holds 1 file(s) that are not of the set, {pair.classes[0]}/real.png first."
+        )
+
+    def test_a_base_that_has_seen_the_test_images(
+        self, pair: Scenes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "trained_on.jsonl").write_text(footprint(pair.keys, "harbours"))
+        warn_of_seen_tests(str(tmp_path), SceneData(pair, pair, val=pair))
+        for base in (None, "scratch", str(tmp_path / "gone")):
+            warn_of_seen_tests(base, SceneData(pair, pair))
+        warn_of_seen_tests(str(tmp_path), SceneData(pair, None))
+        assert [record.getMessage() for record in caplog.records] == [
+            f"about 60 of the 60 {images} images are among those that the base was trained on (harbours): accuracy and "
+            "nearness measured on them are too optimistic"
+            for images in ("test", "validation")
+        ]
 
     def test_training_images_are_those_that_no_self_test_held_out(
         self, pair: Scenes, on_pipeline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -190,15 +234,26 @@ class TestOfRuns:
         with pytest.raises(RunError) as caught:
             read_source(tmp_path, pair)
         assert str(caught.value) == f"{tmp_path} is no run of one set: give the folder that `geodistill distill` wrote"
+        shutil.copytree(run / "distilled", tmp_path / "moved")
         with pytest.raises(ConfigError) as refused:
-            audit_folder(run / "distilled", SceneData(pair, None), shadows=1)
+            audit_folder(tmp_path / "moved", SceneData(pair, None), shadows=1)
         assert str(refused.value) == (
-            f"{run / 'distilled'} is no run: how its images were made is not known, so there are no shadow sets: "
+            f"{tmp_path / 'moved'} is no run: how its images were made is not known, so there are no shadow sets: "
             "leave --shadows out"
         )
-        with pytest.raises(ConfigError) as refused:
-            audit_folder(run, SceneData(pair, None), fail_on=["membership"])
-        assert str(refused.value) == "--fail-on membership needs held-out images: give data with a test part"
+        (tmp_path / "link").symlink_to(run / "distilled")
+        for out in (run / "distilled" / "audit", tmp_path / "link" / "audit"):
+            with pytest.raises(ConfigError, match="is in the folder of the set, which is shared"):
+                audit_folder(run, SceneData(pair, None), out=out)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(RunError) as caught:
+            audit_folder(run, SceneData(pair, None), out=tmp_path / "file" / "sub")
+        assert str(caught.value) == (
+            f"{tmp_path / 'file' / 'sub'} cannot be a folder, a file is in its place: choose another --out"
+        )
+        distilled = DistilledSet.load(run / "distilled")
+        told = unanswerable(distilled, SceneData(pair, None))
+        assert told == "--fail-on membership needs held-out images: give data with a test part"
         few = pair.subset([int((pair.labels == label).nonzero()[0]) for label in (0, 1)])
         with pytest.raises(ConfigError) as refused:
             shadow_sets(read_source(run, pair), few, 1, tmp_path)

@@ -188,6 +188,18 @@ def test_terms_of_the_base_and_what_it_was_trained_on_are_told_once(
     assert not (tmp_path / "wide").exists()
 
 
+def test_fewer_seeds_do_not_replace_more(data: SceneData, tiny: Config, tmp_path: Path) -> None:
+    asked = {"methods": ["random"], "ipcs": (1,), "protocols": ("probe",), "full": False, "out": tmp_path / "run"}
+    (two,) = compare(data, tiny, seeds=2, **asked)
+    (kept,) = compare(data, tiny, seeds=1, **asked)
+    assert two.seeds == (0, 1)
+    assert kept == two
+    predicted, _ = load_predictions(tmp_path / "run", kept)
+    assert len(predicted) == 2
+    (three,) = compare(data, tiny, seeds=3, **asked)
+    assert three.seeds == (0, 1, 2)
+
+
 def test_a_table_of_another_version(tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text(json.dumps({"rows": [{"method": "dpd"}], "pairs": []}))
     with pytest.raises(RunError, match=r"compare\.json is no table of this version of geodistill \("):

@@ -328,6 +328,17 @@ def test_class_with_too_few_images(data: SceneData, tiny: Config) -> None:
     assert str(caught.value) == "class 'Beach' has 12 images, IPC 13 needs at least 13: lower --ipc or add images"
 
 
+def test_a_private_set_cannot_be_drawn_again(data: SceneData, tmp_path: Path) -> None:
+    asked = load_config(privacy="dp", epsilon=8.0, delta=1e-3, reproducible=True)
+    with pytest.raises(ConfigError) as caught:
+        distill(data.train, asked, out=tmp_path / "run")
+    assert str(caught.value) == (
+        "privacy 'dp' does not go with --reproducible: its noise comes from the operating system, and no command draws "
+        "it again"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_size_that_does_not_fit_is_found_before_the_base_is_built(data: SceneData, tiny: Config) -> None:
     with pytest.raises(PriorError, match="needs a multiple of 16: use --size 32"):
         distill(data.train, _with(tiny, size=40))

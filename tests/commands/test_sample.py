@@ -13,7 +13,7 @@ from geodistill.commands.sample import sample as draw_targeted
 from geodistill.config import Config, make_config
 from geodistill.errors import ConfigError, RunError
 from geodistill.prior.catalogue import BaseFacts, facts_text
-from geodistill.scenes import SceneData
+from geodistill.scenes import SceneData, write_scenes
 
 CLASSES = ("Bridge", "DenseResidential", "Residential", "RiverBridge", "Storage_Tanks")
 
@@ -98,6 +98,24 @@ class TestDrawTargeted:
         assert Image.open(folder / data.train.classes[1] / f"{folder.name}_0_000.png").size == (32, 32)
         same_words = draw_targeted(run, "Snow - at dusk", count=1, class_name="dense residential")
         assert same_words != folder
+
+    def test_other_files_are_not_mixed_with_samples(self, run: Path, data: SceneData, tmp_path: Path):
+        prompt = f"an image of {data.train.classes[0].lower()}"
+        write_scenes(tmp_path / "data", train_per_class=1, test_per_class=1, size=32)
+        shutil.copytree(run / "distilled", tmp_path / "set")
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        for out in (tmp_path / "data", tmp_path / "data" / "train", tmp_path / "set"):
+            with pytest.raises(ConfigError) as caught:
+                draw_targeted(run, prompt, count=1, out=out)
+            assert str(caught.value) == f"--out {out} holds other files than samples: choose a new folder"
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ConfigError) as caught:
+            draw_targeted(run, prompt, count=1, out=tmp_path / "file")
+        assert str(caught.value) == f"--out {tmp_path / 'file'} is a file: choose a new folder"
+        for seed in (0, 1):
+            draw_targeted(str(run), prompt, count=1, seed=seed, out=str(tmp_path / "samples"))
+        assert len(list((tmp_path / "samples").glob("*/*.png"))) == 2
 
     def test_unknown_class(self, run: Path, data: SceneData):
         with pytest.raises(ConfigError) as caught:

@@ -190,7 +190,7 @@ def test_clip_score_equals_a_plain_computation(clip):
 
 def test_clip_models_that_cannot_be_loaded(clip, tmp_path):
     def refusal(why):
-        advice = "give a folder with a CLIPModel and its CLIPProcessor in safetensors, or such a name on the hub"
+        advice = "give a folder with a CLIPModel and its CLIPProcessor in safetensors, or the name of one on the hub"
         return f"the CLIP model {str(tmp_path)!r} cannot be loaded ({why}): {advice}, for example {EXAMPLE}"
 
     model = CLIPModel.from_pretrained(clip)

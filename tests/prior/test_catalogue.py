@@ -109,7 +109,13 @@ def test_a_package_without_weights(install: Install, tmp_path: Path) -> None:
     assert _refused("mole") == told.format(f"there is no model_index.json in {folder}")
     (folder / "model_index.json").write_text("{}")
     assert _refused("mole") == told.format(f"there are no weights in {folder / 'unet'}")
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").touch()
+    for part in ("unet", "vae", "text_encoder"):
+        assert _refused("mole") == told.format(f"there are no weights in {folder / part}")
+        (folder / part).mkdir(exist_ok=True)
+        (folder / part / "model.safetensors").touch()
+    for part in ("tokenizer", "scheduler"):
+        assert _refused("mole") == told.format(f"there is no folder {folder / part}")
+        (folder / part).mkdir()
     assert source_of("mole", 64) == str(folder)
 
 
@@ -144,7 +150,12 @@ def test_a_size_that_the_base_does_not_draw(install: Install, sd_folder: Path, t
     [
         ("{", "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
         ('{"name": "quay"}', "KeyError: 'sizes'"),
-        ('{"name": "quay", "sizes": 64}', "TypeError: 'int' object is not iterable"),
+        ('{"name": "quay", "sizes": 64}', 'TypeError: "sizes" and "archives" are lists, and one size is needed'),
+        ('{"name": "quay", "sizes": []}', 'TypeError: "sizes" and "archives" are lists, and one size is needed'),
+        (
+            '{"name": "quay", "sizes": [64], "archives": "AID"}',
+            'TypeError: "sizes" and "archives" are lists, and one size is needed',
+        ),
         ("[]", "TypeError: list indices must be integers or slices, not str"),
     ],
 )
@@ -160,6 +171,8 @@ def test_a_base_json_of_another_form(text: str, why: str, tmp_path: Path) -> Non
 
 def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_facts(tmp_path) is None
+    (tmp_path / "base.json").write_text('{"name": "quay", "sizes": [64], "terms": null}')
+    assert read_facts(tmp_path) == BaseFacts("quay", (64,), "", ())
     facts = BaseFacts("quay", (64, 128), "for “academic” use", ("one", "other"))
     (tmp_path / "base.json").write_text(facts_text(facts))
     assert read_facts(tmp_path) == facts

@@ -139,6 +139,22 @@ def test_report_lies_in_the_run_unless_told_otherwise(run: Path, tmp_path: Path)
     assert other.read_bytes() == (run / "report.html").read_bytes()
 
 
+def test_the_owner_s_page_has_a_name_of_its_own_and_lies_in_no_set(run: Path, data: SceneData) -> None:
+    shared = write_report(run).read_bytes()
+    assert write_report(run, data=data, owner=True) == run / "report-owner.html"
+    assert (run / "report.html").read_bytes() == shared
+    inside = run / "distilled" / "page.html"
+    with pytest.raises(ConfigError) as caught:
+        write_report(run, data=data, owner=True, out=inside)
+    assert str(caught.value) == (
+        f"--out {inside} is in the folder of a set, which is shared: the page shows training images"
+    )
+    with pytest.raises(RunError) as folder:
+        write_report(run, out=run / "distilled")
+    assert str(folder.value) == f"{run / 'distilled'} cannot be a file, a folder is in its place: choose another --out"
+    (run / "report-owner.html").unlink()
+
+
 @pytest.mark.parametrize(("low", "high", "flagged"), [(-0.06, -0.02, True), (-0.06, 0.02, False)])
 def test_self_test_is_at_the_head(low: float, high: float, flagged: bool, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")

@@ -179,6 +179,23 @@ def test_a_base_that_was_trained_on_the_scenes_is_refused(planted: Scenes, setti
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_that_does_not_list_its_images_is_warned_of(
+    planted: Scenes, settings: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    config = private_settings(settings, base=str(folder))
+    for path in Path(source_of("compact", 64)).iterdir():
+        if path.name != FOOTPRINT:
+            (folder / path.name).symlink_to(path)
+    check_private(planted, config)
+    (told,) = caplog.messages
+    assert told == (
+        f"the base {str(folder)!r} does not list its training images: whether it was trained on these scenes cannot be "
+        "checked, and the guarantee does not cover what it remembers of them"
+    )
+
+
 def test_a_base_built_in_a_run_on_the_scenes_is_refused(planted: Scenes, settings: dict, tmp_path: Path) -> None:
     tiny = {"steps": 1, "batch": 2, "channels": 4, "width": (32, 32)}
     with Run(tmp_path / "open", {}) as run:

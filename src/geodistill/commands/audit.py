@@ -1,36 +1,45 @@
 """`geodistill audit`: the audit of a set in a folder, with what its run records about how the set was made."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from geodistill.commands.source import Source, read_source, shadow_sets
-from geodistill.distilled import DistilledSet, owner_files, set_folder, tell_of_audit
-from geodistill.errors import ConfigError
-from geodistill.pipeline import DISTILLED
+from geodistill.commands.source import Source, read_source, recorded_base, shadow_sets
+from geodistill.distilled import DistilledSet, owner_files, run_of, set_folder, strays, tell_of_audit
+from geodistill.errors import ConfigError, RunError
 from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
 from geodistill.privacy.audit import audit as audit_set
 from geodistill.privacy.membership import too_little
 from geodistill.processes import processes
 from geodistill.run import versions
+from geodistill.run.secret import SECRET
 from geodistill.scenes.scenes import SceneData, Scenes
+from geodistill.stages.base import warn_of_seen_tests
+
+_NO_REPLAY = " Whether the sampling can be repeated from a training image was not tested: its run was not at hand."
+
+log = logging.getLogger("geodistill")
 
 
 def audit(
-    what: Path, data: SceneData, *, shadows: int = 0, fail_on: Sequence[str] = (), out: Path | None = None
+    what: Path | str, data: SceneData, *, shadows: int = 0, fail_on: Sequence[str] = (), out: Path | str | None = None
 ) -> tuple[Audit, DistilledSet, Scenes]:
-    """Audit the set in `what`, a run or a folder <class>/<image>; return the findings, the set and the training images.
+    """Audit the set in `what`: a run, the folder of its set, or a folder <class>/<image>.
+
+    Returns the findings, the set and the training images.
 
     Training images are those that the run learned from, without those held out for its self-test.
 
     For a run it is also known how the set was made: the scene that each image started from, and how to make `shadows`
     further sets from random halves of the training scenes. These are written to `out`, by default the folder `audit` in
-    the run. The verdict is written into the set's data card.
+    the run. The verdict is written into the set's data card. Without the run's secret the scenes that its images
+    started from are not known, and nothing is replayed; a warning says so.
 
     Raises:
-        ConfigError: a name in `fail_on` is unknown, or membership alone is asked for and no attack could show it;
-            `out` is in the set's folder; shadows of a set without a run; errors of `privacy.audit.audit`.
-        RunError: the run was made from other scenes.
+        ConfigError: a name in `fail_on` is unknown; `out` is in the set's folder; shadows of a set without a run; what
+            `privacy.audit.audit` raises.
+        RunError: the run was made from other scenes, or `out` cannot be a folder.
         DistilledSetError: there is no set.
 
     >>> import geodistill, tempfile
@@ -41,28 +50,28 @@ def audit(
     >>> found.copies
     10
     """
-    folder = set_folder(what)
-    # How an updated set was made is known of its new images alone.
-    is_run = folder.name == DISTILLED.name and folder != what
-    if out is not None and out.absolute().is_relative_to(folder.absolute()):
+    what, out = Path(what), None if out is None else Path(out)
+    folder, run = set_folder(what), run_of(what)
+    if out is not None and out.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"--out {out} is in the folder of the set, which is shared: the page shows training images")
+    if out is not None and any(one.is_file() for one in (out, *out.parents)):
+        raise RunError(f"{out} cannot be a folder, a file is in its place: choose another --out")
     for name in fail_on:
         if name not in FAILURES:
             raise ConfigError(f"--fail-on {name!r} is unknown: known: {', '.join(FAILURES)}")
-    if shadows and not is_run:
+    if shadows and not run:
         raise ConfigError(
             f"{what} is no run: how its images were made is not known, so there are no shadow sets: leave --shadows out"
         )
-    source = read_source(what, data.train) if is_run else None
+    source = read_source(run, data.train) if run else None
+    warn_of_seen_tests(recorded_base(what), data)
     distilled = DistilledSet.load(folder)
     data = replace(data, train=source.learned_from(data.train)) if source else data
-    if [*fail_on] == ["membership"] and (reason := unanswerable(distilled, data)):
-        raise ConfigError(reason)
     known = Known(replayable=distilled.replayable)
     if source:
-        made = shadow_sets(source, data.train, shadows, out or what / "audit") if shadows else []
+        made = shadow_sets(source, data.train, shadows, out or source.folder / "audit") if shadows else []
         known = _known(source, distilled, data.train, made)
-    known = replace(known, beside=tuple(owner_files(folder)))
+    known = replace(known, beside=tuple(owner_files(folder)), strays=tuple(strays(folder)))
     result = audit_set(distilled, data, known, out=out)
     if processes().main:
         tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
@@ -70,14 +79,21 @@ def audit(
 
 
 def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequence[Shadow]) -> Known:
-    prior = source.prior()
+    prior, starts = source.prior(), None
+    try:
+        starts = source.starts(distilled)
+    except RunError:
+        log.warning(
+            "%s is gone or damaged, so the scenes that the images started from are not known: nothing is replayed",
+            source.folder / SECRET,
+        )
     return Known(
-        starts=source.starts(distilled),
+        starts=starts,
         shadows=shadows,
         overlap=source.overlap(train),
         replayable=source.replayable(distilled),
         prior=prior,
-        draws=source.draws(distilled, prior) if prior else None,
+        draws=source.draws(distilled, prior) if prior and starts is not None else None,
     )
 
 
@@ -88,7 +104,9 @@ def _shared(result: Audit, distilled: DistilledSet) -> str:
     """
     if distilled.about.get("guarantee"):
         return "Its findings stay with the data owner: figures about the real images are outside the guarantee."
-    return result.verdict
+    started = distilled.kind == "synthetic" and not distilled.about.get("screened")
+    untested = result.attribution is None and result.replay is None and started
+    return result.verdict + (_NO_REPLAY if untested else "")
 
 
 def unanswerable(distilled: DistilledSet, data: SceneData) -> str:

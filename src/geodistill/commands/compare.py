@@ -30,7 +30,7 @@ from geodistill.pipeline import BASE, OWN
 from geodistill.provenance import Kind
 from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
-from geodistill.stages.base import load_base, tell_of_base
+from geodistill.stages.base import load_base, tell_of_base, warn_of_seen_tests
 from geodistill.stages.checks import check_base, check_counts
 from geodistill.stages.context import Context, reading_of, run_settings
 
@@ -107,6 +107,7 @@ def compare(
     with Run(Path(out), settings, command) as run:
         write_atomic(run.folder / "config.toml", to_toml(config))
         tell_of_base(data.train, config, run)
+        warn_of_seen_tests(config.base, data)
         bench.store = open_store(run.folder)
         ledger = Ledger(run.folder, data.train.classes, bench.test.labels, tuple(METHODS))
         for row, predicted in _rows(plan, config, run, bench):

@@ -56,6 +56,11 @@ def distill(
             return distill(scenes, config, method=method, out=folder, command=command)
     # Checked before the run folder is made, so that settings that cannot work leave no folder behind.
     check_method(method, config.privacy)
+    if config.privacy == "dp" and config.reproducible:
+        raise ConfigError(
+            "privacy 'dp' does not go with --reproducible: its noise comes from the operating system, and no command "
+            "draws it again"
+        )
     if METHODS[method].kind == "real":
         # The self-test compares a set with real images, and this set consists of them.
         config = without_self_test(config)

@@ -20,12 +20,18 @@ from geodistill.prior.sample import Requests, sample_fitting
 from geodistill.prior.training import batches
 from geodistill.progress import progress
 from geodistill.provenance import fingerprint
-from geodistill.run import versions, write_atomic
+from geodistill.run import explain_os_errors, versions, write_atomic
 from geodistill.seeding import derive_seed
 
 
 def sample(
-    run: Path, prompt: str, *, count: int = 8, class_name: str | None = None, seed: int = 0, out: Path | None = None
+    run: Path | str,
+    prompt: str,
+    *,
+    count: int = 8,
+    class_name: str | None = None,
+    seed: int = 0,
+    out: Path | str | None = None,
 ) -> Path:
     """Draw `count` images under `prompt` from the base and the adapter of a finished `distill` run.
 
@@ -39,15 +45,15 @@ def sample(
         count: number of images.
         class_name: the class that labels the images; if None, the class that the prompt names.
         seed: other seeds draw other images.
-        out: the folder to write to.
+        out: the folder to write to: new, empty, or one with earlier samples.
 
     Returns:
         the folder.
 
     Raises:
-        RunError: the run does not exist or is not finished.
-        ConfigError: the prompt names no class or several, `class_name` is no class of the run, or the prompt is too
-            long.
+        RunError: the run does not exist or is not finished, or `out` cannot be written.
+        ConfigError: the prompt names no class or several, `class_name` is no class of the run, the prompt is too long,
+            or `out` holds other files than samples.
         PriorError: the run's base is gone, or memory runs out with one image at a time.
 
     >>> import geodistill, tempfile
@@ -58,6 +64,9 @@ def sample(
     >>> sorted(path.parent.name for path in folder.glob("*/*.png"))
     ['Beach', 'Beach']
     """
+    run, slug = Path(run), _slug(prompt)
+    folder = Path(out) if out is not None else run / "samples" / slug
+    _check_folder(folder)
     config, like = _finished(run)
     classes = like.classes
     label = _known(class_name, classes) if class_name else _named(prompt, classes)
@@ -68,17 +77,37 @@ def sample(
             "shorten it"
         )
     images = _draw(prior, prompt, count, config, seed)
-    slug = _slug(prompt)
-    folder = out or run / "samples" / slug
-    (folder / label).mkdir(parents=True, exist_ok=True)
-    for rank, image in enumerate(images):
-        like.write_image(image, folder / label / f"{slug}_{seed}_{rank:03d}{like.suffix}")
     about = {"prompt": prompt, "class": label, "count": count, "seed": seed, "base": Path(config.base).name}
-    write_atomic(
-        folder / f"{slug}_{seed}.json",
-        json.dumps(about | {"versions": versions()}, indent=2, ensure_ascii=False) + "\n",
-    )
+    with explain_os_errors(folder):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        # First, so that a folder whose images were interrupted is known as one of samples.
+        write_atomic(
+            folder / f"{slug}_{seed}.json",
+            json.dumps(about | {"versions": versions()}, indent=2, ensure_ascii=False) + "\n",
+        )
+        for rank, image in enumerate(images):
+            like.write_image(image, folder / label / f"{slug}_{seed}_{rank:03d}{like.suffix}")
     return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ConfigError if `folder` holds anything but earlier samples, such as an archive or a set."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file: choose a new folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    files = [path for path in folder.iterdir() if path.is_file()]
+    if not files or not all(_is_record(path) for path in files):
+        raise ConfigError(f"--out {folder} holds other files than samples: choose a new folder")
+
+
+def _is_record(path: Path) -> bool:
+    """Return whether the file at `path` is what `sample` notes about its images."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"prompt", "class", "count", "seed"} <= found.keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _finished(run: Path) -> tuple[Config, DistilledSet]:

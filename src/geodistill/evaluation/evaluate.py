@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from geodistill.descriptions import class_prompt
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import DistilledSet, set_folder
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation.bench import (
     VERSION,
@@ -99,7 +99,7 @@ def evaluate(
     """Train on `distilled` (a set or its folder), test on `data.test`, compare with real images; return all measures.
 
     Args:
-        distilled: a DistilledSet, the folder of a saved one, or any image folder `<class>/<image>`.
+        distilled: a DistilledSet, a run, the folder of a set, or any image folder `<class>/<image>`.
         data: real scenes with the same class names; classifiers are tested on `test`, `train` gives the references.
             Their files are read as those were that the set was made from.
         protocol: probe, finetune, scratch, finetune-soft or scratch-soft.
@@ -168,7 +168,7 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 def _sized(distilled: DistilledSet | Path | str, size: int | None, reading: Reading) -> DistilledSet:
     if not isinstance(distilled, DistilledSet):
-        return DistilledSet.load(distilled, size=size, reading=reading)
+        return DistilledSet.load(set_folder(Path(distilled)), size=size, reading=reading)
     if size not in (None, distilled.size):
         raise ConfigError(f"the distilled images are {distilled.size} px, size is {size}: leave size out")
     return distilled

@@ -92,7 +92,12 @@ class Ledger:
         return row.protocol, row.network, row.ipc, self._order.get(row.method, len(self._order))
 
     def enter(self, row: Row, predicted: torch.Tensor) -> None:
-        """Add a row with its predictions, and write the table again."""
+        """Add a row with its predictions, and write the table again.
+
+        A row that the table has with the same seeds and more is kept: it is of the same set.
+        """
+        if row.key in self._rows and set(row.seeds) < set(self._rows[row.key].seeds):
+            return
         path = _predictions(self._folder, row)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors({"predicted": predicted, "labels": self._labels}, path)

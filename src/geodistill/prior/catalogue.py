@@ -103,16 +103,19 @@ def _loaded(name: str, claim: _Claim) -> Path:
 
 
 def missing_part(folder: Path) -> str:
-    """Return what the base in `folder` lacks, or "" if its pipeline index and U-Net weights are present."""
+    """Return what the base in `folder` lacks, or "" if its pipeline index and all its parts are present."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
     if not (folder / "model_index.json").is_file():
         return f"there is no model_index.json in {folder}"
     # A pipeline without this folder is of another kind; `base.check_family` gives a better message.
-    unet = folder / "unet"
-    if unet.is_dir() and not any(unet.glob("*.safetensors")):
-        return f"there are no weights in {unet}"
-    return ""
+    if not (folder / "unet").is_dir():
+        return ""
+    for part in ("unet", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            return f"there are no weights in {folder / part}"
+    lacking = [part for part in ("tokenizer", "scheduler") if not (folder / part).is_dir()]
+    return f"there is no folder {folder / lacking[0]}" if lacking else ""
 
 
 def unknown_base(base: str) -> PriorError:
@@ -138,9 +141,12 @@ def read_facts(folder: Path | str) -> BaseFacts | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        sizes = tuple(int(size) for size in values["sizes"])
-        archives = tuple(str(name) for name in values.get("archives", ()))
-        return BaseFacts(str(values["name"]), sizes, str(values.get("terms", "")), archives)
+        sizes, archives = values["sizes"], values.get("archives", [])
+        if not sizes or not isinstance(sizes, list) or not isinstance(archives, list):
+            raise TypeError('"sizes" and "archives" are lists, and one size is needed')
+        return BaseFacts(
+            str(values["name"]), tuple(map(int, sizes)), str(values.get("terms") or ""), tuple(map(str, archives))
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PriorError(
             f"{path} cannot be read ({type(error).__name__}: {error}): "

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import DistilledSet, told_strays
 from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
 from geodistill.prior.base import Prior
@@ -54,9 +54,9 @@ _ATTACKED = 2**15
 # Findings that a user can make the audit fail on.
 FAILURES = ("copy", "membership")
 REPLAYABLE = (
-    "FAILED: the images follow from seeds that are in the set or can be guessed. Anyone who has the base can sample "
-    "each image again from any scene, and find the scene it was sampled from. Do not share the set. Removing the seeds "
-    "does not help: run the `geodistill distill` command that made it again, without --reproducible. It uses all "
+    "FAILED: the images follow from seeds that are in the set or can be guessed. Anyone who has the base can repeat "
+    "the sampling, and test for any scene whether an image was sampled from it. Do not share the set. Removing the "
+    "seeds does not help: run the `geodistill distill` command that made it again, without --reproducible. It uses all "
     "stages up to the adapter again and draws the images anew, from a secret."
 )
 _UNMEASURED = "Whether the set reveals which images were training images cannot be measured"
@@ -76,7 +76,7 @@ class Known:
     starts: int64 [n], the training scene that each image was sampled from (see attribution). shadows: sets made in the
     same way from known parts of the training scenes, for the shadow attack. overlap, replayable: copied into the Audit.
     prior: the base, for attacks in its latents. draws: how the images were sampled, for the replay. beside: names of
-    files in the set's folder that are for the data owner alone.
+    files in the set's folder that are for the data owner alone. strays: names of files there that are not of the set.
     """
 
     starts: Tensor | None = None
@@ -86,6 +86,7 @@ class Known:
     prior: Prior | None = None
     draws: Draws | None = None
     beside: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Audit:
     `isolated`: the best attack, made on the most isolated images alone (see membership.isolated).
     `attribution`, `replay` (see privacy.replay): None if the images were not sampled from scenes, or if it is not known
     from which. `replayable`: whether the images follow from seeds that the set contains or that can be guessed.
-    `beside`: names of files in the set's folder that are for the data owner alone.
+    `beside`: names of files in the set's folder that are for the data owner alone; `strays`: of files that are not of
+    the set, so nothing is known about them.
     `overlap`: a sentence, without its full stop, on how many of the training images the base of the set's run was
     trained on; "" if none are known.
     """
@@ -161,6 +163,7 @@ class Audit:
     overlap: str = ""
     replayable: bool = False
     beside: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
 
     @property
     def copies(self) -> int:
@@ -194,11 +197,12 @@ class Audit:
     def fails(self, on: Sequence[str]) -> bool:
         """Return whether the audit fails; `on` names the FAILURES that count.
 
-        A replayable set fails in any case, and so does a set whose folder holds files that are for the owner alone.
+        A replayable set fails in any case, and so does a set whose folder holds files that are for the owner alone, or
+        that are not of the set. "membership" covers the attacks and an outsider's replay.
         """
         return (
             self.replayable
-            or bool(self.beside)
+            or bool(self.beside or self.strays)
             or ("copy" in on and self.copies > 0)
             or ("membership" in on and self.leaks)
         )
@@ -215,6 +219,11 @@ class Audit:
             found = (
                 f"FAILED: the folder of the set holds {', '.join(self.beside)}, for the owner of the data alone: move "
                 f"that elsewhere before you share the folder. {found}"
+            )
+        if self.strays:
+            found = (
+                f"FAILED: the folder of the set holds {told_strays(self.strays)}. They were not audited, but whoever "
+                f"gets the folder has them: remove them. {found}"
             )
         return (
             f"{found} An image is a copy if the distance to its nearest training image is below {self.threshold} times "
@@ -263,7 +272,7 @@ class Audit:
         null, found = self.null, best.judged
         told = "The set reveals" if self.tells_members else "The set does not reveal"
         if null is None:
-            return f"{_UNMEASURED}: {too_few or 'no class has two held-out images'}."
+            return f"{_UNMEASURED}: {too_few or 'too few held-out images of the classes of the set'}."
         # Too few images can hide a leak, but they cannot cause one.
         if too_few and not self.tells_members:
             return f"{_UNMEASURED}: {too_few}."
@@ -347,6 +356,7 @@ def audit(
         overlap=known.overlap,
         replayable=known.replayable,
         beside=known.beside,
+        strays=known.strays,
     )
     if out is not None and processes().main:
         out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from geodistill.distilled import FOR_THE_OWNER
+from geodistill.distilled import FOR_THE_OWNER, MANIFEST
 from geodistill.errors import ConfigError
 from geodistill.report import classes, overview, record, results
 from geodistill.report.found import Found, find
@@ -42,21 +42,23 @@ def write_report(run: Path, *, out: Path | None = None, data: SceneData | None =
 
     Args:
         run: folder of a `distill` or `compare` run.
-        out: the HTML file; RUN/report.html if None.
+        out: the HTML file; RUN/report.html if None, RUN/report-owner.html for the owner's page.
         data: the scenes that the run was made from, for the map of real and distilled images.
         owner: write the owner's page, which must not be shared: it also shows real images (those near each prototype,
             and the sets that consist of real images), seeds, the command and the run's name.
 
     Raises:
         RunError: `run` is not a run, holds damaged records, was made from other scenes, or `out` cannot be written.
-        ConfigError: `owner` without `data`.
+        ConfigError: `owner` without `data`, or with an `out` in the folder of a set, which is shared.
         DistilledSetError: a distilled set in the run is damaged.
     """
     if owner and data is None:
         raise ConfigError("source images are to be shown, but there are no scenes: give the data as well")
+    target = Path(out) if out is not None else run / ("report-owner.html" if owner else "report.html")
+    if owner and any((folder / MANIFEST).is_file() for folder in target.resolve().parents):
+        raise ConfigError(f"--out {target} is in the folder of a set, which is shared: the page shows training images")
     page = _page(find(run, None if data is None else data.train, owner))
-    target = out or run / "report.html"
-    with explain_os_errors(target.parent):
+    with explain_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         sections = {key: name for key, name in _SECTIONS.items() if key != "ablation" or page["ablation"]}
         write_atomic(target, render("template.html.j2", sections, page))

@@ -122,6 +122,8 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
             ) from error
         if code in (errno.ENOTDIR, errno.EEXIST):
             raise RunError(f"{folder} cannot be a folder, a file is in its place: choose another --out") from error
+        if code == errno.EISDIR:
+            raise RunError(f"{folder} cannot be a file, a folder is in its place: choose another --out") from error
         if code in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise RunError(f"cannot write to {folder}: make it writable or choose another --out") from error
         raise

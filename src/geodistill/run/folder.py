@@ -143,7 +143,7 @@ class Run:
         return bool(self._content() - {"run.json", "config.toml", SECRET})
 
     def _content(self) -> set[str]:
-        ours = {".lock", ".run.json.tmp", ".config.toml.tmp", f".{SECRET}.tmp", "report.html"}
+        ours = {".lock", ".run.json.tmp", ".config.toml.tmp", f".{SECRET}.tmp", "report.html", "report-owner.html"}
         return {path.name for path in self.folder.iterdir()} - ours
 
     def make(

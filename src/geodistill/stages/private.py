@@ -5,6 +5,7 @@ clusters), `teacher` and `adapter` (trained by DP-SGD), `moments` (of features).
 costs no further budget.
 """
 
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,12 @@ from geodistill.prior.base import source_of
 from geodistill.privacy.accounting import Budget, Mechanism, spend
 from geodistill.privacy.dpsgd import PrivateTraining
 from geodistill.privacy.noisy import ROUNDS
-from geodistill.privacy.overlap import told_overlap
+from geodistill.privacy.overlap import footprint_of, told_overlap
 from geodistill.processes import processes
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.context import Context
+
+log = logging.getLogger("geodistill")
 
 # Noise multipliers relative to that of the starts. Profiles are means over a whole class and tolerate far more noise.
 # Clusters only determine which scenes are averaged.
@@ -62,6 +65,12 @@ def check_private(scenes: Scenes, config: Config) -> None:
     if overlap:
         raise PrivacyError(
             f"{overlap}, and what it remembers of them no noise hides: give a --base that was trained on other data"
+        )
+    if footprint_of(folder) is None:
+        log.warning(
+            "the base %r does not list its training images: whether it was trained on these scenes cannot be checked, "
+            "and the guarantee does not cover what it remembers of them",
+            config.base,
         )
 
 
