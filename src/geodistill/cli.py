@@ -138,8 +138,7 @@ def distill(
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
-        from geodistill.stages.base import warn_of_seen_tests
-        from geodistill.stages.checks import check_base
+        from geodistill.stages.checks import check_base, warn_of_seen_tests
 
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
@@ -225,8 +224,7 @@ def plan(
         from geodistill.commands.plan import plan as make_plan
         from geodistill.config import load_config
         from geodistill.scenes import open_scenes
-        from geodistill.stages.base import warn_of_seen_tests
-        from geodistill.stages.checks import check_base
+        from geodistill.stages.checks import check_base, warn_of_seen_tests
 
         sets = _with_describer(set_, describe)
         settings = load_config(config, sets, ipc=ipc, base=base, size=size)
@@ -351,7 +349,7 @@ def evaluate(
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
         from geodistill.evaluation.evaluate import evaluate as run_evaluation
         from geodistill.scenes import open_scenes
-        from geodistill.stages.base import warn_of_seen_tests
+        from geodistill.stages.checks import warn_of_seen_tests
 
         folder, store = set_folder(what), out or (what if (what / "run.json").is_file() else None)
         opened = open_scenes(data, split=split, reading=recorded_reading(what), strict=strict)

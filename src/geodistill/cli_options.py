@@ -129,6 +129,10 @@ def told(device: str | None = None) -> Iterator[None]:
         with _on_device(device):
             yield
         _tell_of_time(time.monotonic() - start)
+        _end_together()
+    except typer.Exit:
+        _end_together()
+        raise
     except GeodistillError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {plain(str(error))}", highlight=False)
         raise typer.Exit(2) from None
@@ -143,6 +147,14 @@ def told(device: str | None = None) -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
+
+
+def _end_together() -> None:
+    """Leave no process behind that others still need, if several run this command."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from geodistill.processes import end_together  # brings torch
+
+        end_together()
 
 
 def _tell_of_time(seconds: float) -> None:

@@ -104,3 +104,13 @@ def _started() -> Processes:
 
     state = PartialState(cpu=accelerator().type == "cpu", timeout=_PATIENCE)
     return Processes(state.process_index, state.num_processes)
+
+
+def end_together() -> None:
+    """Wait until all processes have done their part, then end the connection between them.
+
+    A process that ends with an open connection may abort, and the launcher then stops those that are not done.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -22,7 +22,7 @@ from geodistill.privacy.overlap import footprint
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, versions
 from geodistill.scenes import SceneData, Scenes
-from geodistill.stages.base import warn_of_seen_tests
+from geodistill.stages.checks import warn_of_seen_tests
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
 from geodistill.stages.held_out import set_apart

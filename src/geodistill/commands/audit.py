@@ -15,7 +15,7 @@ from geodistill.processes import processes
 from geodistill.run import versions
 from geodistill.run.secret import SECRET
 from geodistill.scenes.scenes import SceneData, Scenes
-from geodistill.stages.base import warn_of_seen_tests
+from geodistill.stages.checks import warn_of_seen_tests
 
 _NO_REPLAY = " Whether the sampling can be repeated from a training image was not tested: its run was not at hand."
 

@@ -30,8 +30,8 @@ from geodistill.pipeline import BASE, OWN
 from geodistill.provenance import Kind
 from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
-from geodistill.stages.base import load_base, tell_of_base, warn_of_seen_tests
-from geodistill.stages.checks import check_base, check_counts
+from geodistill.stages.base import load_base, tell_of_base
+from geodistill.stages.checks import check_base, check_counts, warn_of_seen_tests
 from geodistill.stages.context import Context, reading_of, run_settings
 
 

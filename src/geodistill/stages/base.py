@@ -10,15 +10,15 @@ from torch import Tensor
 
 from geodistill.config import Config
 from geodistill.descriptions import MeasuredDescriber, TemplateDescriber, class_prompt
-from geodistill.errors import ConfigError, PriorError
+from geodistill.errors import ConfigError
 from geodistill.pipeline import BASE
 from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior, source_of
-from geodistill.prior.catalogue import SCRATCH, folder_of, tell_terms
+from geodistill.prior.catalogue import SCRATCH, tell_terms
 from geodistill.prior.compact import Archive, build_compact
 from geodistill.privacy.overlap import sign, told_overlap
 from geodistill.provenance import Made
 from geodistill.run import Run
-from geodistill.scenes.scenes import SceneData, Scenes
+from geodistill.scenes.scenes import Scenes
 from geodistill.stages.checks import check_bands
 from geodistill.stages.context import Context, unless_default
 from geodistill.stages.learned import learned
@@ -35,18 +35,6 @@ def tell_of_base(scenes: Scenes, config: Config, run: Run) -> None:
     overlap = told_overlap(scenes.keys, folder)
     if overlap:
         log.warning("%s: figures measured on them are too optimistic", overlap)
-
-
-def warn_of_seen_tests(base: str | None, data: SceneData) -> None:
-    """Warn if `base` was trained on test or validation images of `data`: accuracy on them is no test then."""
-    try:
-        folder = Path(folder_of(base) or base) if base and base != SCRATCH else None
-    except PriorError:
-        return
-    for part, images in ((data.test, "test images"), (data.val, "validation images")):
-        overlap = told_overlap(part.keys, folder, images=images) if part and folder else ""
-        if overlap:
-            log.warning("%s: accuracy and nearness measured on them are too optimistic", overlap)
 
 
 def load_base(context: Context) -> Made[Prior]:

@@ -1,13 +1,19 @@
-"""Checks that stop a run before anything is computed."""
+"""Checks before anything is computed: some stop a run, some warn of what its result is worth."""
+
+import logging
+from pathlib import Path
 
 import torch
 
 from geodistill.config import Config
 from geodistill.errors import PriorError, SceneError
 from geodistill.prior.base import source_of
-from geodistill.prior.catalogue import SCRATCH
+from geodistill.prior.catalogue import SCRATCH, folder_of
 from geodistill.prior.compact import check_compact_size
-from geodistill.scenes.scenes import Scenes
+from geodistill.privacy.overlap import footprint_of, told_overlap
+from geodistill.scenes.scenes import SceneData, Scenes
+
+log = logging.getLogger("geodistill")
 
 
 def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
@@ -43,3 +49,25 @@ def check_base(config: Config) -> None:
         check_compact_size(config.size)
     else:
         source_of(config.base, config.size)
+
+
+def warn_of_seen_tests(base: str | None, data: SceneData) -> None:
+    """Warn if `base` was trained on test or validation images of `data`: accuracy on them is no test then."""
+    try:
+        folder = Path(folder_of(base) or base) if base and base != SCRATCH else None
+    except PriorError:
+        return
+    for part, images in ((data.test, "test images"), (data.val, "validation images")):
+        overlap = told_overlap(part.keys, folder, images=images) if part and folder else ""
+        if overlap:
+            log.warning("%s: accuracy and nearness measured on them are too optimistic", overlap)
+
+
+def warn_of_unlisted(base: str, folder: Path) -> None:
+    """Warn if the base in `folder` does not list its training images, so that a guarantee cannot be checked."""
+    if footprint_of(folder) is None:
+        log.warning(
+            "the base %r does not list its training images: whether it was trained on these scenes cannot be checked, "
+            "and the guarantee does not cover what it remembers of them",
+            base,
+        )

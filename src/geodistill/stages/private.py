@@ -5,7 +5,6 @@ clusters), `teacher` and `adapter` (trained by DP-SGD), `moments` (of features).
 costs no further budget.
 """
 
-import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,11 @@ from geodistill.prior.base import source_of
 from geodistill.privacy.accounting import Budget, Mechanism, spend
 from geodistill.privacy.dpsgd import PrivateTraining
 from geodistill.privacy.noisy import ROUNDS
-from geodistill.privacy.overlap import footprint_of, told_overlap
+from geodistill.privacy.overlap import told_overlap
 from geodistill.processes import processes
 from geodistill.scenes.scenes import Scenes
+from geodistill.stages.checks import warn_of_unlisted
 from geodistill.stages.context import Context
-
-log = logging.getLogger("geodistill")
 
 # Noise multipliers relative to that of the starts. Profiles are means over a whole class and tolerate far more noise.
 # Clusters only determine which scenes are averaged.
@@ -44,8 +42,8 @@ class PrivateContext(Context):
 def check_private(scenes: Scenes, config: Config) -> None:
     """Raise PrivacyError if the run could give no guarantee.
 
-    This is the case with several processes, if the range of the values was measured on the scenes, if δ is not below
-    1 / (number of images), or if the base was trained on them.
+    This is so with several processes, a range of values measured on the scenes, δ not below 1 / (number of images), or
+    a base trained on them.
     """
     if processes().count > 1:
         raise PrivacyError("differential privacy is worked out for one process: start this without accelerate")
@@ -66,12 +64,7 @@ def check_private(scenes: Scenes, config: Config) -> None:
         raise PrivacyError(
             f"{overlap}, and what it remembers of them no noise hides: give a --base that was trained on other data"
         )
-    if footprint_of(folder) is None:
-        log.warning(
-            "the base %r does not list its training images: whether it was trained on these scenes cannot be checked, "
-            "and the guarantee does not cover what it remembers of them",
-            config.base,
-        )
+    warn_of_unlisted(config.base, folder)
 
 
 def budget_of(count: int, config: Config) -> Budget:
