@@ -115,8 +115,10 @@ on the 50 test images in per cent of EfficientNet-Lite0 fine-tuned on 5 images a
 sets; each set is tested with three classifiers. The base is built from the 120 training images (`--base scratch`).
 Differences are in points, with 95 % bootstrap intervals over sets, classifiers and test images. With 50 test images,
 differences of less than about 10 points are not significant. "Patch borders" tells whether one sees the 8x8-pixel
-patches of the base's linear autoencoder (48 latent channels for RGB, 192 for 13 bands): the mean squared difference of
-neighbouring pixels across their borders over that elsewhere, 1 if one does not.
+patches of the base's linear autoencoder: the mean squared difference of neighbouring pixels across their borders over
+that elsewhere, 1 if one does not. Its 48 latent channels hold a quarter of the numbers of an RGB patch, and 6 % of
+those of 13 bands. With `compact.channels=192` borders show less and grain more
+([experiments.md](experiments.md#all-bands)).
 
 Source: `benchmarks/results/bands.csv` (hardware, versions, settings, command), made by `benchmarks/bands.py`.
 

@@ -22,8 +22,6 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# Latent channels of the compact base: an RGB patch without loss has as many values.
-MOST_CHANNELS = 192
 # Group normalisation in the U-Net needs multiples of 32 channels.
 _Width = Annotated[int, Field(ge=32, multiple_of=32)]
 
@@ -40,12 +38,7 @@ class CompactSettings(_Settings):
     sharpening_steps: int = Field(
         0, ge=0, description="further steps that train only the decoder, against adversarial discriminators"
     )
-    channels: int = Field(
-        48,
-        ge=1,
-        le=MOST_CHANNELS,
-        description="latent channels per 8x8-pixel patch of RGB; more bands take more in proportion, up to 192",
-    )
+    channels: int = Field(48, ge=1, le=192, description="latent channels per 8x8-pixel patch")
     width: tuple[_Width, _Width] = Field((192, 256), description="U-Net channels at full and at half latent resolution")
     steps: int = Field(4000, ge=1, description="training steps of the U-Net")
     nearer_views: int = Field(

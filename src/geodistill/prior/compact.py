@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from geodistill.config import MOST_CHANNELS, CompactSettings
+from geodistill.config import CompactSettings
 from geodistill.devices import Precision, accelerator, compiled_in_place, dtype_for
 from geodistill.errors import PriorError
 from geodistill.prior.autoencoder import AutoencoderLoss, ConvAutoencoder, PatchAutoencoder, SharpeningLoss
@@ -151,7 +151,6 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
             f"the images have {channels} channels, and the convolutional autoencoder takes RGB alone: use "
             "--set compact.autoencoder=linear"
         )
-    width = latent_channels(settings, channels)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "compact weights"))
         tokenizer = make_tokenizer(corpus)
@@ -160,8 +159,8 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
         _text_model(text_encoder).embeddings.position_embedding.weight.mul_(0.1)
         unet = UNet2DConditionModel(
             sample_size=size // 8,
-            in_channels=width,
-            out_channels=width,
+            in_channels=settings.channels,
+            out_channels=settings.channels,
             block_out_channels=settings.width,
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -173,6 +172,7 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
             addition_embed_type_num_heads=8,
             resnet_time_scale_shift="scale_shift",
         )
+        width = settings.channels
         vae = PatchAutoencoder(width, in_channels=channels) if linear else ConvAutoencoder(latent_channels=width)
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type=settings.prediction, clip_sample=False, steps_offset=1
@@ -180,18 +180,6 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
     device = accelerator()
     parts = (vae.eval().to(device), tokenizer, text_encoder.to(device), unet.to(device), scheduler)
     return Prior(*parts, source="compact", dtype=dtype_for("auto", device))
-
-
-def latent_channels(settings: CompactSettings, channels: int) -> int:
-    """Return the number of latent channels for images of `channels` channels: more in proportion above three.
-
-    48 components of a patch of 13 bands leave its borders visible in the picture: differences between pixels are 2.2
-    times as large (squared) across a border as elsewhere, and 1.06 times with 192 components.
-
-    >>> [latent_channels(CompactSettings(), channels) for channels in (2, 3, 4, 13, 16)]
-    [48, 48, 64, 192, 192]
-    """
-    return min(max(settings.channels, settings.channels * channels // 3), MOST_CHANNELS)
 
 
 @torch.no_grad()
