@@ -213,13 +213,15 @@ class DistilledSet:
 
 
 def run_of(what: Path) -> Path | None:
-    """Return the run that made the set in `what`, a run or the folder of its set; None if there is none.
+    """Return the folder of the run that made a set, or None if the set has no run.
 
-    How an updated set was made is known of its new images alone, so it has no run.
+    `what` is the run, or the folder of the set. An updated set has no run: its run made only the new images.
     """
-    folder = set_folder(what).resolve()
-    made = folder.name == DISTILLED.name and (folder.parent / "run.json").is_file()
-    return (what if what != set_folder(what) else folder.parent) if made else None
+    folder = set_folder(what)
+    place = folder.resolve()
+    if place.name != DISTILLED.name or not (place.parent / "run.json").is_file():
+        return None
+    return place.parent if folder == what else what
 
 
 def set_folder(what: Path) -> Path:

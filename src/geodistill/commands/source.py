@@ -17,7 +17,7 @@ from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
 from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, OWN, PROTOTYPES
 from geodistill.prior.base import Prior, load_prior, source_of
-from geodistill.prior.catalogue import SCRATCH, folder_of
+from geodistill.prior.catalogue import SCRATCH, local_folder
 from geodistill.prior.finetune import merge_adapter
 from geodistill.privacy.overlap import told_overlap
 from geodistill.privacy.replay import Draws
@@ -107,15 +107,9 @@ class Source:
 
     def overlap(self, train: Scenes) -> str:
         """Return a sentence, less full stop, on how many of `train` the base was trained on; "" if none is known."""
-        if self.config.base == SCRATCH:
-            return ""
-        try:
-            # Only its footprint is read, a file beside the weights. The base need not be able to draw.
-            folder = Path(folder_of(self.config.base) or self.config.base)
-        except PriorError:
-            # An audit only needs the set: the base may have been removed since it was made.
-            return ""
-        return told_overlap(train.keys, folder)
+        # An audit only needs the set: the base may have been removed since it was made.
+        folder = local_folder(self.config.base)
+        return told_overlap(train.keys, folder) if folder else ""
 
 
 def read_source(folder: Path, train: Scenes) -> Source:

@@ -77,6 +77,20 @@ def folder_of(name: str) -> Path | None:
     return folder
 
 
+def local_folder(base: str) -> Path | None:
+    """Return the folder of the setting `base`; None for a base built in the run, and for a package that is broken.
+
+    A name that no package has is taken for a folder, which need not exist. For checks of what lies beside the weights:
+    the base need not be able to draw.
+    """
+    if base == SCRATCH:
+        return None
+    try:
+        return Path(folder_of(base) or base)
+    except PriorError:
+        return None
+
+
 def _claims(name: str) -> list[_Claim]:
     own = [_Claim(_OWN_PACKAGE, lambda: str(files("geodistill") / "bases" / SHIPPED))] if name == SHIPPED else []
     return own + [_Claim(_package_of(point), point.load) for point in metadata.entry_points(group=GROUP, name=name)]

@@ -8,7 +8,7 @@ import torch
 from geodistill.config import Config
 from geodistill.errors import PriorError, SceneError
 from geodistill.prior.base import source_of
-from geodistill.prior.catalogue import SCRATCH, folder_of
+from geodistill.prior.catalogue import SCRATCH, local_folder
 from geodistill.prior.compact import check_compact_size
 from geodistill.privacy.overlap import footprint_of, told_overlap
 from geodistill.scenes.scenes import SceneData, Scenes
@@ -53,10 +53,7 @@ def check_base(config: Config) -> None:
 
 def warn_of_seen_tests(base: str | None, data: SceneData) -> None:
     """Warn if `base` was trained on test or validation images of `data`: accuracy on them is no test then."""
-    try:
-        folder = Path(folder_of(base) or base) if base and base != SCRATCH else None
-    except PriorError:
-        return
+    folder = local_folder(base) if base else None
     for part, images in ((data.test, "test images"), (data.val, "validation images")):
         overlap = told_overlap(part.keys, folder, images=images) if part and folder else ""
         if overlap:
