@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 import rasterio
+import torch
 from click.testing import Result
 from PIL import Image
 from rasters import archive
 from typer.testing import CliRunner
 
 from geodistill.cli import _print_nearness, _print_screening, _print_self_test, app
-from geodistill.config import Config, make_config
-from geodistill.distilled import set_folder, tell_of_source
+from geodistill.config import Config
+from geodistill.distilled import DistilledSet, set_folder, tell_of_source
 from geodistill.evaluation.worth import SelfTest, Worth
 from geodistill.scenes import open_scenes, write_scenes
 
@@ -401,21 +402,26 @@ def test_what_screening_rejected_is_told(
     assert capsys.readouterr().out.strip() == told
 
 
+def _set_with(**about: Any) -> DistilledSet:
+    return DistilledSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"), (), about)
+
+
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("follow", "about", "told"),
     [
-        ({}, True),
-        ({"sampling": {"follow": "none"}}, False),
-        ({"privacy": "screen"}, False),
-        ({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}, False),
+        ("start", {}, True),
+        ("guide", {}, True),
+        ("start", {"screened": True}, True),
+        ("none", {}, False),
+        ("start", {"guarantee": "ε = 8"}, False),
     ],
 )
 def test_that_images_are_near_their_sources_is_told_where_nothing_protects_them(
-    values: dict[str, Any], told: bool, capsys: pytest.CaptureFixture[str]
+    follow: str, about: dict[str, Any], told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _print_nearness(make_config(values), "synthetic")
+    _print_nearness(_set_with(config={"sampling": {"follow": follow}}, **about))
     expected = (
-        "each image starts from a training image and may show its layout: before you share a set of sensitive scenes, "
+        "images start from training images and may show their layout: before you share a set of sensitive scenes, "
         "make it with --privacy screen or run `geodistill audit`\n"
     )
     assert capsys.readouterr().out == (expected if told else "")
@@ -462,14 +468,11 @@ def test_self_test_that_is_not_possible_is_told(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == "no self-test: too few\n"
 
 
-@pytest.mark.parametrize(("kind", "told"), [("real", "as they are"), ("derived", "changed by a computation")])
+@pytest.mark.parametrize(("kind", "told"), [("real_pixels", " as they are"), ("derived", ", changed by a computation")])
 def test_sets_of_real_images_are_named(kind: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _print_nearness(make_config({}), kind)
-    assert (
-        capsys.readouterr()
-        .out.split("images are training images")[1]
-        .startswith(f"{'' if kind == 'real' else ','} {told}")
-    )
+    _print_nearness(_set_with(**{kind: True}))
+    expected = f"the images are training images{told}: the set protects none of them\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_the_built_in_scenes_do_not_wait_for_torch(tmp_path: Path) -> None:

@@ -114,6 +114,25 @@ def test_card_tells_of_the_audit_or_that_there_was_none(tmp_path):
     assert not (tmp_path / "plain" / "README.md").exists()
 
 
+def test_card_tells_what_images_started_from(tmp_path):
+    follows, none = ({"config": {"sampling": {"follow": how}}} for how in ("start", "none"))
+    for about, told in (
+        ({"method": "dpd", **follows}, "Not anonymous: images were sampled from the latents of training images"),
+        ({"method": "dpd", "screened": True, **follows}, "Not anonymous: "),
+        ({"method": "dpd", "screened": True, **none}, "Screened: "),
+        ({"method": "dpd", "guarantee": "ε = 8", **follows}, "ε = 8\n\nWhat these images reveal"),
+        ({"method": "dpd", **none}, "What these images reveal"),
+        ({"method": "kmeans", "real_pixels": True, **follows}, "What these images reveal"),
+    ):
+        own = make_set()
+        own.about.clear()
+        own.about.update(about)
+        card = (own.save(tmp_path / "set") / "README.md").read_text()
+        assert f"## Privacy\n\n{told}" in card
+        no_start = about.get("screened", False) and about["config"] == none["config"]
+        assert ("No image started from a training image." in card) == no_start
+
+
 def test_card_tells_of_the_base(tmp_path):
     facts = {"name": "quay", "archives": ["ports", "fields"], "terms": "not for sale"}
     for base, told in (

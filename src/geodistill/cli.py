@@ -187,7 +187,7 @@ def distill(
         if profile:
             _print_profile(out, settings)
         _print_screening(out)
-        _print_nearness(settings, METHODS[method].kind)
+        _print_nearness(result)
         _print_replayable(result)
         _print_self_test(out, settings)
         say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
@@ -854,15 +854,16 @@ def _print_screening(run: Path) -> None:
         say(f"screening: {first} candidates too like a training image{drawn} rejected")
 
 
-def _print_nearness(settings: Any, kind: str) -> None:
+def _print_nearness(distilled: Any) -> None:
     """Print, where nothing protects the sources, that the images are near them and what to do about it."""
-    if kind != "synthetic":
-        what = "training images as they are" if kind == "real" else "training images, changed by a computation"
+    if distilled.kind != "synthetic":
+        real = distilled.kind == "real"
+        what = "training images as they are" if real else "training images, changed by a computation"
         say(f"the images are {what}: the set protects none of them")
         return
-    if settings.privacy == "none" and settings.sampling.follow == "start":
+    if distilled.follows_scenes:
         say(
-            "each image starts from a training image and may show its layout: before you share a set of sensitive "
+            "images start from training images and may show their layout: before you share a set of sensitive "
             "scenes, make it with --privacy screen or run `geodistill audit`",
         )
 

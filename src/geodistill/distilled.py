@@ -95,9 +95,7 @@ class DistilledSet:
     @property
     def kind(self) -> Kind:
         """Return what the images are: real ones, ones derived from them, or synthetic ones."""
-        if self.about.get("real_pixels"):
-            return "real"
-        return "derived" if self.about.get("derived") else "synthetic"
+        return _kind(self.about)
 
     @property
     def replayable(self) -> bool:
@@ -108,6 +106,14 @@ class DistilledSet:
         if self.kind == "real" or self.about.get("guarantee"):
             return False
         return "seed" in self.about.get("config", {}) or any(_ORIGIN & record.keys() for record in self.records)
+
+    @property
+    def follows_scenes(self) -> bool:
+        """Return whether images were sampled from latents of training images, with no noise that hides which ones.
+
+        Methods that follow no training image state `sampling.follow=none` in the set's settings.
+        """
+        return _follows_scenes(self.about)
 
     @property
     def suffix(self) -> str:
@@ -210,6 +216,17 @@ class DistilledSet:
         if other := strays(root):
             log.warning("%s holds %s: not used", root, told_strays(other))
         return found
+
+
+def _kind(about: dict[str, Any]) -> Kind:
+    if about.get("real_pixels"):
+        return "real"
+    return "derived" if about.get("derived") else "synthetic"
+
+
+def _follows_scenes(about: dict[str, Any]) -> bool:
+    follow = about.get("config", {}).get("sampling", {}).get("follow", "none")
+    return _kind(about) == "synthetic" and follow != "none" and not about.get("guarantee")
 
 
 def run_of(what: Path) -> Path | None:
@@ -470,10 +487,16 @@ _REPLAYABLE = (
     "secret."
 )
 _NO_AUDIT = "What these images reveal of the real ones has not been audited: `geodistill audit` does that."
+_NO_START = "No image started from a training image."
 _SCREENED = (
-    "Screened: no image started from a training image. Candidates were rejected if, in structure (SSIM), they were "
-    "nearer to a training image of their class than 99 % of held-out training images are to the others, and so were "
-    "copies. The audit says whether the set reveals which images were training images."
+    "Screened: candidates were rejected if, in structure (SSIM), they were nearer to a training image of their class "
+    "than 99 % of held-out training images are to the others, and so were copies. The audit says whether the set "
+    "reveals which images were training images."
+)
+_NOT_ANONYMOUS = (
+    "Not anonymous: images were sampled from the latents of training images, with noise added, and may show their "
+    "layout. For sensitive scenes, make the set with `--privacy screen` and without settings for `sampling`, or with "
+    "`--privacy dp`."
 )
 _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
 # Only sets of runs that tested themselves have this section.
@@ -587,9 +610,12 @@ def _card_in(folder: Path) -> str:
 
 
 def _privacy(about: dict[str, Any], audit: str) -> str:
-    """Return the card's text on privacy: the guarantee or the screening, if any, and the audit result."""
+    """Return the card's text on privacy: the guarantee, what the images started from, the screening, the audit."""
+    follows = _follows_scenes(about)
     made = [about["guarantee"]] if about.get("guarantee") else []
-    made += [_SCREENED] if about.get("screened") else []
+    made += [_NOT_ANONYMOUS] if follows else []
+    if about.get("screened"):
+        made += [_SCREENED if follows else f"{_SCREENED} {_NO_START}"]
     return "\n\n".join([*made, audit])
 
 

@@ -94,6 +94,9 @@ def test_the_updated_set_says_what_is_true_of_old_and_new_images() -> None:
     # A seed that old images follow from is not hidden by new ones that were drawn in secret.
     seeded = replace(OLD, about={"method": "dpd", "config": {"seed": 3}})
     assert _about(seeded, config={"ipc": 2})["config"] == {"ipc": 2, "seed": 3}
+    # Nor is it hidden that old images were sampled from training images.
+    followed = {"config": {"sampling": {"follow": "start"}}}
+    assert _about(replace(OLD, about=followed), config={"sampling": {"follow": "none"}})["config"] == followed["config"]
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,8 @@ class TestOfRuns:
         assert "training image it was sampled from (guessing: " in found.verdict
         card = (run / "distilled" / "README.md").read_text()
         assert card.count("## Privacy") == 1
-        assert (
-            f"## Privacy\n\nAudited by `geodistill audit` {versions()['geodistill']}. {found.verdict}\n\n## L" in card
-        )
+        assert "## Privacy\n\nNot anonymous: images were sampled from the latents of training images" in card
+        assert f"\n\nAudited by `geodistill audit` {versions()['geodistill']}. {found.verdict}\n\n## L" in card
         assert not [name for name in pair.names if name in card]
 
     def test_a_set_that_tells_its_seeds_fails(self, run: Path, pair: Scenes) -> None:

@@ -61,7 +61,10 @@ def test_only_prototypes_with_too_few_are_drawn_again_and_chosen_are_those_that_
     again = distill(pair, config, out=tmp_path / "run")
     assert torch.equal(again.images, distilled.images)
     card = (tmp_path / "run" / "distilled" / "README.md").read_text()
-    assert "## Privacy\n\nScreened: no image started from a training image" in card
+    # These settings follow prototypes, which are training images: screening alone does not make the set anonymous.
+    assert "## Privacy\n\nNot anonymous: images were sampled from the latents of training images" in card
+    assert "\n\nScreened: candidates were rejected" in card
+    assert "No image started from a training image" not in card
     assert "What these images reveal" in card
     assert stranger.asked == [32, 8]
 

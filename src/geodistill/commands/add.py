@@ -139,6 +139,8 @@ def _about(old: DistilledSet, made: DistilledSet) -> dict[str, Any]:
     about = made.about | {"base": _bases(old.about.get("base"), made.about.get("base"))}
     if not old.about.get("screened"):
         about.pop("screened", None)
+    if old.follows_scenes and not made.follows_scenes:
+        about["config"] = about.get("config", {}) | {"sampling": old.about["config"]["sampling"]}
     if old.replayable and not made.replayable:
         about["config"] = about.get("config", {}) | {"seed": old.about.get("config", {}).get("seed", 0)}
     return {key: value for key, value in about.items() if value is not None}

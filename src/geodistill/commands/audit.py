@@ -104,9 +104,8 @@ def _shared(result: Audit, distilled: DistilledSet) -> str:
     """
     if distilled.about.get("guarantee"):
         return "Its findings stay with the data owner: figures about the real images are outside the guarantee."
-    may_start = distilled.kind == "synthetic" and not distilled.about.get("screened")
     starts_known = result.attribution or result.replay
-    return result.verdict + (_NO_REPLAY if may_start and not starts_known else "")
+    return result.verdict + (_NO_REPLAY if distilled.follows_scenes and not starts_known else "")
 
 
 def unanswerable(distilled: DistilledSet, data: SceneData) -> str:
