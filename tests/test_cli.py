@@ -77,6 +77,13 @@ def test_plan_spends_nothing(scenes: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_plan_takes_the_options_of_protection(scenes: Path) -> None:
+    screened = _call("plan", scenes, "--ipc", 2, "--privacy", "screen")
+    assert re.search(r"screening\W+200 images drawn again", screened.stdout), screened.output
+    without = _call("plan", scenes, "--ipc", 2, "--privacy", "dp", "--epsilon", 8)
+    assert without.stderr.strip() == "error: privacy 'dp' needs both: such as --epsilon 8 --delta 1e-5"
+
+
 def test_plan_says_why_there_will_be_no_self_test(tmp_path: Path) -> None:
     write_scenes(tmp_path / "few", train_per_class=2, test_per_class=1)
     found = _call("plan", tmp_path / "few", "--ipc", 2)

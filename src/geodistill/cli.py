@@ -83,20 +83,9 @@ def distill(
             "not share this set. The default draws them from a secret in OUT/secret.",
         ),
     ] = False,
-    privacy: Annotated[
-        str | None,
-        typer.Option(
-            help="'screen': no image starts from a training image, and images that are too similar to one are drawn "
-            "again. 'dp': differential privacy, with --epsilon and --delta; the base must not have seen these scenes "
-            "[default: none]."
-        ),
-    ] = None,
-    epsilon: Annotated[
-        float | None, typer.Option(help="For --privacy dp: 1 is strict, 8 is usual. A smaller value adds more noise.")
-    ] = None,
-    delta: Annotated[
-        float | None, typer.Option(help="For --privacy dp: less than 1 / number of images, such as 1e-5.")
-    ] = None,
+    privacy: options.Privacy = None,
+    epsilon: options.Epsilon = None,
+    delta: options.Delta = None,
     source_name: Annotated[str, typer.Option(help="Name of the archive, for the set's data card.")] = "",
     source_license: Annotated[
         str, typer.Option(help="Licence of the archive, for the set's data card. It may bind the set too.")
@@ -212,13 +201,15 @@ def plan(
     split: options.Split = "auto",
     config: options.Config = None,
     set_: options.Set = None,
+    privacy: options.Privacy = None,
+    epsilon: options.Epsilon = None,
+    delta: options.Delta = None,
     device: options.Device = None,
 ) -> None:
     """Estimate downloads, memory, disk and time of `distill` with these options. Nothing is downloaded or computed.
 
     Operations are counted on the models' configs. Time is operations over the speed of this machine. With the compact
-    base it is right to a factor of two; for large models the estimate is too high. `--set privacy=screen` includes
-    screening.
+    base it is right to a factor of two; for large models the estimate is too high.
     """
     with told(device):
         from geodistill.commands.plan import plan as make_plan
@@ -227,7 +218,8 @@ def plan(
         from geodistill.stages.checks import check_base, warn_of_seen_tests
 
         sets = _with_describer(set_, describe)
-        settings = load_config(config, sets, ipc=ipc, base=base, size=size)
+        protection = {"privacy": privacy, "epsilon": epsilon, "delta": delta}
+        settings = load_config(config, sets, ipc=ipc, base=base, size=size, **protection)
         check_base(settings)
         scenes = open_scenes(data, bands=bands, scale=scale, split=split)
         warn_of_seen_tests(settings.base, scenes)

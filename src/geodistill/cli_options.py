@@ -88,6 +88,18 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Setting, such as finetune.steps=500; can be repeated. `geodistill settings` has all."),
 ]
+Privacy = Annotated[
+    str | None,
+    typer.Option(
+        help="'screen': no image starts from a training image, and images that are too similar to one are drawn "
+        "again. 'dp': differential privacy, with --epsilon and --delta; the base must not have seen these scenes "
+        "[default: none]."
+    ),
+]
+Epsilon = Annotated[
+    float | None, typer.Option(help="For --privacy dp: 1 is strict, 8 is usual. A smaller value adds more noise.")
+]
+Delta = Annotated[float | None, typer.Option(help="For --privacy dp: less than 1 / number of images, such as 1e-5.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed [default: 0].")]
 Device = Annotated[
     str | None,

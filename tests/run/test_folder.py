@@ -162,6 +162,18 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("before", "now"), [("a" * 64, "b" * 64), ([["a" * 64, 1, True]], [["b" * 64, 1, True]])])
+def test_other_scenes_are_named_without_their_fingerprints(tmp_path: Path, before: object, now: object) -> None:
+    with Run(tmp_path / "run", {"scenes": before}) as run:
+        make_stage(run, counting([]), "latents")
+    with pytest.raises(RunError) as caught:
+        Run(tmp_path / "run", {"scenes": now})
+    assert str(caught.value) == (
+        f"{tmp_path}/run was made with other settings (other scenes): "
+        "choose another --out, or repeat the settings it was made with"
+    )
+
+
 OLD = {"sampling": {"steps": 30, "gone": 3}, "ipc": 10, "old": {"x": 1}}
 
 

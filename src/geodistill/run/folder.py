@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ log = logging.getLogger("geodistill")
 T = TypeVar("T")
 _FORMAT = 1
 _MARK = ".fingerprint"
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 class Run:
@@ -270,14 +272,16 @@ def _prepare_partial(partial: Path, mark: str) -> None:
 
 
 def _differences(before: Any, now: Any, known: Any, where: str = "") -> Iterator[str]:
-    """Yield one line for each setting that differs, for example 'sampling.steps: 50 -> 25'.
+    """Yield one line for each setting that differs, for example 'sampling.steps: 50 -> 25' or 'other scenes'.
 
     `known`: the defaults of this release. A setting that `before` lacks counts as different unless it has its default.
     One that this release no longer has is ignored.
     """
     if not (isinstance(before, dict) and isinstance(now, dict)):
         if before != now:
-            yield f"{where}: {before} -> {now}"
+            # A fingerprint stands for scenes and the like, and tells a user nothing.
+            hashed = _FINGERPRINT.search(f"{before} {now}")
+            yield f"other {where}" if hashed else f"{where}: {before} -> {now}"
         return
     known = known if isinstance(known, dict) else {}
     for key in sorted(before.keys() | now.keys()):
