@@ -1,0 +1,33 @@
+"""The distilled set: images, the folder that holds them, its data card."""
+
+from geodistill.distilled.card import copy_source, tell_of_audit, tell_of_self_test, tell_of_source, told_licence
+from geodistill.distilled.folder import (
+    CLASS_MAP,
+    FOR_THE_OWNER,
+    MANIFEST,
+    UPDATED,
+    owner_files,
+    run_of,
+    set_folder,
+    strays,
+    told_strays,
+)
+from geodistill.distilled.set import DistilledSet
+
+__all__ = [
+    "CLASS_MAP",
+    "FOR_THE_OWNER",
+    "MANIFEST",
+    "UPDATED",
+    "DistilledSet",
+    "copy_source",
+    "owner_files",
+    "run_of",
+    "set_folder",
+    "strays",
+    "tell_of_audit",
+    "tell_of_self_test",
+    "tell_of_source",
+    "told_licence",
+    "told_strays",
+]
