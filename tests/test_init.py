@@ -60,7 +60,7 @@ def test_examples(name: str) -> None:
 
 def test_quick_examples() -> None:
     names = (
-        "cli_options config deployment.tiles devices errors lazy prefetch progress scenes.items scenes.looks "
+        "cli.options config deployment.tiles devices errors lazy prefetch progress scenes.items scenes.looks "
         "scenes.scenes scenes.unpacked"
     )
     for name in names.split():

@@ -13,7 +13,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from geodistill.cli_options import told
+from geodistill.cli.options import told
 from geodistill.commands.audit import audit
 from geodistill.commands.distill import distill
 from geodistill.config import load_config

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from geodistill.cli import _print_plan
+from geodistill.cli.output import print_plan
 from geodistill.commands import plan as planning
 from geodistill.commands.plan import plan as make_plan
 from geodistill.config import Config, make_config
@@ -155,7 +155,7 @@ class TestPlan:
         assert caplog.messages == ["base 'quay': not for sale"]
         told = "about 60 of the 60 training images are among those that the base was trained on (harbours)"
         assert found.overlap == told
-        _print_plan(found)
+        print_plan(found)
         assert f"base: {told}: figures measured on them are too optimistic\n" in capsys.readouterr().out
 
     def test_counts_the_self_test_on_scenes_that_are_held_out(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):

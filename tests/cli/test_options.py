@@ -1,4 +1,4 @@
-from geodistill.cli_options import one_by_one
+from geodistill.cli.options import one_by_one
 
 
 def test_an_option_takes_several_values() -> None:

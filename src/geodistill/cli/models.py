@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from geodistill.cli_options import (
+from geodistill.cli.options import (
     Device,
     Seed,
     Split,
