@@ -248,8 +248,9 @@ class Config(_Settings):
     )
     privacy: Literal["none", "screen", "dp"] = Field(
         "none",
-        description="screen: no image starts from a training image, and images too similar to one are drawn again; "
-        "dp: differential privacy, everything that is learned from the scenes is a noisy sum",
+        description="screen: by default no image starts from a training image, and images too similar to one are drawn "
+        "again; dp: differential privacy, everything that is learned from the scenes is a noisy sum. Both change "
+        "defaults of other settings, which config.toml shows",
     )
     epsilon: float | None = Field(None, gt=0, description="for 'dp': bound on the effect of one image")
     delta: float | None = Field(None, gt=0, lt=1, description="for 'dp': probability that the bound does not hold")

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import rasterio
+import typer
 from click.testing import Result
 from PIL import Image
 from rasters import archive
 from typer.testing import CliRunner
 
-from geodistill.cli import app
+from geodistill.cli import app, options
 from geodistill.distilled import set_folder, tell_of_source
 from geodistill.scenes import open_scenes, write_scenes
 
@@ -189,6 +190,11 @@ def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> N
     judged = _call("evaluate", tmp_path / "new", "--data", scenes, "--protocol", "probe", "--seeds", 1)
     assert judged.exit_code == 0, judged.stderr
     assert "was made from other training scenes" not in judged.stderr
+    assert judged.stdout.rstrip().endswith(f"next: geodistill report {tmp_path / 'new'}")
+    assert "the images follow training images" in made.stdout
+    assert "reproducible: do not share this set" not in made.stdout
+    seeded = _call(*adding, "--reproducible", "--out", tmp_path / "seeded")
+    assert "reproducible: do not share this set" in seeded.stdout
     assert set_folder(tmp_path / "new") == tmp_path / "new/updated"
     # One new class is the update that is made most; here the set is a folder without a run.
     shutil.copytree(scenes / "train" / names[9], tmp_path / "third" / "train" / names[9])
@@ -196,6 +202,9 @@ def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> N
     other = _call("distill", tmp_path / "old", "--add", tmp_path / "second", "--size", 64, "--out", tmp_path / "x")
     assert other.exit_code == 2
     assert other.stderr == "error: the set has images of 32 px: use --size 32\n"
+    inside, read = tmp_path / "second" / "train" / "run", "which is only read: give a place outside"
+    other = _call(*adding, "--out", inside)
+    assert other.stderr == f"error: --out {inside} is in {tmp_path / 'second'}, {read}\n"
     other = _call(*adding, "--method", "kmeans", "--out", tmp_path / "x")
     assert other.exit_code == 2
     assert other.stderr == "error: --add draws new images as dpd does: leave --method kmeans out\n"
@@ -309,7 +318,7 @@ def test_nothing_is_written_into_the_data(command: str, scenes: Path) -> None:
     given = [scenes, "--data", scenes] if command in ("evaluate", "audit") else [scenes]
     told = _call(command, *given, "--out", out)
     assert told.exit_code == 2
-    assert told.stderr.strip() == (f"error: --out {out} is in {scenes}, which is only read: choose a folder outside")
+    assert told.stderr.strip() == (f"error: --out {out} is in {scenes}, which is only read: give a place outside")
 
 
 def test_a_finished_run_says_so(scenes: Path, tmp_path: Path) -> None:
@@ -322,6 +331,66 @@ def test_a_finished_run_says_so(scenes: Path, tmp_path: Path) -> None:
     )
     # What rich would take for markup is a part of the path.
     assert f"10 images of 10 classes: {tmp_path / '[red]run[/red]' / 'distilled'}\n" in first.stdout
+
+
+def test_the_next_command_splits_alike(scenes: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    shutil.copytree(scenes / "train", flat)
+    asked = ["--method", "random", "--config", "tiny", "--ipc", 1, "--out", tmp_path / "run"]
+    made = _call("distill", flat, "--split", "hash", *asked)
+    assert f"next: geodistill evaluate {tmp_path / 'run'} --data {flat} --split hash\n" in made.stdout
+    told = ["--data", flat, "--protocol", "probe", "--seeds", 1, "--no-full"]
+    judged = _call("evaluate", tmp_path / "run", *told, "--split", "hash")
+    assert f"next: geodistill report {tmp_path / 'run'} --data {flat} --split hash\n" in judged.stdout
+
+
+def test_without_test_images_no_test_is_advised(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes / "train", tmp_path / "data" / "train")
+    asked = ["--method", "random", "--config", "tiny", "--ipc", 1, "--out", tmp_path / "run"]
+    made = _call("distill", tmp_path / "data", *asked)
+    assert made.exit_code == 0, made.stderr
+    assert "DATA has no test images, which `geodistill evaluate` needs" in made.stdout
+    assert "next:" not in made.stdout
+
+
+def test_options_without_effect_are_refused(scenes: Path, tmp_path: Path) -> None:
+    asked = ["--method", "random", "--config", "tiny", "--ipc", 1, "--out", tmp_path / "run"]
+    told = _call("distill", scenes, "--soft-labels", *asked)
+    assert told.exit_code == 2
+    assert told.stderr == "error: method 'random' stores no soft labels, only 'dpd' does: leave --soft-labels out\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--set", "sampling.candidates=20000"], "sampling.candidates is 20000: at most 10000"),
+        (["--privacy", "screen", "--ipc", 1], "class 'Beach' has 2 images, screening needs at least 3: add images or"),
+    ],
+)
+def test_plan_refuses_what_distill_refuses(asked: list[object], told: str, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "few", train_per_class=2, test_per_class=1)
+    for command in (["plan"], ["distill", "--out", tmp_path / "run"]):
+        found = _call(command[0], tmp_path / "few", *command[1:], *asked, *([] if "--ipc" in asked else ["--ipc", 1]))
+        assert found.exit_code == 2
+        assert found.stderr.startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["distill", "DATA"], "goes on from here"),
+        (["audit", "RUN", "--shadows", "2"], "goes on from here"),
+        (["audit", "RUN"], "begins anew"),
+        (["train", "SET"], "begins anew"),
+    ],
+)
+def test_ctrl_c_says_what_the_same_command_does(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["geodistill", *arguments])
+    with pytest.raises(typer.Exit), options.told():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == f"stopped; the same command {told}\n"
 
 
 def test_a_run_under_a_file_is_refused(scenes: Path, tmp_path: Path) -> None:

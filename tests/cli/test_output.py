@@ -38,25 +38,35 @@ def _set_with(**about: Any) -> DistilledSet:
     return DistilledSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"), (), about)
 
 
+_SCREEN = "make the set with `--privacy screen` or `--privacy dp`"
+
+
 @pytest.mark.parametrize(
-    ("follow", "about", "told"),
+    ("follow", "about", "advice"),
     [
-        ("start", {}, True),
-        ("guide", {}, True),
-        ("start", {"screened": True}, True),
-        ("none", {}, False),
-        ("start", {"guarantee": "ε = 8"}, False),
+        ("start", {"method": "dpd"}, _SCREEN),
+        ("guide", {"method": "dpd"}, _SCREEN),
+        (
+            "start",
+            {"method": "dpd", "screened": True},
+            "leave out the settings for `sampling` (by default screening follows no training image)",
+        ),
+        ("start", {"method": "d4m"}, _SCREEN.replace("the set", "the set by the method `dpd`")),
+        # Guided in a way of its own.
+        ("none", {"method": "mgd3"}, _SCREEN.replace("the set", "the set by the method `dpd`")),
+        ("none", {"method": "dpd"}, ""),
+        ("start", {"method": "dpd", "guarantee": "ε = 8"}, ""),
     ],
 )
 def test_that_images_are_near_their_sources_is_told_where_nothing_protects_them(
-    follow: str, about: dict[str, Any], told: bool, capsys: pytest.CaptureFixture[str]
+    follow: str, about: dict[str, Any], advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     print_nearness(_set_with(config={"sampling": {"follow": follow}}, **about))
     expected = (
-        "images start from training images and may show their layout: before you share a set of sensitive scenes, "
-        "make it with --privacy screen or run `geodistill audit`\n"
+        "the images follow training images, or means of them, and may show their layout: before you share a set of "
+        f"sensitive scenes, {advice}, or run `geodistill audit`\n"
     )
-    assert capsys.readouterr().out == (expected if told else "")
+    assert capsys.readouterr().out == (expected if advice else "")
 
 
 _FIGURES = """\
@@ -88,6 +98,7 @@ def test_self_test_is_told(
     (tmp_path / "self_test").mkdir()
     path = tmp_path / "self_test" / "self_test.json"
     path.write_text(json.dumps(asdict(SelfTest(600, 0, Worth(0.6, 0.641, low, high), probe))))
+    (tmp_path / "adapter").mkdir()
     print_self_test(tmp_path, Config())
     figures = _FIGURES.format(low=f"{100 * low:+.1f}", high=f"{100 * high:+.1f}")
     assert capsys.readouterr().out == figures + told

@@ -99,6 +99,25 @@ def test_the_updated_set_says_what_is_true_of_old_and_new_images() -> None:
     assert _about(replace(OLD, about=followed), config={"sampling": {"follow": "none"}})["config"] == followed["config"]
 
 
+@pytest.mark.parametrize(("old_has", "new_has"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("same", [True, False])
+def test_soft_labels_stay_where_all_images_have_them_for_the_same_classes(
+    old_has: bool, new_has: bool, same: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = ("Beach", "Pond", "Quarry") if same else OLD.classes
+    labels = torch.tensor([0, 0, 1, 2]) if same else OLD.labels
+
+    def records(count: int, has: bool) -> tuple[dict[str, object], ...]:
+        return tuple({"description": str(k), **({"soft_label": [1.0]} if has else {})} for k in range(count))
+
+    old = DistilledSet(OLD.images, labels, classes, records(4, old_has), {"method": "dpd"})
+    found = compose(old, replace(_made(), records=records(6, new_has)), NEW)
+    kept = old_has and new_has and same
+    assert all(("soft_label" in record) == kept for record in found.records)
+    assert all("description" in record for record in found.records)
+    assert ("soft labels are left out" in caplog.text) == (not kept)
+
+
 @pytest.mark.parametrize(
     ("about", "what"),
     [

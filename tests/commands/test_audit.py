@@ -76,7 +76,7 @@ class TestOfRuns:
         assert "training image it was sampled from (guessing: " in found.verdict
         card = (run / "distilled" / "README.md").read_text()
         assert card.count("## Privacy") == 1
-        assert "## Privacy\n\nNot anonymous: images were sampled from the latents of training images" in card
+        assert "## Privacy\n\nNot anonymous: the images follow training images, or means of them" in card
         assert f"\n\nAudited by `geodistill audit` {versions()['geodistill']}. {found.verdict}\n\n## L" in card
         assert not [name for name in pair.names if name in card]
 
@@ -237,8 +237,8 @@ class TestOfRuns:
         with pytest.raises(ConfigError) as refused:
             audit_folder(tmp_path / "moved", SceneData(pair, None), shadows=1)
         assert str(refused.value) == (
-            f"{tmp_path / 'moved'} is no run: how its images were made is not known, so there are no shadow sets: "
-            "leave --shadows out"
+            f"{tmp_path / 'moved'} is no run that made all images of its set, so there are no shadow sets: leave "
+            "--shadows out"
         )
         (tmp_path / "link").symlink_to(run / "distilled")
         for out in (run / "distilled" / "audit", tmp_path / "link" / "audit"):

@@ -88,3 +88,21 @@ def test_int8_is_calibrated_on_a_set(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a classifier that geodistill saved"):
         export(tmp_path, "torchscript")
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "told"),
+    [
+        ("torchscript", "m.pt", "the name of a file in format torchscript ends in .torchscript"),
+        ("litert", "m.tflite", "a LiteRT file holds no class names, so it lies in the folder of its model"),
+    ],
+)
+def test_a_file_that_could_not_be_read_is_not_written(
+    to: str, name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "check_format", lambda _: None)  # litert may not be installed
+    folder = saved(tmp_path / "model")
+    with pytest.raises(ConfigError) as caught:
+        export(folder, to, out=tmp_path / name)
+    assert str(caught.value) == f"--out {tmp_path / name}: {told}"
+    assert not (tmp_path / name).exists()

@@ -27,7 +27,7 @@ def test_the_longest_stages_come_first_with_what_halves_them(tmp_path: Path) -> 
     assert list(found.lines()) == [
         "refinement took 100 s, 50 % of the time: --set refinement.steps=120 (now 240) would halve it, and save about "
         "25 % of the time",
-        "self-test took 45 s, 22 % of the time: --set self_test.held_out=0 leaves it out, and saves 22 % of the time",
+        "self-test took 45 s, 22 % of the time: --set self_test.held_out=0 saves 22 % of the time",
         "adapter took 30 s, 15 % of the time: --set finetune.steps=500 (now 1000) would halve it, and save about 8 % "
         "of the time",
         "latents took 20 s, 10 % of the time: --set latents.views=4 (now 8) would halve it, and save about 5 % "
@@ -51,4 +51,16 @@ def test_a_setting_that_cannot_be_less(tmp_path: Path) -> None:
         "refinement took 10 s, 50 % of the time",
         "selection took 10 s, 50 % of the time",
         "the largest memory, 900 MiB, was that of selection",
+    ]
+
+
+def test_the_settings_of_the_run_s_method_count(tmp_path: Path) -> None:
+    _record(tmp_path, "candidates", 10.0, 10)
+    _record(tmp_path, "labeller", 10.0, 10)
+    (tmp_path / "distilled").mkdir()
+    about = {"config": {"sampling": {"candidates": 1}}}
+    (tmp_path / "distilled" / "manifest.json").write_text(json.dumps({"about": about}))
+    assert sorted(profile(tmp_path, load_config()).lines())[:2] == [
+        "candidates took 10 s, 50 % of the time",
+        "soft-label teacher took 10 s, 50 % of the time: leaving --soft-labels out saves 50 % of the time",
     ]

@@ -64,6 +64,17 @@ def test_terms_of_the_base_are_told(
     assert caplog.messages == ["base 'quay': not for sale"]
 
 
+def test_a_run_without_an_adapted_base_is_refused(on_pipeline: Config, tmp_path: Path) -> None:
+    scratch = make_config({**on_pipeline.model_dump(), "base": "scratch"})
+    for config, name in ((on_pipeline, "adapter"), (scratch, "base")):
+        with pytest.raises(RunError) as caught:
+            _adapted(tmp_path, config)
+        assert str(caught.value) == (
+            f"{tmp_path} has no {name}: its method trains none, and `sample` draws with the base that a run has "
+            "adapted to its scenes: give a run of the method dpd"
+        )
+
+
 class TestDrawTargeted:
     def test_images_depend_on_prompt_and_seed_alone(self, run: Path, data: SceneData, tmp_path: Path):
         name = data.train.classes[0]

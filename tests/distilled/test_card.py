@@ -25,11 +25,12 @@ def test_card_tells_of_the_audit_or_that_there_was_none(tmp_path):
 def test_card_tells_what_images_started_from(tmp_path):
     follows, none = ({"config": {"sampling": {"follow": how}}} for how in ("start", "none"))
     for about, told in (
-        ({"method": "dpd", **follows}, "Not anonymous: images were sampled from the latents of training images"),
+        ({"method": "dpd", **follows}, "Not anonymous: the images follow training images, or means of them"),
         ({"method": "dpd", "screened": True, **follows}, "Not anonymous: "),
         ({"method": "dpd", "screened": True, **none}, "Screened: "),
         ({"method": "dpd", "guarantee": "ε = 8", **follows}, "ε = 8\n\nWhat these images reveal"),
         ({"method": "dpd", **none}, "What these images reveal"),
+        ({"method": "mgd3", **none}, "Not anonymous: "),
         ({"method": "kmeans", "real_pixels": True, **follows}, "What these images reveal"),
     ):
         own = make_set()
@@ -38,7 +39,7 @@ def test_card_tells_what_images_started_from(tmp_path):
         card = (own.save(tmp_path / "set") / "README.md").read_text()
         assert f"## Privacy\n\n{told}" in card
         no_start = about.get("screened", False) and about["config"] == none["config"]
-        assert ("No image started from a training image." in card) == no_start
+        assert ("No image followed a training image." in card) == no_start
 
 
 def test_card_tells_of_the_base(tmp_path):
@@ -136,3 +137,16 @@ def test_a_set_has_a_name_and_a_class_map_of_its_own(tmp_path):
     assert first == again != second
     # timm's own order would be 1, 2, 9, 10.
     assert (folder / "class_map.txt").read_text() == "1\n10\n2\n9\n"
+
+
+def test_card_says_what_the_manifest_holds(tmp_path):
+    for record, told in (
+        ({}, "the settings and the versions;"),
+        ({"scores": {"margin": 1.0}}, "the settings, the versions and the scores of each image;"),
+        ({"soft_label": [0.5, 0.25, 0.25]}, "the versions and the soft label of each image (probabilities of the"),
+    ):
+        own = make_set()
+        own.records = (record,) * len(own)
+        card = (own.save(tmp_path / "set") / "README.md").read_text()
+        assert "`manifest.json` has the settings" in card
+        assert told in card

@@ -137,7 +137,7 @@ def test_steps_follow_the_size_of_the_set():
         ),
         (
             {"protocol": "probe", "network": "resnet18"},
-            "protocol probe needs a pretrained network, resnet18 has none: use efficientnet-lite0",
+            "protocol probe uses the features of efficientnet-lite0 alone, not of resnet18: leave it out",
         ),
         (
             {"test_images": torch.zeros(2, 3, 48, 48, dtype=torch.uint8)},

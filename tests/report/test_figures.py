@@ -111,3 +111,23 @@ def test_damaged_evaluation(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{path} is no record of an evaluation (KeyError('distilled')): delete it and evaluate again"
     )
+
+
+def test_validation_scenes_give_no_results(tmp_path: Path) -> None:
+    test, val = (tmp_path / "probe-convnet3" / f"figures-{k}.json" for k in (1, 2))
+    _write_figures(test, 0.3)
+    _write_figures(val, 0.7)
+    val.write_text(json.dumps({**json.loads(val.read_text()), "tested_on": "val"}))
+    os.utime(test, (1, 1))
+    own, *_ = read_evaluations(tmp_path, "dpd").rows
+    assert own.oa_mean == pytest.approx(0.4)
+    test.unlink()
+    assert read_evaluations(tmp_path, "dpd").rows == ()
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"), [("dpd", "synthetic"), ("random", "real"), ("dm", "derived"), ("x", "real")]
+)
+def test_images_are_what_their_method_makes(method: str, kind: str, tmp_path: Path) -> None:
+    _write_figures(tmp_path / "probe-convnet3" / "figures-1.json", 0.3)
+    assert read_evaluations(tmp_path, method).rows[0].kind == kind

@@ -19,7 +19,7 @@ import torch
 from test_sets import pixels_of
 
 from geodistill.commands.distill import distill
-from geodistill.config import Config
+from geodistill.config import Config, make_config
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
 from geodistill.evaluation.evaluate import evaluate
@@ -408,6 +408,10 @@ def test_run_that_has_just_begun(tmp_path: Path) -> None:
     shown = Page(write_report(tmp_path / "run"))
     missing = [line for line in shown.all("li") if "not finished" in line]
     assert missing == [f"stage {name} is not finished: the run's command goes on with it" for name in STAGES]
+    # The page may be shared: the path of the run is for its owner.
+    told = "no accuracy yet: run `geodistill evaluate RUN --data DATA`, with the scenes for DATA"
+    assert told in shown.all("li")
+    assert str(tmp_path) not in shown.source
     for note in ("There are no images to show.", "No figures yet.", "No stage has been begun yet."):
         assert note in shown.all("p")
 
@@ -485,6 +489,30 @@ def test_single_set_of_real_images_is_held_back(run: Path, tmp_path: Path) -> No
     shown = Page(write_report(folder))
     assert shown.images() == {}
     assert "Not shown because the images are real ones, or may be: random." in shown.all("p")
+
+
+def test_a_run_of_real_images_is_headed_by_its_own_figures(data: SceneData, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    distill(data.train, make_config({"ipc": 2, "size": 32}), method="kmeans", out=out)
+    found = evaluate(out / "distilled", data, protocol="probe", seeds=2, out=out)
+    shown = Page(write_report(out))
+    assert shown.images() == {}
+    (line,) = shown.rows("What kmeans, IPC 2 is worth")
+    assert line[1].startswith(f"{100 * found.oa:.1f}")
+
+
+def test_an_updated_set_is_the_one_shown(run: Path, data: SceneData, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    other = torch.from_numpy(np.full((2, 3, 32, 32), 9, dtype=np.uint8))
+    given = DistilledSet(other, torch.tensor([0, 1]), ("a", "b"), (), {"method": "dpd"})
+    given.save(tmp_path / "run" / "updated")
+    # It was made from scenes of two archives: no folder holds them all.
+    shown = Page(write_report(tmp_path / "run", data=None))
+    assert {int(pixels_of(uri).float().mean()) for uri in shown.images()} == {9}
+    assert "A distilled set made by the method dpd, an earlier one with new images." in shown.all("p")
+    fewer = SceneData(data.train.subset(range(len(data.train) - 1)), None)
+    with pytest.raises(RunError, match=r"^the scenes have other classes than the run"):
+        write_report(tmp_path / "run", data=fewer)
 
 
 @pytest.mark.parametrize("make", [True, False])

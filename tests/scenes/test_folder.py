@@ -73,6 +73,7 @@ def test_split_folders(tmp_path, caplog):
     assert data.test.names[0] == "Beach/00.png"
     assert len(data.val) == 24
     assert torch.equal(data.tested_on("val").test.labels, data.val.labels)
+    assert (data.tested_part, data.tested_on("val").tested_part) == ("test", "val")
     assert data.tested_on("test") == data
 
 

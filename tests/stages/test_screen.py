@@ -62,9 +62,9 @@ def test_only_prototypes_with_too_few_are_drawn_again_and_chosen_are_those_that_
     assert torch.equal(again.images, distilled.images)
     card = (tmp_path / "run" / "distilled" / "README.md").read_text()
     # These settings follow prototypes, which are training images: screening alone does not make the set anonymous.
-    assert "## Privacy\n\nNot anonymous: images were sampled from the latents of training images" in card
+    assert "## Privacy\n\nNot anonymous: the images follow training images, or means of them" in card
     assert "\n\nScreened: candidates were rejected" in card
-    assert "No image started from a training image" not in card
+    assert "No image followed a training image" not in card
     assert "What these images reveal" in card
     assert stranger.asked == [32, 8]
 

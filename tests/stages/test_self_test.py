@@ -21,7 +21,7 @@ from geodistill.run import Run, records
 from geodistill.scenes import SceneData, Scenes
 from geodistill.stages.context import Context
 from geodistill.stages.held_out import Apart, learned_from, set_apart
-from geodistill.stages.self_test import read_self_test, run_self_test
+from geodistill.stages.self_test import adapts_base, read_self_test, run_self_test
 
 
 def with_test(config: Config, held_out: float = 0.4, **more: Any) -> Config:
@@ -156,6 +156,7 @@ def test_advice_goes_further_than_the_settings() -> None:
         "own by `geodistill pretrain`"
     )
     assert "--set finetune.steps=400" in advice(make_config({"finetune": {"steps": 0}}))
+    assert advice(make_config({"ipc": 5}), adapts=False).startswith("try more images (--ipc 10), another --base")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_predictions_give_the_verdict(
     assert found.finetune.low <= found.finetune.difference <= found.finetune.high
     assert found.summary.startswith(f"Self-test: the set is {verdict} real images. After finetuning")
     (told,) = caplog.records
-    tail = f" {advice(small)}" if verdict == "below random" else ""
+    tail = f" {advice(small, adapts=adapts_base(tmp_path / 'run', small))}" if verdict == "below random" else ""
     assert (told.levelno, told.getMessage()) == (level, found.summary + tail)
 
 
@@ -294,3 +295,10 @@ class TestOfDistill:
         assert not (run / "self_test").exists()
         assert "## Self-test" not in (run / "distilled" / "README.md").read_text()
         assert "self_test" not in json.loads((run / "run.json").read_text())["settings"]["config"]
+
+
+def test_only_a_method_that_adapts_the_base_could_adapt_it_longer(small: Config, tmp_path: Path) -> None:
+    some = make_config({"finetune": {"steps": 10}})
+    assert not adapts_base(tmp_path, some)
+    (tmp_path / "adapter").mkdir()
+    assert adapts_base(tmp_path, some)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from geodistill.cli import options
-from geodistill.cli.options import refuse_inside, say, tell_next, tell_of_busy_cores, told
+from geodistill.cli.options import refuse_inside, say, tell_next, tell_of_busy_cores, told, unless
 from geodistill.cli.output import (
     print_nearness,
     print_plan,
@@ -90,10 +90,13 @@ def distill(
     Loads the base, fine-tunes it on the scenes, draws candidate images, selects among them and optimises the selected
     ones. OUT/distilled is the result, OUT/grid.png shows it, OUT/config.toml has all settings (`geodistill settings`
     explains them). A tenth of the training scenes is held out. At the end a classifier trained on the set and one
-    trained on random real images are tested on them. `--set self_test.held_out=0` switches this test off.
+    trained on random real images are tested on them. `--set self_test.held_out=0` and `--privacy dp` switch this test
+    off.
     """
     with told(device):
-        refuse_inside(data, out)
+        refuse_inside(data, out=out)
+        if add is not None:
+            refuse_inside(add, out=out)
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
         from geodistill.distilled import UPDATED, DistilledSet, copy_source, set_folder, tell_of_source
@@ -157,7 +160,10 @@ def distill(
         say(f"sample grid: {out / 'grid.png'}")
         if not (source_name and source_license):
             say("the data card does not name the archive and its licence: --source-name and --source-license add them")
-        tell_next("evaluate", out, "--data", data)
+        if opened.test is None:
+            say("DATA has no test images, which `geodistill evaluate` needs: give it an archive that has some")
+        else:
+            tell_next("evaluate", out, "--data", data, *unless("--split", split, "auto"))
 
 
 @app.command(epilog="Example: **geodistill plan ~/AID --base stabilityai/stable-diffusion-2-1-base --preset paper**")
@@ -188,6 +194,7 @@ def plan(
     with told(device):
         from geodistill.commands.plan import plan as make_plan
         from geodistill.config import load_config
+        from geodistill.methods.dpd import check_settings
         from geodistill.scenes import open_scenes
         from geodistill.stages.checks import check_base, warn_of_seen_tests
 
@@ -197,6 +204,7 @@ def plan(
         check_base(settings)
         scenes = open_scenes(data, bands=bands, scale=scale, split=split)
         warn_of_seen_tests(settings.base, scenes)
+        check_settings(scenes.train, settings)
         print_plan(make_plan(scenes.train, settings, out))
         say("nothing was written: `geodistill distill` with the same options makes the set")
 
@@ -257,7 +265,7 @@ def pretrain(
         )
         print_stages(out)
         say(f"base: {folder}   its model card: {folder / 'README.md'}")
-        tell_next("distill", "DATA", "--base", folder, "--out", "RUN")
+        tell_next("distill", "DATA", "--base", folder, *unless("--size", str(settings.size), "64"), "--out", "RUN")
 
 
 @app.command(epilog='Example: **geodistill sample runs/aid --prompt "A satellite image of storage tanks, snow" --n 8**')
@@ -305,6 +313,8 @@ def _update(old: Any, scenes: Any, settings: Any, out: Path) -> None:
         return
     draw_grid(result, out / "grid.png")
     print_stages(out)
+    print_nearness(result)
+    print_replayable(result)
     fresh = sorted(set(result.classes) - set(old.classes))
     say(f"new classes: {', '.join(fresh) or 'none'}")
     say(f"{len(result)} images of {len(result.classes)} classes: {out / UPDATED}   grid: {out / 'grid.png'}")

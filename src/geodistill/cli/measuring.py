@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from geodistill.cli import options
-from geodistill.cli.options import console, plain, refuse_inside, say, tell_next, told
+from geodistill.cli.options import console, plain, refuse_inside, say, tell_next, told, unless
 from geodistill.errors import ConfigError
 
 app = typer.Typer()
@@ -36,7 +36,10 @@ def evaluate(
     network: options.Networks = None,
     seeds: options.Seeds = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for predictions, which the next call uses again [default: the run].")
+        Path | None,
+        typer.Option(
+            help="Folder for predictions, which the next call uses again [default: the run; none for a set alone]."
+        ),
     ] = None,
     full: options.Full = True,
     save: Annotated[
@@ -65,7 +68,7 @@ def evaluate(
     FID to the test images.
     """
     with told(device):
-        refuse_inside(data, out, save)
+        refuse_inside(data, out=out, save=save)
         from geodistill.commands.source import recorded_base, recorded_reading, warn_of_other_scenes
         from geodistill.distilled import UPDATED, set_folder
         from geodistill.evaluation.evaluate import class_table, cross_table, summary_table
@@ -76,9 +79,7 @@ def evaluate(
         folder, store = set_folder(what), out or (what if (what / "run.json").is_file() else None)
         opened = open_scenes(data, split=split, reading=recorded_reading(what), strict=strict)
         scenes, results = opened.tested_on(on), []
-        # A set that was updated stands for scenes of several archives.
-        if folder.name != UPDATED:
-            warn_of_other_scenes(what, scenes.train)
+        warn_of_other_scenes(what, scenes.train)
         warn_of_seen_tests(recorded_base(what), opened)
         for name in network or ["efficientnet-lite0"]:
             result = run_evaluation(
@@ -103,7 +104,9 @@ def evaluate(
             kept = "none is kept, as the probe trains no network" if protocol == "probe" else save
             say(f"classifiers: {kept}")
         if store == what:
-            tell_next("report", what, "--data", data)
+            # The report of an updated set takes no scenes: those that it was made from are in several archives.
+            shown = [] if folder.name == UPDATED else ["--data", data, *unless("--split", split, "auto")]
+            tell_next("report", what, *shown)
 
 
 @app.command(
@@ -149,7 +152,7 @@ def compare(
     its images are near copies of training images. `geodistill report OUT` draws plots.
     """
     with told(device):
-        refuse_inside(data, out)
+        refuse_inside(data, out=out)
         from geodistill.commands.compare import compare as run_comparison
         from geodistill.commands.compare import comparison_tables
         from geodistill.config import load_config
@@ -171,7 +174,7 @@ def compare(
         )
         console.print(*comparison_tables(out))
         say(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}")
-        tell_next("report", out, "--data", data)
+        tell_next("report", out, "--data", data, *unless("--split", split, "auto"))
 
 
 @app.command(
@@ -184,7 +187,10 @@ def audit(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for audit.json and audit.html, which contain training images [default: RUN/audit]."),
+        typer.Option(
+            help="Folder for audit.json and audit.html, which contain training images [default: RUN/audit, or "
+            "./audit for a set without its run]."
+        ),
     ] = None,
     shadows: Annotated[
         int,
@@ -205,7 +211,7 @@ def audit(
     Every figure is compared with the same figure for held-out real images. The verdict names the thresholds.
     """
     with told(device):
-        refuse_inside(data, out)
+        refuse_inside(data, out=out)
         from geodistill.commands.audit import audit as audit_folder
         from geodistill.commands.audit import unanswerable
         from geodistill.commands.source import recorded_reading

@@ -59,7 +59,7 @@ def train(
     weights are fine-tuned, all others are trained from random weights, as `evaluate` does.
     """
     with told(device):
-        refuse_inside(subject, out)
+        refuse_inside(subject, out=out)
         from geodistill.commands.train import train as train_model
 
         tell_of_busy_cores()

@@ -24,6 +24,17 @@ console = Console()
 _LONG = 10.0
 # Commands that several processes can share.
 _SHARED = (["distill"], ["audit"])
+# Commands that keep finished parts of their work: a stage, a row, a classifier's predictions, a part of a download.
+_RESUMING = (["distill"], ["compare"], ["pretrain"], ["evaluate"], ["fetch"])
+
+
+def unless(option: str, value: str, default: str) -> list[str]:
+    """Return `option` and its value for a command to type; [] if it has its default.
+
+    >>> unless("--split", "spatial", "auto")
+    ['--split', 'spatial']
+    """
+    return [] if value == default else [option, value]
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -91,8 +102,8 @@ Set = Annotated[
 Privacy = Annotated[
     str | None,
     typer.Option(
-        help="'screen': no image starts from a training image, and images that are too similar to one are drawn "
-        "again. 'dp': differential privacy, with --epsilon and --delta; the base must not have seen these scenes "
+        help="'screen': by default no image starts from a training image, and images that are too similar to one are "
+        "drawn again. 'dp': differential privacy, with --epsilon and --delta; the base must not have seen these scenes "
         "[default: none]."
     ),
 ]
@@ -129,7 +140,10 @@ Describe = Annotated[
 
 @contextmanager
 def told(device: str | None = None) -> Iterator[None]:
-    """Show the user the message of an error raised on purpose, and nothing else; Ctrl-C leaves a run that resumes."""
+    """Show the user the message of an error raised on purpose, and nothing else.
+
+    After Ctrl-C, say whether the same command goes on.
+    """
     _refuse_company(sys.argv[1:])
     _stop_whole()
     logging.basicConfig(
@@ -157,7 +171,8 @@ def told(device: str | None = None) -> Iterator[None]:
         )
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on from here")
+        resumes = sys.argv[1:2] in _RESUMING or "--shadows" in sys.argv
+        Console(stderr=True).print(f"stopped; the same command {'goes on from here' if resumes else 'begins anew'}")
         raise typer.Exit(130) from None
 
 
@@ -211,11 +226,14 @@ def tell_of_busy_cores() -> None:
         say(hint)
 
 
-def refuse_inside(data: Path, *outs: Path | None) -> None:
-    """Raise ConfigError if anything is to be written into DATA, where a new folder would be taken for a class."""
-    for out in outs:
-        if out is not None and out.absolute().resolve().is_relative_to(data.absolute().resolve()):
-            raise ConfigError(f"--out {out} is in {data}, which is only read: choose a folder outside")
+def refuse_inside(data: Path, **written: Path | None) -> None:
+    """Raise ConfigError if an option says to write into DATA, where a new folder would be taken for a class.
+
+    `written` are the values of options by name, such as out.
+    """
+    for name, path in written.items():
+        if path is not None and path.absolute().resolve().is_relative_to(data.absolute().resolve()):
+            raise ConfigError(f"--{name} {path} is in {data}, which is only read: give a place outside")
 
 
 def plain(text: str) -> str:

@@ -83,6 +83,8 @@ def print_screening(run: Path) -> None:
 
 def print_nearness(distilled: Any) -> None:
     """Print, where nothing protects the sources, that the images are near them and what to do about it."""
+    from geodistill.distilled.about import safer
+
     if distilled.kind != "synthetic":
         real = distilled.kind == "real"
         what = "training images as they are" if real else "training images, changed by a computation"
@@ -90,8 +92,8 @@ def print_nearness(distilled: Any) -> None:
         return
     if distilled.follows_scenes:
         say(
-            "images start from training images and may show their layout: before you share a set of sensitive "
-            "scenes, make it with --privacy screen or run `geodistill audit`",
+            "the images follow training images, or means of them, and may show their layout: before you share a set of "
+            f"sensitive scenes, {safer(distilled.about)}, or run `geodistill audit`"
         )
 
 
@@ -107,7 +109,7 @@ def print_replayable(distilled: Any) -> None:
 def print_self_test(run: Path, settings: Any) -> None:
     """Print what the set is worth beside random real images, where that was tested, and what to try if it is less."""
     from geodistill.evaluation.worth import advice
-    from geodistill.stages.self_test import read_self_test
+    from geodistill.stages.self_test import adapts_base, read_self_test
 
     found = read_self_test(run)
     if found is None:
@@ -117,7 +119,7 @@ def print_self_test(run: Path, settings: Any) -> None:
     colour = {"better than random": "bold green", "below random": "bold red"}.get(found.verdict or "", "yellow")
     say(found.conclusion, style=colour)
     if found.verdict == "below random":
-        say(advice(settings), style=colour)
+        say(advice(settings, adapts=adapts_base(run, settings)), style=colour)
 
 
 def print_profile(out: Path, settings: Any) -> None:

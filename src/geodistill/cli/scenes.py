@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from geodistill.cli import options
-from geodistill.cli.options import refuse_inside, say, tell_next, told
+from geodistill.cli.options import refuse_inside, say, tell_next, told, unless
 from geodistill.cli.output import (
     print_inspection,
 )
@@ -53,7 +53,7 @@ def inspect(
     Nothing is computed. The contact sheet shows the first images of each class, as `distill` would see them.
     """
     with told():
-        refuse_inside(data, out)
+        refuse_inside(data, out=out)
         from geodistill.commands.inspect import contact_sheet
         from geodistill.commands.inspect import inspect as inspect_data
         from geodistill.report.grid import draw_grid
@@ -70,17 +70,13 @@ def inspect(
         tell_next(
             "distill",
             data,
-            *_unless("--bands", bands, "rgb"),
-            *_unless("--scale", scale, "auto"),
-            *_unless("--split", split, "auto"),
+            *unless("--bands", bands, "rgb"),
+            *unless("--scale", scale, "auto"),
+            *unless("--split", split, "auto"),
             *([] if scenes.train.channels == 3 else ["--base", "scratch"]),
             "--out",
             "RUN",
         )
-
-
-def _unless(option: str, value: str, default: str) -> list[str]:
-    return [] if value == default else [option, value]
 
 
 @app.command(epilog="Example: **geodistill tiles samples.gpkg --raster mosaic.tif --tile 64 --out DATA**")

@@ -8,6 +8,7 @@ of all that it stands for (herding).
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,17 @@ def compose(old: DistilledSet, made: DistilledSet, new: Scenes) -> DistilledSet:
         records += [one.records[k] for one, k in chosen]
         labels += [label] * len(chosen)
     about = _about(old, made) | {_BATCHES: batches + 1}
-    return DistilledSet(torch.stack(images), torch.tensor(labels), made.classes, tuple(records), about)
+    whole = _with_soft_labels_of_all(records, same_classes=old.classes == made.classes)
+    return DistilledSet(torch.stack(images), torch.tensor(labels), made.classes, whole, about)
+
+
+def _with_soft_labels_of_all(records: Sequence[dict[str, Any]], *, same_classes: bool) -> tuple[dict[str, Any], ...]:
+    """Return `records`, without soft labels unless all have them, for the same classes."""
+    having = sum("soft_label" in record for record in records)
+    if not having or (same_classes and having == len(records)):
+        return tuple(records)
+    log.warning("soft labels are left out of the updated set: old and new images do not both have them for all classes")
+    return tuple({key: value for key, value in record.items() if key != "soft_label"} for record in records)
 
 
 def _about(old: DistilledSet, made: DistilledSet) -> dict[str, Any]:

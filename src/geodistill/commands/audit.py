@@ -61,7 +61,7 @@ def audit(
             raise ConfigError(f"--fail-on {name!r} is unknown: known: {', '.join(FAILURES)}")
     if shadows and not run:
         raise ConfigError(
-            f"{what} is no run: how its images were made is not known, so there are no shadow sets: leave --shadows out"
+            f"{what} is no run that made all images of its set, so there are no shadow sets: leave --shadows out"
         )
     source = read_source(run, data.train) if run else None
     warn_of_seen_tests(recorded_base(what), data)

@@ -61,6 +61,8 @@ def distill(
             "privacy 'dp' does not go with --reproducible: its noise comes from the operating system, and no command "
             "draws it again"
         )
+    if config.soft_labels and method != OWN:
+        raise ConfigError(f"method {method!r} stores no soft labels, only {OWN!r} does: leave --soft-labels out")
     if METHODS[method].kind == "real":
         # The self-test compares a set with real images, and this set consists of them.
         config = without_self_test(config)

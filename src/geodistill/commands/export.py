@@ -62,7 +62,8 @@ def export(
             set that the model was trained on is meant.
 
     Raises:
-        ConfigError: an unknown format, no usable model, or no `calibrate` where it is needed.
+        ConfigError: an unknown format, no usable model, no `calibrate` where it is needed, or an `out` where the file
+            could not be read.
         ExportError: a package is missing, the format lacks an operator, there are too few images to calibrate on, or
             logits differ by more than 0.001 (not for onnx-int8).
         RunError: the file cannot be written.
@@ -72,12 +73,22 @@ def export(
     if calibrate is not None and to != "onnx-int8":
         log.warning("format %s is not calibrated: --calibrate %s is not used", to, calibrate)
     path = Path(out) if out is not None else Path(model) / FORMATS[to].file
+    _check_place(path, Path(model), to)
     images = _calibration(classifier, calibrate) if to == "onnx-int8" else _random_images(classifier)
     if to == "onnx-int8":
         write_int8(classifier, path, takes, images)
     else:
         _WRITERS[to](classifier, path, takes)
     return _checked(classifier, path, images, exact=to != "onnx-int8")
+
+
+def _check_place(path: Path, model: Path, to: str) -> None:
+    """Raise ConfigError if the exported file could not be read at `path`."""
+    suffix = Path(FORMATS[to].file).suffix
+    if path.suffix != suffix:
+        raise ConfigError(f"--out {path}: the name of a file in format {to} ends in {suffix}")
+    if to == "litert" and path.resolve().parent != model.resolve():
+        raise ConfigError(f"--out {path}: a LiteRT file holds no class names, so it lies in the folder of its model")
 
 
 def _calibration(classifier: Classifier, subject: Path | str | None) -> Tensor:

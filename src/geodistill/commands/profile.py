@@ -1,15 +1,19 @@
 """Where the time and the memory of a run went, and which setting would halve the largest part."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geodistill.config import Config
+from geodistill.config import Config, read_recorded
+from geodistill.distilled import MANIFEST
+from geodistill.errors import ConfigError
 from geodistill.pipeline import (
     ADAPTER,
     BASE,
     CANDIDATES,
+    DISTILLED,
     FOLLOWING,
     LATENTS,
     REFINED,
@@ -33,11 +37,11 @@ _HALVED = {
     SCREENED.name: ("sampling", "candidates"),
     REFINED.name: ("refinement", "steps"),
 }
-# The setting that leaves a stage out.
+# What leaves a stage out.
 _WITHOUT = {
-    FOLLOWING.name: "sampling.strength=0.6",
-    SELF_TEST.name: "self_test.held_out=0",
-    SOFT_LABEL_TEACHER.name: "soft_labels=false",
+    SOFT_LABEL_TEACHER.name: "leaving --soft-labels out",
+    FOLLOWING.name: "--set sampling.strength=0.6",
+    SELF_TEST.name: "--set self_test.held_out=0",
 }
 # The setting that the largest part of a stage's memory is proportional to.
 _BATCHES = {
@@ -83,6 +87,8 @@ class Profile:
 def profile(run: Path | str, config: Config) -> Profile:
     """Return where the time and the memory of the finished run in folder `run` went; `config` are its settings.
 
+    Where the run's method has settings of its own, as its set states, these count.
+
     >>> import geodistill, tempfile
     >>> data = geodistill.builtin_scenes(train_per_class=12, test_per_class=3, size=32)
     >>> out, config = tempfile.mkdtemp(), geodistill.load_config("tiny", ["self_test.held_out=0"])
@@ -90,7 +96,7 @@ def profile(run: Path | str, config: Config) -> Profile:
     >>> 0 < sum(one.share for one in profile(out, config).stages) <= 1
     True
     """
-    found = records(Path(run))
+    found, config = records(Path(run)), _used(Path(run), config)
     total = sum(record["wall_seconds"] for record in found)
     longest = sorted(found, key=lambda record: -record["wall_seconds"])
     stages = tuple(
@@ -105,9 +111,18 @@ def profile(run: Path | str, config: Config) -> Profile:
     return Profile(total, stages, (largest["peak_memory_mib"], name, _smaller(name, config)))
 
 
+def _used(run: Path, config: Config) -> Config:
+    """Return the settings in the manifest of the run's set; `config` if there is none that can be read."""
+    try:
+        about = json.loads((run / DISTILLED.name / MANIFEST).read_text(encoding="utf-8"))["about"]
+        return read_recorded(about["config"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return config
+
+
 def _shorter(stage: str, config: Config, share: float) -> str:
     if stage in _WITHOUT:
-        return f"--set {_WITHOUT[stage]} leaves it out, and saves {100 * share:.0f} % of the time"
+        return f"{_WITHOUT[stage]} saves {100 * share:.0f} % of the time"
     setting = _half(_HALVED.get(stage), config)
     return f"{setting} would halve it, and save about {50 * share:.0f} % of the time" if setting else ""
 

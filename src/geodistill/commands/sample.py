@@ -121,6 +121,13 @@ def _finished(run: Path) -> tuple[Config, DistilledSet]:
 
 
 def _adapted(run: Path, config: Config) -> Prior:
+    needed = [*([BASE.name] if config.base == SCRATCH else []), *([ADAPTER.name] if config.finetune.steps else [])]
+    missing = [name for name in needed if not (run / name).is_dir()]
+    if missing:
+        raise RunError(
+            f"{run} has no {missing[0]}: its method trains none, and `sample` draws with the base that a run has "
+            "adapted to its scenes: give a run of the method dpd"
+        )
     source = str(run / BASE.name) if config.base == SCRATCH else source_of(config.base, config.size)
     tell_terms(source)
     prior = load_prior(source, config.precision)

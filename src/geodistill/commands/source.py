@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from geodistill.config import Config, read_recorded
-from geodistill.distilled import MANIFEST, DistilledSet
+from geodistill.distilled import MANIFEST, DistilledSet, run_of
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
 from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, OWN, PROTOTYPES
@@ -162,14 +162,18 @@ def _recorded(path: Path, part: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def warn_of_other_scenes(folder: Path, train: Scenes) -> None:
-    """Log if the run in `folder` was made from other training scenes than `train`."""
-    made_from = _recorded(folder / "run.json", "settings").get("scenes")
+def warn_of_other_scenes(what: Path, train: Scenes) -> None:
+    """Log if a run was made from other training scenes than `train`; `what` is the run, or the folder of its set.
+
+    An updated set stands for scenes of several archives, so nothing is logged.
+    """
+    run = run_of(what)
+    made_from = _recorded(run / "run.json", "settings").get("scenes") if run else None
     if made_from is not None and made_from != train.fingerprint():
         log.warning(
             "%s was made from other training scenes than these: if --split or the data have changed, some of its "
             "training scenes may be test images now, and the figures too optimistic",
-            folder,
+            what,
         )
 
 

@@ -2,7 +2,11 @@
 
 from typing import Any
 
+from geodistill.pipeline import OWN
 from geodistill.provenance import Kind
+
+# Methods with a guidance of their own, which `sampling.follow` does not state.
+_GUIDED = frozenset({"mgd3"})
 
 
 def kind_of(about: dict[str, Any]) -> Kind:
@@ -13,12 +17,21 @@ def kind_of(about: dict[str, Any]) -> Kind:
 
 
 def follows_scenes(about: dict[str, Any]) -> bool:
-    """Return whether images were sampled from latents of training images, with no noise that hides which ones.
+    """Return whether sampling followed training images or means of them, with no noise that hides which ones.
 
-    Methods that follow no training image state `sampling.follow=none` in the set's settings.
+    Methods that follow none state `sampling.follow=none` in the set's settings, or are guided in a way of their own.
     """
     follow = about.get("config", {}).get("sampling", {}).get("follow", "none")
-    return kind_of(about) == "synthetic" and follow != "none" and not about.get("guarantee")
+    guided = follow != "none" or about.get("method") in _GUIDED
+    return kind_of(about) == "synthetic" and guided and not about.get("guarantee")
+
+
+def safer(about: dict[str, Any]) -> str:
+    """Return how to make a set of the same scenes whose images follow no training image, as an advice to its owner."""
+    if about.get("screened"):
+        return "leave out the settings for `sampling` (by default screening follows no training image)"
+    by = "" if about.get("method") == OWN else f" by the method `{OWN}`"
+    return f"make the set{by} with `--privacy screen` or `--privacy dp`"
 
 
 def title(classes: int) -> str:

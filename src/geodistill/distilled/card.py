@@ -5,13 +5,14 @@ huggingface_hub's DatasetCard covers the YAML header alone, so the card is a tem
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from geodistill.distilled.about import follows_scenes, title
+from geodistill.distilled.about import follows_scenes, safer, title
 from geodistill.distilled.folder import MANIFEST
 from geodistill.provenance import Kind, fingerprint
 from geodistill.run import write_atomic
@@ -23,6 +24,7 @@ class _Described(Protocol):
 
     labels: Tensor
     classes: tuple[str, ...]
+    records: tuple[dict[str, Any], ...]
     about: dict[str, Any]
 
     def __len__(self) -> int: ...
@@ -67,8 +69,7 @@ configs:
 {loading}
 A label is the place of a class in the list below, counted from 0. `class_map.txt` has the classes in this order, for
 readers that sort numbers otherwise (timm: `--class-map class_map.txt`).
-`manifest.json` has the settings, the versions and the scores of each image, and where they were asked for its soft
-label, probabilities of the classes in alphabetical order; `croissant.json` describes the folder in Croissant 1.0.
+`manifest.json` has {recorded}; `croissant.json` describes the folder in Croissant 1.0.
 
 ## Classes
 
@@ -100,16 +101,15 @@ _REPLAYABLE = (
     "secret."
 )
 _NO_AUDIT = "What these images reveal of the real ones has not been audited: `geodistill audit` does that."
-_NO_START = "No image started from a training image."
+_NO_START = "No image followed a training image."
 _SCREENED = (
     "Screened: candidates were rejected if, in structure (SSIM), they were nearer to a training image of their class "
     "than 99 % of held-out training images are to the others, and so were copies. The audit says whether the set "
     "reveals which images were training images."
 )
 _NOT_ANONYMOUS = (
-    "Not anonymous: images were sampled from the latents of training images, with noise added, and may show their "
-    "layout. For sensitive scenes, make the set with `--privacy screen` and without settings for `sampling`, or with "
-    "`--privacy dp`."
+    "Not anonymous: the images follow training images, or means of them, and may show their layout. For sensitive "
+    "scenes, {safer}."
 )
 _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
 # Only sets of runs that tested themselves have this section.
@@ -139,6 +139,7 @@ def data_card(distilled: _Described) -> str:
         kind=distilled.kind,
         suffix=distilled.suffix,
         loading=_loading(distilled),
+        recorded=_recorded(distilled.records),
         warning=f"{_REPLAYABLE}\n\n" if distilled.replayable else "",
         nature=_NATURE[distilled.kind],
         privacy=_privacy(distilled.about, _NO_AUDIT),
@@ -225,10 +226,19 @@ def _privacy(about: dict[str, Any], audit: str) -> str:
     """Return the card's text on privacy: the guarantee, what the images started from, the screening, the audit."""
     follows = follows_scenes(about)
     made = [about["guarantee"]] if about.get("guarantee") else []
-    made += [_NOT_ANONYMOUS] if follows else []
+    made += [_NOT_ANONYMOUS.format(safer=safer(about))] if follows else []
     if about.get("screened"):
         made += [_SCREENED if follows else f"{_SCREENED} {_NO_START}"]
     return "\n\n".join([*made, audit])
+
+
+def _recorded(records: Sequence[dict[str, Any]]) -> str:
+    """Return what the manifest holds."""
+    parts = ["the settings", "the versions"]
+    parts += ["the scores of each image"] if any(record.get("scores") for record in records) else []
+    if any("soft_label" in record for record in records):
+        parts.append("the soft label of each image (probabilities of the classes in alphabetical order)")
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _base(facts: dict[str, Any] | None) -> str:

@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 class Evaluation:
     """Results of one distilled set: measures for each seed after training on it, on random real and on all real images.
 
-    `full` is empty if that reference was left out. `clip` is the CLIP score, or None if it was not requested. Ratios
+    `full` is empty if that reference was left out. `tested_on` is the part of the data that classifiers were tested on,
+    "test" or "val". `clip` is the CLIP score, or None if it was not requested. Ratios
     and differences are those of means over the seeds.
     """
 
@@ -54,6 +55,7 @@ class Evaluation:
     full: tuple[Measures, ...]
     likeness: Likeness
     clip: float | None = None
+    tested_on: str = "test"
 
     @property
     def oa(self) -> float:
@@ -146,8 +148,9 @@ def evaluate(
         measured["full"],
         bench.likeness(subject),
         clip_score(subject.images, _texts(subject), clip) if clip else None,
+        data.tested_part,
     )
-    name = fingerprint(VERSION, hash_of(subject), list(chosen), steps, full, clip)
+    name = fingerprint(VERSION, hash_of(subject), bench.test.fingerprint(), list(chosen), steps, full, clip)
     text = json.dumps(result.as_dict(), indent=2, sort_keys=True)
     bench.write(f"{cell_name(protocol, network)}/figures-{name[:16]}.json", text)
     return result
@@ -213,7 +216,9 @@ def random_real(train: Scenes, distilled: DistilledSet, seed: int) -> Scenes:
 def summary_table(result: Evaluation) -> Table:
     """Return the comparison as a rich table: a row for each training set, figures in per cent."""
     seeds = f"{len(result.seeds)} seed{'s' if len(result.seeds) > 1 else ''}"
-    table = Table(title=f"{result.protocol}, {result.network}, {result.size} px, {seeds}", caption=_caption(result))
+    on = "" if result.tested_on == "test" else ", tested on validation scenes"
+    title = f"{result.protocol}, {result.network}, {result.size} px, {seeds}{on}"
+    table = Table(title=title, caption=_caption(result))
     table.add_column("trained on")
     for name in ("OA %", "AA %", "kappa"):
         table.add_column(name, justify="right")

@@ -148,7 +148,7 @@ def check_protocol(protocol: str, network: str) -> None:
         raise ConfigError(f"unknown protocol {protocol!r}: {hint}known: {', '.join(PROTOCOLS)}")
     check_network(network)
     if protocol == "probe" and network != PRETRAINED:
-        raise ConfigError(f"protocol probe needs a pretrained network, {network} has none: use {PRETRAINED}")
+        raise ConfigError(f"protocol probe uses the features of {PRETRAINED} alone, not of {network}: leave it out")
 
 
 def recipe_steps(protocol: str, count: int, steps: int | None) -> int:

@@ -84,10 +84,14 @@ class SelfTest:
         return " ".join(f"{one[0].upper()}{one[1:]}." for one in sentences)
 
 
-def advice(config: Config) -> str:
-    """Return what to try if a set made with `config` is below random real images."""
+def advice(config: Config, *, adapts: bool = True) -> str:
+    """Return what to try if a set made with `config` is below random real images.
+
+    `adapts`: whether its method adapts the base to the scenes.
+    """
     steps = max(400, 2 * config.finetune.steps)
+    longer = f"longer adaptation (--set finetune.steps={steps}), " if adapts else ""
     return (
-        f"try longer adaptation (--set finetune.steps={steps}), more images (--ipc {2 * config.ipc}), another --base, "
-        "or a base of your own by `geodistill pretrain`"
+        f"try {longer}more images (--ipc {2 * config.ipc}), another --base, or a base of your own by `geodistill "
+        "pretrain`"
     )

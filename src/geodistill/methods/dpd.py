@@ -99,6 +99,11 @@ def _make_private(whole: Context) -> Made[DistilledSet]:
 def check(scenes: Scenes, config: Config) -> None:
     """Raise, before the first stage, a GeodistillError that says what to do if a later stage is known to fail."""
     make_describer(config.descriptions.describer, config.precision)
+    check_settings(scenes, config)
+
+
+def check_settings(scenes: Scenes, config: Config) -> None:
+    """Do what `check` does, but load no model."""
     if config.sampling.candidates > MOST_CANDIDATES:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {MOST_CANDIDATES}")
     if config.soft_labels:

@@ -20,7 +20,7 @@ from geodistill.seeding import generator
 STRICT = 0.01
 # Number of images set apart in all, but at most one in _PART of a class, so that most remain for comparison.
 _SET_APART, _PART = 500, 5
-_LEAST = 3
+LEAST = 3
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def make_screen(train: Images, labels: Tensor, *, seed: int) -> Screen:
     Raises PrivacyError if a class is too small: two of its images must remain when one is set apart.
     """
     least = int(torch.bincount(labels).min())
-    if least < _LEAST:
+    if least < LEAST:
         raise PrivacyError(
-            f"the smallest class has {least} training images: screening needs {_LEAST} or more a class, "
+            f"the smallest class has {least} training images: screening needs {LEAST} or more a class, "
             "add images or leave the class out"
         )
     apart = torch.zeros(len(labels), dtype=torch.bool)

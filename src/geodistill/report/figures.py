@@ -11,6 +11,8 @@ from geodistill.evaluation.columns import COLUMNS
 from geodistill.evaluation.measures import Measures, hlr, ior, mean_std, share
 from geodistill.evaluation.rows import FULL, Row, renamed, summarise
 from geodistill.evaluation.table import Table
+from geodistill.methods import METHODS
+from geodistill.provenance import Kind
 
 _RANDOM = "random real"
 
@@ -28,25 +30,29 @@ def by_bench(rows: Iterable[Row]) -> dict[Bench, list[Row]]:
 def read_evaluations(folder: Path, method: str) -> Table:
     """Return the results of `evaluate` for a run's set in `folder`: the latest ones of each protocol and network.
 
-    The references are rows of their own. Raises RunError if a file is damaged.
+    The references are rows of their own. Results on validation scenes serve choices and are left out. Raises RunError
+    if a file is damaged.
     """
     classes: tuple[str, ...] = ()
     rows: list[Row] = []
     for bench in sorted(folder.glob("*-*/")):
         paths = sorted(bench.glob("figures-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-        if paths:
-            classes, own = _read_evaluation(paths[-1], method)
-            rows += own
+        for path in reversed(paths):
+            part, of_all, own = _read_evaluation(path, method)
+            if part == "test":
+                classes = of_all
+                rows += own
+                break
     return Table(classes, tuple(rows))
 
 
-def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, ...], list[Row]]:
-    """Return the classes and the rows in one file of figures."""
+def _read_evaluation(path: Path, method: str) -> tuple[str, tuple[str, ...], list[Row]]:
+    """Return the part of the data that was tested on, the classes and the rows in one file of figures."""
     kinds = {"distilled": method, "random": _RANDOM, FULL: FULL}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = [_of_measures(found, kind, name) for kind, name in kinds.items() if found[kind]]
-        return tuple(found["classes"]), rows
+        return found.get("tested_on", "test"), tuple(found["classes"]), rows
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is no record of an evaluation ({error!r}): delete it and evaluate again") from None
 
@@ -75,9 +81,14 @@ def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:
         found["network"],
         found["seeds"],
         measures[kind],
-        kind="synthetic" if kind == "distilled" else "real",
+        kind=_kind_of_method(name) if kind == "distilled" else "real",
         **facts,
     )
+
+
+def _kind_of_method(method: str) -> Kind:
+    """Return what the images of `method` are; those of a method that is not installed may be real."""
+    return METHODS[method].kind if method in METHODS else "real"
 
 
 def ablation(rows: Sequence[Row]) -> list[tuple[Row, float | None]]:

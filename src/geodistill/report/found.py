@@ -55,9 +55,9 @@ class Found:
 
     @property
     def main_rows(self) -> list[Row]:
-        """Return the rows of the main set; if no set may be shown, those of the last set that is not the full data."""
-        sets = [(row.method, row.ipc) for row in self.figures.rows if not row.full]
-        wanted = (self.main.method, self.main.ipc) if self.main is not None else (sets[-1] if sets else None)
+        """Return the rows of the main set, also if its images may not be shown."""
+        main = self.main or main_set(self.sets)
+        wanted = (main.method, main.ipc) if main is not None else None
         return [row for row in self.figures.rows if (row.method, row.ipc) == wanted]
 
     @property

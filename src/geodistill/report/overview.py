@@ -22,7 +22,8 @@ from geodistill.stages.self_test import read_self_test
 def lead(found: Found) -> str:
     """Return one sentence that describes the run."""
     if not found.compared:
-        return f"A distilled set made by the method {found.settings.get('method', 'unknown')}."
+        updated = ", an earlier one with new images" if any(one.updated for one in found.sets) else ""
+        return f"A distilled set made by the method {found.settings.get('method', 'unknown')}{updated}."
     methods = list(dict.fromkeys(one.method for one in found.sets))
     return (
         f"A comparison of {len(methods)} method{'' if len(methods) == 1 else 's'}: {', '.join(methods) or 'none yet'}."
@@ -35,9 +36,9 @@ def missing(found: Found) -> list[str]:
     if not found.compared:
         lines = [f"stage {stage} is not finished: {_GO_ON}" for stage in _open_stages(found)]
         if not rows:
-            lines.append(
-                f"no accuracy yet: run `geodistill evaluate {found.run} --data DATA`, with the scenes for DATA"
-            )
+            # The path of a run is for its owner alone.
+            run = found.run if found.owner else "RUN"
+            lines.append(f"no accuracy yet: run `geodistill evaluate {run} --data DATA`, with the scenes for DATA")
         return lines
     lines = [f"the images of {one.name} are not finished: {_GO_ON}" for one in found.sets if not one.finished]
     measured = {(row.method, row.ipc) for row in rows}

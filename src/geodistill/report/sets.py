@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import UPDATED, DistilledSet
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
 from geodistill.methods import METHODS
@@ -47,12 +47,22 @@ class SetFolder:
     @property
     def finished(self) -> bool:
         """Return whether its images exist."""
-        return (self.run / DISTILLED.name).is_dir()
+        return self._place.is_dir()
+
+    @property
+    def updated(self) -> bool:
+        """Return whether the set is an earlier one that the run updated: only some images are the run's own."""
+        return self._place.name == UPDATED
 
     @cached_property
     def images(self) -> DistilledSet:
         """Return the images, which are read once."""
-        return DistilledSet.load(self.run / DISTILLED.name)
+        return DistilledSet.load(self._place)
+
+    @property
+    def _place(self) -> Path:
+        updated = self.run / UPDATED
+        return updated if updated.is_dir() else self.run / DISTILLED.name
 
     @property
     def scenes(self) -> str | None:
@@ -62,8 +72,11 @@ class SetFolder:
         return found if isinstance(found, str) else None
 
     def check_scenes(self, scenes: Scenes) -> None:
-        """Raise RunError unless `scenes` are the training scenes that the set was made from."""
-        if self.scenes is not None and self.scenes != scenes.fingerprint():
+        """Raise RunError unless `scenes` are the training scenes that the set was made from.
+
+        An updated set was made from several archives, so any scenes pass.
+        """
+        if not self.updated and self.scenes is not None and self.scenes != scenes.fingerprint():
             raise RunError(f"{self.run} was made from other scenes than these: give the data that it was made from")
 
     def holds_real(self, rows: Sequence[Row]) -> bool:
@@ -107,7 +120,7 @@ class Picture:
 def gallery(one: SetFolder, per_class: int, scenes: Scenes | None = None) -> dict[str, list[Picture]]:
     """Return at most `per_class` pictures of every class, with sources if its own scenes are given as `scenes`."""
     distilled = one.images
-    sources = None if scenes is None else _Sources(one, scenes, distilled.size)
+    sources = None if scenes is None or one.updated else _Sources(one, scenes, distilled.size)
     found = {}
     for label, name in enumerate(distilled.classes):
         own = (distilled.labels == label).nonzero().flatten().tolist()[:per_class]

@@ -222,7 +222,7 @@ class SceneData:
 
     skipped: the unreadable files, each as "path: reason". files: all others; empty for scenes that are no files. val: a
     validation part, on which choices can be made; methods never see it. leaks: the test and validation scenes that are
-    also in another part.
+    also in another part. tested_part: which part of the data `test` is, "test" or "val".
     """
 
     train: Scenes
@@ -231,6 +231,7 @@ class SceneData:
     files: Sequence[SceneFile] = ()
     val: Scenes | None = None
     leaks: tuple[Leak, ...] = ()
+    tested_part: str = "test"
 
     def read_by(self, reading: Reading) -> "SceneData":
         """Return the same scenes, whose files are read in another way."""
@@ -247,7 +248,7 @@ class SceneData:
             raise SceneError(f"there is no part {part!r} to test on: give test or val")
         if part == "val" and self.val is None:
             raise SceneError("the data has no validation part: add val/<class>/<image>, or a list of it")
-        return self if part == "test" else replace(self, test=self.val)
+        return self if part == "test" else replace(self, test=self.val, tested_part="val")
 
 
 def check_classes(classes: Sequence[str]) -> None:

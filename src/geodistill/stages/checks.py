@@ -11,13 +11,16 @@ from geodistill.prior.base import source_of
 from geodistill.prior.catalogue import SCRATCH, local_folder
 from geodistill.prior.compact import check_compact_size
 from geodistill.privacy.overlap import footprint_of, told_overlap
+from geodistill.privacy.screen import LEAST
 from geodistill.scenes.scenes import SceneData, Scenes
 
 log = logging.getLogger("geodistill")
 
 
 def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
-    """Raise SceneError, before anything is computed, for a single class, or one with fewer than `ipc` images.
+    """Raise SceneError, before anything is computed, for a single class, or one with too few images.
+
+    Too few are fewer than `ipc`, or than screening needs.
 
     Under differential privacy the images are not counted: the check would reveal the size of a class, and noisy means
     exist for a class of any size.
@@ -31,6 +34,11 @@ def check_counts(scenes: Scenes, ipc: int, privacy: str = "none") -> None:
         if count < ipc:
             raise SceneError(
                 f"class '{name}' has {count} images, IPC {ipc} needs at least {ipc}: lower --ipc or add images"
+            )
+        if privacy == "screen" and count < LEAST:
+            raise SceneError(
+                f"class '{name}' has {count} images, screening needs at least {LEAST}: add images or leave the class "
+                "out"
             )
 
 

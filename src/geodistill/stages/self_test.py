@@ -20,7 +20,7 @@ from geodistill.evaluation.measures import measure
 from geodistill.evaluation.pairs import compare_pair
 from geodistill.evaluation.worth import SelfTest, Worth, advice
 from geodistill.networks import PRETRAINED
-from geodistill.pipeline import DISTILLED, SELF_TEST
+from geodistill.pipeline import ADAPTER, DISTILLED, SELF_TEST
 from geodistill.prior.base import source_of
 from geodistill.prior.catalogue import SCRATCH
 from geodistill.privacy.overlap import known
@@ -60,10 +60,14 @@ def run_self_test(context: Context, distilled: Made[DistilledSet], apart: Apart)
     if processes().main:
         tell_of_self_test(run.folder / DISTILLED.name, found.summary)
         below = found.verdict == "below random"
-        log.log(
-            logging.WARNING if below else logging.INFO, "%s%s", found.summary, f" {advice(config)}" if below else ""
-        )
+        tail = f" {advice(config, adapts=adapts_base(run.folder, config))}" if below else ""
+        log.log(logging.WARNING if below else logging.INFO, "%s%s", found.summary, tail)
     return found
+
+
+def adapts_base(run: Path, config: Config) -> bool:
+    """Return whether the method of the run in folder `run` adapts the base, or would with other settings."""
+    return (run / ADAPTER.name).is_dir() or not config.finetune.steps
 
 
 def read_self_test(run: Path) -> SelfTest | None:
