@@ -52,6 +52,12 @@ def run(data: SceneData, tiny: Config, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
+def test_scenes_are_asked_for(data: SceneData) -> None:
+    with pytest.raises(SceneError) as caught:
+        distill(data)  # type: ignore[arg-type]
+    assert str(caught.value) == "scenes are SceneData: give the training part of what open_scenes returns"
+
+
 def test_set_has_ipc_images_of_every_class(run: Path, data: SceneData) -> None:
     distilled = geodistill.DistilledSet.load(run / "distilled")
     assert distilled.classes == data.train.classes

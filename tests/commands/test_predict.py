@@ -145,3 +145,25 @@ def test_a_map_without_classes_or_place_is_told(model: Path, tmp_path: Path, cap
         f"{path} has no georeference, so its map has none",
         "less than half of each tile of 32 pixels is measured: the map has no class",
     ]
+
+
+def test_files_of_each_kind_are_read_in_their_own_way(model: Path, tmp_path: Path) -> None:
+    shown = draw_scene("Beach", 0, size=32).transpose(2, 0, 1)
+    for first, second in (("a", "b"), ("b", "a")):
+        folder = tmp_path / first
+        folder.mkdir()
+        Image.fromarray(shown.transpose(1, 2, 0).copy()).save(folder / f"{first}.png")
+        opaque = np.concatenate([shown, np.full((1, 32, 32), 255, np.uint8)])
+        tif(folder / f"{second}.tif", opaque, photometric="RGB", alpha="yes")
+        tif(folder / "z.tif", np.zeros((5, 32, 32), np.uint8))
+        done = predict(model, folder, out=tmp_path / f"{first}.csv")
+        assert [row["file"] for row in rows_of(done.path)] == sorted([f"{first}.png", f"{second}.tif"])
+        assert done.unreadable == 1
+        assert len({row["probability"] for row in rows_of(done.path)}) == 1
+
+
+@pytest.mark.parametrize("tiles", [{"tile": 0}, {"stride": 0}])
+def test_no_tile_is_no_default(tiles: dict[str, int], model: Path, tmp_path: Path) -> None:
+    path = tif(tmp_path / "in.tif", np.zeros((3, 64, 64), np.uint8))
+    with pytest.raises(ConfigError, match=r"^tiles of \d+ pixels every \d+ pixels: give --tile 1 or more"):
+        predict(model, path, out=tmp_path / "out.tif", **tiles)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from PIL import Image
 from rasterio import Affine
 from rasters import LEFT, METRES, TOP, tif
 
-from geodistill.deployment.tiles import Grid, check_range, colour_of, fitting_reading, map_raster, nodata_of
+from geodistill.deployment.tiles import Grid, check_range, colour_of, fitting_reading, map_raster, nodata_of, with_mask
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation.classifier import About
 from geodistill.scenes.readers import RGB, Info
@@ -200,10 +200,24 @@ def test_one_band_for_a_model_of_colours_is_told(caplog: pytest.LogCaptureFixtur
 def test_options_replace_what_the_model_was_trained_with() -> None:
     path = Path("x.tif")
     assert fitting_reading(PLAIN_RGB, PLAIN, path) == PLAIN
-    assert fitting_reading(CLEAR, PLAIN, path) == Reading(bands=(1, 2, 3), alpha=True)
+    assert fitting_reading(CLEAR, PLAIN, path) == Reading(bands=(1, 2, 3))
     assert fitting_reading(FOUR, PLAIN, path, bands="4,1,2") == Reading(bands=(4, 1, 2))
     assert fitting_reading(GREY16, PLAIN, path, scale="0,900") == Reading(scale=((0.0, 900.0),))
     assert fitting_reading(FOUR, DEEP, path, scale="0,255") == Reading(bands=(4, 3, 2), scale=((0.0, 255.0),) * 3)
+
+
+@pytest.mark.parametrize(("opacity", "is_a_mask"), [((0, 255), True), ((0, 900), True), ((0, 31, 255), False)])
+@pytest.mark.parametrize("model", [PLAIN, Reading(bands=(1, 2, 3)), Reading(bands=(1, 2, 3), alpha=True)])
+def test_transparency_is_a_mask_by_its_values(
+    opacity: tuple[int, ...], is_a_mask: bool, model: Reading, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).integers(1, 200, (4, 64, 64)).astype(np.uint16)
+    values[3] = np.random.default_rng(1).choice(opacity, (64, 64))
+    info = Info(64, 64, "uint16", (*RGB, "alpha"))
+    path = tif(tmp_path / "in.tif", values)
+    reading = fitting_reading(info, model, path, scale="0,200")
+    assert with_mask(path, info, reading).alpha is is_a_mask
+    assert not with_mask(path, Info(64, 64, "uint16", RGB), reading).alpha
 
 
 def test_a_palette_is_refused(tmp_path: Path) -> None:

@@ -49,6 +49,17 @@ def test_a_folder_serves_other_programs(tmp_path: Path) -> None:
     assert "# convnet3, 2 classes, 32 px\n" in card
 
 
+def test_a_model_of_many_bands_says_so(tmp_path: Path) -> None:
+    names = ("B04", "B03", "B02", "B08", "B12")
+    reading = Reading(bands=(3, 2, 1, 4, 5), scale=((0.0, 900.0),) * 5, dtype="uint16", names=names)
+    trained(replace(ABOUT, reading=reading)).save(tmp_path)
+    told = json.loads((tmp_path / "preprocessing.json").read_text())
+    assert told["channels"] == list(names)
+    assert told["mean"] == [0.485, 0.456, 0.406, 0.485, 0.456]
+    assert told["std"] == [0.229, 0.224, 0.225, 0.229, 0.224]
+    assert "An image of 5 bands: bands 3, 2, 1, 4, 5" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_model_of_an_earlier_version_has_plain_images() -> None:
     told = {"network": "convnet3", "protocol": "scratch", "classes": ["a", "b"], "size": 32, "seed": 4}
     assert About.from_dict(told) == About("convnet3", "scratch", ("a", "b"), 32, seed=4)

@@ -147,3 +147,9 @@ def test_settings_that_cannot_work(distilled, data, tmp_path):
     folder = distilled.save(tmp_path / "set")
     with pytest.raises(ConfigError, match="is a distilled set, where every folder is a class: choose another folder"):
         quick(distilled, data, out=folder)
+
+
+def test_scenes_are_asked_for(distilled):
+    with pytest.raises(SceneError) as caught:
+        evaluate(distilled, "data")
+    assert str(caught.value) == "data are str: give what open_scenes returns"

@@ -91,7 +91,7 @@ def _mutations(data: bytes, count: int, seed: int) -> Iterator[bytes]:
 
 def _attempt(path: Path) -> str:
     """Read `path` as `open_scenes` and `Scenes.pixels` do; return why it was refused, "" if it was not."""
-    found = _verify(SceneFile(path, 0, path.name))
+    found = _verify(SceneFile(path, 0, path.name), "rgb")
     if isinstance(found, str):
         return found
     assert found.info is not None

@@ -233,3 +233,42 @@ def test_a_data_set_of_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     parts["train"].to_parquet(tmp_path / "train.parquet")
     embedded = open_scenes(tmp_path / "train.parquet", split="hash")
     assert embedded.train.classes == files.train.classes
+
+
+class Named(Pairs):
+    """Pairs whose classes have other numbers."""
+
+    def __init__(self, names: list[str], start: int) -> None:
+        super().__init__(start + 20, start)
+        self.classes = names
+
+
+def test_each_part_has_its_own_numbers_of_classes() -> None:
+    data = open_dataset({"train": Named(NAMES, 0), "test": Named(NAMES[::-1], 40)})
+    assert data.test is not None
+    # Item k of a part is of class k % 2 by number.
+    assert {name.split("/")[0] for name in data.test.names[::2]} == {NAMES[1]}
+    with pytest.raises(SceneError) as caught:
+        open_dataset({"train": Named(NAMES, 0), "test": Named(["River", "Pond"], 40)})
+    assert (
+        str(caught.value) == "only another part has a class 'Beach': give classes=, the names of all classes by number"
+    )
+    given = open_dataset({"train": Named(NAMES, 0), "test": Named(["x", "y"], 40)}, classes=NAMES)
+    assert given.test is not None
+    assert given.test.labels.tolist()[:2] == [1, 0]
+
+
+def test_values_that_are_no_measurement_get_the_mean() -> None:
+    random = np.random.default_rng(0)
+    tiles = [random.uniform(0.2, 0.8, (16, 16, 3)).astype(np.float32) for _ in range(40)]
+    for tile in tiles[:4]:
+        tile[:8] = np.nan
+    tiles[5][:] = np.nan
+    items = [(tile, k % 2) for k, tile in enumerate(tiles)]
+    data = open_dataset({"train": items}, classes=NAMES, scale=(0, 1))
+    assert data.skipped == (
+        "item 5 of train: cannot be read (no pixel is a measurement (all are nodata, masked or not finite))",
+    )
+    first = data.train.pixels([0], size=16)[0].float()
+    assert first[:, :8].flatten(1).std(dim=1).max() < 1e-3
+    assert (first[:, 0, 0] - first[:, 8:].flatten(1).mean(dim=1)).abs().max() < 2

@@ -66,3 +66,9 @@ def test_lines_that_are_no_json(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("[1]\n")
     with pytest.raises(SceneError, match=r"a\.jsonl: not a list of labelled files \(a line is no object: \[1\]\)$"):
         read_list(tmp_path / "a.jsonl")
+
+
+def test_blanks_around_values_are_not_part_of_them(tmp_path: Path) -> None:
+    fill(tmp_path / "images")
+    rows = [f" images/{path} , {label}{' ' * (k % 2)}, train " for k, (path, label) in enumerate(FILES)]
+    assert open_scenes(_csv(tmp_path, ["path, label, split", *rows])).train.classes == ("beach", "river")

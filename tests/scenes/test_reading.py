@@ -13,7 +13,7 @@ from rasters import archive, tif
 
 from geodistill.errors import SceneError
 from geodistill.scenes import open_scenes
-from geodistill.scenes.readers import Info
+from geodistill.scenes.readers import RGB, Info, open_raster, reader_of
 from geodistill.scenes.reading import PLAIN, Reading, choose_bands, read_image, with_scale
 
 SIDE = 16
@@ -420,3 +420,119 @@ def test_values_go_linearly_from_low_to_high(values, low, width, tmp_path):
     image = np.asarray(Reading((1, 2, 3), 3 * ((low, low + width),)).image(path)).transpose(2, 0, 1)
     exact = np.clip((values.astype(np.float64) - low) / width * 255, 0, 255)
     assert np.abs(image - exact).max() <= 0.5 + 1e-6
+
+
+def test_a_jpeg_geotiff_keeps_its_place_and_its_mask(tmp_path):
+    # In YCbCr, as GDAL's COG driver writes it.
+    smooth = np.broadcast_to(np.linspace(20, 200, 64).astype(np.uint8), (3, 64, 64))
+    valid = np.ones((64, 64), bool)
+    valid[:, :16] = False
+    path = tmp_path / "a.tif"
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        tif(path, smooth, located=True, photometric="YCBCR", compress="jpeg", mask=valid)
+    info = reader_of(path).info(path)
+    assert (info.crs, info.colours, info.resolution) == ("EPSG:32629", RGB, (10.0, 10.0))
+    found = reader_of(path).values(path, ())
+    assert (found.valid == valid).all()
+    assert abs(found.bands.astype(int) - smooth).max() < 20
+    with open_raster(path) as raster:
+        assert raster.count == 3
+
+
+def test_a_palette_keeps_its_place_and_nodata(tmp_path):
+    path = tmp_path / "a.tif"
+    values = np.random.default_rng(0).integers(0, 3, (1, SIDE, SIDE)).astype(np.uint8)
+    tif(path, values, located=True, photometric="palette", nodata=0)
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (0, 0, 0, 255), 1: (200, 10, 10, 255), 2: (10, 200, 10, 255)})
+    info = reader_of(path).info(path)
+    assert (info.crs, info.colours, info.nodata) == ("EPSG:32629", RGB, 0.0)
+    found = reader_of(path).values(path, (2, 1))
+    assert (found.valid == (values[0] != 0)).all()
+    assert found.bands[:, values[0] == 1].T.tolist()[0] == [10, 200]
+
+
+def test_a_png_in_colour_of_16_bits_is_read_whole(tmp_path):
+    values = np.random.default_rng(0).integers(1000, 3000, (3, SIDE, SIDE)).astype(np.uint16)
+    path = tif(tmp_path / "a.png", values, driver="PNG")
+    assert reader_of(path).info(path).dtype == "uint16"
+    assert (reader_of(path).values(path, ()).bands == values).all()
+    assert (reader_of(path).values(path, (3, 1)).bands == values[[2, 0]]).all()
+
+
+def test_names_of_8_bit_bands_count_before_their_colours(tmp_path):
+    made = []
+
+    def bands(label, random):
+        made.append(ground(random))
+        return made[-1]
+
+    data, pixels = opened(archive(tmp_path, bands, names=("B02", "B03", "B04"), photometric="RGB"))
+    assert data.train.reading == Reading((3, 2, 1))
+    assert {image.tobytes() for image in pixels} <= {one[::-1].tobytes() for one in made}
+
+
+def test_colours_in_different_places_are_refused(tmp_path):
+    archive(tmp_path, lambda label, random: ground(random, 4, 3000, np.uint16), names=("B04", "B03", "B02", "B08"))
+    tif(
+        tmp_path / "a" / "9.tif",
+        ground(np.random.default_rng(9), 4, 3000, np.uint16),
+        names=("B02", "B03", "B04", "B08"),
+    )
+    with pytest.raises(SceneError) as caught:
+        open_scenes(tmp_path)
+    first = tmp_path / "a" / "0.tif"
+    assert str(caught.value) == (
+        f"red, green and blue are not the same bands in all images: 1,2,3 in {first}; 3,2,1 in "
+        f"{tmp_path / 'a' / '9.tif'}: give numbers as --bands"
+    )
+    assert open_scenes(tmp_path, bands="1,2,3").train.reading.bands == (1, 2, 3)
+
+
+def test_what_is_missing_from_other_bands_does_not_count(tmp_path, caplog):
+    def three_of_four(label, random):
+        values = ground(random, 4, 3000, np.uint16) + 1
+        values[3] = 0
+        values[0, :4] = 0
+        return values
+
+    archive(tmp_path, three_of_four, nodata=0)
+    data, _ = opened(tmp_path, bands="1,2,3")
+    assert len(data.files) == 12
+    assert "12 of 12 images have pixels without a measurement, 25.0 % of theirs" in caplog.text
+    caplog.clear()
+    opened(tmp_path, bands="2,3,2")
+    assert "without a measurement" not in caplog.text
+    with pytest.raises(SceneError, match="12 of 12 images are unreadable"):
+        open_scenes(tmp_path, bands="4")
+
+
+def test_a_mask_of_16_bits_may_have_the_values_of_8(tmp_path):
+    def masked(label, random):
+        values = np.concatenate([ground(random, 3, 3000, np.uint16) + 300, np.full((1, SIDE, SIDE), 255, np.uint16)])
+        values[:, :4] = 0
+        return values
+
+    data, _ = opened(archive(tmp_path, masked, photometric="RGB", alpha="yes"))
+    assert data.train.reading.alpha
+    assert min(low for low, _ in data.train.reading.scale) >= 300
+
+
+def test_a_range_that_is_narrow_for_its_level_keeps_its_ends(tmp_path):
+    def narrow(label, random):
+        return (1000 + random.random((1, SIDE, SIDE)) / 1000).astype(np.float64)
+
+    data, pixels = opened(archive(tmp_path, narrow))
+    ((low, high),) = data.train.reading.scale
+    assert 1000 <= low < high <= 1000.001
+    assert pixels.std() > 40
+
+
+def test_scenes_of_another_type_than_a_set_s_are_refused(tmp_path):
+    archive(tmp_path, lambda label, random: ground(random, 3, 3000, np.uint16))
+    with pytest.raises(SceneError) as caught:
+        open_scenes(tmp_path, reading=PLAIN)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a' / '0.tif'} has values of type uint16, and the set was made from 8-bit values: give scenes of "
+        "the same kind"
+    )

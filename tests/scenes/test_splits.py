@@ -1,4 +1,5 @@
 import hashlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 
 from geodistill.errors import SceneError
 from geodistill.scenes import Scenes, hold_out
-from geodistill.scenes.splits import fair_share, spare
+from geodistill.scenes.readers import RGB, Info
+from geodistill.scenes.scenes import SceneFile
+from geodistill.scenes.splits import _square, fair_share, listed, spare
 
 keys = st.lists(st.integers(0, 10**6).map(lambda n: hashlib.sha256(str(n).encode()).hexdigest()), max_size=60)
 
@@ -117,3 +120,29 @@ class TestFairShare:
         labels = torch.zeros(1000, dtype=torch.int64)
         one, again, other = (fair_share(labels, 10, seed).tolist() for seed in (0, 0, 1))
         assert one == again != other
+
+
+def test_a_square_has_its_side_in_metres_whatever_the_unit():
+    def file_at(x, metres):
+        info = Info(9, 9, "uint8", RGB, crs="EPSG:2263", bounds=(x, 0.0, x, 0.0), metres=metres)
+        return SceneFile(Path("a.tif"), 0, "a", info=info)
+
+    feet = 1200 / 3937
+    assert _square(file_at(16_000.0, feet), 5000) == "EPSG:2263 0 0"
+    assert _square(file_at(17_000.0, feet), 5000) == "EPSG:2263 1 0"
+    assert _square(file_at(17_000.0, 1.0), 5000) == "EPSG:2263 3 0"
+
+
+def test_listed_names_may_have_dots_and_no_suffix(tmp_path):
+    files = [SceneFile(Path(f"{name}/scene_1.{k}.png"), 0, "") for name in ("a", "b") for k in range(2)]
+    (tmp_path / "x-train.txt").write_text("a/scene_1.0\na/scene_1.1.png\n", encoding="utf-8-sig")
+    (tmp_path / "x-test.txt").write_text("b/scene_1.0.jpg\nb\\scene_1.1\n", encoding="utf-8")
+    parts = listed(files, tmp_path)
+    assert {part: own.tolist() for part, own in parts.items()} == {"train": [0, 1], "test": [2, 3]}
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x-train.txt").write_bytes("plage_é".encode("latin-1"))
+    with pytest.raises(SceneError) as caught:
+        listed([], tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'x-train.txt'}: not a text in UTF-8: save it as UTF-8"

@@ -275,3 +275,23 @@ def test_without_pyogrio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         cut_tiles(labels, raster, tmp_path / "out", tile=8)
     assert str(error.value).startswith(f"{labels}: a layer of vector data needs pyogrio.raw, which")
     assert str(error.value).endswith("): pip install 'geodistill[vector]'")
+
+
+@pytest.mark.parametrize("kind", ["RGB", "minisblack"])
+def test_transparency_is_kept(kind: str, tmp_path: Path) -> None:
+    count = 4 if kind == "RGB" else 2
+    values = np.full((count, SIDE, SIDE), 90, np.uint8)
+    values[-1, 45:] = 255
+    values[-1, :45] = 0
+    raster = tif(tmp_path / "r.tif", values, located=True, photometric=kind, alpha="yes")
+    cut_tiles(points(tmp_path / "l.gpkg", (50, 50)), raster, tmp_path / "out", tile=20)
+    with rasterio.open(tmp_path / "out" / "a" / "1.tif") as file:
+        assert file.colorinterp[-1].name == "alpha"
+        assert (file.read(count)[:5] == 0).all()
+
+
+def test_long_numbers_of_classes_stay_apart(tmp_path: Path) -> None:
+    # One missing value makes the column one of floats.
+    labels = points(tmp_path / "l.gpkg", (50, 50), (90, 90), (120, 50), label=[1110001.0, 1110002.0, float("nan")])
+    cut = cut_tiles(labels, mosaic(tmp_path / "r.tif"), tmp_path / "out", tile=20)
+    assert sorted(cut.classes) == ["1110001", "1110002"]

@@ -104,6 +104,7 @@ def distill(
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
         from geodistill.scenes import open_scenes
+        from geodistill.scenes.reading import PLAIN
         from geodistill.stages.checks import check_base, warn_of_seen_tests
 
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
@@ -122,9 +123,9 @@ def distill(
         if old is not None and add is not None:
             if method != OWN:
                 raise ConfigError(f"--add draws new images as {OWN} does: leave --method {method} out")
-            if old.reading is not None and (bands, scale) != ("rgb", "auto"):
+            if (bands, scale) != ("rgb", "auto"):
                 raise ConfigError("--add reads new scenes as those of the set were read: leave --bands and --scale out")
-            _update(old, open_scenes(add, **read, reading=old.reading, least=1).train, settings, out)
+            _update(old, open_scenes(add, **read, reading=old.reading or PLAIN, least=1).train, settings, out)
             if processes().main:
                 copy_source(set_folder(data), out / UPDATED)
                 tell_of_source(out / UPDATED, source_name, source_license)

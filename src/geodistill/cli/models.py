@@ -130,10 +130,12 @@ def bench(
     with told():
         from geodistill.commands.bench import bench as measure
         from geodistill.commands.bench import bench_table, write_csv
+        from geodistill.evaluation.classifier import Classifier
         from geodistill.scenes import open_scenes
 
         tell_of_busy_cores()
-        rows = measure(model, open_scenes(data, split=split) if data else None)
+        reading = Classifier.load(model).about.reading if data else None
+        rows = measure(model, open_scenes(data, split=split, reading=reading) if data else None)
         console.print(bench_table(rows))
         if csv is not None:
             write_csv(rows, csv)

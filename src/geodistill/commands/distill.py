@@ -5,7 +5,7 @@ from pathlib import Path
 
 from geodistill.config import Config, to_toml, without_self_test
 from geodistill.distilled import DistilledSet
-from geodistill.errors import ConfigError
+from geodistill.errors import ConfigError, SceneError
 from geodistill.methods import METHODS, check_method, make_distilled
 from geodistill.methods.dpd import check
 from geodistill.pipeline import OWN
@@ -49,6 +49,8 @@ def distill(
     torch.Size([20, 3, 32, 32])
     """
     config = config or Config()
+    if not isinstance(scenes, Scenes):
+        raise SceneError(f"scenes are {type(scenes).__name__}: give the training part of what open_scenes returns")
     if out is None and processes().count > 1:
         raise ConfigError("several processes need one run folder: give out")
     if out is None:

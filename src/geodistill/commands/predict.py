@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from geodistill.deployment.predictors import Predictor, load_predictor
-from geodistill.deployment.tiles import Grid, check_range, fitting_reading, map_raster
+from geodistill.deployment.tiles import Grid, check_range, fitting_reading, map_raster, with_mask
 from geodistill.errors import ConfigError, SceneError
 from geodistill.progress import progress
 from geodistill.run import written_whole
 from geodistill.scenes.images import bands_to_square
-from geodistill.scenes.readers import SUFFIXES, RasterReader, info_of, open_raster, reader_of
+from geodistill.scenes.readers import SUFFIXES, Info, RasterReader, info_of, open_raster, reader_of
 from geodistill.scenes.reading import Reading
 from geodistill.scenes.scenes import WORKERS
 
@@ -73,9 +73,9 @@ def predict(
     if out.exists() and out.samefile(path):
         raise ConfigError(f"--out {out} is the input itself: give another name")
     if path.is_file() and path.suffix.lower() in RasterReader.suffixes:
-        side = tile or predictor.about.size
+        side = predictor.about.size if tile is None else tile
         _check_name(out, ("tif", "tiff"), "the map of a raster is a GeoTIFF")
-        return _map(predictor, path, out, (side, stride or side), (bands, scale))
+        return _map(predictor, path, out, (side, side if stride is None else stride), (bands, scale))
     _check_name(out, ("csv",), "the classes of images are a CSV table")
     return _table(predictor, path, out, top, (bands, scale))
 
@@ -91,8 +91,7 @@ def _map(
     """Map the raster at `path` by tiles of side and stride `tiles`; `own` are bands and scale."""
     with open_raster(path) as raster:
         info = info_of(raster)
-    reading = fitting_reading(info, predictor.about.reading, path, bands=own[0], scale=own[1])
-    check_range(path, reading)
+    reading = _reading(predictor.about.reading, path, info, own)
     if info.crs is None:
         log.warning("%s has no georeference, so its map has none", path)
     counts = map_raster(predictor, path, out, Grid(info.width, info.height, *tiles), reading)
@@ -108,12 +107,13 @@ def _table(predictor: Predictor, source: Path, out: Path, top: int, own: tuple[s
         raise ConfigError(f"--top {top}: give 1 to {len(classes)}, the number of classes")
     paths = [source] if source.is_file() else _images_in(source)
     root = source.parent if source.is_file() else source
-    reading = _reading(predictor.about.reading, paths, own)
+    readings = _Readings(predictor.about.reading, own)
+    readings.check(paths)
     with written_whole(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["file", *_header(top)])
         counts, read = dict.fromkeys(classes, 0), 0
-        for path, values in _predictions(predictor, paths, reading, top):
+        for path, values in _predictions(predictor, paths, readings, top):
             rows.writerow([path.relative_to(root).as_posix(), *values])
             counts[values[0]] += 1
             read += 1
@@ -121,13 +121,13 @@ def _table(predictor: Predictor, source: Path, out: Path, top: int, own: tuple[s
 
 
 def _predictions(
-    predictor: Predictor, paths: Sequence[Path], reading: Reading, top: int
+    predictor: Predictor, paths: Sequence[Path], readings: "_Readings", top: int
 ) -> Iterator[tuple[Path, list[str]]]:
     """Yield each readable image of `paths` with its row; a batch of them is in memory at a time."""
     with progress("images", len(paths)) as advance:
         for first in range(0, len(paths), _BATCH):
             batch = paths[first : first + _BATCH]
-            images, kept = _read(batch, reading, predictor.about.size)
+            images, kept = _read(batch, readings, predictor.about.size)
             yield from zip(kept, _best(predictor, images, top), strict=True)
             advance(first + len(batch))
 
@@ -145,37 +145,63 @@ def _images_in(folder: Path) -> list[Path]:
     return paths
 
 
-def _reading(model: Reading, paths: Sequence[Path], own: tuple[str | None, str | None]) -> Reading:
-    """Return how the files are read, by what the first readable one holds."""
-    failed: SceneError | None = None
-    for path in paths:
-        try:
-            info = reader_of(path).info(path)
-        except SceneError as error:
-            failed = error
-            continue
-        reading = fitting_reading(info, model, path, bands=own[0], scale=own[1])
-        check_range(path, reading)
-        return reading
-    raise failed or SceneError("no images")
+def _reading(model: Reading, path: Path, info: Info, own: tuple[str | None, str | None]) -> Reading:
+    """Return how the file at `path`, which holds `info`, is read; raise SceneError if it does not fit the model."""
+    reading = fitting_reading(info, model, path, bands=own[0], scale=own[1])
+    check_range(path, reading)
+    return with_mask(path, info, reading)
 
 
-def _read(paths: Sequence[Path], reading: Reading, size: int) -> tuple[Tensor, list[Path]]:
+class _Readings:
+    """How files become images for a model: files of one kind are read alike, by what the first of them holds."""
+
+    def __init__(self, model: Reading, own: tuple[str | None, str | None]) -> None:
+        self.channels, self._model, self._own = model.channels, model, own
+        self._known: dict[tuple[object, ...], Reading | SceneError] = {}
+
+    def check(self, paths: Sequence[Path]) -> None:
+        """Raise SceneError if not even one of the files at `paths` can be read for the model."""
+        failed: SceneError | None = None
+        for path in paths:
+            try:
+                self.of(path)
+            except SceneError as error:
+                failed = failed or error
+            else:
+                return
+        raise failed or SceneError("no images")
+
+    def of(self, path: Path) -> Reading:
+        """Return the reading of the file at `path`; raise SceneError if it cannot be read or does not fit the model."""
+        info = reader_of(path).info(path)
+        kind = (info.dtype, info.colours, info.names)
+        if kind not in self._known:
+            try:
+                self._known[kind] = _reading(self._model, path, info, self._own)
+            except SceneError as error:
+                self._known[kind] = error
+        found = self._known[kind]
+        if isinstance(found, SceneError):
+            raise found
+        return found
+
+
+def _read(paths: Sequence[Path], readings: _Readings, size: int) -> tuple[Tensor, list[Path]]:
     """Return the readable images as uint8 [n, channels, size, size], and their paths; the others are logged."""
 
     def one(path: Path) -> Tensor | SceneError:
         try:
-            return bands_to_square(reading.pixels(path), size)
+            return bands_to_square(readings.of(path).pixels(path), size)
         except SceneError as error:
             return error
 
     with ThreadPoolExecutor(WORKERS) as pool:
         found = list(zip(paths, pool.map(one, paths), strict=True))
-    for _, result in found:
+    for path, result in found:
         if isinstance(result, SceneError):
-            log.warning("unreadable image left out: %s", result)
+            log.warning("unreadable image left out: %s", result if str(path) in str(result) else f"{path}: as {result}")
     kept = [(path, result) for path, result in found if isinstance(result, Tensor)]
-    none = torch.empty(0, reading.channels, size, size, dtype=torch.uint8)
+    none = torch.empty(0, readings.channels, size, size, dtype=torch.uint8)
     images = torch.stack([image for _, image in kept]) if kept else none
     return images, [path for path, _ in kept]
 

@@ -23,7 +23,7 @@ from geodistill.privacy.overlap import told_overlap
 from geodistill.privacy.replay import Draws
 from geodistill.prototypes import Prototypes
 from geodistill.run import Run, read_secret
-from geodistill.scenes.reading import Reading
+from geodistill.scenes.reading import PLAIN, Reading
 from geodistill.scenes.scenes import Scenes
 from geodistill.seeding import generator
 from geodistill.stages.candidates import MOST_CANDIDATES
@@ -134,10 +134,14 @@ def read_source(folder: Path, train: Scenes) -> Source:
 
 
 def recorded_reading(folder: Path) -> Reading | None:
-    """Return how files became images for the run or the distilled set in `folder`; None if it does not say."""
+    """Return how files became images for the run or the distilled set in `folder`; None if it is neither.
+
+    A record without a reading is one of 8-bit images in their own colours.
+    """
     for path, where in ((folder / "run.json", "settings"), (folder / MANIFEST, "about")):
-        with suppress(KeyError, TypeError, ValueError):
-            return Reading.from_dict(_recorded(path, where)["reading"])
+        if found := _recorded(path, where):
+            with suppress(KeyError, TypeError, ValueError):
+                return Reading.from_dict(found["reading"]) if "reading" in found else PLAIN
     return None
 
 

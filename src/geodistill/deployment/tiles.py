@@ -19,7 +19,7 @@ from geodistill.errors import ConfigError, SceneError
 from geodistill.progress import progress
 from geodistill.run import written_whole
 from geodistill.scenes.images import bands_to_square
-from geodistill.scenes.readers import Info, RasterReader, Values, open_raster, reader_of, values_of
+from geodistill.scenes.readers import Info, RasterReader, Values, is_mask, open_raster, reader_of, values_of
 from geodistill.scenes.reading import Reading, choose_bands, with_scale
 
 log = logging.getLogger("geodistill")
@@ -97,7 +97,7 @@ def fitting_reading(
     if not reading.bands:
         # Transparency masks pixels; it is no colour.
         coloured = tuple(band for band in range(1, info.bands + 1) if band != info.alpha)
-        reading = reading if info.alpha is None else replace(reading, bands=coloured, alpha=True)
+        reading = reading if info.alpha is None else replace(reading, bands=coloured)
     _check_values(info, reading, path)
     return reading
 
@@ -150,6 +150,18 @@ def check_range(path: Path, reading: Reading) -> None:
             f"{path} has values from {least:g} to {most:g}, the model was trained on values from {low.min():g} to "
             f"{high.max():g}: give values in the same units, or --scale LOW,HIGH"
         )
+
+
+def with_mask(path: Path, info: Info, reading: Reading) -> Reading:
+    """Return `reading`, with pixels masked out where the file at `path` is transparent.
+
+    A band that is tagged as transparency counts as a mask if its values, in a sample, are 0 and one other value: near
+    infrared is often tagged like that.
+    """
+    if info.alpha is None or info.alpha in reading.bands:
+        return replace(reading, alpha=False)
+    opacity = _sample(path, replace(reading, bands=(info.alpha,), alpha=False)).bands
+    return replace(reading, alpha=is_mask(opacity))
 
 
 def _sample(path: Path, reading: Reading) -> Values:

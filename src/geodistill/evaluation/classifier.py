@@ -66,15 +66,17 @@ class About:
         """Return in JSON types what becomes of an image before the network sees it, for programs that are not ours.
 
         bands and scale are empty for plain 8-bit images; else `bands` are taken, and the values `scale` become 0 and
-        255. Then the central square is resized to `size`, divided by 255, and normalised channel by channel.
+        255. Then the central square is resized to `size`, divided by 255, and normalised channel by channel, with a
+        mean and a deviation for each. Networks for other bands than RGB repeat those of ImageNet.
         """
+        count = self.reading.channels
         return {
             "size": self.size,
             "crop": "central square",
             "resize": "bicubic",
-            "channels": "RGB",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "channels": list(self.reading.names) if self.reading.dtype else "RGB",
+            "mean": [IMAGENET_MEAN[band % 3] for band in range(count)],
+            "std": [IMAGENET_STD[band % 3] for band in range(count)],
             "bands": list(self.reading.bands),
             "scale": [list(ends) for ends in self.reading.scale],
         }
@@ -175,6 +177,7 @@ def _model_card(about: About, parameters: int) -> str:
         trained_on=about.trained_on or "images that the file does not name",
         licence=json.dumps(about.licence or _UNKNOWN_LICENCE, ensure_ascii=False),
         licence_text=about.licence or "not stated",
+        kind=f"An image of {reading.channels} bands" if reading.dtype else "An RGB image",
         bands=bands,
         scale=f"values from {scale} become 0 to 255" if scale else "8-bit values as they are",
         listing="\n".join(f"{number}. {name}" for number, name in enumerate(about.classes)),
@@ -199,7 +202,7 @@ with seed {seed} on {trained_on}.
 
 ## Input and output
 
-An RGB image: {bands}, {scale}.
+{kind}: {bands}, {scale}.
 Its central square is resized to {size} x {size} px (bicubic), divided by 255 and normalised by ImageNet's mean and
 deviation (`preprocessing.json`). The output is a logit for each class of `class_map.txt`.
 

@@ -121,6 +121,8 @@ def evaluate(
         RunError: `out` cannot be written.
     """
     check_protocol(protocol, network)
+    if not isinstance(data, SceneData):
+        raise SceneError(f"data are {type(data).__name__}: give what open_scenes returns")
     chosen = _seeds(seeds)
     subject = _sized(distilled, size, data.train.reading)
     if subject.reading is not None:

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import count as count_up
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from geodistill.scenes.leaks import find_leaks, tell_of_leaks
 from geodistill.scenes.lists import SUFFIXES as LISTS
 from geodistill.scenes.lists import list_with_images, read_list
 from geodistill.scenes.looks import look_of
-from geodistill.scenes.readers import SUFFIXES, Info, reader_of, undecodable_messages_ignored
-from geodistill.scenes.reading import NOTHING, PLAIN, Reading, choose_bands, with_scale
+from geodistill.scenes.readers import SUFFIXES, Info, is_mask, reader_of, undecodable_messages_ignored
+from geodistill.scenes.reading import NOTHING, PLAIN, Reading, bands_used, choose_bands, with_scale
 from geodistill.scenes.scenes import (
     UNLABELLED,
     WORKERS,
@@ -88,7 +89,8 @@ def open_scenes(
             classes in test, more than 5 % unreadable, images of several kinds; or no such bands or range; or, if
             `strict`, a scene in two parts.
     """
-    data, files = _opened(folder, split)
+    used = bands if reading is None else ",".join(map(str, reading.bands))
+    data, files = _opened(folder, split, used)
     if len(data.train.classes) < least:
         raise SceneError(f"{folder}: only one class, {data.train.classes[0]!r}: a classifier needs at least {least}")
     data = replace(data, leaks=_leaks(data, files))
@@ -103,17 +105,22 @@ def open_scenes(
 
 
 def _check_fit(files: Files, reading: Reading) -> None:
-    """Raise SceneError if a file lacks a band that `reading`, that of other scenes, takes."""
+    """Raise SceneError if a file lacks a band that `reading`, that of other scenes, takes, or has other values."""
     last = max(reading.bands, default=0)
-    for file in files if last else ():
+    for file in files:
         if file.info is not None and file.info.bands < last:
             raise SceneError(
                 f"{file.path} has {file.info.bands} band(s), and the set was made from bands "
                 f"{','.join(map(str, reading.bands))}: give scenes of the same kind"
             )
+        if file.info is not None and not reading.scale and file.info.dtype != "uint8":
+            raise SceneError(
+                f"{file.path} has values of type {file.info.dtype}, and the set was made from 8-bit values: give "
+                "scenes of the same kind"
+            )
 
 
-def _opened(folder: Path | str, split: str) -> tuple[SceneData, Files]:
+def _opened(folder: Path | str, split: str, bands: str) -> tuple[SceneData, Files]:
     """Return the scenes of `folder` in their parts, and their files; see `open_scenes`."""
     root = folder_named(folder)
     root = unpacked_archive(root) if is_archive(root) else root
@@ -127,7 +134,7 @@ def _opened(folder: Path | str, split: str) -> tuple[SceneData, Files]:
         log.warning("using %s, the only folder in %s", only, root)
         root = only
     if labels is not None:
-        return _open_list(labels, split)
+        return _open_list(labels, split, bands)
     if not root.is_dir():
         raise SceneError(
             f"{root}: {'not a folder, a list or an archive' if root.exists() else 'no such folder'}: {LAYOUT}"
@@ -136,9 +143,9 @@ def _opened(folder: Path | str, split: str) -> tuple[SceneData, Files]:
     if all(name.lower() in PARTS for name in folders):
         if split not in ("auto", EVERY):
             raise SceneError(f"{root} has splits of its own ({', '.join(folders)}): leave --split {split} out")
-        return _open_splits(root, folders, visited)
+        return _open_splits(root, folders, visited, bands)
     classes, names = _list_classes(root, folders)
-    found, skipped = _read([names], root)
+    found, skipped = _read([names], root, bands)
     data = _split(_scenes(found[0], classes, root), found[0], split)
     return replace(data, skipped=skipped), found[0]
 
@@ -167,14 +174,14 @@ def _list_in(root: Path) -> Path | None:
     return found if found.is_file() else None
 
 
-def _open_list(path: Path, split: str) -> tuple[SceneData, Files]:
+def _open_list(path: Path, split: str, bands: str) -> tuple[SceneData, Files]:
     """Return the scenes of a list of files, split by its own column or as `split` says."""
     entries = read_list(path)
     classes = tuple(sorted(set(entries.labels)))
     check_classes(classes)
     labels = {name: label for label, name in enumerate(classes)}
     listing = Files.of(SceneFile(one.path, labels[one.label], f"{one.label}/{one.path.name}") for one in entries)
-    found, skipped = _read([listing], path)
+    found, skipped = _read([listing], path, bands)
     scenes, files = _scenes(found[0], classes, path), found[0]
     own = any(entries.splits)
     if split == "column" and not own:
@@ -263,11 +270,11 @@ def open_unlabelled(*folders: Path | str) -> Scenes:
             raise SceneError(f"{root}: no images in it or its subfolders")
         files += [SceneFile(path, 0, str(path.relative_to(root))) for path in paths]
     first = Path(folders[0])
-    found, _ = _read([files], first)
+    found, _ = _read([files], first, "rgb")
     return _scenes(found[0], UNLABELLED, first).read_by(_reading(found[0], found[0], "rgb", "auto"))
 
 
-def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tuple[SceneData, Files]:
+def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path], bands: str) -> tuple[SceneData, Files]:
     splits: dict[str, Path] = {}
     for name, path in folders.items():
         part = PARTS[name.lower()]
@@ -281,7 +288,7 @@ def _open_splits(root: Path, folders: dict[str, Path], visited: set[Path]) -> tu
     classes = listings["train"][0]
     for name, (own, _) in listings.items():
         _check_same_classes(root, classes, own, splits[name].name)
-    found, skipped = _read([files for _, files in listings.values()], root)
+    found, skipped = _read([files for _, files in listings.values()], root, bands)
     parts = {name: _scenes(files, classes, used[name]) for name, files in zip(used, found, strict=True)}
     every = Files.of(file for part in found for file in part)
     return SceneData(parts["train"], parts.get("test"), skipped, val=parts.get("val")), every
@@ -430,26 +437,32 @@ def _is_image(path: Path) -> bool:
 # Reading: every file decoded and hashed once.
 
 
-def _read(parts: Sequence[Sequence[SceneFile]], root: Path) -> tuple[list[Files], tuple[str, ...]]:
-    """Return the readable files of each part with their keys, and "path: reason" of the others."""
+def _read(parts: Sequence[Sequence[SceneFile]], root: Path, bands: str) -> tuple[list[Files], tuple[str, ...]]:
+    """Return the readable files of each part with their keys, and "path: reason" of the others.
+
+    `bands` are those that will be read: what the others hold does not count.
+    """
     count, skipped = sum(map(len, parts)), list[str]()
     show = progress("checking images", count, least=SHOW_PROGRESS_FROM)
     found: list[Files] = []
     with ThreadPoolExecutor(WORKERS) as pool, show as advance, undecodable_messages_ignored():
-        done = count_up(1)
+        done, verify = count_up(1), partial(pool.map, partial(_verify, bands=bands))
         for part in parts:
-            found.append(Files.of(_readable(part, skipped, pool, lambda: advance(next(done)))))
+            found.append(Files.of(_readable(part, skipped, verify, lambda: advance(next(done)))))
     tell_of_unreadable(root, skipped, count)
     return found, tuple(skipped)
 
 
 def _readable(
-    files: Sequence[SceneFile], skipped: list[str], pool: ThreadPoolExecutor, advance: Callable[[], None]
+    files: Sequence[SceneFile],
+    skipped: list[str],
+    verify: Callable[[Sequence[SceneFile]], Iterator[SceneFile | str]],
+    advance: Callable[[], None],
 ) -> Iterator[SceneFile]:
     """Yield the readable ones of `files` with what was found in them; add why others are not readable to `skipped`."""
     for start in range(0, len(files), _TOGETHER):
         # A thread pool holds an object for each file it is given.
-        for result in pool.map(_verify, files[start : start + _TOGETHER]):
+        for result in verify(files[start : start + _TOGETHER]):
             advance()
             if isinstance(result, str):
                 skipped.append(result)
@@ -468,20 +481,23 @@ def tell_of_unreadable(where: object, skipped: Sequence[str], count: int) -> Non
         )
 
 
-def _verify(file: SceneFile) -> SceneFile | str:
+def _verify(file: SceneFile, bands: str) -> SceneFile | str:
     reader = reader_of(file.path)
     try:
         info = reader.info(file.path)
         found = reader.values(file.path, ())
+        used = bands_used(info, bands)
+        # What is missing from other bands does not count.
+        valid = reader.values(file.path, used).valid if used and not found.valid.all() else found.valid
         key = hashlib.sha256(found.bands.tobytes() if _refers(file.path) else read_bytes(file.path)).hexdigest()
     except SceneError as error:
         return str(error).replace(str(file.path), _shown(file.path))
     if min(info.width, info.height) < LEAST_SIDE:
         return f"{_shown(file.path)}: {info.width} x {info.height} pixels show no scene"
-    valid, masked = found.valid, True
+    masked = True
     if info.alpha is not None:
         opacity = found.bands[info.alpha - 1]
-        masked = bool(np.isin(opacity, (0, _white(info))).all())
+        masked = is_mask(opacity)
         valid = valid & (opacity != 0) if masked else valid
     missing = 1 - float(valid.mean())
     if missing == 1:
@@ -493,12 +509,6 @@ def _verify(file: SceneFile) -> SceneFile | str:
 def _refers(path: Path) -> bool:
     """Return whether the file at `path` refers to others that hold the pixels."""
     return path.suffix.lower() == ".vrt"
-
-
-def _white(info: Info) -> float:
-    """Return the largest value of the files' type, which stands for opaque."""
-    dtype = np.dtype(info.dtype)
-    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
 
 
 def _scenes(files: Files, classes: tuple[str, ...], where: Path) -> Scenes:

@@ -21,7 +21,8 @@ from geodistill.scenes.folder import LEAST_SIDE, SHOW_PROGRESS_FROM, TEST_FRACTI
 from geodistill.scenes.images import decode_image, is_deep, to_rgb
 from geodistill.scenes.leaks import find_leaks, tell_of_leaks
 from geodistill.scenes.looks import look_of
-from geodistill.scenes.reading import parsed_scale
+from geodistill.scenes.readers import Values
+from geodistill.scenes.reading import NOTHING, Reading, parsed_scale
 from geodistill.scenes.scenes import SceneData, SceneFile, Scenes
 from geodistill.scenes.splits import PARTS, hold_out
 
@@ -39,7 +40,7 @@ def open_dataset(
     classes: Sequence[str] = (),
     columns: tuple[str, str] | None = None,
     bands: Sequence[int] = (),
-    scale: str = "",
+    scale: str | tuple[float, ...] = "",
     strict: bool = False,
 ) -> SceneData:
     """Return the items of a data set as scenes; they are read when they are needed, not kept in memory.
@@ -56,7 +57,8 @@ def open_dataset(
         classes: names of the classes by their numbers; by default those of a ClassLabel column, or `dataset.classes`.
         columns: keys of image and label; by default the Image and ClassLabel columns, or image (img), label (labels).
         bands: numbers of one or three bands, counted from 1, of arrays with other numbers of bands.
-        scale: "LOW,HIGH", values that become black and white, or a pair for each band. Only uint8 needs none.
+        scale: "LOW,HIGH" or (low, high), values that become black and white, or a pair for each band. Only uint8 needs
+            none.
         strict: raise an error if a scene is in two parts.
 
     Raises:
@@ -71,10 +73,12 @@ def open_dataset(
     given = _parts(dataset)
     first = next(iter(given.values()))
     names = tuple(classes) or _classes_of(first, columns)
-    form = _Form(columns or _columns_of(first), names, tuple(bands), scale)
+    ends = scale if isinstance(scale, str) else ",".join(map(str, scale))
+    form = _Form(columns or _columns_of(first), names, tuple(bands), ends)
     if len(set(names)) != len(names):
         raise SceneError("two classes have the same name: give classes=, all different")
-    found = {part: list(_read(part, own, form)) for part, own in given.items()}
+    forms = {part: form if classes else _form_of(part, own, form, columns) for part, own in given.items()}
+    found = {part: list(_read(part, own, forms[part])) for part, own in given.items()}
     every = [one for some in found.values() for one in some]
     skipped = tuple(one for one in every if isinstance(one, str))
     tell_of_unreadable("the data set", skipped, len(every))
@@ -139,8 +143,12 @@ class _Form:
         if len(bands) not in (1, 3):
             raise SceneError(f"an image has {len(bands)} bands: give bands=, one (grey) or three (red, green, blue)")
         if self.scale:
-            low, high = np.array(parsed_scale(self.scale, len(bands))).T[:, :, None, None]
-            bands = np.clip((np.nan_to_num(bands) - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
+            valid = np.isfinite(bands).all(axis=0)
+            if not valid.any():
+                # One such image is left out, as a file without a measurement is.
+                raise ValueError(NOTHING)
+            reading = Reading(scale=parsed_scale(self.scale, len(bands)))
+            bands = reading.of_values(Values(bands, valid), Path("an image"))
         if bands.dtype != np.uint8:
             raise SceneError(
                 f'an image is of type {bands.dtype}, {bands.min():g} to {bands.max():g}: give scale="LOW,HIGH", the '
@@ -245,6 +253,16 @@ def _classes_of(dataset: Any, columns: tuple[str, str] | None) -> tuple[str, ...
     if not names:
         raise SceneError("the data set does not name its classes: give classes=, their names by number")
     return tuple(map(str, names))
+
+
+def _form_of(part: str, dataset: Any, first: _Form, columns: tuple[str, str] | None) -> _Form:
+    """Return `first` with the part's own numbers of the classes; raise SceneError if it has other classes."""
+    names = _classes_of(dataset, columns)
+    if set(names) != set(first.names):
+        odd = min(set(names) ^ set(first.names))
+        where = part if odd in names else "another part"
+        raise SceneError(f"only {where} has a class {odd!r}: give classes=, the names of all classes by number")
+    return replace(first, names=names)
 
 
 def _read(part: str, dataset: Any, form: _Form) -> Iterator[SceneFile | str]:

@@ -68,8 +68,8 @@ def read_list(path: Path) -> Entries:
         for k, row in enumerate(chain([first], rows)):
             # Interned: a few names stand in all lines.
             labels.append(sys.intern(_label(path, row[label], k)))
-            splits.append(sys.intern(str(row.get(split) or "") if split else ""))
-            yield str(path.parent / str(row[file]))
+            splits.append(sys.intern(str(row.get(split) or "").strip() if split else ""))
+            yield str(path.parent / str(row[file]).strip())
 
     entries = Entries(Paths(Texts.of(paths())), labels, splits)
     missing = [entry.path for entry in entries if not entry.path.is_file()]
@@ -148,13 +148,13 @@ def _written(path: Path, folder: Path) -> Iterator[Mapping[str, str]]:
     for number, row in enumerate(rows_of(path, [name for name in (image, label, split) if name])):
         name = _write_image(folder, number, _content(path, row[image]), _label(path, row[label], number))
         part = str(row[split] or "") if split else part_named(path)
-        yield {"file_name": name, "label": str(row[label]), "split": part}
+        yield {"file_name": name, "label": str(row[label]).strip(), "split": part.strip()}
 
 
 def _label(path: Path, value: object, number: int) -> str:
     if value is None or not str(value).strip():
         raise SceneError(f"{path}: row {number + 1} has no class: remove the rows without one")
-    return str(value)
+    return str(value).strip()
 
 
 def _content(path: Path, image: object) -> Mapping[str, Any]:

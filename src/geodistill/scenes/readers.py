@@ -41,7 +41,7 @@ class Info:
     "red", "gray", "alpha" or "undefined". names: the file's own names of its bands, "" where it has none. nodata: the
     value that stands for no measurement, if there is one. resolution: width and height of a pixel in units of `crs`.
     crs: the coordinate system, such as "EPSG:32629"; None without a georeference. bounds: left, bottom, right, top.
-    degrees: whether these are degrees of longitude and latitude.
+    degrees: whether these are degrees of longitude and latitude. metres: length of a unit of `crs`, if they are not.
     """
 
     width: int
@@ -54,6 +54,7 @@ class Info:
     crs: str | None = None
     bounds: tuple[float, float, float, float] | None = None
     degrees: bool = False
+    metres: float = 1.0
 
     @property
     def bands(self) -> int:
@@ -90,13 +91,19 @@ class Reader(Protocol):
 
 
 class PillowReader:
-    """JPEG, PNG, WebP and BMP. All but greyscale of more than 8 bits is read as 8-bit RGB."""
+    """JPEG, PNG, WebP and BMP. All but PNGs and greyscale of more than 8 bits is read as 8-bit RGB.
+
+    Pillow keeps only the upper 8 bits of PNGs in colour with 16: rasterio reads these.
+    """
 
     suffixes = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp"})
 
     def info(self, path: Path) -> Info:
         """Return what the file at `path` holds, by its header alone."""
         data, deep = read_bytes(path), {"I": "int32", "F": "float32"}
+        if _is_deep_colour(data):
+            with _opened(path) as file:
+                return info_of(file)
         with opened(data, str(path)) as image:
             kind = next((dtype for mode, dtype in deep.items() if image.mode == mode), "")
             kind = kind or ("uint16" if image.mode.startswith("I;") else "uint8")
@@ -104,10 +111,30 @@ class PillowReader:
 
     def values(self, path: Path, bands: Sequence[int], *, alpha: bool = False) -> Values:
         """Return the values of `bands`, of all if none is given. Transparency is already laid on black."""
-        found = _decoded(read_bytes(path), str(path))
+        data = read_bytes(path)
+        if _is_deep_colour(data):
+            with _opened(path) as file:
+                _check_bands(path, bands, file.count)
+                return values_of(file, bands, alpha=alpha)
+        found = _decoded(data, str(path))
         _check_bands(path, bands, len(found))
         chosen = found if not bands else found[[band - 1 for band in bands]]
         return Values(chosen, _finite(chosen))
+
+
+def _is_deep_colour(data: bytes) -> bool:
+    """Return whether `data` is a PNG in colour (2) or colour with transparency (6) of 16 bits (PNG specification)."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] in (b"\x10\x02", b"\x10\x06")
+
+
+def is_mask(opacity: NDArray[Any]) -> bool:
+    """Return whether the values of a transparency band are a mask: 0 and at most one other value, such as 255.
+
+    >>> is_mask(np.array([0, 255, 255])), is_mask(np.array([0, 31, 255]))
+    (True, False)
+    """
+    shown = opacity[opacity != 0]
+    return not shown.size or bool((shown == shown.flat[0]).all())
 
 
 def _check_bands(path: Path, bands: Sequence[int], count: int) -> None:
@@ -138,16 +165,27 @@ class RasterReader:
     def info(self, path: Path) -> Info:
         """Return what the file at `path` holds."""
         with _opened(path) as file:
-            return Info(file.width, file.height, "uint8", RGB) if _is_pillows(file) else info_of(file)
+            found = info_of(file)
+            # Place and nodata hold for the converted image too.
+            return replace(found, dtype="uint8", colours=RGB, names=()) if _is_pillows(file) else found
 
     def values(self, path: Path, bands: Sequence[int], *, alpha: bool = False) -> Values:
         """Return the values of `bands`, of all if none is given, times the file's scale plus its offset."""
         with _opened(path) as file:
             if _is_pillows(file):
-                found = _decoded(read_bytes(path), str(path))
-                return Values(found, np.ones(found.shape[1:], np.bool_))
+                return _converted(path, bands, file)
             _check_bands(path, bands, file.count)
             return values_of(file, bands, alpha=alpha)
+
+
+def _converted(path: Path, bands: Sequence[int], file: Any) -> Values:
+    """Return the values of `bands` of a raster that Pillow converts to RGB, and where GDAL's mask has measurements."""
+    found = _decoded(read_bytes(path), str(path))
+    _check_bands(path, bands, len(found))
+    mask = file.dataset_mask() != 0
+    # Pillow turns an image as its orientation says, and the mask does not turn with it.
+    valid = mask if mask.shape == found.shape[1:] else np.ones(found.shape[1:], np.bool_)
+    return Values(found if not bands else found[[band - 1 for band in bands]], valid)
 
 
 @contextmanager
@@ -179,6 +217,7 @@ def info_of(file: Any) -> Info:
         crs=file.crs.to_string(),
         bounds=(left, bottom, right, top),
         degrees=file.crs.is_geographic,
+        metres=1.0 if file.crs.is_geographic else float(file.crs.linear_units_factor[1]),
     )
 
 
@@ -225,7 +264,10 @@ def _is_pillows(file: Any) -> bool:
     if file.dtypes[0] != "uint8" or file.driver != "GTiff":
         return False
     structure = {**file.tags(ns="IMAGE_STRUCTURE"), **file.tags(1, ns="IMAGE_STRUCTURE")}
-    if int(structure.get("NBITS", 8)) < 8 or structure.get("MINISWHITE") == "YES" or "SOURCE_COLOR_SPACE" in structure:
+    if int(structure.get("NBITS", 8)) < 8 or structure.get("MINISWHITE") == "YES":
+        return True
+    # GDAL converts the YCbCr of JPEG by itself, and reads its mask.
+    if "SOURCE_COLOR_SPACE" in structure and structure.get("COMPRESSION") != "YCbCr JPEG":
         return True
     return ColorInterp.palette in file.colorinterp or file.photometric in _CONVERTED
 

@@ -5,6 +5,7 @@ what distinguishes the classes, such as the level of a radar image.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -226,6 +227,8 @@ def choose_bands(files: Sequence[tuple[Path, Info]], bands: str = _NATURAL, *, m
     if all(_is_plain(one) for _, one in files) and bands in (_NATURAL, _EVERY):
         return PLAIN
     _refuse_mixtures(files)
+    if not _numbers(bands):
+        _refuse_other_orders(files)
     alpha = info.alpha is not None and masks
     if info.alpha is not None and not masks and bands == _NATURAL:
         log.warning(
@@ -239,6 +242,22 @@ def choose_bands(files: Sequence[tuple[Path, Info]], bands: str = _NATURAL, *, m
     if bands != _EVERY and len(chosen) in (1, 3):
         return Reading(chosen, alpha=alpha)
     return Reading(chosen, alpha=alpha, dtype=info.dtype, names=_names(info, chosen))
+
+
+def _numbers(bands: str) -> tuple[int, ...]:
+    """Return the numbers that `bands` lists; () if it has a name."""
+    parts = [part.strip() for part in bands.split(",")]
+    return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else ()
+
+
+def bands_used(info: Info, bands: str) -> tuple[int, ...]:
+    """Return the numbers of the bands that a file with `info` is read by, as far as `bands` and the file say; else ().
+
+    >>> bands_used(Info(8, 8, "uint16", ("gray",) * 4, ("b02", "b03", "b04", "b08")), "rgb")
+    (3, 2, 1)
+    """
+    found = _named(info) if bands == _NATURAL else _numbers(bands)
+    return found if all(1 <= band <= info.bands for band in found) else ()
 
 
 def _every(info: Info, path: Path, *, masked: bool) -> tuple[int, ...]:
@@ -261,7 +280,8 @@ def _names(info: Info, bands: Sequence[int]) -> tuple[str, ...]:
 
 
 def _is_plain(info: Info) -> bool:
-    return info.dtype == "uint8" and info.nodata is None and info.bands in (1, 3)
+    natural = _named(info) in ((), (1, 2, 3))
+    return info.dtype == "uint8" and info.nodata is None and info.bands in (1, 3) and natural
 
 
 def _refuse_mixtures(files: Sequence[tuple[Path, Info]]) -> None:
@@ -277,6 +297,17 @@ def _refuse_mixtures(files: Sequence[tuple[Path, Info]]) -> None:
         (fine, first), (coarse, other) = min(sizes), max(sizes)
         if coarse > _SAME_SIZE * fine:
             log.warning("the size of a pixel differs: %.4g in %s, %.4g in %s", fine, first, coarse, other)
+
+
+def _refuse_other_orders(files: Sequence[tuple[Path, Info]]) -> None:
+    """Raise SceneError if red, green and blue are not the same bands in all files that say which they are."""
+    coloured: dict[tuple[int, ...], Path] = {}
+    for path, info in files:
+        if named := _named(info):
+            coloured.setdefault(named, path)
+    if len(coloured) > 1:
+        told = "; ".join(f"{','.join(map(str, named))} in {path}" for named, path in coloured.items())
+        raise SceneError(f"red, green and blue are not the same bands in all images: {told}: give numbers as --bands")
 
 
 def _natural(info: Info, path: Path, use: str = "read as RGB from %s (--bands selects others)") -> tuple[int, ...]:
@@ -302,8 +333,11 @@ def _natural(info: Info, path: Path, use: str = "read as RGB from %s (--bands se
 
 
 def _named(info: Info) -> tuple[int, ...]:
-    """Return the numbers of red, green and blue by the colours of the bands or by their names; none if neither says."""
-    for known in (info.colours, tuple(name.lower() for name in info.names)):
+    """Return the numbers of red, green and blue by the names of the bands or by their colours; none if neither says.
+
+    Names come first: GDAL tags the first three of 8-bit bands as red, green and blue unless it is told otherwise.
+    """
+    for known in (tuple(name.lower() for name in info.names), info.colours):
         for names in _NAMES:
             if set(names) <= set(known):
                 return tuple(known.index(name) + 1 for name in names)
@@ -403,6 +437,17 @@ def measured_scale(paths: Sequence[Path], reading: Reading) -> tuple[tuple[float
         raise SceneError(f"{paths[0]} and all other training images have no pixel that is a measurement")
     _tell_of_fill(values)
     ends = np.percentile(values, PERCENTILES, axis=1).T
-    # Rounded, so that the last bits of a sum do not make another data set.
-    rounded = [(float(f"{low:.6g}"), float(f"{high:.6g}")) for low, high in ends]
+    rounded = [_rounded(low, high) for low, high in ends.tolist()]
     return tuple((low, high if high > low else low + 1) for low, high in rounded)
+
+
+def _rounded(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of a range, rounded so that the last bits of a sum do not make another data set.
+
+    >>> _rounded(12.3456789, 3330.98765), _rounded(1000.0001234, 1000.0011234)
+    ((12.3457, 3330.99), (1000.0001234, 1000.0011234))
+    """
+    # Six digits, and more for a range that is narrow for its level.
+    ratio = max(abs(low), abs(high)) / (high - low) if high > low else 1.0
+    digits = 6 if ratio < 1000 else 6 + math.ceil(math.log10(ratio))
+    return float(f"{low:.{digits}g}"), float(f"{high:.{digits}g}")

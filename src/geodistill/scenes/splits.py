@@ -112,7 +112,7 @@ def _metres(info: Info) -> tuple[float, float]:
     left, bottom, right, top = info.bounds or (0.0, 0.0, 0.0, 0.0)
     x, y = (left + right) / 2, (bottom + top) / 2
     if not info.degrees:
-        return x, y
+        return x * info.metres, y * info.metres
     return x * _METRES_PER_DEGREE * math.cos(math.radians(y)), y * _METRES_PER_DEGREE
 
 
@@ -133,7 +133,7 @@ def listed(files: Sequence[SceneFile], lists: Path) -> dict[str, torch.Tensor]:
     unknown: list[str] = []
     for part, names in parts.items():
         for name in names:
-            own = indices.get(_without_suffix(name), [])
+            own = indices.get(_plain(name), indices.get(_without_suffix(name), []))
             if len(own) > 1:
                 classes = ", ".join(sorted({files[index].path.parent.name for index in own}))
                 raise SceneError(f"{lists}: {name!r} is the name of files in {classes}: write <class>/{name}")
@@ -155,9 +155,14 @@ def _indices(files: Sequence[SceneFile]) -> dict[str, list[int]]:
     return found
 
 
+def _plain(name: str) -> str:
+    """Return the last folder and the name of a listed name, or the name alone if it has no folder."""
+    return "/".join(PurePosixPath(name.replace("\\", "/")).parts[-2:])
+
+
 def _without_suffix(name: str) -> str:
-    """Return the last folder and the stem of a listed name, or the stem alone if it has no folder."""
-    path = PurePosixPath(name.replace("\\", "/"))
+    """Return `_plain` of a listed name without its suffix; a name may have a dot and no suffix."""
+    path = PurePosixPath(_plain(name))
     return path.stem if len(path.parts) == 1 else f"{path.parent.name}/{path.stem}"
 
 
@@ -166,7 +171,10 @@ def _lists(folder: Path) -> Mapping[str, list[str]]:
     for path in sorted(folder.glob("*.txt")):
         part = PARTS.get(path.stem.replace("_", "-").rsplit("-", 1)[-1].lower())
         if part:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise SceneError(f"{path}: not a text in UTF-8: save it as UTF-8") from None
             found.setdefault(part, []).extend(line.strip() for line in lines if line.strip())
     return found
 

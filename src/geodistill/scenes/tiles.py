@@ -205,7 +205,9 @@ def _text(value: Any) -> str:
     """Return a class as text, "" for none; whole numbers, which a column with gaps holds as floats, without a point."""
     if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return ""
-    return f"{value:g}" if isinstance(value, (float, np.floating)) else str(value).strip()
+    if isinstance(value, (float, np.floating)):
+        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    return str(value).strip()
 
 
 def _in_pixels(labels: Path, shapely: Any, shapes: Any, crs: str, file: Any) -> Any:
@@ -338,8 +340,9 @@ def _write_tile(file: Any, window: Window, path: Path) -> None:
     except Exception as error:
         raise SceneError(f"{file.name}: cannot be decoded ({_reason(error)})") from error
     with rasterio.open(path, "w", **profile) as tile:
-        tile.write(values)
+        # Before the values: GDAL ignores that a band is transparency once values are written.
         tile.colorinterp = file.colorinterp
+        tile.write(values)
         tile.descriptions, tile.scales, tile.offsets = file.descriptions, file.scales, file.offsets
         if ColorInterp.palette in file.colorinterp:
             tile.write_colormap(1, file.colormap(1))

@@ -1,0 +1,39 @@
+"""What the record of a run or of a set says of its scenes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from geodistill.commands.source import recorded_reading, warn_of_other_scenes
+from geodistill.scenes import builtin_scenes
+from geodistill.scenes.reading import PLAIN, Reading
+
+_BANDS = Reading((4, 3, 2), ((0.0, 900.0),) * 3)
+
+
+@pytest.mark.parametrize(("name", "part"), [("run.json", "settings"), ("manifest.json", "about")])
+def test_a_record_without_a_reading_is_one_of_plain_images(name: str, part: str, tmp_path: Path) -> None:
+    assert recorded_reading(tmp_path) is None
+    (tmp_path / name).write_text(json.dumps({part: {"method": "dpd"}}))
+    assert recorded_reading(tmp_path) == PLAIN
+    (tmp_path / name).write_text(json.dumps({part: {"method": "dpd", "reading": _BANDS.as_dict()}}))
+    assert recorded_reading(tmp_path) == _BANDS
+    (tmp_path / name).write_text("{")
+    assert recorded_reading(tmp_path) is None
+
+
+def test_other_scenes_are_told_of_a_run_and_of_its_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = builtin_scenes(train_per_class=1, test_per_class=1, size=32).train
+    (tmp_path / "distilled").mkdir()
+    for scenes, told in ((train.fingerprint(), False), ("other", True)):
+        (tmp_path / "run.json").write_text(json.dumps({"settings": {"scenes": scenes}}))
+        for what in (tmp_path, tmp_path / "distilled"):
+            caplog.clear()
+            warn_of_other_scenes(what, train)
+            assert (f"{what} was made from other training scenes than these" in caplog.text) == told
+    # An updated set stands for scenes of several archives.
+    (tmp_path / "updated").mkdir()
+    caplog.clear()
+    warn_of_other_scenes(tmp_path, train)
+    assert not caplog.records
