@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,3 +159,16 @@ def test_classes_are_numbered_anew() -> None:
     found = scenes.of_classes(("0", "b", "c"))
     assert (found.labels.tolist(), found.classes) == ([1, 2], ("0", "b", "c"))
     assert torch.equal(found.pixels(size=32), scenes.pixels(size=32)[1:])
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"ipc": 3}, "--ipc 3 needs as many: add scenes of it, or give --ipc 2"),
+        ({"ipc": 2, "privacy": "screen"}, "screening needs 3: add scenes of it"),
+    ],
+)
+def test_a_class_that_is_too_small_for_the_update_is_named(asked: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        add(OLD, NEW, load_config("tiny", size=32, **asked), out=tmp_path)
+    assert str(caught.value) == f"class 'Beach' has 2 images in the set and no new scenes: {told}"

@@ -1,5 +1,7 @@
 import logging
+import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -106,3 +108,17 @@ def test_a_file_that_could_not_be_read_is_not_written(
         export(folder, to, out=tmp_path / name)
     assert str(caught.value) == f"--out {tmp_path / name}: {told}"
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("to", ["onnx", "onnx-int8", "torchscript"])
+def test_a_file_tells_nothing_of_the_machine_that_wrote_it(to: str, tmp_path: Path) -> None:
+    if to != "torchscript":
+        pytest.importorskip("onnxruntime")
+    folder = saved(tmp_path / "model")
+    done = export(folder, to, calibrate=a_set(tmp_path / "set", 40) if to == "onnx-int8" else None)
+    content = [done.path.read_bytes()]
+    if to == "torchscript":
+        with ZipFile(done.path) as file:
+            content = [name.encode() + file.read(name) for name in file.namelist()]
+    for place in (sys.prefix, str(Path(module.__file__).parents[2]), str(tmp_path)):
+        assert not any(place.encode() in one for one in content), place

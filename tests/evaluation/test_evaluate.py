@@ -11,6 +11,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation import bench as module
 from geodistill.evaluation import workers
+from geodistill.evaluation.bench import hash_of
 from geodistill.evaluation.evaluate import class_table, evaluate, summary_table
 from geodistill.scenes import SceneData, Scenes
 
@@ -63,7 +64,7 @@ def test_whole_evaluation_from_a_folder(distilled, data, tmp_path):
         result.distilled[0].oa
     )
     figures = json.loads(next((tmp_path / "run/evaluation/scratch-convnet3").glob("figures-*.json")).read_text())
-    assert figures == result.as_dict()
+    assert figures == result.as_dict() | {"set": hash_of(distilled)}
 
 
 def test_second_call_uses_what_is_stored(distilled, data, tmp_path, monkeypatch):

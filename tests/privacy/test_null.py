@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from geodistill.distilled import DistilledSet
 from geodistill.privacy import null as module
 from geodistill.privacy.membership import Seen, seen
-from geodistill.privacy.null import Null, _p_value, null_of
+from geodistill.privacy.null import Null, _best, _Class, _p_value, null_of
 from geodistill.scenes import SceneData, builtin_scenes
 
 
@@ -90,6 +90,33 @@ def test_p_values_of_held_out_sets_are_spread_evenly(monkeypatch: pytest.MonkeyP
         found.append(null.p)
     assert 0.25 < sum(found) / len(found) < 0.85
     assert len(set(found)) > 3
+
+
+def _classes_at_random(seed: int, classes: int, held: int, ipc: int) -> list[_Class]:
+    """Return classes of 20 training images, held-out images and a set's images, all drawn alike, in four numbers."""
+    random = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(classes):
+        real, own = torch.randn(20 + held, 4, generator=random), torch.randn(ipc, 4, generator=random)
+        among, pool = torch.cdist(own, own), torch.cdist(real, real[20:])
+        found.append(_Class(20, (torch.cdist(real, own),), (among,), (pool,)))
+    return found
+
+
+@pytest.mark.parametrize(("held", "ipc"), [(5, 10), (12, 10)])
+def test_few_held_out_images_raise_no_false_alarm(held: int, ipc: int) -> None:
+    sets, runs, at = 19, 100, 0.05
+    alarms = 0
+    for seed in range(runs):
+        parts = _classes_at_random(seed, 10, held, ipc)
+        observed = _best(parts, None, torch.Generator().manual_seed(seed), (0.1,))
+        drawn = []
+        for k in range(sets):
+            random = torch.Generator().manual_seed(1000 * seed + k)
+            drawn.append(_best(parts, random, random, (0.1,)))
+        alarms += _p_value(observed, drawn) <= at
+    # Five in a hundred by chance; more than twelve happen once in a thousand times.
+    assert alarms <= 12
 
 
 def test_a_set_of_one_class_asks_about_that_class_alone(data: SceneData, views: tuple[Seen, Seen, Tensor]) -> None:

@@ -447,6 +447,36 @@ def test_a_private_run_keeps_figures_about_its_training_images_for_the_owner(com
     columns = found_figures(folder, owner=False)
     assert columns == {None}
     assert 0.64 in found_figures(folder, owner=True)
+    rows = {owner: find(folder, None, owner).figures.rows for owner in (False, True)}
+    # Classifiers trained on real images are no private release, and differences to them give them away.
+    assert {row.kind for row in rows[False]} == {"synthetic"}
+    assert {row.kind for row in rows[True]} == {"synthetic", "real"}
+    assert {(row.ior, row.share_of_full, row.hlr) for row in rows[False]} == {(None, None, None)}
+
+
+def test_protection_is_that_of_the_set_shown(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    about = json.loads((run / "run.json").read_text())
+    about["settings"]["config"]["privacy"] = "screen"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    told = "screened: no image is nearer to a training image of its class"
+    # The images were made without it, as those of an updated set may be.
+    assert told not in Page(write_report(tmp_path / "run")).source
+    manifest = tmp_path / "run" / "distilled" / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    whole["about"]["screened"] = True
+    manifest.write_text(json.dumps(whole))
+    assert told in Page(write_report(tmp_path / "run")).source
+
+
+def test_figures_of_a_set_that_was_made_anew_are_not_shown(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shown = DistilledSet.load(run / "distilled")
+    assert find(tmp_path / "run", None, False).figures.rows
+    shown.images[0, 0, 0, 0] ^= 255
+    shutil.rmtree(tmp_path / "run" / "distilled")
+    shown.save(tmp_path / "run" / "distilled")
+    assert not find(tmp_path / "run", None, False).figures.rows
 
 
 def found_figures(folder: Path, *, owner: bool) -> set[float | None]:

@@ -20,6 +20,7 @@ from geodistill.config import Config, without_self_test
 from geodistill.distilled import UPDATED, DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
+from geodistill.privacy.screen import LEAST
 from geodistill.processes import processes
 from geodistill.run import mean_of
 from geodistill.scenes.pixels import Pixels, in_blocks
@@ -82,6 +83,7 @@ def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
         what = "of unknown origin" if method == "unknown" else f"{old.kind} images (method {method})"
         raise ConfigError(f"the images of the set are {what}: --add updates sets of synthetic images alone")
     _warn_of_protection(old, config)
+    _check_counts(old, new, config)
     if config.size != old.size:
         raise ConfigError(f"the set has images of {old.size} px: use --size {old.size}")
     if new.channels != old.images.shape[1]:
@@ -89,6 +91,20 @@ def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
             f"the set has {old.images.shape[1]} bands and the new scenes have {new.channels}: give --bands as for the "
             "set"
         )
+
+
+def _check_counts(old: DistilledSet, new: Scenes, config: Config) -> None:
+    """Raise ConfigError if a class of the set without new scenes has fewer images than new ones are drawn or needed."""
+    screened = config.privacy == "screen"
+    needed = max(config.ipc, LEAST if screened else 0)
+    for label, count in enumerate(torch.bincount(old.labels).tolist()):
+        name = old.classes[label]
+        if count < needed and not len(_of(new, name)):
+            why = f"screening needs {LEAST}" if count >= config.ipc else f"--ipc {config.ipc} needs as many"
+            raise ConfigError(
+                f"class {name!r} has {count} images in the set and no new scenes: {why}: add scenes of it"
+                + ("" if count >= config.ipc else f", or give --ipc {count}")
+            )
 
 
 def _warn_of_protection(old: DistilledSet, config: Config) -> None:

@@ -5,6 +5,7 @@ The graph takes normalised float32 images [n, C, s, s] ("float"), or, with its p
 LiteRT, where it is 1.
 """
 
+import io
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import ZipFile, ZipInfo
 
 import torch
 from torch import Tensor, nn
@@ -100,9 +102,23 @@ def write_onnx(classifier: Classifier, path: Path, takes: Input) -> None:
 
 def save_onnx(onnx: Any, model: Any, path: Path, told: dict[str, str]) -> None:
     """Write an ONNX `model` with the metadata `told` to `path`, which appears only when it is complete."""
+    _forget_sources(model)
     onnx.helper.set_model_props(model, told)
     with written_whole(path) as aside:
         onnx.save(model, aside)
+
+
+def _forget_sources(model: Any) -> None:
+    """Remove what torch's exporter notes about each node: lines of source code, and their paths on this machine."""
+    for part in (model.graph, *model.functions):
+        for field in ("node", "value_info", "input", "output", "initializer"):
+            for one in getattr(part, field, ()):
+                if isinstance(one, str):  # inputs and outputs of functions are names
+                    continue
+                one.ClearField("doc_string")
+                one.ClearField("metadata_props")
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
 
 
 def write_torchscript(classifier: Classifier, path: Path, takes: Input) -> None:
@@ -114,8 +130,13 @@ def write_torchscript(classifier: Classifier, path: Path, takes: Input) -> None:
     example = as_input(_example(classifier, 2), takes)
     with quiet(), _explained("TorchScript", classifier.about.network), torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(_deployed(classifier, takes), example))
-    with written_whole(path) as aside:
-        torch.jit.save(traced, aside, {EXTRA_FILE: json.dumps(metadata(classifier.about, takes))})
+    whole = io.BytesIO()
+    torch.jit.save(traced, whole, {EXTRA_FILE: json.dumps(metadata(classifier.about, takes))})
+    with written_whole(path) as aside, ZipFile(whole) as made, ZipFile(aside, "w") as file:
+        for one in made.infolist():
+            # Debug records hold lines of source code, and their paths on this machine.
+            if not one.filename.endswith(".debug_pkl"):
+                file.writestr(ZipInfo(one.filename), made.read(one))
 
 
 def write_litert(classifier: Classifier, path: Path, takes: Input) -> None:

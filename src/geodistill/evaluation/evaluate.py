@@ -153,7 +153,8 @@ def evaluate(
         data.tested_part,
     )
     name = fingerprint(VERSION, hash_of(subject), bench.test.fingerprint(), list(chosen), steps, full, clip)
-    text = json.dumps(result.as_dict(), indent=2, sort_keys=True)
+    # The set may be made anew: the report shows figures of the set that is there.
+    text = json.dumps(result.as_dict() | {"set": hash_of(subject)}, indent=2, sort_keys=True)
     bench.write(f"{cell_name(protocol, network)}/figures-{name[:16]}.json", text)
     return result
 

@@ -180,9 +180,11 @@ def scores_of(distances: Tensor, width: float, usual: Tensor | None = None) -> d
     """
     usual = distances if usual is None else usual
     nearest = distances.amin(1)
+    # One distance has no spread.
+    spread = usual.std(1) if usual.shape[1] > 1 else torch.ones(len(usual))
     return {
         "nearest": -nearest,
-        "relative": (usual.mean(1) - nearest) / usual.std(1).clamp(min=1e-6),
+        "relative": (usual.mean(1) - nearest) / spread.clamp(min=1e-6),
         "density": _log_density(distances, width),
     }
 

@@ -27,40 +27,49 @@ def by_bench(rows: Iterable[Row]) -> dict[Bench, list[Row]]:
     return found
 
 
-def read_evaluations(folder: Path, method: str) -> Table:
+def read_evaluations(folder: Path, method: str, made: str = "") -> Table:
     """Return the results of `evaluate` for a run's set in `folder`: the latest ones of each protocol and network.
 
-    The references are rows of their own. Results on validation scenes serve choices and are left out. Raises RunError
-    if a file is damaged.
+    `made`: the set's `bench.hash_of`; results of another set, which the run made earlier, are left out. So are those on
+    validation scenes, which serve choices. The references are rows of their own. Raises RunError if a file is damaged.
     """
     classes: tuple[str, ...] = ()
     rows: list[Row] = []
     for bench in sorted(folder.glob("*-*/")):
         paths = sorted(bench.glob("figures-*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
         for path in reversed(paths):
-            part, of_all, own = _read_evaluation(path, method)
-            if part == "test":
+            (part, of), of_all, own = _read_evaluation(path, method)
+            if part == "test" and (not made or of in ("", made)):
                 classes = of_all
                 rows += own
                 break
     return Table(classes, tuple(rows))
 
 
-def _read_evaluation(path: Path, method: str) -> tuple[str, tuple[str, ...], list[Row]]:
-    """Return the part of the data that was tested on, the classes and the rows in one file of figures."""
+def _read_evaluation(path: Path, method: str) -> tuple[tuple[str, str], tuple[str, ...], list[Row]]:
+    """Return the rows in one file of figures, their classes, and the part that was tested on with the set's hash.
+
+    Files of earlier releases name no set.
+    """
     kinds = {"distilled": method, "random": _RANDOM, FULL: FULL}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = [_of_measures(found, kind, name) for kind, name in kinds.items() if found[kind]]
-        return found.get("tested_on", "test"), tuple(found["classes"]), rows
+        return (found.get("tested_on", "test"), found.get("set", "")), tuple(found["classes"]), rows
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is no record of an evaluation ({error!r}): delete it and evaluate again") from None
 
 
 def without_real_images(figures: Table) -> Table:
-    """Return `figures` without values that compare a set with training or test images, such as nearness and KID."""
+    """Return `figures` without rows and values that stand for real images.
+
+    Classifiers trained on real images, differences to these, nearness and KID were computed from training images
+    without noise.
+    """
     withheld: dict[str, Any] = {column.field: None for column in COLUMNS if column.needs and column.of is None}
-    return replace(figures, rows=tuple(replace(row, **withheld) for row in figures.rows))
+    withheld |= {"ior": None, "share_of_full": None, "hlr": None}
+    made = [row for row in figures.rows if row.kind == "synthetic"]
+    return replace(figures, rows=tuple(replace(row, **withheld) for row in made), pairs=())
 
 
 def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geodistill.errors import RunError
+from geodistill.evaluation.bench import hash_of
 from geodistill.evaluation.rows import Row
 from geodistill.evaluation.table import Table, load_table
 from geodistill.report.figures import read_evaluations, without_real_images
@@ -80,7 +81,8 @@ def find(run: Path, train: Scenes | None, owner: bool) -> Found:
         sets = compared_sets(run, figures.rows)
     else:
         sets = [SetFolder(run, method, int(settings.get("config", {}).get("ipc", 0)))]
-        figures = read_evaluations(run / "evaluation", method)
+        made = hash_of(sets[0].images) if sets[0].finished else ""
+        figures = read_evaluations(run / "evaluation", method, made)
     shown = [one for one in sets if one.finished and (owner or not one.holds_real(figures.rows))]
     found = Found(run, about, sets, shown, figures, train, owner)
     if found.withheld:

@@ -72,17 +72,24 @@ def facts(found: Found) -> list[tuple[str, str]]:
         ]
     if found.compared:
         lines.append(("Sets", f"{sum(one.finished for one in found.sets)} of {len(found.sets)} finished"))
-    privacy = _privacy(found.settings.get("config", {}))
+    config = found.settings.get("config", {})
+    planned = {
+        "config": config,
+        "screened": config.get("privacy") == "screen",
+        "guarantee": config.get("privacy") == "dp",
+    }
+    privacy = _privacy(found.main.images.about if found.main is not None else planned)
     return [*lines, ("Privacy", privacy)] if privacy else lines
 
 
-def _privacy(config: Mapping[str, Any]) -> str:
-    """Return the privacy guarantee of the settings, or "" if there is none."""
-    if config.get("privacy") == "screen":
+def _privacy(about: Mapping[str, Any]) -> str:
+    """Return how a set with these facts is protected, or "" if it is not."""
+    config = about.get("config", {})
+    if about.get("screened"):
         return (
             "screened: no image is nearer to a training image of its class, in structure, than 99 % of images set apart"
         )
-    if config.get("privacy") == "dp":
+    if about.get("guarantee"):
         return f"differential: ε = {config.get('epsilon')}, δ = {config.get('delta')}, one image blanked (zero-out)"
     return ""
 
@@ -140,8 +147,8 @@ def notes(found: Found, gallery: Mapping[str, Sequence[Picture]]) -> dict[str, l
 
 _OA = "OA: overall accuracy of a classifier that was trained on the images and tested on real ones."
 _WITHHELD = (
-    "Kept back, as the page may be shared: nearness, similarity, FID, KID and the map compare the set with the real "
-    "images without noise, so ε does not cover them. `report --owner` shows them."
+    "Kept back, as the page may be shared: nearness, similarity, FID, KID, the map, and accuracy after training on "
+    "real images come from real images without noise, so ε does not cover them. `report --owner` shows them."
 )
 _RHO = (
     "Nearness ratio ρ: how far the images are from their nearest training images, as a share of what fresh real images "
