@@ -155,3 +155,13 @@ def test_names_that_windows_has_no_folder_for(tmp_path, caplog, monkeypatch):
     assert str(caught.value) == (
         "class name 'CON' is the name of a device, so Windows has no folder for it: rename the class"
     )
+
+
+@pytest.mark.parametrize(
+    ("about", "replayable"),
+    [({}, True), ({"derived": True}, False), ({"real_pixels": True}, False), ({"guarantee": "ε = 8"}, False)],
+)
+def test_only_images_that_were_sampled_can_be_sampled_again(about, replayable):
+    own = make_set()
+    own.about.update({"config": {"seed": 0}, **about})
+    assert own.replayable == replayable

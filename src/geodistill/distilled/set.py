@@ -91,9 +91,9 @@ class DistilledSet:
     def replayable(self) -> bool:
         """Return whether the set contains seeds of its images, with which an outsider could identify their sources.
 
-        In a differentially private set they do no harm: no image has a source.
+        Real and derived images were not sampled. In a differentially private set seeds do no harm: no image has a source.
         """
-        if self.kind == "real" or self.about.get("guarantee"):
+        if self.kind != "synthetic" or self.about.get("guarantee"):
             return False
         return "seed" in self.about.get("config", {}) or any(_ORIGIN & record.keys() for record in self.records)
 
