@@ -91,7 +91,8 @@ class DistilledSet:
     def replayable(self) -> bool:
         """Return whether the set contains seeds of its images, with which an outsider could identify their sources.
 
-        Real and derived images were not sampled. In a differentially private set seeds do no harm: no image has a source.
+        Real and derived images were not sampled. In a differentially private set seeds do no harm: no image has a
+        source.
         """
         if self.kind != "synthetic" or self.about.get("guarantee"):
             return False
