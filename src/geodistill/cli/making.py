@@ -1,8 +1,6 @@
 """Commands that make: a distilled set, images under a prompt, a base; and the estimate of what that takes."""
 
 import json
-import shlex
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from geodistill.cli import options
-from geodistill.cli.options import refuse_inside, say, tell_next, tell_of_busy_cores, told, unless
+from geodistill.cli.options import command_line, refuse_inside, say, tell_next, tell_of_busy_cores, told, unless
 from geodistill.cli.output import (
     print_nearness,
     print_plan,
@@ -141,9 +139,7 @@ def distill(
             warn_of_seen_tests(settings.base, opened)
         tell_of_busy_cores()
         before = _last_made(out)
-        result = run_distillation(
-            scenes, settings, method=method, out=out, command=shlex.join(["geodistill", *sys.argv[1:]])
-        )
+        result = run_distillation(scenes, settings, method=method, out=out, command=command_line())
         if not processes().main:
             return
         if before and _last_made(out) == before:
@@ -258,11 +254,10 @@ def pretrain(
         from geodistill.config import load_config
 
         settings = load_config(config, set_ or [], size=size, seed=seed)
-        command = shlex.join(["geodistill", *sys.argv[1:]])
         tell_of_busy_cores()
         sources = open_sources(data, unlabelled or [])
         folder = run_pretraining(
-            sources, settings, out=out, start=base, data_note=data_note, footprint=footprint, command=command
+            sources, settings, out=out, start=base, data_note=data_note, footprint=footprint, command=command_line()
         )
         print_stages(out)
         say(f"base: {folder}   its model card: {folder / 'README.md'}")
@@ -309,7 +304,7 @@ def _update(old: Any, scenes: Any, settings: Any, out: Path) -> None:
     from geodistill.report.grid import draw_grid
 
     tell_of_busy_cores()
-    result = update(old, scenes, settings, out=out, command=shlex.join(["geodistill", *sys.argv[1:]]))
+    result = update(old, scenes, settings, out=out, command=command_line())
     if not processes().main:
         return
     draw_grid(result, out / "grid.png")

@@ -1,7 +1,5 @@
 """Commands that measure sets: as training data, beside other methods, for what they reveal; and the report."""
 
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +8,7 @@ import typer
 from rich.table import Table
 
 from geodistill.cli import options
-from geodistill.cli.options import console, plain, refuse_inside, say, tell_next, told, unless
+from geodistill.cli.options import command_line, console, plain, refuse_inside, say, tell_next, told, unless
 from geodistill.errors import ConfigError
 
 app = typer.Typer()
@@ -170,7 +168,7 @@ def compare(
             networks=networks or ["efficientnet-lite0"],
             seeds=seeds,
             full=full,
-            command=shlex.join(["geodistill", *sys.argv[1:]]),
+            command=command_line(),
         )
         console.print(*comparison_tables(out))
         say(f"table: {out / 'compare.csv'}   sets: {out / 'sets'}")

@@ -28,6 +28,11 @@ _SHARED = (["distill"], ["audit"])
 _RESUMING = (["distill"], ["compare"], ["pretrain"], ["evaluate"], ["fetch"])
 
 
+def command_line() -> str:
+    """Return the command as it was typed, for the record of a run."""
+    return shlex.join(["geodistill", *sys.argv[1:]])
+
+
 def unless(option: str, value: str, default: str) -> list[str]:
     """Return `option` and its value for a command to type; [] if it has its default.
 

@@ -1,11 +1,11 @@
 """Where the time and the memory of a run went, and which setting would halve the largest part."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from geodistill.commands.source import recorded_part
 from geodistill.config import Config, read_recorded
 from geodistill.distilled import MANIFEST
 from geodistill.errors import ConfigError
@@ -113,10 +113,10 @@ def profile(run: Path | str, config: Config) -> Profile:
 
 def _used(run: Path, config: Config) -> Config:
     """Return the settings in the manifest of the run's set; `config` if there is none that can be read."""
+    about = recorded_part(run / DISTILLED.name / MANIFEST, "about")
     try:
-        about = json.loads((run / DISTILLED.name / MANIFEST).read_text(encoding="utf-8"))["about"]
-        return read_recorded(about["config"])
-    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return read_recorded(about["config"]) if "config" in about else config
+    except ConfigError:
         return config
 
 

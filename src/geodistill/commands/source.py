@@ -139,7 +139,7 @@ def recorded_reading(folder: Path) -> Reading | None:
     A record without a reading is one of 8-bit images in their own colours.
     """
     for path, where in ((folder / "run.json", "settings"), (folder / MANIFEST, "about")):
-        if found := _recorded(path, where):
+        if found := recorded_part(path, where):
             with suppress(KeyError, TypeError, ValueError):
                 return Reading.from_dict(found["reading"]) if "reading" in found else PLAIN
     return None
@@ -151,13 +151,13 @@ def recorded_base(folder: Path) -> str | None:
     A base that the run built from its scenes is its folder in the run.
     """
     run = folder if (folder / "run.json").is_file() else folder.parent
-    base: str | None = _recorded(run / "run.json", "settings").get("config", {}).get("base")
+    base: str | None = recorded_part(run / "run.json", "settings").get("config", {}).get("base")
     if base != SCRATCH:
         return base
     return str(run / BASE.name) if (run / BASE.name).is_dir() else None
 
 
-def _recorded(path: Path, part: str) -> dict[str, Any]:
+def recorded_part(path: Path, part: str) -> dict[str, Any]:
     """Return a part of the record at `path`; {} if there is no such record."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))[part]
@@ -172,7 +172,7 @@ def warn_of_other_scenes(what: Path, train: Scenes) -> None:
     An updated set stands for scenes of several archives, so nothing is logged.
     """
     run = run_of(what)
-    made_from = _recorded(run / "run.json", "settings").get("scenes") if run else None
+    made_from = recorded_part(run / "run.json", "settings").get("scenes") if run else None
     if made_from is not None and made_from != train.fingerprint():
         log.warning(
             "%s was made from other training scenes than these: if --split or the data have changed, some of its "

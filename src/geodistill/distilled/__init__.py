@@ -9,6 +9,7 @@ from geodistill.distilled.folder import (
     owner_files,
     run_of,
     set_folder,
+    set_in,
     strays,
     told_strays,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "owner_files",
     "run_of",
     "set_folder",
+    "set_in",
     "strays",
     "tell_of_audit",
     "tell_of_self_test",

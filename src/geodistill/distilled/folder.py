@@ -39,9 +39,12 @@ def set_folder(what: Path) -> Path:
 
     The set of a run that updated another one is the updated set.
     """
-    if not (what / "run.json").is_file():
-        return what
-    return what / UPDATED if (what / UPDATED).is_dir() else what / DISTILLED.name
+    return set_in(what) if (what / "run.json").is_file() else what
+
+
+def set_in(run: Path) -> Path:
+    """Return the folder of the set of a run, whether it is there yet or not: the updated set if there is one."""
+    return run / UPDATED if (run / UPDATED).is_dir() else run / DISTILLED.name
 
 
 def owner_files(folder: Path) -> list[str]:

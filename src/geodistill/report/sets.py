@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from geodistill.distilled import UPDATED, DistilledSet
+from geodistill.distilled import UPDATED, DistilledSet, set_in
 from geodistill.errors import RunError
 from geodistill.evaluation.rows import Row
 from geodistill.methods import METHODS
-from geodistill.pipeline import CHOSEN, DISTILLED, OWN, PROTOTYPES
+from geodistill.pipeline import CHOSEN, OWN, PROTOTYPES
 from geodistill.prototypes import Prototypes
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.views import as_rgb
@@ -47,22 +47,17 @@ class SetFolder:
     @property
     def finished(self) -> bool:
         """Return whether its images exist."""
-        return self._place.is_dir()
+        return set_in(self.run).is_dir()
 
     @property
     def updated(self) -> bool:
         """Return whether the set is an earlier one that the run updated: only some images are the run's own."""
-        return self._place.name == UPDATED
+        return set_in(self.run).name == UPDATED
 
     @cached_property
     def images(self) -> DistilledSet:
         """Return the images, which are read once."""
-        return DistilledSet.load(self._place)
-
-    @property
-    def _place(self) -> Path:
-        updated = self.run / UPDATED
-        return updated if updated.is_dir() else self.run / DISTILLED.name
+        return DistilledSet.load(set_in(self.run))
 
     @property
     def scenes(self) -> str | None:
