@@ -5,7 +5,9 @@
 A network is trained on the set, and loaded once. Then one process maps a raster that is composed anew of the archive's
 test scenes, and classifies a folder of 64 of them, again and again. Its memory is read after each. The row of
 benchmarks/results/soak.csv has the memory after the first tenth of the time (when caches are full), the largest one
-after that, the last one, and the slope of a straight line through all after the first tenth.
+after that, the last one, and the slope of a straight line through all after the first tenth. It is written after each
+round, so a process that is stopped early has a row as well. `--pause 600` rests for ten minutes between rounds, so that
+a day's run leaves the machine to others.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import numpy as np
 import psutil
 import rasterio
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from record import ARCHIVES, circumstances, folder_of, merged, to_csv
 
@@ -42,15 +45,23 @@ def main() -> None:
     test = open_scenes(folder_of(ARCHIVE, args.data)).test
     assert test is not None
     folder = _folder(test, args.out / "images")
-    hours, memory = np.array([*_soaked(args, model, test, folder)]).T
+    measured = []
+    for one in _soaked(args, model, test, folder):
+        measured.append(one)
+        line = _line(np.array(measured)) | {"pause_seconds": f"{args.pause:g}"}
+        print(line, flush=True)
+        to_csv(merged([line | circumstances()], SHEET, ("archive", "pause_seconds")), SHEET)
+
+
+def _line(measured: NDArray[np.float64]) -> dict[str, str]:
+    """Return the columns of a row; `measured` are hours and MiB, [rounds, 2]."""
+    hours, memory = measured.T
     late = hours >= hours[-1] / 10
-    slope = np.polyfit(hours[late], memory[late], 1)[0]
+    slope = np.polyfit(hours[late], memory[late], 1)[0] if late.sum() > 1 else 0.0
     line = {"archive": ARCHIVES[ARCHIVE], "hours": f"{hours[-1]:.2f}", "rounds": str(len(hours))}
     line |= {"tiles": str(len(hours) * _SIDE**2), "images": str(len(hours) * _IMAGES)}
     line |= {"mib_after_a_tenth": f"{memory[late][0]:.0f}", "mib_at_most": f"{memory[late].max():.0f}"}
-    line |= {"mib_at_the_end": f"{memory[-1]:.0f}", "mib_per_hour": f"{slope:.2f}"}
-    print(line, flush=True)
-    to_csv(merged([line | circumstances()], SHEET, ("archive",)), SHEET)
+    return line | {"mib_at_the_end": f"{memory[-1]:.0f}", "mib_per_hour": f"{slope:.2f}"}
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,6 +70,7 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the archives")
     options.add_argument("--out", type=Path, default=Path("runs/soak"))
     options.add_argument("--hours", type=float, default=24.0)
+    options.add_argument("--pause", type=float, default=0.0, help="seconds of rest between rounds")
     return options.parse_args()
 
 
@@ -79,6 +91,7 @@ def _soaked(args: argparse.Namespace, model: Path, test: Scenes, folder: Path) -
         predict(predictor, folder, out=args.out / "table.csv")
         count += 1
         yield hours, psutil.Process().memory_info().rss / 2**20
+        time.sleep(args.pause)
 
 
 def _compose(test: Scenes, path: Path, seed: int) -> None:

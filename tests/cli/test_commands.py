@@ -144,6 +144,8 @@ def test_a_run_keeps_how_its_files_are_read(tmp_path: Path) -> None:
     assert made.exit_code == 0, made.stderr
     about = json.loads((tmp_path / "run" / "distilled" / "manifest.json").read_text())["about"]
     reading = {"bands": [8, 4, 3], "scale": 3 * [[0.0, 3000.0]], "alpha": False, "measured": False}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["reading"] == reading
+    reading["of_bands"] = 13
     assert about["reading"] == reading
     # Without --bands, these would be read as Sentinel-2's bands 4, 3 and 2.
     options = ["--data", tmp_path / "data", "--protocol", "probe", "--seeds", 1, "--no-full"]

@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +137,8 @@ FOUR = Info(9, 9, "uint8", (*RGB, "undefined"))
 CLEAR = Info(9, 9, "uint8", (*RGB, "alpha"))
 PLAIN_RGB = Info(9, 9, "uint8", RGB)
 DEEP = Reading(bands=(4, 3, 2), scale=((0, 3000),) * 3)
+FOUR16 = Info(9, 9, "uint16", (*RGB, "undefined"))
+SENTINEL = replace(DEEP, of_bands=13)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +153,11 @@ DEEP = Reading(bands=(4, 3, 2), scale=((0, 3000),) * 3)
             "x.tif has values of type uint16, the model was trained on 8-bit values: give --scale LOW,HIGH",
         ),
         (GREY16, DEEP, {}, "x.tif has 1 band(s), the model was trained on bands 4, 3, 2: give --bands"),
+        (FOUR16, SENTINEL, {}, "x.tif has 4 band(s), the model was trained on bands 4, 3, 2 of 13: give --bands"),
+        (
+            *(FOUR16, replace(DEEP, of_bands=5, alpha=False), {}),
+            "x.tif has 4 band(s), the model was trained on bands 4, 3, 2 of 5: give --bands",
+        ),
         (
             FOUR,
             DEEP,
@@ -166,6 +173,21 @@ def test_other_bands_and_values_are_named(info: Info, model: Reading, options: d
     with pytest.raises(SceneError) as caught:
         fitting_reading(info, model, Path("x.tif"), **options)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("info", "model", "bands"),
+    [
+        (FOUR16, SENTINEL, "3,2,1"),
+        (FOUR16, replace(DEEP, of_bands=4), None),
+        # A mask may be absent, or be there where the training files had none.
+        (FOUR16, replace(DEEP, of_bands=5, alpha=True), None),
+        (Info(9, 9, "uint16", (*RGB, "undefined", "alpha")), replace(DEEP, of_bands=4), None),
+    ],
+)
+def test_as_many_bands_or_bands_that_are_given_fit(info: Info, model: Reading, bands: str | None) -> None:
+    reading = fitting_reading(info, model, Path("x.tif"), bands=bands)
+    assert reading.bands == ((3, 2, 1) if bands else (4, 3, 2))
 
 
 @pytest.mark.parametrize("suffix", ["tif", "png"])

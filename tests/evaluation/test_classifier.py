@@ -31,7 +31,7 @@ def test_what_is_read_is_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_a_folder_serves_other_programs(tmp_path: Path) -> None:
-    trained(replace(ABOUT, reading=Reading(bands=(3, 2, 1), scale=((0.0, 900.0),) * 3))).save(tmp_path)
+    trained(replace(ABOUT, reading=Reading((3, 2, 1), ((0.0, 900.0),) * 3, of_bands=13))).save(tmp_path)
     assert (tmp_path / "class_map.txt").read_text(encoding="utf-8") == "Beach\nÖde\n"
     told = json.loads((tmp_path / "preprocessing.json").read_text())
     assert told == {
@@ -42,11 +42,13 @@ def test_a_folder_serves_other_programs(tmp_path: Path) -> None:
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "bands": [3, 2, 1],
+        "of_bands": 13,
         "scale": [[0.0, 900.0]] * 3,
     }
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert card.startswith('---\nlicense: other\nlicense_name: "as the training data"\n')
     assert "# convnet3, 2 classes, 32 px\n" in card
+    assert "An RGB image: bands 3, 2, 1 of 13, values from 0 to 900 become 0 to 255" in card
 
 
 def test_a_model_of_many_bands_says_so(tmp_path: Path) -> None:

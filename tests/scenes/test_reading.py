@@ -1,5 +1,6 @@
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from geodistill.errors import SceneError
 from geodistill.scenes import open_scenes
 from geodistill.scenes.readers import RGB, Info, open_raster, reader_of
 from geodistill.scenes.reading import PLAIN, Reading, choose_bands, read_image, with_scale
+from geodistill.stages.context import reading_of
 
 SIDE = 16
 EXACT = {"QUALITY": "100", "REVERSIBLE": "YES"}
@@ -536,3 +538,24 @@ def test_scenes_of_another_type_than_a_set_s_are_refused(tmp_path):
         f"{tmp_path / 'a' / '0.tif'} has values of type uint16, and the set was made from 8-bit values: give scenes of "
         "the same kind"
     )
+
+
+def test_scenes_of_other_bands_than_a_set_s_are_refused(tmp_path):
+    archive(tmp_path, lambda label, random: ground(random, 4, 3000, np.uint16))
+    reading = Reading((4, 3, 2), ((0.0, 3000.0),) * 3, of_bands=13)
+    with pytest.raises(SceneError) as caught:
+        open_scenes(tmp_path, reading=reading)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a' / '0.tif'} has 4 band(s), and the set was made from bands 4, 3, 2 of 13: give scenes of the "
+        "same kind"
+    )
+
+
+def test_runs_from_before_the_number_of_bands_was_recorded_resume(tmp_path):
+    archive(tmp_path, lambda label, random: ground(random, 4, 3000, np.uint16))
+    scenes = open_scenes(tmp_path, scale="0,3000").train
+    assert scenes.reading.of_bands == 4
+    old = scenes.read_by(replace(scenes.reading, of_bands=0))
+    assert (old.fingerprint(), reading_of(old)) == (scenes.fingerprint(), reading_of(scenes))
+    assert "of_bands" not in old.reading.as_dict()
+    assert Reading.from_dict(scenes.reading.as_dict()).of_bands == 4

@@ -90,7 +90,8 @@ def fitting_reading(
     Raises:
         SceneError: the file has other bands or values than the model was trained on; both are named.
     """
-    reading = model if bands is None else replace(model, bands=choose_bands([(path, info)], bands).bands)
+    asked = None if bands is None else choose_bands([(path, info)], bands)
+    reading = model if asked is None else replace(model, bands=asked.bands, of_bands=asked.of_bands)
     if scale is not None:
         reading = with_scale(replace(reading, scale=()), info.dtype, [], scale)
     _check_bands(info, reading, path)
@@ -106,9 +107,8 @@ def _check_bands(info: Info, reading: Reading, path: Path) -> None:
     coloured = info.bands - (info.alpha is not None)
     if not reading.bands and coloured == 1:
         log.warning("%s has one band, which the model sees as grey", path)
-    if reading.bands and max(reading.bands) > info.bands:
-        trained = ", ".join(map(str, reading.bands))
-        raise SceneError(f"{path} has {info.bands} band(s), the model was trained on bands {trained}: give --bands")
+    if reading.lacks(info):
+        raise SceneError(f"{path} has {info.bands} band(s), the model was trained on {reading.told}: give --bands")
     if not reading.bands and coloured not in (1, 3):
         raise SceneError(
             f"{path} has {coloured} bands, the model was trained on images of one or three: give --bands, such as 1,2,3"

@@ -65,9 +65,10 @@ class About:
     def preprocessing(self) -> dict[str, Any]:
         """Return in JSON types what becomes of an image before the network sees it, for programs that are not ours.
 
-        bands and scale are empty for plain 8-bit images; else `bands` are taken, and the values `scale` become 0 and
-        255. Then the central square is resized to `size`, divided by 255, and normalised channel by channel, with a
-        mean and a deviation for each. Networks for other bands than RGB repeat those of ImageNet.
+        bands and scale are empty for plain 8-bit images; else `bands` of files with `of_bands` (0 if it is not known)
+        are taken, and the values `scale` become 0 and 255. Then the central square is resized to `size`, divided by
+        255, and normalised channel by channel, with a mean and a deviation for each. Networks for other bands than RGB
+        repeat those of ImageNet.
         """
         count = self.reading.channels
         return {
@@ -78,6 +79,7 @@ class About:
             "mean": [IMAGENET_MEAN[band % 3] for band in range(count)],
             "std": [IMAGENET_STD[band % 3] for band in range(count)],
             "bands": list(self.reading.bands),
+            "of_bands": self.reading.of_bands,
             "scale": [list(ends) for ends in self.reading.scale],
         }
 
@@ -164,7 +166,6 @@ def _check_class_map(folder: Path, classes: tuple[str, ...]) -> None:
 def _model_card(about: About, parameters: int) -> str:
     start = "ImageNet weights" if has_imagenet_weights(about.network) else "random weights"
     reading = about.reading
-    bands = f"bands {', '.join(map(str, reading.bands))}" if reading.bands else "the files' own colours"
     scale = ", ".join(dict.fromkeys(f"{low:g} to {high:g}" for low, high in reading.scale))
     return _CARD.format(
         network=about.network,
@@ -178,7 +179,7 @@ def _model_card(about: About, parameters: int) -> str:
         licence=json.dumps(about.licence or _UNKNOWN_LICENCE, ensure_ascii=False),
         licence_text=about.licence or "not stated",
         kind=f"An image of {reading.channels} bands" if reading.dtype else "An RGB image",
-        bands=bands,
+        bands=reading.told if reading.bands else "the files' own colours",
         scale=f"values from {scale} become 0 to 255" if scale else "8-bit values as they are",
         listing="\n".join(f"{number}. {name}" for number, name in enumerate(about.classes)),
     )

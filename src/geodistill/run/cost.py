@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import threading
 import time
@@ -17,6 +18,8 @@ _HEARTBEAT_SECONDS = 30.0
 class Clock:
     """Wall time, processor time and peak memory of a stage, including its interrupted attempts.
 
+    Processor time includes that of worker processes that have ended; memory is that of the process itself.
+
     The cost is written down every half minute, because a killed process writes nothing.
     """
 
@@ -26,7 +29,7 @@ class Clock:
         # Linux resets the high-water mark on this write; elsewhere the peak covers the whole process so far.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._wall, self._cpu = time.monotonic(), _processor_seconds()
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._keep_recording, daemon=True)
 
@@ -53,11 +56,16 @@ class Clock:
             "facts": facts,
             **({} if files is None else {"files": files}),
             "wall_seconds": round(self._before.get("wall_seconds", 0) + time.monotonic() - self._wall, 2),
-            "cpu_seconds": round(self._before.get("cpu_seconds", 0) + time.process_time() - self._cpu, 2),
+            "cpu_seconds": round(self._before.get("cpu_seconds", 0) + _processor_seconds() - self._cpu, 2),
             "peak_memory_mib": max(self._before.get("peak_memory_mib", 0), peak_memory_mib()),
         }
         self._path.parent.mkdir(exist_ok=True)
         write_atomic(self._path, json.dumps(record, indent=2, sort_keys=True))
+
+
+def _processor_seconds() -> float:
+    """Return the processor time in seconds of this process and of its child processes that have ended."""
+    return sum(os.times()[:4])
 
 
 def _read_record(path: Path, mark: str) -> dict[str, Any]:

@@ -105,13 +105,12 @@ def open_scenes(
 
 
 def _check_fit(files: Files, reading: Reading) -> None:
-    """Raise SceneError if a file lacks a band that `reading`, that of other scenes, takes, or has other values."""
-    last = max(reading.bands, default=0)
+    """Raise SceneError if a file has other bands or values than the files that `reading` was chosen for."""
     for file in files:
-        if file.info is not None and file.info.bands < last:
+        if file.info is not None and reading.lacks(file.info):
             raise SceneError(
-                f"{file.path} has {file.info.bands} band(s), and the set was made from bands "
-                f"{','.join(map(str, reading.bands))}: give scenes of the same kind"
+                f"{file.path} has {file.info.bands} band(s), and the set was made from {reading.told}: give scenes of "
+                "the same kind"
             )
         if file.info is not None and not reading.scale and file.info.dtype != "uint8":
             raise SceneError(

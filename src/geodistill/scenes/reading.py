@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ _NATURAL, _EVERY = "rgb", "all"
 # Number of bands that an image may have.
 MOST_BANDS = 16
 _MEASURED = "auto"
+# Fields of a reading that its record has only where they say something.
+_NOT_ALWAYS = ("dtype", "names", "of_bands")
 # The first three channels of images with all bands, as GDAL calls them.
 _MEANING = {0: ColorInterp.red, 1: ColorInterp.green, 2: ColorInterp.blue}
 # Names of red, green and blue bands, as files have them.
@@ -65,6 +67,8 @@ class Reading:
     Without `bands`, one pair of `scale` serves all of a file's.
     dtype, names: of images with all bands only, which have 2 to 16 channels: the type of the files' values, and a name
     for each band. Their first three channels are shown as red, green and blue.
+    of_bands: the number of bands that the files have, 0 if it is not known. It takes no part in comparisons, because
+    sets and runs made before it was recorded lack it.
     """
 
     bands: tuple[int, ...] = ()
@@ -73,6 +77,7 @@ class Reading:
     measured: bool = False
     dtype: str = ""
     names: tuple[str, ...] = ()
+    of_bands: int = field(default=0, compare=False)
 
     @property
     def channels(self) -> int:
@@ -144,7 +149,7 @@ class Reading:
     def of_written(self) -> "Reading":
         """Return the reading of files that hold the bands of this one only, in the order of their numbers."""
         ranks = {band: rank for rank, band in enumerate(sorted(self.bands), start=1)}
-        return replace(self, bands=tuple(ranks[band] for band in self.bands), alpha=False)
+        return replace(self, bands=tuple(ranks[band] for band in self.bands), alpha=False, of_bands=len(self.bands))
 
     def image(self, path: Path) -> Image.Image:
         """Return the file at `path` as RGB; pixels without a measurement get the mean of the others, band by band.
@@ -163,14 +168,37 @@ class Reading:
         """Return the reading as JSON types; `from_dict` reads it."""
         own = asdict(self) | {"bands": list(self.bands), "scale": [list(ends) for ends in self.scale]}
         own["names"] = list(self.names)
-        # Left out where they say nothing, so that the fingerprint of scenes read as RGB stays what it was.
-        return {key: value for key, value in own.items() if key not in ("dtype", "names") or value}
+        # Left out where they say nothing, so that the record of scenes read as RGB stays what it was.
+        return {key: value for key, value in own.items() if key not in _NOT_ALWAYS or value}
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides about the images as JSON types: `as_dict` without the number of bands of the files."""
+        return {key: value for key, value in self.as_dict().items() if key != "of_bands"}
+
+    def lacks(self, info: Info) -> bool:
+        """Return whether a file with `info` lacks a band of this reading, or has another number of bands.
+
+        Band 4 of a file with 13 bands is another one than band 4 of a file with 4. A mask may be absent.
+        """
+        known = {self.of_bands, self.of_bands - self.alpha} if self.of_bands else {info.bands}
+        alike = bool(known & {info.bands, info.bands - (info.alpha is not None)})
+        return bool(self.bands) and (max(self.bands) > info.bands or not alike)
+
+    @property
+    def told(self) -> str:
+        """Return the numbers of the bands, and of how many, in words.
+
+        >>> Reading((4, 3, 2), of_bands=13).told
+        'bands 4, 3, 2 of 13'
+        """
+        numbers = f"bands {', '.join(map(str, self.bands))}"
+        return f"{numbers} of {self.of_bands}" if self.of_bands else numbers
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Reading":
         """Return the reading that `as_dict` wrote."""
         scale = tuple((float(low), float(high)) for low, high in found["scale"])
-        kept = (str(found.get("dtype", "")), tuple(found.get("names", ())))
+        kept = (str(found.get("dtype", "")), tuple(found.get("names", ())), int(found.get("of_bands", 0)))
         return cls(tuple(found["bands"]), scale, bool(found["alpha"]), bool(found["measured"]), *kept)
 
 
@@ -237,11 +265,11 @@ def choose_bands(files: Sequence[tuple[Path, Info]], bands: str = _NATURAL, *, m
             info.alpha,
         )
     if bands == _NATURAL:
-        return Reading(_natural(info, first), alpha=alpha)
+        return Reading(_natural(info, first), alpha=alpha, of_bands=info.bands)
     chosen = _every(info, first, masked=alpha) if bands == _EVERY else _asked(bands, info, first)
     if bands != _EVERY and len(chosen) in (1, 3):
-        return Reading(chosen, alpha=alpha)
-    return Reading(chosen, alpha=alpha, dtype=info.dtype, names=_names(info, chosen))
+        return Reading(chosen, alpha=alpha, of_bands=info.bands)
+    return Reading(chosen, alpha=alpha, dtype=info.dtype, names=_names(info, chosen), of_bands=info.bands)
 
 
 def _numbers(bands: str) -> tuple[int, ...]:

@@ -157,7 +157,7 @@ class Scenes:
         for start in range(0, len(self), _TOGETHER):
             part = json.dumps(self.keys[start : start + _TOGETHER])[1:-1]
             yield f"{', ' if start else ''}{part}".encode()
-        yield f"]{'' if self.reading == PLAIN else f', {json.dumps(self.reading.as_dict())}'}]".encode()
+        yield f"]{'' if self.reading == PLAIN else f', {json.dumps(self.reading.settings())}'}]".encode()
 
     @classmethod
     def from_arrays(

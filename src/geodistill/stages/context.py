@@ -41,8 +41,8 @@ def run_settings(method: str, config: Config, scenes: Scenes) -> dict[str, Any]:
 
 
 def reading_of(scenes: Scenes) -> dict[str, Any]:
-    """Return how files became images, as a record has it: nothing for 8-bit images with their own colours."""
-    return {} if scenes.reading == PLAIN else {"reading": scenes.reading.as_dict()}
+    """Return what decides how files become images, as JSON: nothing for 8-bit images with their own colours."""
+    return {} if scenes.reading == PLAIN else {"reading": scenes.reading.settings()}
 
 
 def unless_default(precision: str) -> list[str]:

@@ -14,10 +14,11 @@ from geodistill.prior.base import Prior, source_of
 from geodistill.prior.catalogue import SCRATCH, read_facts
 from geodistill.provenance import Made
 from geodistill.run import forget_parts, versions
+from geodistill.scenes.reading import PLAIN
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.candidates import MOST_CANDIDATES, Candidates, decode, slot_labels
 from geodistill.stages.chosen import Chosen
-from geodistill.stages.context import Context, reading_of
+from geodistill.stages.context import Context
 from geodistill.stages.teacher import soft_label_teacher
 
 Records = tuple[dict[str, Any], ...]
@@ -133,4 +134,5 @@ def about(context: Context) -> dict[str, Any]:
     base = {"base": {"name": facts.name, "archives": facts.archives, "terms": facts.terms}} if facts else {}
     derived = {"derived": True} if method.kind == "derived" else {}
     made = {"method": method.name, "real_pixels": real, **derived, "config": settings, "versions": versions(), **base}
-    return made | reading_of(context.scenes)
+    reading = context.scenes.reading
+    return made if reading == PLAIN else made | {"reading": reading.as_dict()}
