@@ -6,7 +6,7 @@ It is `geodistill compare` for each of `--sets` seeds, with the base built from 
 `--bands rgb` and once with `--bands all`; the same command resumes. The archive has 12 training and 5 test images of
 each of 10 classes. A row of benchmarks/results/bands.csv has one method: the mean overall accuracy of
 EfficientNet-Lite0 under `finetune` over sets and classifiers, how far the project's own method is ahead, and how far 13
-bands are ahead of RGB, with 95 % bootstrap intervals over sets, classifiers and test images. `patch_borders` tells
+bands are ahead of RGB, with 95 % bootstrap intervals over test images, classifiers and sets. `patch_borders` tells
 whether one sees the 8x8-pixel patches of the autoencoder in the first set: the mean squared difference of neighbouring
 pixels across their borders over that elsewhere. docs/bands.md shows the rows and a grid.
 """
@@ -14,10 +14,11 @@ pixels across their borders over that elsewhere. docs/bands.md shows the rows an
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from record import circumstances, command, difference_columns, merged, to_csv, told_difference
+from record import circumstances, command, difference_columns, merged, rows_to_compare, to_csv, told_difference
 from torch import Tensor
 
 from geodistill.commands.compare import compare
@@ -37,7 +38,7 @@ KEY = ("bands", "method")
 AHEAD, WIDER = ("own_ahead", "own_low", "own_high"), ("wider_ahead", "wider_low", "wider_high")
 KINDS = {"rgb": "RGB", "all": "13 bands"}
 PAGE = Path(__file__).parents[1] / "docs" / "bands.md"
-Shares = dict[tuple[str, str], Tensor]
+Right = Mapping[tuple[str, str], list[Tensor]]
 
 
 def main() -> None:
@@ -51,8 +52,7 @@ def main() -> None:
             for method, right in _compared(args, bands, seed).items():
                 parts[bands, method].append(right)
         borders |= {(bands, method): _borders(args.out / f"{bands}-0", method) for method in METHODS}
-    found = {cell: torch.stack(rights) for cell, rights in parts.items()}
-    lines = [_line(args, cell, found) | {"patch_borders": borders.get(cell, "")} | circumstances() for cell in found]
+    lines = [_line(args, cell, parts) | {"patch_borders": borders.get(cell, "")} | circumstances() for cell in parts]
     to_csv(merged(lines, SHEET, KEY), SHEET)
     write_atomic(PAGE, _page(merged([], SHEET, KEY)))
 
@@ -67,7 +67,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _compared(args: argparse.Namespace, bands: str, seed: int) -> dict[str, Tensor]:
-    """Return the share of right classifiers for each test image, [n], of each method and of all real images."""
+    """Return whether each classifier is right, [seeds, n], for each method and all real images."""
     data, out = open_scenes(args.data, bands=bands), args.out / f"{bands}-{seed}"
     config = load_config(sets=args.set, base=BASE, size=SIZE).model_copy(update={"seed": seed})
     rows = compare(data, config, out=out, methods=METHODS, ipcs=(IPC,), seeds=SEEDS, full=seed == 0, command=command())
@@ -76,7 +76,7 @@ def _compared(args: argparse.Namespace, bands: str, seed: int) -> dict[str, Tens
     found = {}
     for row in rows:
         predicted, labels = load_predictions(out, row)
-        found[row.method] = (predicted == labels).double().mean(dim=0)
+        found[row.method] = (predicted == labels).double()
     return found
 
 
@@ -92,15 +92,15 @@ def _borders(out: Path, method: str) -> str:
     return f"{float(steps[border].mean() / steps[~border].mean()):.2f}"
 
 
-def _line(args: argparse.Namespace, cell: tuple[str, str], found: Shares) -> dict[str, str]:
+def _line(args: argparse.Namespace, cell: tuple[str, str], found: Right) -> dict[str, str]:
     bands, method = cell
-    right = found[cell]
+    right, means = rows_to_compare(found[cell]), torch.stack([own.mean() for own in found[cell]])
     line = dict(zip(KEY, (KINDS[bands], method), strict=True))
-    line |= {"sets": str(len(right)), "seeds": str(SEEDS), "settings": " ".join(args.set)}
-    line |= {"oa_mean": f"{float(right.mean()):.4f}"}
-    line |= {"oa_std_sets": f"{float(right.mean(dim=1).std()):.4f}" if len(right) > 1 else ""}
-    own = None if method in (OWN, FULL) else compare_shares(found[bands, OWN], right, seed=0)
-    wider = compare_shares(right, found["rgb", method], seed=0) if bands == "all" else None
+    line |= {"sets": str(len(means)), "seeds": str(SEEDS), "settings": " ".join(args.set)}
+    line |= {"oa_mean": f"{float(means.mean()):.4f}"}
+    line |= {"oa_std_sets": f"{float(means.std()):.4f}" if len(means) > 1 else ""}
+    own = None if method in (OWN, FULL) else compare_shares(rows_to_compare(found[bands, OWN]), right, seed=0)
+    wider = compare_shares(right, rows_to_compare(found["rgb", method]), seed=0) if bands == "all" else None
     return line | difference_columns(own, AHEAD) | difference_columns(wider, WIDER)
 
 
@@ -113,11 +113,11 @@ _INTRODUCTION = """# RGB against all bands
 Sentinel-2 tiles with 13 bands (EuroSAT, 64 px): 12 training and 5 test images of each of 10 classes. Overall accuracy
 on the 50 test images in per cent of EfficientNet-Lite0 fine-tuned on 5 images a class, mean ± standard deviation over
 sets; each set is tested with three classifiers. The base is built from the 120 training images (`--base scratch`).
-Differences are in points, with 95 % bootstrap intervals over sets, classifiers and test images. With 50 test images,
-differences of less than about 10 points are not significant. "Patch borders" tells whether one sees the 8x8-pixel
-patches of the base's linear autoencoder: the mean squared difference of neighbouring pixels across their borders over
-that elsewhere, 1 if one does not. Its 48 latent channels hold a quarter of the numbers of an RGB patch, and 6 % of
-those of 13 bands. With `compact.channels=192` borders show less and grain more
+Differences are in points, with 95 % bootstrap intervals over test images, classifiers and, if there are several, sets.
+With 50 test images, differences of less than about 10 points are not significant. "Patch borders" tells whether one
+sees the 8x8-pixel patches of the base's linear autoencoder: the mean squared difference of neighbouring pixels across
+their borders over that elsewhere, 1 if one does not. Its 48 latent channels hold a quarter of the numbers of an RGB
+patch, and 6 % of those of 13 bands. With `compact.channels=192` borders show less and grain more
 ([experiments.md](experiments.md#all-bands)).
 
 Source: `benchmarks/results/bands.csv` (hardware, versions, settings, command), made by `benchmarks/bands.py`.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from geodistill.evaluation.pairs import Pair
 from geodistill.run import versions, write_atomic
@@ -87,6 +88,15 @@ def merged(lines: Sequence[dict[str, Any]], name: str, key: Sequence[str]) -> li
     path = RESULTS / name
     kept = list(csv.DictReader(path.open())) if path.is_file() else []
     return list({tuple(line[column] for column in key): line for line in [*kept, *lines]}.values())
+
+
+def rows_to_compare(right: Sequence[Tensor]) -> Tensor:
+    """Return what `compare_shares` takes, [rows, n], for whether each classifier of each set is right, [seeds, n].
+
+    A row is a set, the mean of its classifiers. With one set a row is a classifier: their mean would hide how much they
+    differ, and the interval would cover the test images alone.
+    """
+    return right[0] if len(right) == 1 else torch.stack([own.mean(dim=0) for own in right])
 
 
 def difference_columns(pair: Pair | None, names: Sequence[str]) -> dict[str, str]:

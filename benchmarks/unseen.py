@@ -6,7 +6,7 @@
 It is `geodistill compare` for each of `--sets` seeds, in one run folder each under `--out`; the same command resumes. A
 row of benchmarks/results/unseen.csv has one method under one protocol and network: the mean overall accuracy, its
 standard deviation over sets (each the mean of its classifiers), how far the project's own method is ahead, with a 95 %
-bootstrap interval over sets, classifiers and test images, and the nearness ratio. docs/unseen.md shows the rows and a
+bootstrap interval, over what the interval is taken, and the nearness ratio. docs/unseen.md shows the rows and a
 grid of the first set. A base that was trained on the archive is refused. Nothing is chosen on the test split.
 `--classes 10` takes 10 classes, evenly spaced in the sorted list, where the whole archive would take too long; its rows
 have a name of their own.
@@ -18,7 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from record import ARCHIVES, circumstances, command, difference_columns, folder_of, merged, to_csv, told_difference
+from record import (
+    ARCHIVES,
+    circumstances,
+    command,
+    difference_columns,
+    folder_of,
+    merged,
+    rows_to_compare,
+    to_csv,
+    told_difference,
+)
 from torch import Tensor
 
 from geodistill.commands.compare import compare
@@ -39,6 +49,8 @@ from geodistill.scenes.scenes import SceneData
 SHEET, IPC, SEEDS = "unseen.csv", 10, 3
 METHODS = ("random", "herding", "kmeans", "reconstruction", "template", "d4m", "dpd")
 KEY = ("archive", "size", "base", "protocol", "network", "method")
+# Methods that choose other real images under another seed.
+_DRAWN = ("random", "kmeans")
 AHEAD = ("ahead", "ahead_low", "ahead_high")
 PAGE = Path(__file__).parents[1] / "docs" / "unseen.md"
 PICTURES = PAGE.parent / "images"
@@ -53,14 +65,14 @@ def main() -> None:
     config = load_config(sets=args.set, base=args.base, size=args.size)
     _refuse_seen(data, config)
     found: dict[Cell, list[tuple[Row, Tensor]]] = {}
-    for seed in range(args.sets):
-        few = f"-{args.classes}" if args.classes else ""
-        out = args.out / f"{args.archive}{few}-{args.size}-{args.base}-{seed}"
+    few = f"-{args.classes}" if args.classes else ""
+    for seed, methods, own, end in _calls(args):
+        out = args.out / f"{args.archive}{few}-{args.size}-{args.base}-{end}"
         rows = compare(
             data,
-            config.model_copy(update={"seed": seed}),
+            config.model_copy(update={"seed": own}),
             out=out,
-            methods=args.methods,
+            methods=methods,
             ipcs=(IPC,),
             protocols=args.protocols,
             networks=args.networks,
@@ -68,15 +80,36 @@ def main() -> None:
             full=not args.no_full and seed == 0,
             command=command(),
         )
-        if seed == 0 and OWN in args.methods:
+        if seed == 0 and OWN in methods:
             distilled = DistilledSet.load(out / "sets" / f"{OWN}-ipc{IPC}" / "distilled")
             draw_grid(distilled, _picture(_name(args), str(args.size)), per_class=8)
-        for row in rows:
+        # The folder may have rows of earlier calls.
+        asked = {*methods, *((FULL,) if seed == 0 else ())}
+        for row in (row for row in rows if row.method in asked and _tested(row, args)):
             predicted, labels = load_predictions(out, row)
-            right = (predicted == labels).double().mean(dim=0)
-            found.setdefault((row.protocol, row.network, row.method), []).append((row, right))
+            found.setdefault((row.protocol, row.network, row.method), []).append((row, (predicted == labels).double()))
     to_csv(merged([_line(args, cell, found) for cell in found], SHEET, KEY), SHEET)
     write_atomic(PAGE, _page(merged([], SHEET, KEY)))
+
+
+def _calls(args: argparse.Namespace) -> list[tuple[int, list[str], int, str]]:
+    """Return, for each call of `compare`: the number of the set, the methods, their seed, the end of the folder's name.
+
+    `compare` draws a choice of real images anew for each classifier, under the run's seed and those that follow it. So
+    that no choice occurs in two sets, their seeds are SEEDS apart.
+    """
+    drawn = [name for name in args.methods if name in _DRAWN]
+    others = [name for name in args.methods if name not in _DRAWN]
+    calls = [(0, list(args.methods), 0, "0")]
+    for seed in range(1, args.sets):
+        calls += [(seed, others, seed, str(seed))] if others else []
+        calls += [(seed, drawn, SEEDS * seed, f"drawn-{seed}")] if drawn else []
+    return calls
+
+
+def _tested(row: Row, args: argparse.Namespace) -> bool:
+    """Return whether `row` is of a protocol and network that `args` name; the probe has a network of its own."""
+    return row.protocol in args.protocols and (row.protocol == "probe" or row.network in args.networks)
 
 
 def _arguments() -> argparse.Namespace:
@@ -120,8 +153,8 @@ def _refuse_seen(data: SceneData, config: Config) -> None:
 
 def _line(args: argparse.Namespace, cell: Cell, found: dict[Cell, list[tuple[Row, Tensor]]]) -> dict[str, str]:
     protocol, network, method = cell
-    right = torch.stack([own for _, own in found[cell]])  # [sets, n]
-    means = right.mean(dim=1)
+    rights = [own for _, own in found[cell]]
+    means = torch.stack([own.mean() for own in rights])  # [sets]
     near = [row.rho for row, _ in found[cell] if row.rho is not None]
     line = dict(zip(KEY, (_name(args), str(args.size), args.base, protocol, network, method), strict=True))
     line |= {
@@ -133,7 +166,9 @@ def _line(args: argparse.Namespace, cell: Cell, found: dict[Cell, list[tuple[Row
     }
     subject, pair = found.get((protocol, network, OWN)), None
     if subject and method not in (OWN, FULL):
-        pair = compare_shares(torch.stack([own for _, own in subject]), right, seed=0)
+        both = (rows_to_compare([own for _, own in subject]), rows_to_compare(rights))
+        pair = compare_shares(*both, seed=0)
+        line["interval"] = "images, classifiers" + (", sets" if len(rights) > 1 else "")
     return line | difference_columns(pair, AHEAD) | circumstances()
 
 
@@ -157,9 +192,11 @@ def _page(lines: list[dict[str, str]]) -> str:
 _INTRODUCTION = """# Archives that the base has not seen
 
 Overall accuracy on test images in per cent at 10 images a class, mean ± standard deviation over sets; each set is
-tested with three classifiers. "DPD ahead" is the accuracy of DPD minus that of the method, in points, with a 95 %
-bootstrap interval over sets, classifiers and test images; with one set it does not hold the variation between sets. ρ
-is the nearness ratio: 1 is no nearer to a training image than fresh real images are, 0 is a copy.
+tested with three classifiers. Random and k-means choose other real images for each classifier. "DPD ahead" is the
+accuracy of DPD minus that of the method, in points, with a 95 % bootstrap interval over test images, classifiers and
+sets. With one set it does not hold the variation between sets of DPD. An interval marked * is of an earlier run and
+covers the test images alone, so it is too narrow. ρ is the nearness ratio: 1 is no nearer to a training image than
+fresh real images are, 0 is a copy.
 
 Source: `benchmarks/results/unseen.csv` (hardware, versions, command), made by `benchmarks/unseen.py`.
 """
@@ -178,7 +215,7 @@ def _table(lines: list[dict[str, str]]) -> str:
             name,
             oa,
             line["sets"],
-            told_difference(line, AHEAD),
+            told_difference(line, AHEAD) + ("*" if line["ahead"] and not line.get("interval") else ""),
             line["rho"],
         ]
         rows.append("| " + " | ".join(cells) + " |")

@@ -48,10 +48,11 @@ def compare_pair(
 
 
 def compare_shares(a: torch.Tensor, b: torch.Tensor, *, seed: int, resamples: int = 2000, level: float = 0.95) -> Pair:
-    """Compare float64 [sets, n] of two methods: for each set, the share of correct predictions of each test image.
+    """Compare float64 [rows, n] of two methods: for each row, the share of correct predictions of each test image.
 
-    If each row is a mean over several classifiers, sets replace the seeds of `compare_pair`, and the interval covers
-    sets, classifiers and images.
+    A row is a classifier, as in `compare_pair`, or a set: the mean of its classifiers. With several sets the interval
+    covers sets, classifiers and images. The mean of the classifiers of one set alone must not be given: with one row
+    the interval covers the images alone.
     """
     right = a, b
     difference = float(right[0].mean() - right[1].mean())
