@@ -26,6 +26,8 @@ from geodistill.errors import ConfigError, did_you_mean
 from geodistill.lazy import optional
 from geodistill.seeding import derive_seed
 
+# In pixels. The networks halve the side of an image five times.
+SMALLEST_SIDE = 32
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FEATURES = 1280
@@ -323,12 +325,20 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def check_side(side: int) -> None:
+    """Raise ConfigError unless images of `side` pixels are large enough for the networks."""
+    if side < SMALLEST_SIDE:
+        raise ConfigError(f"images of {side} px are too small for the networks: use {SMALLEST_SIDE} px or more")
+
+
 @torch.no_grad()
 def pooled_features(images: torch.Tensor, *, batch: int = 128, network: nn.Module | None = None) -> torch.Tensor:
     """Return float32 [n, 1280] of uint8 images [n, C, s, s]: the spatial mean of the last map.
 
     `network`: by default the pretrained one; it can be another efficientnet-lite0 on the accelerator.
+    Raises ConfigError if s < SMALLEST_SIDE.
     """
+    check_side(images.shape[-1])
     own: Any = network or pretrained(channels=images.shape[1])
     device = accelerator()
     parts = [own.extract_features(normalise(part.to(device))).mean((2, 3)).cpu() for part in images.split(batch)]

@@ -13,7 +13,8 @@ A network trained from scratch has none of the backbone's features to build on. 
 weights take turns as well; their loss makes the class means agree (Zhao and Bilen, "Dataset Condensation with
 Distribution Matching", WACV 2023). There pixels are free; here only images that the autoencoder can decode are possible
 (Cazenavette et al., "Generalizing Dataset Distillation via Deep Generative Prior", CVPR 2023). Each step crops every
-image differently, and a penalty keeps each latent near its initial value, so images stay as realistic as they were.
+image differently, and a penalty keeps each latent near its value at the start of the round, so images stay as realistic
+as they were.
 """
 
 from collections.abc import Callable, Iterator

@@ -314,13 +314,30 @@ def test_help_teaches_with_an_example(command: str) -> None:
     assert f"Example: geodistill {command}" in told.stdout
 
 
-@pytest.mark.parametrize("command", ["distill", "compare", "evaluate", "audit", "inspect"])
+@pytest.mark.parametrize("command", ["distill", "compare", "evaluate", "audit", "inspect", "pretrain"])
 def test_nothing_is_written_into_the_data(command: str, scenes: Path) -> None:
     out = scenes / "train" / "run"
     given = [scenes, "--data", scenes] if command in ("evaluate", "audit") else [scenes]
     told = _call(command, *given, "--out", out)
     assert told.exit_code == 2
     assert told.stderr.strip() == (f"error: --out {out} is in {scenes}, which is only read: give a place outside")
+
+
+def test_pretrain_takes_the_base_to_go_on_from_as_an_option_alone(scenes: Path, tmp_path: Path) -> None:
+    told = _call("pretrain", scenes, "--config", "tiny", "--set", "base=aid", "--out", tmp_path / "run")
+    assert told.exit_code == 2
+    assert told.stderr.strip() == "error: the setting base='aid' has no effect here: give --base aid"
+
+
+def test_compare_makes_as_many_images_as_the_settings_say(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("geodistill.commands.compare.compare", lambda *_, ipcs, **__: asked.append(ipcs))
+    monkeypatch.setattr("geodistill.commands.compare.comparison_tables", lambda out: [])
+    for given, options in (([2], ["--config", "tiny"]), ([3], ["--set", "ipc=3"]), ([10], []), ([1], ["--ipc", 1])):
+        assert _call("compare", scenes, *options, "--out", tmp_path / "run").exit_code == 0
+        assert asked.pop() == given
 
 
 def test_a_finished_run_says_so(scenes: Path, tmp_path: Path) -> None:

@@ -71,9 +71,9 @@ def test_that_images_are_near_their_sources_is_told_where_nothing_protects_them(
 
 _FIGURES = """\
 after finetuning efficientnet-lite0: distilled set 60.0 %, random real images 64.1 %, difference -4.1 points (95 % \
-interval {low} to {high}), on 600 held-out training scenes
+interval over the scenes alone {low} to {high}), on 600 held-out training scenes
 after logistic regression on its ImageNet features: distilled set 66.0 %, random real images 64.1 %, difference +1.9 \
-points (95 % interval -1.0 to +3.0)
+points (95 % interval over the scenes alone -1.0 to +3.0)
 """
 _ADVICE = """\
 try longer adaptation (--set finetune.steps=2000), more images (--ipc 20), another --base, or a base of your own by \
@@ -92,14 +92,14 @@ try longer adaptation (--set finetune.steps=2000), more images (--ipc 20), anoth
 def test_self_test_is_told(
     low: float, high: float, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_self_test(tmp_path, Config())
+    print_self_test(tmp_path, Config(), "auto")
     assert capsys.readouterr().out == ""
     probe = Worth(0.66, 0.641, -0.01, 0.03)
     (tmp_path / "self_test").mkdir()
     path = tmp_path / "self_test" / "self_test.json"
     path.write_text(json.dumps(asdict(SelfTest(600, 0, Worth(0.6, 0.641, low, high), probe))))
     (tmp_path / "adapter").mkdir()
-    print_self_test(tmp_path, Config())
+    print_self_test(tmp_path, Config(), "auto")
     figures = _FIGURES.format(low=f"{100 * low:+.1f}", high=f"{100 * high:+.1f}")
     assert capsys.readouterr().out == figures + told
 
@@ -107,7 +107,7 @@ def test_self_test_is_told(
 def test_self_test_that_is_not_possible_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "self_test").mkdir()
     (tmp_path / "self_test" / "self_test.json").write_text(json.dumps(asdict(SelfTest(skipped="too few"))))
-    print_self_test(tmp_path, Config())
+    print_self_test(tmp_path, Config(), "auto")
     assert capsys.readouterr().out == "no self-test: too few\n"
 
 
@@ -116,3 +116,12 @@ def test_sets_of_real_images_are_named(kind: str, told: str, capsys: pytest.Capt
     print_nearness(_set_with(**{kind: True}))
     expected = f"the images are training images{told}: the set protects none of them\n"
     assert capsys.readouterr().out == expected
+
+
+def test_neighbours_of_held_out_scenes_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worth = Worth(0.6, 0.5, 0.05, 0.15)
+    (tmp_path / "self_test").mkdir()
+    (tmp_path / "self_test" / "self_test.json").write_text(json.dumps(asdict(SelfTest(600, 0, worth, worth))))
+    for split, told in (("auto", False), ("spatial:500", True)):
+        print_self_test(tmp_path, Config(), split)
+        assert ("may be too high: `geodistill evaluate`" in capsys.readouterr().out) == told

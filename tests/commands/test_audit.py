@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from geodistill.commands.audit import audit as audit_folder
 from geodistill.commands.audit import unanswerable
 from geodistill.commands.distill import distill
-from geodistill.commands.source import _half, read_source, shadow_sets
+from geodistill.commands.source import Source, _half, read_source, shadow_sets
 from geodistill.config import Config, make_config, recorded
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
@@ -62,6 +62,20 @@ class TestOfRuns:
         for base, expected in ((tmp_path, told), (tmp_path / "gone", ""), ("scratch", "")):
             config = make_config({**on_pipeline.model_dump(), "base": str(base)})
             assert replace(source, config=config).overlap(pair) == expected
+
+    def test_without_the_base_membership_has_no_answer(
+        self, run: Path, pair: Scenes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Source, "prior", lambda _: None)
+        found, *_ = audit_folder(run, SceneData(pair, None))
+        base = read_source(run, pair).base
+        assert found.verdict.endswith(
+            f" NOT CHECKED: the base {base!r}, which drew the set, cannot be loaded. Attacks in its latents, the replay "
+            "and what it was trained on are left out, so a leak may be missed."
+        )
+        checked = replace(found, replayable=False, beside=(), strays=())
+        assert checked.fails(["membership"])
+        assert not replace(checked, unchecked="").fails(["membership"])
 
     def test_where_images_began(self, run: Path, pair: Scenes) -> None:
         found, distilled, _ = audit_folder(run, SceneData(pair, None))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from geodistill.commands.compare import compare, comparison_tables
 from geodistill.config import Config, make_config
-from geodistill.errors import ConfigError, PriorError, RunError, SceneError
+from geodistill.errors import ConfigError, GeodistillError, PriorError, RunError, SceneError
 from geodistill.evaluation.rows import Row
 from geodistill.evaluation.table import Ledger, load_predictions, load_table
 from geodistill.prior.catalogue import BaseFacts, facts_text
@@ -150,6 +150,11 @@ def test_bad_names_are_found_before_anything_is_made(data: SceneData, tiny: Conf
         run(data, tiny, tmp_path / "run", ipcs=[0])
     with pytest.raises(SceneError, match=r"^class 'Beach' has 12 images, IPC 13 needs at least 13: lower --ipc"):
         run(data, tiny, tmp_path / "run", ipcs=[1, 13])
+    with pytest.raises(ConfigError, match=r"^images of 16 px are too small for the networks: use 32 px or more$"):
+        run(data, tiny.model_copy(update={"size": 16}), tmp_path / "run")
+    missing = tiny.model_copy(update={"descriptions": tiny.descriptions.model_copy(update={"describer": "/no/such"})})
+    with pytest.raises(GeodistillError, match="/no/such"):
+        run(data, missing, tmp_path / "run", methods=["random", "dpd"])
     private = make_config(
         tiny.model_dump(exclude={"refinement"}) | {"base": "compact", "privacy": "dp", "epsilon": 8, "delta": 1e-3}
     )

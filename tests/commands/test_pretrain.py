@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from geodistill.commands.pretrain import open_sources, pretrain
 from geodistill.config import Config, load_config, make_config
-from geodistill.errors import ConfigError, PriorError, SceneError
+from geodistill.errors import ConfigError, PriorError, RunError, SceneError
 from geodistill.prior import compact, training
 from geodistill.prior.base import load_prior, source_of
 from geodistill.prior.catalogue import BaseFacts, facts_text, read_facts
@@ -216,3 +216,53 @@ def test_no_folder_and_no_images_without_classes(tmp_path: Path) -> None:
     with pytest.raises(SceneError) as caught:
         open_unlabelled(tmp_path / "empty")
     assert str(caught.value) == f"{tmp_path / 'empty'}: no images in it or its subfolders"
+
+
+def test_twice_the_size_counts_only_if_it_was_trained(data: SceneData, settings: Config, tmp_path: Path) -> None:
+    small = data.train.subset(range(40)).pixels(size=16).permute(0, 2, 3, 1).numpy()
+    scenes = Scenes.from_arrays(small, data.train.labels[:40], data.train.classes)
+    doubled = settings.model_copy(update={"compact": settings.compact.model_copy(update={"doubled": True})})
+    base = pretrain([Source(scenes)], doubled, out=tmp_path / "run")
+    assert read_facts(base) == BaseFacts("run", (16,))
+    assert "overhead scenes at 16 px, a diffusers" in (base / "README.md").read_text()
+
+
+def test_an_archive_whose_share_of_a_batch_is_no_image_is_refused(
+    data: SceneData, settings: Config, tmp_path: Path
+) -> None:
+    assert data.test is not None
+    sources = [Source(data.train, 100.0, name="many"), Source(data.test, 1.0, name="few")]
+    with pytest.raises(ConfigError) as caught:
+        pretrain(sources, settings, out=tmp_path / "run")
+    assert str(caught.value) == (
+        "few has weight 1 of 101, less than one image in a batch of 4: nothing would be learned from it; give it at "
+        "least 25"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_precision_is_another_base(data: SceneData, settings: Config, run: Path) -> None:
+    with pytest.raises(RunError, match="other settings"):
+        pretrain([Source(data.train)], settings.model_copy(update={"precision": "f32"}), out=run, data_note=_NOTE)
+    assert (run / "base" / "unet").is_dir()
+
+
+def test_a_name_that_the_base_s_text_encoder_cannot_hold(data: SceneData, tmp_path: Path) -> None:
+    names = tuple(f"{'very ' * 60}long {k}" for k in range(len(data.train.classes)))
+    scenes = Scenes.from_arrays(data.train.pixels(size=64).permute(0, 2, 3, 1).numpy(), data.train.labels, names)
+    with pytest.raises(ConfigError, match="tokens, the base's text encoder takes 48: give the class's folder a short"):
+        pretrain([Source(scenes)], make_config({"size": 64}), out=tmp_path / "run", start="compact")
+
+
+def test_killed_between_two_trainings_it_goes_on(
+    data: SceneData, settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compact, "forget_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain([Source(data.train)], settings, out=tmp_path / "run", data_note=_NOTE)
+    base = pretrain([Source(data.train)], settings, out=tmp_path / "run", data_note=_NOTE)
+    assert (base / "model_index.json").is_file()

@@ -1,5 +1,6 @@
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from PIL import Image
 from geodistill.commands.distill import distill
 from geodistill.commands.sample import _adapted, _named
 from geodistill.commands.sample import sample as draw_targeted
-from geodistill.config import Config, make_config
+from geodistill.config import Config, SamplingSettings, make_config
 from geodistill.errors import ConfigError, RunError
 from geodistill.prior.catalogue import BaseFacts, facts_text
+from geodistill.prior.sample import Requests
 from geodistill.scenes import SceneData, write_scenes
 
 CLASSES = ("Bridge", "DenseResidential", "Residential", "RiverBridge", "Storage_Tanks")
@@ -26,6 +28,7 @@ class TestClassOfAPrompt:
             ("STORAGE-TANKS", "Storage_Tanks"),
             ("dense residential at dusk", "DenseResidential"),
             ("a residential street", "Residential"),
+            ("a river bridge", "RiverBridge"),
         ],
     )
     def test_named(self, prompt: str, name: str):
@@ -36,7 +39,8 @@ class TestClassOfAPrompt:
         [
             ("a harbour", "no class of this run"),
             ("bridges", "no class of this run"),
-            ("a bridge and storage tanks", "several classes (Bridge, Storage_Tanks)"),
+            ("a bridge and storage tanks", "several classes (Storage_Tanks, Bridge)"),
+            ("a river bridge and a bridge", "several classes (RiverBridge, Bridge)"),
         ],
     )
     def test_not_one(self, prompt: str, what: str):
@@ -156,3 +160,25 @@ class TestDrawTargeted:
         assert str(caught.value) == (
             f"the run in {tmp_path} is not finished: the command that began it goes on where it stopped"
         )
+
+
+def test_a_name_in_a_longer_one_that_is_not_meant_does_not_count() -> None:
+    with pytest.raises(ConfigError, match=r"names several classes \(Airport, Port\): say with --class"):
+        _named("a port beside an airport", ("Airport", "Port"))
+    assert _named("an airport", ("Airport", "Port")) == "Airport"
+
+
+def test_images_are_drawn_as_those_of_the_set_were(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def drawing(prior: object, requests: Requests, settings: SamplingSettings, **_: object) -> torch.Tensor:
+        seen.append(settings.guidance_scale)
+        return requests.prototypes[requests.slots]
+
+    monkeypatch.setattr("geodistill.commands.sample.sample_fitting", drawing)
+    (run / "following").mkdir(exist_ok=True)
+    (run / "following" / "following.json").write_text('{"closely": true}')
+    config = make_config({**tomllib.loads((run / "config.toml").read_text()), "sampling": {"steps": 2}})
+    monkeypatch.setattr("geodistill.commands.sample.make_config", lambda values: config)
+    draw_targeted(run, "a beach", count=1, out=tmp_path / "drawn")
+    assert seen == [1.5]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from geodistill.commands.source import recorded_reading, warn_of_other_scenes
+from geodistill.commands.source import base_from, recorded_base, recorded_reading, warn_of_other_scenes
 from geodistill.scenes import builtin_scenes
 from geodistill.scenes.reading import PLAIN, Reading
 
@@ -37,3 +37,17 @@ def test_other_scenes_are_told_of_a_run_and_of_its_set(tmp_path: Path, caplog: p
     caplog.clear()
     warn_of_other_scenes(tmp_path, train)
     assert not caplog.records
+
+
+def test_a_relative_base_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bases" / "own" / "base").mkdir(parents=True)
+    run = tmp_path / "runs" / "aid"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"settings": {"config": {"base": "bases/own/base"}}}))
+    monkeypatch.chdir(tmp_path)
+    assert recorded_base(run) == "bases/own/base"
+    monkeypatch.chdir("/")
+    assert recorded_base(run) == str(tmp_path / "bases" / "own" / "base")
+    assert base_from(run, "owner/name") == "owner/name"
+    assert base_from(run, "compact") == "compact"
+    assert base_from(run, "scratch") == str(run / "base")

@@ -60,7 +60,7 @@ def test_bands_and_range_go_into_the_model(tmp_path: Path) -> None:
     assert about.reading == Reading(bands=(3, 2, 1), scale=((0.0, 900.0),) * 3)
     assert Classifier.load(tmp_path / "model").about == about
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "An RGB image: bands 3, 2, 1, values from 0 to 900 become 0 to 255." in card
+    assert "An RGB image: bands 3, 2, 1 of 4, values from 0 to 900 become 0 to 255." in card
 
 
 def test_bad_input_is_told_before_training(distilled: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from conftest import save_tiny_pipeline
 from diffusers import DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
@@ -299,3 +300,34 @@ def test_loading_leaves_the_libraries_as_they_were(sd_folder: Path, capsys: pyte
     assert diffusers_logging.is_progress_bar_enabled()
     assert transformers_logging.is_progress_bar_enabled()
     assert "Loading" not in capsys.readouterr().err
+
+
+def test_a_scheduler_without_a_noise_schedule_is_refused(sd_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sd_folder, tmp_path / "flow")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler"}')
+    with pytest.raises(PriorError) as caught:
+        load_prior(str(folder))
+    assert str(caught.value) == (
+        f"the base {str(folder)!r} has the scheduler FlowMatchEulerDiscreteScheduler: geodistill needs a noise "
+        "schedule, as DDPM has"
+    )
+
+
+def test_more_channels_than_a_patch_has_components() -> None:
+    with pytest.raises(PriorError) as caught:
+        new_compact(["a beach"], CompactSettings(channels=192), size=32, seed=0, channels=2)
+    assert str(caught.value) == (
+        "compact.channels is 192: patches of 2 bands have 128 principal components; give at most as many"
+    )
+
+
+def test_the_linear_autoencoder_is_fitted_to_images_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fake tensors refuse computations on several devices, as those of a GPU do.
+    fitted: list[torch.Size] = []
+    monkeypatch.setattr(PatchAutoencoder, "_set", lambda _, *found: fitted.extend(one.shape for one in found))
+    with FakeTensorMode():
+        PatchAutoencoder(16).fit([torch.randn(4, 3, 32, 32, device="cuda")])
+    assert fitted == [(192,), (192,), (192, 192)]

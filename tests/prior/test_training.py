@@ -212,3 +212,14 @@ def test_prompt_table_has_the_empty_prompt_first() -> None:
     table, rows = prompt_table([["b", "a"], ["a", ""]])
     assert table == ["", "a", "b"]
     assert rows.tolist() == [[2, 1], [1, 0]]
+
+
+def test_a_process_without_a_part_of_a_step_takes_the_step_in_f16() -> None:
+    model = torch.nn.Linear(2, 2)
+    state = training._State(model, training.Optimisation(steps=2, lr=1e-3, warmup=0, ema=0, dtype=torch.float16), {})
+    loss = training._backward(state, iter(()), 0, "idle")
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)  # the sum over the other processes
+    before = model.weight.detach().clone()
+    state.update(loss)
+    assert not torch.equal(model.weight, before)

@@ -128,3 +128,10 @@ def test_a_footprint_that_cannot_be_read(text, tmp_path):
     told = str(caught.value)
     assert told.startswith(f"{tmp_path / 'trained_on.jsonl'} cannot be read (")
     assert told.endswith("): copy the base again; without this file nobody can tell which images it was trained on")
+
+
+def test_a_link_to_a_base_does_not_hide_what_it_was_trained_on(tmp_path):
+    (tmp_path / "run" / "base").mkdir(parents=True)
+    sign(tmp_path / "run", [("", TRAINED)])
+    (tmp_path / "mine").symlink_to(tmp_path / "run" / "base")
+    assert known(TRAINED, tmp_path / "mine") == 2000

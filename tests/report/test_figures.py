@@ -26,7 +26,8 @@ def _write_figures(path: Path, oa: float, full: bool = True) -> None:
     found |= {"distilled": own, "random": [_measures(0.25, [[1, 2], [0, 0]])] * 2}
     found |= {"full": [_measures(0.8, [[3, 0], [0, 0]])] * 2 if full else []}
     near = {"pixel": 0.5, "feature": 0.4, "ratio": 0.4}
-    path.write_text(json.dumps({**found, "likeness": {"nearness": near, "coverage": 0.6}}))
+    spread = {"fid": {"value": 91.5}, "kid": {"value": 0.02}}
+    path.write_text(json.dumps({**found, "likeness": {"nearness": near, "coverage": 0.6, **spread}}))
 
 
 def test_rows_are_compared_within_protocol_and_network() -> None:
@@ -55,7 +56,7 @@ def test_evaluations_become_rows_of_their_means(tmp_path: Path) -> None:
     assert own.oa_std == pytest.approx(0.1 * 2**0.5)  # two values 0.1 from their mean
     assert (own.share_of_full, own.hlr, own.ior) == pytest.approx((0.5, 0.4, 0.15))
     assert own.confusion == ((4, 2), (0, 0))
-    assert own.nearest_similarity == 0.6
+    assert (own.nearest_similarity, own.fid, own.kid) == (0.6, 91.5, 0.02)
     assert (random.method, random.ipc, random.kind, random.rho) == ("random real", 2, "real", None)
     assert (full.name, full.ipc, full.hlr) == ("all real images", 0, 0.0)
 

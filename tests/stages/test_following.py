@@ -1,4 +1,5 @@
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_what_is_drawn_is_asked_about_scenes_that_are_no_prototypes(
 
 
 def test_where_every_scene_was_drawn_from_all_are_asked_about(
-    pair: Scenes, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Scenes, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[tuple[int, int]] = []
 
@@ -96,8 +97,10 @@ def test_where_every_scene_was_drawn_from_all_are_asked_about(
         return torch.zeros(len(test), classes)
 
     monkeypatch.setattr(following, "predict_from_features", seeing)
-    distill(pair, _left_open(tiny), out=tmp_path / "run")
+    with caplog.at_level(logging.WARNING, "geodistill"):
+        distill(pair, _left_open(tiny), out=tmp_path / "run")
     assert asked == [(300, len(pair))] * 2
+    assert f"only {len(pair)} scenes are left to test how closely images should follow training images" in caplog.text
 
 
 @pytest.mark.parametrize("sampling", [{"strength": 0.5}, {"follow": "none"}, {"follow": "guide"}])

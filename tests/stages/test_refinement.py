@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from geodistill.commands.distill import distill
 from geodistill.config import Config
@@ -111,6 +113,14 @@ def test_students_see_the_set_as_the_round_finds_it_and_a_kill_between_rounds_ch
     assert not torch.equal(seen[0], seen[1])
     (record,) = (record for record in records(tmp_path / "whole") if record["stage"] == "refined")
     assert 0 < record["facts"]["students_seconds"] < record["wall_seconds"]
+    # All rounds are told of, and the distance from where the first began.
+    assert (
+        record["facts"]["steps"] == len(json.loads((tmp_path / "whole" / "refined" / "losses.json").read_text())) == 4
+    )
+    chosen, moved = (
+        load_file(tmp_path / "whole" / name / "chosen.safetensors")["latents"] for name in ("chosen", "refined")
+    )
+    assert record["facts"]["moved"] == pytest.approx(float((moved - chosen).square().mean()) ** 0.5, abs=1e-4)
     assert {path.name for path in (tmp_path / "whole" / "refined").glob("*.safetensors")} == {"chosen.safetensors"}
 
     refine, calls = stage.refine, list[int]()

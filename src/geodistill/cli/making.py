@@ -152,7 +152,7 @@ def distill(
         print_screening(out)
         print_nearness(result)
         print_replayable(result)
-        print_self_test(out, settings)
+        print_self_test(out, settings, split)
         say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
         say(f"sample grid: {out / 'grid.png'}")
         if not (source_name and source_license):
@@ -214,7 +214,8 @@ def pretrain(
         list[str],
         typer.Argument(
             help="One or more archives, each `PATH` or `PATH=WEIGHT`. The weight is the archive's share of every "
-            "batch, relative to the others [default: 1]. If an archive has splits, only its training part is read."
+            "batch, relative to the others [default: 1]. Only the training part is read, which is four fifths of an "
+            "archive without splits."
         ),
     ],
     out: options.Out,
@@ -249,11 +250,15 @@ def pretrain(
     trained further on DATA; its autoencoder and text encoder stay as they are.
     """
     with told(device):
-        from geodistill.commands.pretrain import open_sources
+        from geodistill.commands.pretrain import archive_folders, open_sources
         from geodistill.commands.pretrain import pretrain as run_pretraining
         from geodistill.config import load_config
 
         settings = load_config(config, set_ or [], size=size, seed=seed)
+        if settings.base != type(settings)().base:
+            raise ConfigError(f"the setting base={settings.base!r} has no effect here: give --base {settings.base}")
+        for archive in archive_folders(data, unlabelled or []):
+            refuse_inside(archive, out=out)
         tell_of_busy_cores()
         sources = open_sources(data, unlabelled or [])
         folder = run_pretraining(

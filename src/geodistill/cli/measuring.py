@@ -163,7 +163,7 @@ def compare(
             settings,
             out=out,
             methods=methods or tuple(METHODS),
-            ipcs=ipc or [10],
+            ipcs=ipc or [settings.ipc],
             protocols=protocols or ["finetune"],
             networks=networks or ["efficientnet-lite0"],
             seeds=seeds,

@@ -106,8 +106,11 @@ def print_replayable(distilled: Any) -> None:
         )
 
 
-def print_self_test(run: Path, settings: Any) -> None:
-    """Print what the set is worth beside random real images, where that was tested, and what to try if it is less."""
+def print_self_test(run: Path, settings: Any, split: str) -> None:
+    """Print what the set is worth beside random real images, where that was tested, and what to try if it is less.
+
+    `split` is how the scenes were split: the test holds out single scenes, and does not keep neighbours together.
+    """
     from geodistill.evaluation.worth import advice
     from geodistill.stages.self_test import adapts_base, read_self_test
 
@@ -118,6 +121,11 @@ def print_self_test(run: Path, settings: Any) -> None:
         say(line)
     colour = {"better than random": "bold green", "below random": "bold red"}.get(found.verdict or "", "yellow")
     say(found.conclusion, style=colour)
+    if found.verdict and split.startswith("spatial"):
+        say(
+            "the held-out scenes are neighbours of scenes that the set was made from, so both figures may be too high: "
+            "`geodistill evaluate` tests on the test part, which lies elsewhere"
+        )
     if found.verdict == "below random":
         say(advice(settings, adapts=adapts_base(run, settings)), style=colour)
 

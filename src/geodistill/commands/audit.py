@@ -8,6 +8,7 @@ from pathlib import Path
 from geodistill.commands.source import Source, read_source, recorded_base, shadow_sets
 from geodistill.distilled import DistilledSet, owner_files, run_of, set_folder, strays, tell_of_audit
 from geodistill.errors import ConfigError, RunError
+from geodistill.methods import METHODS
 from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
 from geodistill.privacy.audit import audit as audit_set
 from geodistill.privacy.membership import too_little
@@ -79,7 +80,10 @@ def audit(
 
 
 def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequence[Shadow]) -> Known:
-    prior, starts = source.prior(), None
+    prior, starts, unchecked = source.prior(), None, ""
+    if prior is None and METHODS[source.method].kind != "real":
+        unchecked = f"the base {source.base!r}, which drew the set, cannot be loaded"
+        log.warning("%s: attacks in its latents, the replay and what it was trained on are left out", unchecked)
     try:
         starts = source.starts(distilled)
     except RunError:
@@ -94,6 +98,7 @@ def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequ
         replayable=source.replayable(distilled),
         prior=prior,
         draws=source.draws(distilled, prior) if prior and starts is not None else None,
+        unchecked=unchecked,
     )
 
 

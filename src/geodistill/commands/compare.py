@@ -25,7 +25,8 @@ from geodistill.evaluation.protocols import check_protocol
 from geodistill.evaluation.rows import FULL, Row, summarise
 from geodistill.evaluation.table import Ledger, load_table, pair_key
 from geodistill.methods import METHODS, check_method, make_distilled
-from geodistill.networks import PRETRAINED
+from geodistill.methods.dpd import check as check_own
+from geodistill.networks import PRETRAINED, check_side
 from geodistill.pipeline import BASE, OWN
 from geodistill.provenance import Kind
 from geodistill.run import Run, write_atomic
@@ -94,7 +95,7 @@ def compare(
     config = without_self_test(config or Config()).model_copy(update={"reproducible": True})
     ordered = tuple(name for name in METHODS if name in methods)
     plan = _Plan(ordered, tuple(ipcs), _cells(protocols, networks), seeds, full)
-    _check(data.train, methods, plan, config.privacy)
+    _check(data.train, methods, plan, config)
     check_base(config)
     bench = Bench(data, config.size)
     settings = {
@@ -124,7 +125,10 @@ def _cells(protocols: Sequence[str], networks: Sequence[str]) -> tuple[tuple[str
     return tuple(cells)
 
 
-def _check(train: Scenes, methods: Sequence[str], plan: _Plan, privacy: str) -> None:
+def _check(train: Scenes, methods: Sequence[str], plan: _Plan, config: Config) -> None:
+    """Raise what is known to fail later, before the first method is run."""
+    privacy = config.privacy
+    check_side(config.size)
     for name in methods:
         check_method(name)
     if not (plan.methods and plan.ipcs and plan.cells):
@@ -135,6 +139,9 @@ def _check(train: Scenes, methods: Sequence[str], plan: _Plan, privacy: str) -> 
     others = [name for name in plan.methods if name != OWN]
     if privacy != "none" and others:
         raise ConfigError(f"privacy {privacy!r} is {OWN}'s alone: leave out {', '.join(others)}")
+    if OWN in plan.methods:
+        for ipc in plan.ipcs:
+            check_own(train, config.model_copy(update={"ipc": ipc}))
 
 
 def _rows(plan: _Plan, config: Config, run: Run, bench: Bench) -> Iterator[tuple[Row, torch.Tensor]]:

@@ -22,12 +22,17 @@ from geodistill.prior.catalogue import (
     tell_terms,
 )
 from geodistill.prior.compact import check_compact_size
+from geodistill.prior.training import apportion
 from geodistill.privacy.overlap import footprint_of
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes import open_scenes, open_unlabelled
 from geodistill.scenes.splits import PARTS
 from geodistill.stages.base import Source, train_base
 
+_JUDGED = (
+    "- The autoencoder was trained to look right to an ImageNet backbone (EfficientNet-Lite0): judge images with\n"
+    "  another network as well."
+)
 _OTHER_SIZE = "train it further at --size {sizes}, or leave --base out to train a new one"
 
 
@@ -44,9 +49,14 @@ def open_sources(labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> lis
             raise ConfigError(f"{path} is given twice: give each archive once, with a weight such as {path.name}=2")
     sources = []
     for path, weight, known in given:
-        scenes = open_scenes(path).train if known else open_unlabelled(path)
+        scenes = open_scenes(path, least=1).train if known else open_unlabelled(path)
         sources.append(Source(scenes, weight, labelled=known, name=_archive_name(path)))
     return sources
+
+
+def archive_folders(labelled: Sequence[str], unlabelled: Sequence[str]) -> list[Path]:
+    """Return the folders that texts "PATH" or "PATH=WEIGHT" name; raise ConfigError as `open_sources` does."""
+    return [_weighed(text)[0] for text in (*labelled, *unlabelled)]
 
 
 def _archive_name(path: Path) -> str:
@@ -104,10 +114,12 @@ def pretrain(
     True
     """
     check_compact_size(config.size)
+    _check_shares(sources, config.compact)
     if start == SCRATCH:
         raise PriorError("there is nothing to go on from in base 'scratch': leave --base out to start anew")
     about: dict[str, Any] = {"compact": config.compact.model_dump(mode="json"), "size": config.size}
     about |= {"seed": config.seed, "start": start}
+    about |= {} if config.precision == "auto" else {"precision": config.precision}
     if start:
         check_drawn(start, folder_of(start) or start, config.size, _OTHER_SIZE)
     scenes = [[source.scenes.fingerprint(), source.weight, source.labelled] for source in sources]
@@ -120,21 +132,35 @@ def pretrain(
         write_atomic(folder / "README.md", card + _earlier_card(earlier))
         if footprint and (path := footprint_of(folder)) and path.parent != folder:
             shutil.copy(path, folder)
-        write_atomic(folder / FACTS, facts_text(_facts(out.resolve().name, sources, config, earlier)))
+        facts = _facts(out.resolve().name, sources, _sizes(run.record_of(BASE), config), earlier)
+        write_atomic(folder / FACTS, facts_text(facts))
     return folder
 
 
-def _facts(name: str, sources: Sequence[Source], config: Config, earlier: str | None) -> BaseFacts:
+def _check_shares(sources: Sequence[Source], settings: CompactSettings) -> None:
+    """Raise ConfigError if the weight of an archive is so small that its share of a batch is not one image."""
+    smallest = min(settings.batch, settings.autoencoder_batch)
+    weights = [source.weight for source in sources]
+    for source, count in zip(sources, apportion(smallest, weights), strict=True):
+        if not count:
+            name, total = source.name or "an archive", sum(weights)
+            raise ConfigError(
+                f"{name} has weight {source.weight:g} of {total:g}, less than one image in a batch of {smallest}: "
+                f"nothing would be learned from it; give it at least {total / smallest:.2g}"
+            )
+
+
+def _facts(name: str, sources: Sequence[Source], sizes: tuple[int, ...], earlier: str | None) -> BaseFacts:
     """Return the content of base.json; the terms of a base in folder `earlier` also bind what is trained from it."""
     before = read_facts(earlier) if earlier else None
     archives = [source.name for source in sources if source.name]
     archives += before.archives if before else ()
-    return BaseFacts(name, _sizes(config), before.terms if before else "", tuple(dict.fromkeys(archives)))
+    return BaseFacts(name, sizes, before.terms if before else "", tuple(dict.fromkeys(archives)))
 
 
-def _sizes(config: Config) -> tuple[int, ...]:
-    """Return the image sizes in pixels that the base is trained on."""
-    return (config.size, 2 * config.size) if config.compact.doubled else (config.size,)
+def _sizes(record: dict[str, Any], config: Config) -> tuple[int, ...]:
+    """Return the image sizes in pixels that the base was trained on; `record` is that of stage `base`."""
+    return (config.size, 2 * config.size) if record["facts"].get("doubled") else (config.size,)
 
 
 def _earlier_card(earlier: str | None) -> str:
@@ -152,7 +178,7 @@ def model_card(
 ) -> str:
     """Return the model card in Markdown; `record` is that of stage `base`, `start` the base it continues from."""
     facts, settings = record["facts"], config.compact
-    made, sizes = versions(), " and ".join(str(size) for size in _sizes(config))
+    made, sizes = versions(), " and ".join(str(size) for size in _sizes(record, config))
     lines = [
         "# Model card",
         "",
@@ -175,8 +201,7 @@ def model_card(
         "  out less well.",
         f"- It draws {sizes} px. Small objects (cars, single aircraft) and regular layouts (rows of tanks) come",
         "  out worst.",
-        "- The autoencoder was trained to look right to an ImageNet backbone (EfficientNet-Lite0): judge images with",
-        "  another network as well.",
+        *([_JUDGED] if start or settings.autoencoder == "convolutional" else []),
         "- A model of a few thousand images can repeat some of them: `geodistill evaluate` prints the nearness ratio.",
     ]
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from geodistill.commands.source import base_from
 from geodistill.config import Config, make_config
 from geodistill.descriptions import readable
 from geodistill.distilled import DistilledSet
@@ -22,6 +23,7 @@ from geodistill.progress import progress
 from geodistill.provenance import fingerprint
 from geodistill.run import explain_os_errors, versions, write_atomic
 from geodistill.seeding import derive_seed
+from geodistill.stages.following import chosen_sampling
 
 
 def sample(
@@ -68,6 +70,7 @@ def sample(
     folder = Path(out) if out is not None else run / "samples" / slug
     _check_folder(folder)
     config, like = _finished(run)
+    config = config.model_copy(update={"sampling": chosen_sampling(config, run)})
     classes = like.classes
     label = _known(class_name, classes) if class_name else _named(prompt, classes)
     prior = _adapted(run, config)
@@ -128,7 +131,7 @@ def _adapted(run: Path, config: Config) -> Prior:
             f"{run} has no {missing[0]}: its method trains none, and `sample` draws with the base that a run has "
             "adapted to its scenes: give a run of the method dpd"
         )
-    source = str(run / BASE.name) if config.base == SCRATCH else source_of(config.base, config.size)
+    source = source_of(base_from(run, config.base), config.size)
     tell_terms(source)
     prior = load_prior(source, config.precision)
     if config.finetune.steps:
@@ -145,8 +148,12 @@ def _known(name: str, classes: tuple[str, ...]) -> str:
 
 def _named(prompt: str, classes: tuple[str, ...]) -> str:
     """Return the class whose readable name is in `prompt`; if one name contains another, the longer one."""
-    found = [own for own in classes if _words(readable(own)) in _words(prompt)]
-    longest = [own for own in found if not any(readable(own) in readable(other) for other in found if other != own)]
+    rest, longest = _words(prompt), list[str]()
+    # The words of a longer name are taken out before a shorter one is looked for.
+    for own in sorted(classes, key=lambda one: -len(_words(readable(one)))):
+        if (words := _words(readable(own))) in rest:
+            longest.append(own)
+            rest = rest.replace(words, " | ")
     if len(longest) != 1:
         what = "no class of this run" if not longest else f"several classes ({', '.join(longest)})"
         raise ConfigError(

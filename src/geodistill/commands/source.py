@@ -17,7 +17,7 @@ from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
 from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, OWN, PROTOTYPES
 from geodistill.prior.base import Prior, load_prior, source_of
-from geodistill.prior.catalogue import SCRATCH, local_folder
+from geodistill.prior.catalogue import SCRATCH, base_names, local_folder
 from geodistill.prior.finetune import merge_adapter
 from geodistill.privacy.overlap import told_overlap
 from geodistill.privacy.replay import Draws
@@ -76,11 +76,15 @@ class Source:
         if METHODS[self.method].kind == "real":
             return None
         try:
-            base = str(self.folder / BASE.name) if self.config.base == SCRATCH else self.config.base
-            return load_prior(source_of(base, self.config.size), self.config.precision)
+            return load_prior(source_of(self.base, self.config.size), self.config.precision)
         except PriorError:
             # An audit only needs the set: the base may have been removed since it was made.
             return None
+
+    @property
+    def base(self) -> str:
+        """The base that drew the set: a name, or a folder."""
+        return base_from(self.folder, self.config.base)
 
     def draws(self, distilled: DistilledSet, prior: Prior) -> Draws | None:
         """Return how the images of `distilled`, its set, were drawn by `prior`; None if they started from no scene."""
@@ -108,7 +112,7 @@ class Source:
     def overlap(self, train: Scenes) -> str:
         """Return a sentence, less full stop, on how many of `train` the base was trained on; "" if none is known."""
         # An audit only needs the set: the base may have been removed since it was made.
-        folder = local_folder(self.config.base)
+        folder = local_folder(self.base)
         return told_overlap(train.keys, folder) if folder else ""
 
 
@@ -153,8 +157,21 @@ def recorded_base(folder: Path) -> str | None:
     run = folder if (folder / "run.json").is_file() else folder.parent
     base: str | None = recorded_part(run / "run.json", "settings").get("config", {}).get("base")
     if base != SCRATCH:
-        return base
+        return base_from(run, base) if base else base
     return str(run / BASE.name) if (run / BASE.name).is_dir() else None
+
+
+def base_from(run: Path, base: str) -> str:
+    """Return the setting `base` of the run in folder `run` such that it means the same in any working directory.
+
+    The run has the path of a folder as it was typed. A relative one is looked for here, then in the folders above the
+    run, one of which the command was typed in. A base built from the scenes is a folder of the run.
+    """
+    if base == SCRATCH:
+        return str(run / BASE.name)
+    if base in base_names() or Path(base).is_dir():
+        return base
+    return next((str(above / base) for above in run.resolve().parents if (above / base).is_dir()), base)
 
 
 def recorded_part(path: Path, part: str) -> dict[str, Any]:

@@ -8,9 +8,8 @@ import torch
 from geodistill.distilled import MANIFEST, DistilledSet, set_folder, told_licence
 from geodistill.errors import ConfigError
 from geodistill.evaluation.classifier import About, Classifier
-from geodistill.evaluation.protocols import check_side
 from geodistill.evaluation.workers import Job, train_side_by_side
-from geodistill.networks import PRETRAINED, check_network, has_imagenet_weights
+from geodistill.networks import PRETRAINED, check_network, check_side, has_imagenet_weights
 from geodistill.scenes.folder import EVERY, open_scenes
 from geodistill.scenes.reading import PLAIN, Reading
 

@@ -19,6 +19,7 @@ from geodistill.networks import (
     backbone_features,
     build_network,
     check_network,
+    check_side,
     compiled,
     normalise,
     trains_in_bfloat16,
@@ -30,8 +31,6 @@ BATCH = 64
 # Compiling takes about as long as it saves in this number of steps.
 _WORTH_COMPILING = 100
 LARGE_SET = 2000
-# In pixels. The networks halve the side of an image five times.
-SMALLEST_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -162,12 +161,6 @@ def _check_sizes(train: torch.Tensor, test: torch.Tensor) -> None:
             f"training images are {list(train.shape[1:])}, test images {list(test.shape[1:])}: read both at one size"
         )
     check_side(train.shape[-1])
-
-
-def check_side(side: int) -> None:
-    """Raise ConfigError unless images of `side` pixels are large enough for the networks."""
-    if side < SMALLEST_SIDE:
-        raise ConfigError(f"images of {side} px are too small for the networks: use {SMALLEST_SIDE} px or more")
 
 
 def _check_labels(protocol: str, labels: torch.Tensor) -> None:

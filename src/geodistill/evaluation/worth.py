@@ -36,8 +36,8 @@ class Worth:
     def __str__(self) -> str:
         return (
             f"distilled set {100 * self.distilled:.1f} %, random real images {100 * self.random:.1f} %, "
-            f"difference {100 * self.difference:+.1f} points (95 % interval {100 * self.low:+.1f} to "
-            f"{100 * self.high:+.1f})"
+            f"difference {100 * self.difference:+.1f} points (95 % interval over the scenes alone "
+            f"{100 * self.low:+.1f} to {100 * self.high:+.1f})"
         )
 
 

@@ -22,7 +22,7 @@ from geodistill.config import Config
 from geodistill.descriptions import make_describer
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
-from geodistill.evaluation.protocols import check_side
+from geodistill.networks import check_side
 from geodistill.provenance import Made, derived
 from geodistill.run import Stored
 from geodistill.scenes.scenes import Scenes
@@ -106,9 +106,15 @@ def check_settings(scenes: Scenes, config: Config) -> None:
     """Do what `check` does, but load no model."""
     if config.sampling.candidates > MOST_CANDIDATES:
         raise ConfigError(f"sampling.candidates is {config.sampling.candidates}: at most {MOST_CANDIDATES}")
-    if config.soft_labels:
+    if config.soft_labels or _uses_networks(config):
         check_side(config.size)
     check_base(config)
     check_counts(scenes, config.ipc, config.privacy)
     if config.privacy == "dp":
         check_private(scenes, config)
+
+
+def _uses_networks(config: Config) -> bool:
+    """Return whether a stage before the tests of the set looks at images by a classifier."""
+    latent = config.prototypes.features == "latent" and config.selection.by != "herding"
+    return not latent or bool(config.refinement.steps) or config.sampling.strength is None

@@ -85,7 +85,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         size = self.config.in_channels * self.patch**2
         count, total, square = 0, torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         for images in batches:
-            patches = F.pixel_unshuffle(images.double(), self.patch).movedim(1, -1).reshape(-1, size)
+            patches = F.pixel_unshuffle(images.cpu().double(), self.patch).movedim(1, -1).reshape(-1, size)
             count += len(patches)
             total += patches.sum(0)
             square += patches.T @ patches

@@ -191,6 +191,11 @@ def load_prior(source: str, precision: Precision = "auto") -> Prior:
     parts = {name: pipeline.components[name] for name in _NEEDED}
     check_channels(source, parts["unet"].config, parts["vae"].config)
     prediction = parts["scheduler"].config.get("prediction_type", "epsilon")
+    if not hasattr(parts["scheduler"], "alphas_cumprod"):
+        kind = type(parts["scheduler"]).__name__
+        raise PriorError(
+            f"the base {source!r} has the scheduler {kind}: geodistill needs a noise schedule, as DDPM has"
+        )
     if prediction not in PROCESSES:
         raise PriorError(
             f"the base {source!r} predicts {prediction!r}: geodistill needs one that predicts epsilon or v_prediction"

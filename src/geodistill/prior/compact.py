@@ -54,6 +54,7 @@ _SMOOTH, _SHARP, _FACTS = ".smooth", ".sharp", "facts.json"
 _SHARPENING_LR, _DISTURBANCE = 5e-4, 0.3
 # Weight of the critics at the first and the last step. Up to this weight images become more useful to a classifier,
 # above it less useful again (docs/experiments.md).
+_PATCH = 8  # pixels along a side of the linear autoencoder's patches
 _PRESSURE = (0.1, 0.6)
 
 
@@ -125,6 +126,7 @@ def build_compact(
     compiling = prior.device.type == "cuda" or settings.steps >= _WORTH_COMPILING
     with compiled_in_place(*[prior.unet] if compiling else []):
         facts |= train_denoiser(prior.unet, prior.scheduler, data, plan, folder, "base")
+    facts["doubled"] = data.doubled is not None
     facts["unet_parameters"] = sum(p.numel() for p in prior.unet.parameters())
     psnr = [_psnr(prior, archive.pixels) for archive in archives]
     facts["autoencoder_psnr_db"] = round(sum(psnr) / len(psnr), 2)
@@ -150,6 +152,12 @@ def new_compact(corpus: list[str], settings: CompactSettings, *, size: int, seed
         raise PriorError(
             f"the images have {channels} channels, and the convolutional autoencoder takes RGB alone: use "
             "--set compact.autoencoder=linear"
+        )
+    components = channels * _PATCH**2
+    if linear and settings.channels > components:
+        raise PriorError(
+            f"compact.channels is {settings.channels}: patches of {channels} bands have {components} principal "
+            "components; give at most as many"
         )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "compact weights"))
@@ -454,6 +462,7 @@ def _psnr(prior: Prior, pixels: Tensor) -> float:
     """Return the mean peak signal-to-noise ratio in dB of fewer than 1000 images after encoding and decoding."""
     some = pixels[:: max(1, len(pixels) // 500)]
     error = (prior.decode(prior.encode(some)).float() - some.float()).square().mean(dim=(1, 2, 3))
+    error = error.clamp_min(255**2 / 1e10)  # at most 100 dB: an exact autoencoder's is infinite
     return float((10 * torch.log10(255**2 / error)).mean())
 
 

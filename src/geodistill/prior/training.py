@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.helpers import disable_input_dtype_casting
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from geodistill.seeding import derive_seed, generator, seed_of_member
 log = logging.getLogger("geodistill")
 
 _CHECKPOINT = ".training.safetensors"
+_LOSSES = "losses.json"
 
 
 class Drawn(NamedTuple):
@@ -234,14 +236,29 @@ def train(
                 state.save(folder)
     model.eval()
     state.finish(folder)
-    tenth = max(1, optimisation.steps // 10)
-    curve = state.losses
+    return told_losses(state.losses)
+
+
+def told_losses(losses: Sequence[float]) -> dict[str, Any]:
+    """Return what a record says of the losses of a training's steps: means of a tenth of the steps each."""
+    tenth = max(1, len(losses) // 10)
     return {
-        "steps": optimisation.steps,
-        "first_loss": _mean(curve[:tenth]),
-        "last_loss": _mean(curve[-tenth:]),
-        "curve": [round(_mean(curve[i : i + tenth]), 5) for i in range(0, len(curve), tenth)],
+        "steps": len(losses),
+        "first_loss": _mean(losses[:tenth]),
+        "last_loss": _mean(losses[-tenth:]),
+        "curve": [round(_mean(losses[i : i + tenth]), 5) for i in range(0, len(losses), tenth)],
     }
+
+
+def write_losses(folder: Path, losses: Sequence[float]) -> None:
+    """Write the loss of each step of a training to `folder`; `read_losses` reads it."""
+    write_atomic(folder / _LOSSES, json.dumps([round(value, 6) for value in losses]))
+
+
+def read_losses(folder: Path) -> list[float]:
+    """Return what `write_losses` wrote."""
+    found: list[float] = json.loads((folder / _LOSSES).read_text(encoding="utf-8"))
+    return found
 
 
 def _step(
@@ -394,7 +411,7 @@ def _laid_out_like(p: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(len(values), 1)
 
 
@@ -411,13 +428,24 @@ class _State:
         self.group = processes() if plan.shared else Processes()
         device = next(iter(self.named.values())).device
         self.scaler = torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16)
+        # A process that has no part of a step scales nothing, and the scaler must know its factor all the same.
+        self.scaler.scale(torch.zeros(1, device=device))
 
     @classmethod
     def start(cls, model: nn.Module, plan: Optimisation, folder: Path, remembered: dict[str, Tensor]) -> "_State":
         state = cls(model, plan, remembered)
-        if (folder / _CHECKPOINT).exists():
+        if (folder / _CHECKPOINT).exists() and state._is_own(folder):
             state._load(folder)
         return state
+
+    def _is_own(self, folder: Path) -> bool:
+        """Return whether the checkpoint in `folder` is of this training.
+
+        A process that is killed between two trainings leaves the checkpoint of the one that it finished.
+        """
+        with safe_open(folder / _CHECKPOINT, "pt") as file:
+            names = {name.removeprefix("model.") for name in file.keys() if name.startswith("model.")}  # noqa: SIM118
+        return names == self.named.keys()
 
     def gathered(self, loss: float) -> float:
         """Sum the gradients over all processes; return the sum of their losses."""
@@ -496,10 +524,7 @@ class _State:
             for name, p in self.named.items():
                 p.copy_(self.average[name])
         if self.group.main:
-            self._write_losses(folder)
-
-    def _write_losses(self, folder: Path) -> None:
-        write_atomic(folder / "losses.json", json.dumps([round(value, 6) for value in self.losses]))
+            write_losses(folder, self.losses)
 
 
 def prompt_table(prompts: list[list[str]]) -> tuple[list[str], Tensor]:

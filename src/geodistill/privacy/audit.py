@@ -77,6 +77,7 @@ class Known:
     same way from known parts of the training scenes, for the shadow attack. overlap, replayable: copied into the Audit.
     prior: the base, for attacks in its latents. draws: how the images were sampled, for the replay. beside: names of
     files in the set's folder that are for the data owner alone. strays: names of files there that are not of the set.
+    unchecked: why the base takes no part, "" if it does.
     """
 
     starts: Tensor | None = None
@@ -87,6 +88,7 @@ class Known:
     draws: Draws | None = None
     beside: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
+    unchecked: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Audit:
     `beside`: names of files in the set's folder that are for the data owner alone; `strays`: of files that are not of
     the set, so nothing is known about them.
     `overlap`: a sentence, without its full stop, on how many of the training images the base of the set's run was
-    trained on; "" if none are known.
+    trained on; "" if none are known. `unchecked`: why the base takes no part in the audit, "" if it does.
     """
 
     images: tuple[ImageAudit, ...]
@@ -164,6 +166,7 @@ class Audit:
     replayable: bool = False
     beside: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
+    unchecked: str = ""
 
     @property
     def copies(self) -> int:
@@ -198,13 +201,14 @@ class Audit:
         """Return whether the audit fails; `on` names the FAILURES that count.
 
         A replayable set fails in any case, and so does a set whose folder holds files that are for the owner alone, or
-        that are not of the set. "membership" covers the attacks and an outsider's replay.
+        that are not of the set. "membership" covers the attacks and an outsider's replay, and fails if the base that
+        drew the set is missing, because nobody knows then what they would find.
         """
         return (
             self.replayable
             or bool(self.beside or self.strays)
             or ("copy" in on and self.copies > 0)
-            or ("membership" in on and self.leaks)
+            or ("membership" in on and (self.leaks or bool(self.unchecked)))
         )
 
     @property
@@ -228,8 +232,14 @@ class Audit:
         return (
             f"{found} An image is a copy if the distance to its nearest training image is below {self.threshold} times "
             f"that to the second nearest; this rule flags {checked}{self.leaked_flagged:.0%} of training images."
-            f"{self._told_of_nearness()} {self._told_of_members()}{self._told_of_starts()}"
+            f"{self._told_of_nearness()} {self._told_of_members()}{self._told_of_starts()}{self._told_of_base()}"
         )
+
+    def _told_of_base(self) -> str:
+        if not self.unchecked:
+            return ""
+        left_out = "Attacks in its latents, the replay and what it was trained on are left out"
+        return f" NOT CHECKED: {self.unchecked}. {left_out}, so a leak may be missed."
 
     def _told_of_nearness(self) -> str:
         near = self.nearness
@@ -355,6 +365,7 @@ def audit(
         replay=_replay(distilled, known, data),
         overlap=known.overlap,
         replayable=known.replayable,
+        unchecked=known.unchecked,
         beside=known.beside,
         strays=known.strays,
     )

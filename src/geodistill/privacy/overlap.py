@@ -48,6 +48,7 @@ def sign(folder: Path, archives: Sequence[tuple[str, Sequence[str]]], earlier: P
 
 def footprint_of(folder: Path) -> Path | None:
     """Return the footprint file of the base in `folder`, or None: inside it, or beside it if a run made the base."""
+    folder = folder.resolve()  # a link, or ".", has another name
     beside = [folder.parent / FOOTPRINT] if folder.name == BASE.name else []
     return next((path for path in (folder / FOOTPRINT, *beside) if path.is_file()), None)
 

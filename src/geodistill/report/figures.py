@@ -83,6 +83,7 @@ def _of_measures(found: dict[str, Any], kind: str, name: str) -> Row:
         near = likeness["nearness"]
         facts |= {"rho": near["ratio"], "rho_pixel": near["pixel"], "rho_feature": near["feature"]}
         facts["nearest_similarity"] = likeness["nearest_similarity"]
+        facts |= {name: likeness[name]["value"] for name in ("fid", "kid") if likeness.get(name)}
     return summarise(
         name,
         0 if kind == FULL else found["ipc"],

@@ -164,7 +164,7 @@ _MEASURES = " ".join(
 def _notes_on_images(found: Found, pictures: Sequence[Picture]) -> list[str]:
     lines = [] if pictures else ["There are no images to show."]
     if any(picture.facts for picture in pictures):
-        lines.append("LatentTeacher: the probability that the run's own classifier gives the image's class.")
+        lines.append("Teacher: the probability that the run's own classifier gives the image's class.")
     if any(picture.sources for picture in pictures):
         lines.append("Under the dotted line: the real images nearest the centre of the cluster that it stands for.")
     held = dict.fromkeys(one.method for one in found.sets if one.finished and one not in found.shown)

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from geodistill.config import Config
-from geodistill.descriptions import MeasuredDescriber, TemplateDescriber, class_prompt
-from geodistill.errors import ConfigError
+from geodistill.descriptions import MeasuredDescriber, TemplateDescriber
 from geodistill.pipeline import BASE
 from geodistill.prior.base import Prior, check_size, fingerprint_of_base, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, tell_terms
@@ -19,7 +18,7 @@ from geodistill.privacy.overlap import sign, told_overlap
 from geodistill.provenance import Made
 from geodistill.run import Run
 from geodistill.scenes.scenes import Scenes
-from geodistill.stages.checks import check_bands
+from geodistill.stages.checks import check_bands, check_names
 from geodistill.stages.context import Context, unless_default
 from geodistill.stages.learned import learned
 
@@ -49,12 +48,7 @@ def load_base(context: Context) -> Made[Prior]:
         source = str(train_base([Source(own)], config, context.run).value)
     prior = _load(source, config)
     check_bands(config.base, prior.channels, scenes)
-    for name in scenes.classes:
-        if not prior.fits(class_prompt(name)):
-            raise ConfigError(
-                f"the prompt of class {name!r} has {prior.tokens(class_prompt(name))} tokens, the base's text encoder "
-                f"takes {prior.token_limit}: give the class's folder a shorter name"
-            )
+    check_names(scenes, prior)
     return Made.source(prior, fingerprint_of_base(prior.source))
 
 
@@ -86,10 +80,14 @@ def train_base(sources: Sequence[Source], config: Config, run: Run, start: str |
         PriorError: `start` is unavailable or does not draw images of the config's size.
     """
     earlier = None if start is None else _load(start, config)
+    for source in sources:
+        if earlier is not None and source.labelled:
+            check_names(source.scenes, earlier)
+    zooms = earlier is not None or config.compact.autoencoder == "convolutional"
 
     def build(folder: Path) -> dict[str, Any]:
         facts = build_compact(
-            [_archive(source, config) for source in sources],
+            [_archive(source, config, zooms=zooms) for source in sources],
             config.compact,
             seed=config.seed,
             folder=folder,
@@ -111,8 +109,11 @@ def train_base(sources: Sequence[Source], config: Config, run: Run, start: str |
     return run.make(BASE, build, lambda folder: folder, given=given)
 
 
-def _archive(source: Source, config: Config) -> Archive:
-    """Return the training data of a source: pixels, and texts of each scene from measurements and any known class."""
+def _archive(source: Source, config: Config, *, zooms: bool) -> Archive:
+    """Return the training data of a source: pixels, and texts of each scene from measurements and any known class.
+
+    `zooms`: whether there are zoomed-in views, for which larger images are kept.
+    """
     scenes = source.scenes
     pixels = scenes.pixels(size=config.size)
     names = [scenes.classes[label] for label in scenes.labels]
@@ -124,16 +125,16 @@ def _archive(source: Source, config: Config) -> Archive:
     prompts = [list(row) for row in zip(*texts, strict=True)]
     # A scene without a class gets its one text twice, so that every scene has two texts.
     prompts = [row * (2 // len(row)) for row in prompts]
-    return Archive(pixels, scenes.labels, prompts, _larger(scenes, config), source.weight)
+    return Archive(pixels, scenes.labels, prompts, _larger(scenes, config) if zooms else None, source.weight)
 
 
 def _larger(scenes: Scenes, config: Config) -> Tensor | None:
     """Return the scenes with up to `compact.zoom` (at least 2 if `compact.doubled`) times as many pixels along a side.
 
-    None with the linear autoencoder, or if the scenes are not larger than `config.size`.
+    None if the scenes are not larger than `config.size`.
     """
     zoom = max(config.compact.zoom, 2.0 if config.compact.doubled else 1.0)
     side = min(scenes.typical_side(), round(zoom * config.size))
-    if config.compact.autoencoder == "linear" or side <= config.size:
+    if side <= config.size:
         return None
     return scenes.pixels(size=side)

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from geodistill.config import Config
-from geodistill.errors import PriorError, SceneError
-from geodistill.prior.base import source_of
+from geodistill.descriptions import class_prompt
+from geodistill.errors import ConfigError, PriorError, SceneError
+from geodistill.prior.base import Prior, source_of
 from geodistill.prior.catalogue import SCRATCH, local_folder
 from geodistill.prior.compact import check_compact_size
 from geodistill.privacy.overlap import footprint_of, told_overlap
@@ -49,6 +50,16 @@ def check_bands(base: str, drawn: int, scenes: Scenes) -> None:
             f"the base {base!r} draws images of {drawn} bands, the scenes have {scenes.channels}: use --base "
             f"{SCRATCH}, or --bands with {drawn} bands"
         )
+
+
+def check_names(scenes: Scenes, prior: Prior) -> None:
+    """Raise ConfigError if the prompt of a class name is too long: two classes could get the same embedding."""
+    for name in scenes.classes:
+        if not prior.fits(class_prompt(name)):
+            raise ConfigError(
+                f"the prompt of class {name!r} has {prior.tokens(class_prompt(name))} tokens, the base's text encoder "
+                f"takes {prior.token_limit}: give the class's folder a shorter name"
+            )
 
 
 def check_base(config: Config) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from geodistill.config import Config, read_recorded
-from geodistill.evaluation.protocols import SMALLEST_SIDE
+from geodistill.networks import SMALLEST_SIDE
+from geodistill.privacy.screen import LEAST
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import spare
 
@@ -39,16 +40,23 @@ def set_apart(scenes: Scenes, config: Config) -> Apart:
     if config.size < SMALLEST_SIDE:
         return Apart(scenes, None, f"images of {config.size} px are too small for its network")
     share = min(config.self_test.held_out, MOST / len(scenes))
-    kept, held = spare(scenes, share, "self-test", leave=config.ipc)
+    least = max(config.ipc, LEAST if config.privacy == "screen" else 0)
+    kept, held = spare(scenes, share, "self-test", leave=least)
     counts = torch.bincount(scenes.labels[held], minlength=len(scenes.classes)).tolist()
     if 0 in counts:
-        label = counts.index(0)
-        there = int((scenes.labels == label).sum())
-        name = scenes.classes[label]
-        return Apart(scenes, None, f"class {name!r} has {there} training images, IPC {config.ipc} leaves none to spare")
+        return Apart(scenes, None, _why_none(scenes, counts.index(0), least, config))
     if len(held) < FEWEST:
         return Apart(scenes, None, f"{len(held)} held-out scenes are too few, it needs {FEWEST}")
     return Apart(scenes.subset(kept), scenes.subset(held))
+
+
+def _why_none(scenes: Scenes, label: int, least: int, config: Config) -> str:
+    """Return why class `label` has no scene to hold out, although it would keep `least`."""
+    own = [key for key, one in zip(scenes.keys, scenes.labels.tolist(), strict=True) if one == label]
+    what = f"class {scenes.classes[label]!r} has {len(own)} training images"
+    if len(own) > least:
+        return f"{what}, and those to hold out are copies of others"
+    return f"{what}, {'screening' if least > config.ipc else f'IPC {config.ipc}'} leaves none to spare"
 
 
 def learned_from(scenes: Scenes, settings: Mapping[str, Any]) -> Scenes:

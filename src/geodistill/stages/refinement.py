@@ -15,6 +15,7 @@ from geodistill.latent_teacher import LatentTeacher, predict
 from geodistill.networks import fold_norms, pretrained
 from geodistill.pipeline import REFINED
 from geodistill.prior.base import Prior
+from geodistill.prior.training import read_losses, told_losses, write_losses
 from geodistill.processes import processes
 from geodistill.provenance import Made
 from geodistill.refinement import RefinementLoss, random_loss, refine
@@ -75,7 +76,7 @@ class _Rounds:
 
     def move(self, latents: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return `latents` [m, C, h, w] after all rounds, and facts about the optimisation."""
-        facts, spent, group = dict[str, Any](), 0.0, processes()
+        start_of_all, losses, spent, group = latents, list[float](), 0.0, processes()
         for rank, steps in enumerate(steps_of_rounds(self.config.refinement.steps, self.config.refinement.rounds)):
             done = self.shown.folder / f"round-{rank}.safetensors"
             # Every process must have looked before one saves the result.
@@ -83,16 +84,22 @@ class _Rounds:
             group.wait()
             if not made:
                 start = time.perf_counter()
-                losses = self._losses(latents, rank)
+                judges = self._losses(latents, rank)
                 spent += time.perf_counter() - start
                 part = self.config.refinement.model_copy(update={"steps": steps})
-                seed, in_turn = self._seed("refinement", rank), self._in_turn(losses, rank)
-                latents, facts = refine(self.prior, latents, in_turn, part, seed=seed, folder=self.shown.folder)
+                seed, in_turn = self._seed("refinement", rank), self._in_turn(judges, rank)
+                latents, _ = refine(self.prior, latents, in_turn, part, seed=seed, folder=self.shown.folder)
                 if group.main:
-                    save_tensors({"latents": latents}, done)
+                    curve = torch.tensor(read_losses(self.shown.folder), dtype=torch.float64)
+                    save_tensors({"latents": latents, "losses": curve}, done)
                 group.wait()
-            latents = load_file(done)["latents"]
-        return latents, facts | {"students_seconds": round(spent, 1)}
+            kept = load_file(done)
+            latents = kept["latents"]
+            losses += kept["losses"].tolist() if "losses" in kept else []
+        if group.main:
+            write_losses(self.shown.folder, losses)
+        moved = float((latents - start_of_all).square().mean()) ** 0.5
+        return latents, told_losses(losses) | {"moved": round(moved, 4), "students_seconds": round(spent, 1)}
 
     def _losses(self, latents: Tensor, rank: int) -> list[RefinementLoss]:
         """Return the losses of round `rank`: that of the pretrained backbone and those of the round's students."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from geodistill.evaluation.soft_label_teacher import (
     load_soft_label_teacher,
@@ -14,6 +15,7 @@ from geodistill.latent_teacher import LatentTeacher, load_latent_teacher, train_
 from geodistill.pipeline import SOFT_LABEL_TEACHER, TEACHER
 from geodistill.provenance import Made
 from geodistill.run import Stored, subset
+from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.splits import hold_out
 from geodistill.stages.context import Context
 from geodistill.stages.learned import learned, unless_all
@@ -28,7 +30,7 @@ def teach(context: Context, latents: Made[Stored]) -> Made[LatentTeacher]:
     def build(folder: Path) -> dict[str, Any]:
         part = learned(scenes, config.seed)
         own = scenes.subset(part)
-        _, held = hold_out(own, config.teacher.held_out, TEACHER.name)
+        held = _held(own, config.teacher.held_out)
         return train_latent_teacher(
             subset(latents.value, part),
             own.labels,
@@ -41,6 +43,13 @@ def teach(context: Context, latents: Made[Stored]) -> Made[LatentTeacher]:
 
     given = [latents, config.teacher.model_dump(), config.seed, *unless_all(scenes)]
     return context.run.make(TEACHER, build, load_latent_teacher, given=given)
+
+
+def _held(scenes: Scenes, fraction: float) -> Tensor:
+    """Return which scenes validate the teacher: about `fraction`, but no class as a whole, which it would not learn."""
+    kept, held = hold_out(scenes, fraction, TEACHER.name)
+    shown = torch.bincount(scenes.labels[kept], minlength=len(scenes.classes)) > 0
+    return held[shown[scenes.labels[held]]]
 
 
 def soft_label_teacher(context: Context) -> Made[nn.Module] | None:
