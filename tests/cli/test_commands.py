@@ -335,8 +335,8 @@ def test_compare_makes_as_many_images_as_the_settings_say(
     asked: list[object] = []
     monkeypatch.setattr("geodistill.commands.compare.compare", lambda *_, ipcs, **__: asked.append(ipcs))
     monkeypatch.setattr("geodistill.commands.compare.comparison_tables", lambda out: [])
-    for given, options in (([2], ["--config", "tiny"]), ([3], ["--set", "ipc=3"]), ([10], []), ([1], ["--ipc", 1])):
-        assert _call("compare", scenes, *options, "--out", tmp_path / "run").exit_code == 0
+    for given, flags in (([2], ["--config", "tiny"]), ([3], ["--set", "ipc=3"]), ([10], []), ([1], ["--ipc", 1])):
+        assert _call("compare", scenes, *flags, "--out", tmp_path / "run").exit_code == 0
         assert asked.pop() == given
 
 

@@ -70,8 +70,8 @@ class TestOfRuns:
         found, *_ = audit_folder(run, SceneData(pair, None))
         base = read_source(run, pair).base
         assert found.verdict.endswith(
-            f" NOT CHECKED: the base {base!r}, which drew the set, cannot be loaded. Attacks in its latents, the replay "
-            "and what it was trained on are left out, so a leak may be missed."
+            f" NOT CHECKED: the base {base!r}, which drew the set, cannot be loaded. Attacks in its latents, the "
+            "replay and what it was trained on are left out, so a leak may be missed."
         )
         checked = replace(found, replayable=False, beside=(), strays=())
         assert checked.fails(["membership"])
