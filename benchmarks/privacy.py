@@ -247,8 +247,8 @@ that start at random, trained on 60,000 synthetic images. Probe and finetune her
 ImageNet, which is worth much, so the figures cannot be compared one to one.
 
 Rows with 120 steps are of the refinement before 29 November 2026, whose error depended on the scale of the weights.
-The default (noisy starts, adapter, 240 steps) has not been tested on these images yet; candidates from text alone are
-`--set sampling.follow=none --set finetune.steps=0 --set sampling.candidates=4`.
+The default is noisy starts, adapter, 240 steps. Candidates from text alone are `--set sampling.follow=none --set
+finetune.steps=0 --set sampling.candidates=4`.
 
 Source: `benchmarks/results/private.csv`, made by `benchmarks/private.py`.
 
