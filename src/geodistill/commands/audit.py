@@ -82,8 +82,9 @@ def audit(
 def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequence[Shadow]) -> Known:
     prior, starts, unchecked = source.prior(), None, ""
     if prior is None and METHODS[source.method].kind != "real":
-        unchecked = f"the base {source.base!r}, which drew the set, cannot be loaded"
-        log.warning("%s: attacks in its latents, the replay and what it was trained on are left out", unchecked)
+        # Its name alone: the set's card gets this sentence, and must not have a path of this machine.
+        unchecked = f"the base {Path(source.base).name!r}, which drew the set, cannot be loaded"
+        log.warning("%s (%s): its part of the audit is left out", unchecked, source.base)
     try:
         starts = source.starts(distilled)
     except RunError:
