@@ -10,13 +10,15 @@ counts with.
 import argparse
 from pathlib import Path
 
-from record import circumstances, parsed, parser, to_csv
+from record import circumstances, merged, parsed, parser, to_csv
 
 from geodistill.commands.plan import SHARES
 from geodistill.commands.plan import plan as make_plan
 from geodistill.config import load_config
 from geodistill.run import records
 from geodistill.scenes import open_scenes
+
+SHEET = "plan.csv"
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
         line |= {"share_of_rate": f"{stage.operations / measured / rate:.3f}"}
         print(line, flush=True)
         lines.append(line | circumstances())
-    to_csv(lines, "plan.csv")
+    to_csv(merged(lines, SHEET, ("stage", "hardware")), SHEET)
 
 
 def _arguments() -> argparse.Namespace:

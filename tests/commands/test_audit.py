@@ -70,7 +70,7 @@ class TestOfRuns:
         found, *_ = audit_folder(run, SceneData(pair, None))
         base = Path(read_source(run, pair).base).name
         assert found.verdict.endswith(
-            f" NOT CHECKED: the base {base!r}, which drew the set, cannot be loaded. Attacks in its latents, the "
+            f" NOT CHECKED: the base {base!r} of the run's settings cannot be loaded. Attacks in its latents, the "
             "replay and what it was trained on are left out, so a leak may be missed."
         )
         assert str(Path(read_source(run, pair).base).parent) not in (run / "distilled" / "README.md").read_text()

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from geodistill.commands.pretrain import open_sources, pretrain
+from geodistill.commands.pretrain import _check_shares, open_sources, pretrain
 from geodistill.config import Config, load_config, make_config
 from geodistill.errors import ConfigError, PriorError, RunError, SceneError
 from geodistill.prior import compact, training
@@ -239,6 +239,27 @@ def test_an_archive_whose_share_of_a_batch_is_no_image_is_refused(
         "least 25"
     )
     assert not (tmp_path / "run").exists()
+    # An autoencoder that is not trained has no batches.
+    small = settings.compact.model_copy(update={"autoencoder_batch": 2})
+    _check_shares([Source(data.train, 3.0), Source(data.test, 1.0)], small, anew=False)
+    with pytest.raises(ConfigError, match="less than one image in a batch of 2"):
+        _check_shares([Source(data.train, 4.0), Source(data.test, 1.0)], small, anew=True)
+
+
+def test_runs_from_before_precision_and_sizes_were_recorded_go_on(
+    data: SceneData, settings: Config, tmp_path: Path
+) -> None:
+    doubled = settings.model_copy(update={"compact": settings.compact.model_copy(update={"doubled": True})})
+    exact = doubled.model_copy(update={"precision": "f32"})
+    base = pretrain([Source(data.train)], exact, out=tmp_path / "run")
+    for path, part, name in (("run.json", "config", "precision"), ("stages/base.json", "facts", "doubled")):
+        found = json.loads((tmp_path / "run" / path).read_text())
+        del (found["settings"] if path == "run.json" else found)[part][name]
+        (tmp_path / "run" / path).write_text(json.dumps(found))
+    made = (base / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    assert pretrain([Source(data.train)], exact, out=tmp_path / "run") == base
+    assert (base / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == made
+    assert read_facts(base) == BaseFacts("run", (16, 32))
 
 
 def test_another_precision_is_another_base(data: SceneData, settings: Config, run: Path) -> None:

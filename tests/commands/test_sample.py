@@ -39,8 +39,8 @@ class TestClassOfAPrompt:
         [
             ("a harbour", "no class of this run"),
             ("bridges", "no class of this run"),
-            ("a bridge and storage tanks", "several classes (Storage_Tanks, Bridge)"),
-            ("a river bridge and a bridge", "several classes (RiverBridge, Bridge)"),
+            ("a bridge and storage tanks", "several classes (Bridge, Storage_Tanks)"),
+            ("a river bridge and a bridge", "several classes (Bridge, RiverBridge)"),
         ],
     )
     def test_not_one(self, prompt: str, what: str):
@@ -166,6 +166,19 @@ def test_a_name_in_a_longer_one_that_is_not_meant_does_not_count() -> None:
     with pytest.raises(ConfigError, match=r"names several classes \(Airport, Port\): say with --class"):
         _named("a port beside an airport", ("Airport", "Port"))
     assert _named("an airport", ("Airport", "Port")) == "Airport"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "classes"),
+    [
+        ("a dense residential area", ("DenseResidential", "ResidentialArea")),
+        ("storage tanks", ("StorageTanks", "Storage_Tanks")),
+        ("a park, a car park", ("CarPark", "Park")),
+    ],
+)
+def test_names_that_overlap_or_are_read_alike_are_both_meant(prompt: str, classes: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="names several classes"):
+        _named(prompt, classes)
 
 
 def test_images_are_drawn_as_those_of_the_set_were(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the record of a run or of a set says of its scenes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,13 @@ def test_a_relative_base_is_found_from_any_folder(tmp_path: Path, monkeypatch: p
     assert base_from(run, "owner/name") == "owner/name"
     assert base_from(run, "compact") == "compact"
     assert base_from(run, "scratch") == str(run / "base")
+
+
+def test_a_run_reads_files_with_as_many_bands_as_its_set_was_made_from(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"reading": _BANDS.settings()}}))
+    assert recorded_reading(tmp_path).of_bands == 0
+    (tmp_path / "distilled").mkdir()
+    about = {"reading": replace(_BANDS, of_bands=13).as_dict()}
+    (tmp_path / "distilled" / "manifest.json").write_text(json.dumps({"about": about}))
+    assert recorded_reading(tmp_path).of_bands == 13
+    assert recorded_reading(tmp_path / "distilled").of_bands == 13

@@ -10,7 +10,7 @@ from geodistill.commands.distill import distill
 from geodistill.config import Config
 from geodistill.networks import PRETRAINED, backbone_features, normalise, pretrained
 from geodistill.refinement import MeansLoss, RefinementLoss
-from geodistill.run import records
+from geodistill.run import records, save_tensors
 from geodistill.scenes import Scenes
 from geodistill.seeding import derive_seed
 from geodistill.stages import refinement as stage
@@ -138,3 +138,14 @@ def test_students_see_the_set_as_the_round_finds_it_and_a_kill_between_rounds_ch
     seen.clear()
     assert torch.equal(distill(pair, config, out=tmp_path / "killed").images, whole)
     assert not seen  # what the rounds had trained was kept
+
+
+def test_rounds_from_before_losses_were_kept_leave_them_out(pair: Scenes, tiny: Config, tmp_path: Path):
+    moving = tiny.refinement.model_copy(update={"steps": 4, "rounds": 2})
+    shown = Shown(pair.pixels(size=32), torch.empty(0), pair.labels, 2, SET, tmp_path)
+    for rank in range(2):
+        save_tensors({"latents": torch.full((4, 2, 2, 2), float(rank))}, tmp_path / f"round-{rank}.safetensors")
+    rounds = _Rounds(None, shown, tiny.model_copy(update={"refinement": moving}))  # type: ignore[arg-type]
+    _, facts = rounds.move(torch.zeros(4, 2, 2, 2))
+    assert facts == {"steps": 4, "moved": 1.0, "students_seconds": 0.0}
+    assert not (tmp_path / "losses.json").exists()

@@ -255,7 +255,8 @@ def pretrain(
         from geodistill.config import load_config
 
         settings = load_config(config, set_ or [], size=size, seed=seed)
-        if settings.base != type(settings)().base:
+        # A preset for several commands may have a base; one that is typed here is meant.
+        if any(one.startswith("base=") for one in set_ or []):
             raise ConfigError(f"the setting base={settings.base!r} has no effect here: give --base {settings.base}")
         for archive in archive_folders(data, unlabelled or []):
             refuse_inside(archive, out=out)

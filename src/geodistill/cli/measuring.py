@@ -115,7 +115,8 @@ def compare(
     data: options.Data,
     out: options.Out,
     ipc: Annotated[
-        list[int] | None, typer.Option(help="Images per class. Several values can be given [default: 10].")
+        list[int] | None,
+        typer.Option(help="Images per class. Several values can be given [default: the setting `ipc`, 10]."),
     ] = None,
     methods: Annotated[
         list[str] | None,

@@ -83,7 +83,7 @@ def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequ
     prior, starts, unchecked = source.prior(), None, ""
     if prior is None and METHODS[source.method].kind != "real":
         # Its name alone: the set's card gets this sentence, and must not have a path of this machine.
-        unchecked = f"the base {Path(source.base).name!r}, which drew the set, cannot be loaded"
+        unchecked = f"the base {Path(source.base).name!r} of the run's settings cannot be loaded"
         log.warning("%s (%s): its part of the audit is left out", unchecked, source.base)
     try:
         starts = source.starts(distilled)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from geodistill.commands.source import recorded_part
 from geodistill.config import CompactSettings, Config
 from geodistill.errors import ConfigError, PriorError
 from geodistill.pipeline import BASE
@@ -114,12 +115,14 @@ def pretrain(
     True
     """
     check_compact_size(config.size)
-    _check_shares(sources, config.compact)
+    _check_shares(sources, config.compact, anew=start is None)
     if start == SCRATCH:
         raise PriorError("there is nothing to go on from in base 'scratch': leave --base out to start anew")
     about: dict[str, Any] = {"compact": config.compact.model_dump(mode="json"), "size": config.size}
     about |= {"seed": config.seed, "start": start}
-    about |= {} if config.precision == "auto" else {"precision": config.precision}
+    known = recorded_part(out / "run.json", "settings").get("config", {})
+    # A run from before the precision was recorded goes on; its stage compares it.
+    about |= {"precision": config.precision} if not known or "precision" in known else {}
     if start:
         check_drawn(start, folder_of(start) or start, config.size, _OTHER_SIZE)
     scenes = [[source.scenes.fingerprint(), source.weight, source.labelled] for source in sources]
@@ -137,9 +140,13 @@ def pretrain(
     return folder
 
 
-def _check_shares(sources: Sequence[Source], settings: CompactSettings) -> None:
-    """Raise ConfigError if the weight of an archive is so small that its share of a batch is not one image."""
-    smallest = min(settings.batch, settings.autoencoder_batch)
+def _check_shares(sources: Sequence[Source], settings: CompactSettings, *, anew: bool) -> None:
+    """Raise ConfigError if the weight of an archive is so small that its share of a batch is not one image.
+
+    `anew`: whether an autoencoder is trained too.
+    """
+    both = anew and settings.autoencoder == "convolutional"
+    smallest = min(settings.batch, settings.autoencoder_batch) if both else settings.batch
     weights = [source.weight for source in sources]
     for source, count in zip(sources, apportion(smallest, weights), strict=True):
         if not count:
@@ -160,7 +167,9 @@ def _facts(name: str, sources: Sequence[Source], sizes: tuple[int, ...], earlier
 
 def _sizes(record: dict[str, Any], config: Config) -> tuple[int, ...]:
     """Return the image sizes in pixels that the base was trained on; `record` is that of stage `base`."""
-    return (config.size, 2 * config.size) if record["facts"].get("doubled") else (config.size,)
+    # A record from before this was noted has what the settings asked for.
+    doubled = record["facts"].get("doubled", config.compact.doubled)
+    return (config.size, 2 * config.size) if doubled else (config.size,)
 
 
 def _earlier_card(earlier: str | None) -> str:

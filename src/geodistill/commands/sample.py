@@ -147,19 +147,29 @@ def _known(name: str, classes: tuple[str, ...]) -> str:
 
 
 def _named(prompt: str, classes: tuple[str, ...]) -> str:
-    """Return the class whose readable name is in `prompt`; if one name contains another, the longer one."""
-    rest, longest = _words(prompt), list[str]()
-    # The words of a longer name are taken out before a shorter one is looked for.
-    for own in sorted(classes, key=lambda one: -len(_words(readable(one)))):
-        if (words := _words(readable(own))) in rest:
-            longest.append(own)
-            rest = rest.replace(words, " | ")
-    if len(longest) != 1:
-        what = "no class of this run" if not longest else f"several classes ({', '.join(longest)})"
+    """Return the class whose readable name is in `prompt`.
+
+    A name counts only if it stands somewhere outside longer names.
+    """
+    spans = {own: _places(_words(readable(own)), _words(prompt)) for own in classes}
+    every = [span for found in spans.values() for span in found]
+    named = [own for own, found in spans.items() if any(not _in_longer(span, every) for span in found)]
+    if len(named) != 1:
+        what = "no class of this run" if not named else f"several classes ({', '.join(named)})"
         raise ConfigError(
             f"the prompt {prompt!r} names {what}: say with --class which label the images get, of {', '.join(classes)}"
         )
-    return longest[0]
+    return named[0]
+
+
+def _places(words: str, text: str) -> list[tuple[int, int]]:
+    """Return where `words` begin and end in `text`, wherever they occur."""
+    starts = [match.start() for match in re.finditer(f"(?={re.escape(words)})", text)]
+    return [(start, start + len(words)) for start in starts]
+
+
+def _in_longer(span: tuple[int, int], every: list[tuple[int, int]]) -> bool:
+    return any(start <= span[0] and span[1] <= end and (start, end) != span for start, end in every)
 
 
 def _words(text: str) -> str:

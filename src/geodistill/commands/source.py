@@ -15,7 +15,7 @@ from geodistill.config import Config, read_recorded
 from geodistill.distilled import MANIFEST, DistilledSet, run_of
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
-from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, OWN, PROTOTYPES
+from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, DISTILLED, OWN, PROTOTYPES
 from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, base_names, local_folder
 from geodistill.prior.finetune import merge_adapter
@@ -145,8 +145,15 @@ def recorded_reading(folder: Path) -> Reading | None:
     for path, where in ((folder / "run.json", "settings"), (folder / MANIFEST, "about")):
         if found := recorded_part(path, where):
             with suppress(KeyError, TypeError, ValueError):
-                return Reading.from_dict(found["reading"]) if "reading" in found else PLAIN
+                reading = Reading.from_dict(found["reading"]) if "reading" in found else PLAIN
+                return replace(reading, of_bands=reading.of_bands or _of_bands(folder))
     return None
+
+
+def _of_bands(run: Path) -> int:
+    """Return how many bands the files of the run's set have, 0 if it is not known: the set has it, the run has not."""
+    reading = recorded_part(run / DISTILLED.name / MANIFEST, "about").get("reading", {})
+    return int(reading.get("of_bands", 0))
 
 
 def recorded_base(folder: Path) -> str | None:

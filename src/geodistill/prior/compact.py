@@ -54,8 +54,9 @@ _SMOOTH, _SHARP, _FACTS = ".smooth", ".sharp", "facts.json"
 _SHARPENING_LR, _DISTURBANCE = 5e-4, 0.3
 # Weight of the critics at the first and the last step. Up to this weight images become more useful to a classifier,
 # above it less useful again (docs/experiments.md).
-_PATCH = 8  # pixels along a side of the linear autoencoder's patches
 _PRESSURE = (0.1, 0.6)
+# Pixels along a side of the linear autoencoder's patches.
+_PATCH = 8
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def followed(
         if int(asked.sum()) < _ASKED:
             log.warning(
                 "only %d scenes are left to test how closely images should follow training images: the choice is "
-                "uncertain (--set sampling.strength=0.4 or 0.6 makes it)",
+                "uncertain (closely: --set sampling.strength=0.4 --set sampling.guidance=1.5; freely: --set "
+                "sampling.strength=0.6)",
                 int(asked.sum()),
             )
         labels = slot_labels(scenes, config).repeat_interleave(each)

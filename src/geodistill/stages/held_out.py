@@ -31,9 +31,9 @@ class Apart:
 def set_apart(scenes: Scenes, config: Config) -> Apart:
     """Return the training scenes in two parts: those to learn from, and those held out for the self-test.
 
-    The split depends only on the scenes' contents, `self_test.held_out` and the IPC; every class keeps at least IPC
-    scenes. Nothing is held out if a class cannot spare a scene, if all classes together spare too few, or if the images
-    are too small for the test's network.
+    The split depends only on the scenes' contents, `self_test.held_out`, the IPC and whether the set is screened; every
+    class keeps at least IPC scenes, and as many as screening needs. Nothing is held out if a class cannot spare a
+    scene, if all classes together spare too few, or if the images are too small for the test's network.
     """
     if not config.self_test.held_out:
         return Apart(scenes)

@@ -96,10 +96,14 @@ class _Rounds:
             kept = load_file(done)
             latents = kept["latents"]
             losses += kept["losses"].tolist() if "losses" in kept else []
-        if group.main:
-            write_losses(self.shown.folder, losses)
+        # Rounds that were saved before losses were kept have none.
+        told: dict[str, Any] = {"steps": self.config.refinement.steps}
+        if len(losses) == self.config.refinement.steps:
+            told = told_losses(losses)
+            if group.main:
+                write_losses(self.shown.folder, losses)
         moved = float((latents - start_of_all).square().mean()) ** 0.5
-        return latents, told_losses(losses) | {"moved": round(moved, 4), "students_seconds": round(spent, 1)}
+        return latents, told | {"moved": round(moved, 4), "students_seconds": round(spent, 1)}
 
     def _losses(self, latents: Tensor, rank: int) -> list[RefinementLoss]:
         """Return the losses of round `rank`: that of the pretrained backbone and those of the round's students."""
