@@ -6,7 +6,7 @@
 It is `geodistill compare` for each of `--sets` seeds, in one run folder each under `--out`; the same command resumes. A
 row of benchmarks/results/unseen.csv has one method under one protocol and network: the mean overall accuracy, its
 standard deviation over sets (each the mean of its classifiers), how far the project's own method is ahead, with a 95 %
-bootstrap interval, over what the interval is taken, and the nearness ratio. docs/unseen.md shows the rows and a
+bootstrap interval, what this interval covers, and the nearness ratio. docs/unseen.md shows the rows and a
 grid of the first set. A base that was trained on the archive is refused. Nothing is chosen on the test split.
 `--classes 10` takes 10 classes, evenly spaced in the sorted list, where the whole archive would take too long; its rows
 have a name of their own.

@@ -241,9 +241,9 @@ def test_an_archive_whose_share_of_a_batch_is_no_image_is_refused(
     assert not (tmp_path / "run").exists()
     # An autoencoder that is not trained has no batches.
     small = settings.compact.model_copy(update={"autoencoder_batch": 2})
-    _check_shares([Source(data.train, 3.0), Source(data.test, 1.0)], small, anew=False)
+    _check_shares([Source(data.train, 3.0), Source(data.test, 1.0)], small, new_autoencoder=False)
     with pytest.raises(ConfigError, match="less than one image in a batch of 2"):
-        _check_shares([Source(data.train, 4.0), Source(data.test, 1.0)], small, anew=True)
+        _check_shares([Source(data.train, 4.0), Source(data.test, 1.0)], small, new_autoencoder=True)
 
 
 def test_runs_from_before_precision_and_sizes_were_recorded_go_on(

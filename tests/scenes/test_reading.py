@@ -530,25 +530,22 @@ def test_a_range_that_is_narrow_for_its_level_keeps_its_ends(tmp_path):
     assert pixels.std() > 40
 
 
-def test_scenes_of_another_type_than_a_set_s_are_refused(tmp_path):
-    archive(tmp_path, lambda label, random: ground(random, 3, 3000, np.uint16))
-    with pytest.raises(SceneError) as caught:
-        open_scenes(tmp_path, reading=PLAIN)
-    assert str(caught.value) == (
-        f"{tmp_path / 'a' / '0.tif'} has values of type uint16, and the set was made from 8-bit values: give scenes of "
-        "the same kind"
-    )
-
-
-def test_scenes_of_other_bands_than_a_set_s_are_refused(tmp_path):
-    archive(tmp_path, lambda label, random: ground(random, 4, 3000, np.uint16))
-    reading = Reading((4, 3, 2), ((0.0, 3000.0),) * 3, of_bands=13)
+@pytest.mark.parametrize(
+    ("bands", "reading", "told"),
+    [
+        (3, PLAIN, "has values of type uint16, and the set was made from 8-bit values: give scenes of"),
+        (
+            4,
+            Reading((4, 3, 2), ((0.0, 3000.0),) * 3, of_bands=13),
+            "has 4 band(s), and the set was made from bands 4, 3, 2 of 13: give scenes of",
+        ),
+    ],
+)
+def test_scenes_of_another_kind_than_a_set_s_are_refused(bands, reading, told, tmp_path):
+    archive(tmp_path, lambda label, random: ground(random, bands, 3000, np.uint16))
     with pytest.raises(SceneError) as caught:
         open_scenes(tmp_path, reading=reading)
-    assert str(caught.value) == (
-        f"{tmp_path / 'a' / '0.tif'} has 4 band(s), and the set was made from bands 4, 3, 2 of 13: give scenes of the "
-        "same kind"
-    )
+    assert str(caught.value) == f"{tmp_path / 'a' / '0.tif'} {told} the same kind"
 
 
 def test_runs_from_before_the_number_of_bands_was_recorded_resume(tmp_path):

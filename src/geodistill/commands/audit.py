@@ -8,7 +8,6 @@ from pathlib import Path
 from geodistill.commands.source import Source, read_source, recorded_base, shadow_sets
 from geodistill.distilled import DistilledSet, owner_files, run_of, set_folder, strays, tell_of_audit
 from geodistill.errors import ConfigError, RunError
-from geodistill.methods import METHODS
 from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
 from geodistill.privacy.audit import audit as audit_set
 from geodistill.privacy.membership import too_little
@@ -81,7 +80,7 @@ def audit(
 
 def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequence[Shadow]) -> Known:
     prior, starts, unchecked = source.prior(), None, ""
-    if prior is None and METHODS[source.method].kind != "real":
+    if not prior and not source.real:
         # Its name alone: the set's card gets this sentence, and must not have a path of this machine.
         unchecked = f"the base {Path(source.base).name!r} of the run's settings cannot be loaded"
         log.warning("%s (%s): its part of the audit is left out", unchecked, source.base)

@@ -115,7 +115,7 @@ def pretrain(
     True
     """
     check_compact_size(config.size)
-    _check_shares(sources, config.compact, anew=start is None)
+    _check_shares(sources, config.compact, new_autoencoder=not start)
     if start == SCRATCH:
         raise PriorError("there is nothing to go on from in base 'scratch': leave --base out to start anew")
     about: dict[str, Any] = {"compact": config.compact.model_dump(mode="json"), "size": config.size}
@@ -140,12 +140,12 @@ def pretrain(
     return folder
 
 
-def _check_shares(sources: Sequence[Source], settings: CompactSettings, *, anew: bool) -> None:
+def _check_shares(sources: Sequence[Source], settings: CompactSettings, *, new_autoencoder: bool) -> None:
     """Raise ConfigError if the weight of an archive is so small that its share of a batch is not one image.
 
-    `anew`: whether an autoencoder is trained too.
+    `new_autoencoder`: whether an autoencoder is made, not that of another base taken.
     """
-    both = anew and settings.autoencoder == "convolutional"
+    both = new_autoencoder and settings.autoencoder == "convolutional"
     smallest = min(settings.batch, settings.autoencoder_batch) if both else settings.batch
     weights = [source.weight for source in sources]
     for source, count in zip(sources, apportion(smallest, weights), strict=True):

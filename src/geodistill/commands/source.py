@@ -47,9 +47,14 @@ class Source:
     config: Config
     secret: bool
 
+    @property
+    def real(self) -> bool:
+        """Whether the images are real ones as they are, so that no base drew them."""
+        return METHODS[self.method].kind == "real"
+
     def replayable(self, distilled: DistilledSet) -> bool:
         """Return whether the images of `distilled`, its set, follow from a seed that is stated there or guessable."""
-        generated = METHODS[self.method].kind != "real" and self.config.privacy != "dp"
+        generated = not self.real and self.config.privacy != "dp"
         return distilled.replayable or (generated and not self.secret)
 
     def learned_from(self, train: Scenes) -> Scenes:
@@ -73,7 +78,7 @@ class Source:
 
     def prior(self) -> Prior | None:
         """Return the base that drew the set, without its adapter; None if it is unavailable or the images are real."""
-        if METHODS[self.method].kind == "real":
+        if self.real:
             return None
         try:
             return load_prior(source_of(self.base, self.config.size), self.config.precision)
@@ -163,16 +168,16 @@ def recorded_base(folder: Path) -> str | None:
     """
     run = folder if (folder / "run.json").is_file() else folder.parent
     base: str | None = recorded_part(run / "run.json", "settings").get("config", {}).get("base")
-    if base != SCRATCH:
-        return base_from(run, base) if base else base
-    return str(run / BASE.name) if (run / BASE.name).is_dir() else None
+    found = base_from(run, base) if base else None
+    return None if found and base == SCRATCH and not Path(found).is_dir() else found
 
 
 def base_from(run: Path, base: str) -> str:
-    """Return the setting `base` of the run in folder `run` such that it means the same in any working directory.
+    """Return the base that the setting `base` of the run in folder `run` names, for any working directory.
 
-    The run has the path of a folder as it was typed. A relative one is looked for here, then in the folders above the
-    run, one of which the command was typed in. A base built from the scenes is a folder of the run.
+    The run keeps the path of a base as it was typed. A relative path is looked for in the working directory, then in
+    each folder above the run, because the command was probably typed in one of them. A base that was built from the
+    scenes is in the run's own folder.
     """
     if base == SCRATCH:
         return str(run / BASE.name)

@@ -90,8 +90,10 @@ def fitting_reading(
     Raises:
         SceneError: the file has other bands or values than the model was trained on; both are named.
     """
-    asked = None if bands is None else choose_bands([(path, info)], bands)
-    reading = model if asked is None else replace(model, bands=asked.bands, of_bands=asked.of_bands)
+    reading = model
+    if bands is not None:
+        asked = choose_bands([(path, info)], bands)
+        reading = replace(model, bands=asked.bands, of_bands=asked.of_bands)
     if scale is not None:
         reading = with_scale(replace(reading, scale=()), info.dtype, [], scale)
     _check_bands(info, reading, path)

@@ -115,6 +115,8 @@ def check_settings(scenes: Scenes, config: Config) -> None:
 
 
 def _uses_networks(config: Config) -> bool:
-    """Return whether a stage before the tests of the set looks at images by a classifier."""
-    latent = config.prototypes.features == "latent" and config.selection.by != "herding"
-    return not latent or bool(config.refinement.steps) or config.sampling.strength is None
+    """Return whether a stage needs a classifier of images: prototypes, following, selection or refinement."""
+    clusters = config.prototypes.features != "latent"
+    follows = config.sampling.strength is None
+    herds = config.selection.by == "herding"
+    return clusters or follows or herds or config.refinement.steps > 0

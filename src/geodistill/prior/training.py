@@ -256,8 +256,9 @@ def write_losses(folder: Path, losses: Sequence[float]) -> None:
 
 
 def read_losses(folder: Path) -> list[float]:
-    """Return what `write_losses` wrote."""
-    found: list[float] = json.loads((folder / _LOSSES).read_text(encoding="utf-8"))
+    """Return what `write_losses` wrote to `folder`; [] if there is nothing."""
+    path = folder / _LOSSES
+    found: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return found
 
 

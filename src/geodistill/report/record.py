@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from geodistill.pipeline import ADAPTER, BASE, REFINED, words_of
+from geodistill.prior.training import read_losses
 from geodistill.report.found import Found
 from geodistill.report.parts import Cell, Plot, Table, number
 from geodistill.report.plots import curves_plot, thin
@@ -22,8 +23,7 @@ def training_curves(folders: Mapping[str, Path]) -> dict[str, dict[str, list[flo
     for stage in _TRAINED:
         curves: dict[str, list[float]] = {}
         for name, folder in folders.items():
-            path = folder / stage / "losses.json"
-            losses = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+            losses = read_losses(folder / stage)
             if losses and losses not in curves.values():
                 curves[name] = losses
         if curves:
