@@ -11,7 +11,9 @@ docs/adding.md shows the rows. The same command resumes.
 """
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import (
@@ -76,11 +78,29 @@ def _tried(args: argparse.Namespace, case: str, train: Scenes, config: Config) -
     old = distill(first, config, out=args.out / f"{case}-first", command=command())
     add(old, second, config, out=args.out / f"{case}-added", command=command())
     updated = DistilledSet.load(args.out / f"{case}-added" / UPDATED)
-    anew = DistilledSet.load(args.anew) if args.anew else distill(train, config, out=args.out / "anew")
+    anew = _checked(args.anew, config) if args.anew else distill(train, config, out=args.out / "anew")
     sets = {UPDATED_SET: updated, ANEW: anew} | ({BEFORE: old} if case == "scenes" else {})
     tried = {name: SEEDS * [Training.on_set(name, one)] for name, one in sets.items()}
     picks = [random_real(train, updated, seed) for seed in range(SEEDS)]
     return tried | {RANDOM: [Training.on_scenes(RANDOM, pick, config.size) for pick in picks]}
+
+
+def _checked(folder: Path, config: Config) -> DistilledSet:
+    """Return the set in `folder`; end here if it was distilled with settings other than `config`."""
+    made = DistilledSet.load(folder)
+    # None is a value that the run works out. What the images are drawn from may differ.
+    wanted = config.model_dump(mode="json", exclude_none=True, exclude={"seed", "reproducible"})
+    other = [name for name, value in wanted.items() if not _agrees(made.about["config"].get(name), value)]
+    if other:
+        sys.exit(f"{folder} was distilled with another value of {', '.join(other)}: leave --anew out")
+    return made
+
+
+def _agrees(found: Any, wanted: Any) -> bool:
+    """Return whether a setting has the value `wanted`, or a section of settings has all of its values."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return all(_agrees(found.get(name), value) for name, value in wanted.items())
+    return bool(found == wanted)
 
 
 def parts(train: Scenes, case: str) -> tuple[Scenes, Scenes]:

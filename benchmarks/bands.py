@@ -69,7 +69,8 @@ def _arguments() -> argparse.Namespace:
 def _compared(args: argparse.Namespace, bands: str, seed: int) -> dict[str, Tensor]:
     """Return whether each classifier is right, [seeds, n], for each method and all real images."""
     data, out = open_scenes(args.data, bands=bands), args.out / f"{bands}-{seed}"
-    config = load_config(sets=args.set, base=BASE, size=SIZE).model_copy(update={"seed": seed})
+    # Methods that draw real images draw others for each classifier, under the seeds that follow the run's.
+    config = load_config(sets=args.set, base=BASE, size=SIZE).model_copy(update={"seed": SEEDS * seed})
     rows = compare(data, config, out=out, methods=METHODS, ipcs=(IPC,), seeds=SEEDS, full=seed == 0, command=command())
     if seed == 0:
         draw_grid(_set(out, OWN), _picture(bands), per_class=IPC)
@@ -114,7 +115,7 @@ Sentinel-2 tiles with 13 bands (EuroSAT, 64 px): 12 training and 5 test images o
 on the 50 test images in per cent of EfficientNet-Lite0 fine-tuned on 5 images a class, mean ± standard deviation over
 sets; each set is tested with three classifiers. The base is built from the 120 training images (`--base scratch`).
 Differences are in points, with 95 % bootstrap intervals over test images, classifiers and, if there are several, sets.
-With 50 test images, differences of less than about 10 points are not significant. "Patch borders" tells whether one
+With 50 test images, the half-width of an interval is 12 to 17 points. "Patch borders" tells whether one
 sees the 8x8-pixel patches of the base's linear autoencoder: the mean squared difference of neighbouring pixels across
 their borders over that elsewhere, 1 if one does not. Its 48 latent channels hold a quarter of the numbers of an RGB
 patch, and 6 % of those of 13 bands. With `compact.channels=192` borders show less and grain more
@@ -141,7 +142,9 @@ def _page(lines: list[dict[str, str]]) -> str:
         for bands, name in KINDS.items()
         if _picture(bands).is_file()
     ]
-    return _INTRODUCTION + "\n".join([*rows, "", *pictures])
+    settings = ", ".join(dict.fromkeys(f"`{line['settings']}`" for line in lines if line["settings"]))
+    told = [f"Settings that differ from the defaults: {settings}.\n"] if settings else []
+    return _INTRODUCTION + "\n".join([*rows, "", *told, *pictures])
 
 
 if __name__ == "__main__":

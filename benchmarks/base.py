@@ -24,7 +24,6 @@ from geodistill.evaluation.fidelity import kid
 from geodistill.evaluation.protocols import train_and_predict
 from geodistill.networks import pooled_features
 from geodistill.prior.base import Prior, load_prior, source_of
-from geodistill.prior.catalogue import SHIPPED
 from geodistill.prior.noising import noise_process
 from geodistill.prior.sample import Requests, sample_batch
 from geodistill.prior.training import batches, prompt_table
@@ -47,7 +46,7 @@ def main() -> None:
     labels = torch.arange(len(scenes.train.classes)).repeat_interleave(PER_CLASS)
     draw_grid(DistilledSet(drawn, labels, scenes.train.classes, (), {}), PICTURE, per_class=8)
     line = {
-        "base": args.name,
+        "base": args.name or args.base,
         "guidance": f"{args.guidance:g}",
         "megabytes": f"{sum(path.stat().st_size for path in base.rglob('*') if path.is_file()) / 1e6:.1f}",
         **_figures(prior, drawn, labels, scenes.train, scenes.test),
@@ -59,8 +58,8 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     options = parser(__doc__)
-    options.add_argument("--base", default=SHIPPED, help="a name or a pipeline folder (the shipped base)")
-    options.add_argument("--name", default="compact", help="of the base in the table")
+    options.add_argument("--base", default="aid", help="a name or a pipeline folder")
+    options.add_argument("--name", help="of the base in the table (as --base)")
     options.add_argument("--guidance", type=float, default=SamplingSettings().guidance_scale)
     return parsed(options)
 

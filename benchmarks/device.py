@@ -13,6 +13,7 @@ takes one thread; its minutes are of the processor, which other processes do not
 import argparse
 import io
 import json
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -87,9 +88,17 @@ def _trained(args: argparse.Namespace, network: str, kind: str) -> Path:
         done = train(source, network, out=folder, size=size)
         cost = {"minutes": (time.process_time() - processor) / 60, "wall_minutes": (time.monotonic() - wall) / 60}
         cost |= {"images": len(labelled_images(source, size=32).labels), "bytes": _bytes(source, kind)}
-        write_atomic(folder / "cost.json", json.dumps(cost))
+        write_atomic(folder / "cost.json", json.dumps({**cost, "set": str(args.set.resolve())}))
         print(network, kind, done.about.protocol, cost, flush=True)
+    _check_set(folder, args)
     return folder
+
+
+def _check_set(folder: Path, args: argparse.Namespace) -> None:
+    """End here if the model in `folder` was trained on, or calibrated with, another set than `args.set`."""
+    made_with = json.loads((folder / "cost.json").read_text()).get("set", str(args.set.resolve()))
+    if made_with != str(args.set.resolve()):
+        sys.exit(f"{folder} was made with {made_with}: give another --out for {args.set}")
 
 
 def _bytes(source: Path, kind: str) -> int:

@@ -22,6 +22,8 @@ from geodistill.run import versions, write_atomic
 ARCHIVES = {"aid": "AID", "ucmerced": "UC Merced", "eurosat": "EuroSAT"}
 UNSEEN_BY = {"aid": "compact", "ucmerced": "aid", "eurosat": "aid"}
 RESULTS = Path(__file__).parent / "results"
+# Columns that say under what circumstances a row was measured.
+CIRCUMSTANCES = ("hardware", "versions", "commit", "command")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -50,12 +52,8 @@ def folder_of(archive: str, data: Path) -> Path:
 @cache  # one script, one answer for all its rows
 def circumstances() -> dict[str, str]:
     """Return hardware, versions, commit and command: what is needed to make a row again."""
-    return {
-        "hardware": hardware(),
-        "versions": " ".join(f"{name}={version}" for name, version in versions().items()),
-        "commit": commit(),
-        "command": command(),
-    }
+    installed = " ".join(f"{name}={version}" for name, version in versions().items())
+    return dict(zip(CIRCUMSTANCES, (hardware(), installed, commit(), command()), strict=True))
 
 
 def hardware() -> str:
@@ -73,9 +71,18 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """Return the short name of the commit that runs."""
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or "unknown"
+    """Return the short name of the commit that runs; with "-dirty" if code differs from it (results may)."""
+    asked = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.toml")
+    return (asked or "unknown") + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    """Return what git says of the repository that this file is in; "" outside one."""
+    asked = subprocess.run(
+        ["git", *words], capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent
+    )
+    return asked.stdout.strip()
 
 
 def command() -> str:
@@ -84,10 +91,35 @@ def command() -> str:
 
 
 def merged(lines: Sequence[dict[str, Any]], name: str, key: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of benchmarks/results/<name> with `lines` in the place of those that have the same key."""
+    """Return the rows of benchmarks/results/<name> with `lines` in the place of those that have the same key.
+
+    A line that only repeats the figures of its predecessor, because a finished run was read again, keeps the
+    predecessor's hardware, versions, commit and command: those under which it was measured.
+    """
     path = RESULTS / name
     kept = list(csv.DictReader(path.open())) if path.is_file() else []
-    return list({tuple(line[column] for column in key): line for line in [*kept, *lines]}.values())
+    found = {tuple(line.get(column, "") for column in key): line for line in kept}
+    for line in lines:
+        own = tuple(line.get(column, "") for column in key)
+        before = found.get(own)
+        measured = {name: before[name] for name in CIRCUMSTANCES} if before and _repeats(line, before) else {}
+        found[own] = line | measured
+    return list(found.values())
+
+
+def _repeats(line: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Return whether `line` has each figure of `before`, up to its last digit."""
+    if not before.keys() >= set(CIRCUMSTANCES):
+        return False
+    figures = {name: value for name, value in before.items() if value and name not in CIRCUMSTANCES}
+    return all(_same(str(line.get(name, "")), value) for name, value in figures.items())
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return abs(float(one) - float(other)) <= 1e-4
+    except ValueError:
+        return one == other
 
 
 def rows_to_compare(right: Sequence[Tensor]) -> Tensor:
@@ -103,7 +135,8 @@ def difference_columns(pair: Pair | None, names: Sequence[str]) -> dict[str, str
     """Return a difference and the ends of its interval as columns with three `names`; empty ones without a pair."""
     if pair is None:
         return dict.fromkeys(names, "")
-    return {key: f"{value:.4f}" for key, value in zip(names, (pair.difference, pair.low, pair.high), strict=True)}
+    # Six digits: the pages round to three, and rounding twice could change the last.
+    return {key: f"{value:.6f}" for key, value in zip(names, (pair.difference, pair.low, pair.high), strict=True)}
 
 
 def told_difference(line: dict[str, str], names: Sequence[str]) -> str:

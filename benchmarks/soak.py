@@ -26,7 +26,6 @@ from record import ARCHIVES, circumstances, folder_of, merged, to_csv
 from geodistill.commands.predict import predict
 from geodistill.commands.train import train
 from geodistill.deployment.predictors import load_predictor
-from geodistill.evaluation.classifier import WEIGHTS
 from geodistill.networks import PRETRAINED
 from geodistill.scenes import Scenes, open_scenes
 from geodistill.seeding import generator
@@ -40,8 +39,7 @@ def main() -> None:
     """Train, classify for the given time, write the row."""
     args = _arguments()
     model = args.out / "model"
-    if not (model / WEIGHTS).is_file():
-        train(args.set, PRETRAINED, out=model)
+    train(args.set, PRETRAINED, out=model)
     test = open_scenes(folder_of(ARCHIVE, args.data)).test
     assert test is not None
     folder = _folder(test, args.out / "images")

@@ -6,20 +6,20 @@ Training: a pipeline at 256 px whose parts have the proportions of Stable Diffus
 random weights. The other side does what diffusers' example train_text_to_image_lora.py does at each step, in its
 default precision: encode the images, encode the texts, denoise, step.
 
-Drawing: the compact base, AID, a candidate for each of the prototypes of an IPC 10 run. The other side draws them one
-prototype after the other, encodes the prompt each time, and takes PNDM's 50 steps from the same strength, in float32.
-What both draw is then judged: OA of a classifier trained on one candidate of each prototype (finetune, three seeds),
-and FID to the test images of five, as fewer images have none. For this the other side's are drawn together, which
-makes the same images sooner.
+Drawing: the compact base (in rows of commits before be9fbe0 the one that is now called `aid`), AID, a candidate for
+each of the prototypes of an IPC 10 run. The other side draws them one prototype after the other, encodes the prompt
+each time, and takes PNDM's 50 steps from the same strength, in float32. What both draw is then judged: OA of a
+classifier trained on one candidate of each prototype (finetune, three seeds), and FID to the test images of five, as
+fewer images have none. For this the other side's are drawn together, which makes the same images sooner.
 
 Encoding: 1,000 and 6,000 of AID's training images, decoded, resized, encoded in eight views, in a process of their own;
 the other side reads an image, encodes it, takes the next, in float32. The peak memory of each is in the row.
 
 Our side computes in bf16 on a CPU that has units for it, in float32 on another: each machine has its rows.
-Rounds of the two sides alternate, each in a process of its own; a row of benchmarks/results/speed.csv has the median of
-each, their ratio, the least and the largest ratio of a round, the share that our side reaches of the rate of a large
-matrix product in the same precision and run, and which kinds of operations our side's time goes to, as torch's profiler
-tells.
+Rounds of the two sides alternate, each in a process of its own (encoding: one round); a row of
+benchmarks/results/speed.csv has the median of each, their ratio, the least and the largest ratio of a round, the share
+that our side reaches of the rate of a large matrix product in the same precision and run, and which kinds of operations
+our side's time goes to, as torch's profiler tells.
 """
 
 import argparse
