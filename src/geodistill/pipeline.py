@@ -6,6 +6,8 @@ from geodistill.provenance import Stage
 
 # The method that has these stages; its rivals have some of them.
 OWN = "dpd"
+# In the settings of a run that updates another set: the content hash of that set.
+ADDS_TO = "adds_to"
 
 BASE = Stage("base", 3, title="Training of the base", lent=True)
 LATENTS = Stage("latents", 2, shared=True, lent=True)

@@ -168,15 +168,16 @@ def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> N
     # So small an archive cannot show that its teacher does better than guessing.
     asked = ["--config", "tiny", "--set", "teacher.held_out=0.01", "--set", "self_test.held_out=0"]
     assert _call("distill", tmp_path / "first", "--ipc", 2, *asked, "--out", tmp_path / "old").exit_code == 0
-    # What the card of the old set says of its source holds for the new one, unless it is replaced.
+    # The card of the new set has the source of the old one, and that of the new scenes.
     tell_of_source(tmp_path / "old" / "distilled", "old scenes", "CC0")
     adding = ["distill", tmp_path / "old", "--add", tmp_path / "second", *asked]
     made = _call(*adding, "--source-name", "drawn scenes", "--strict", "--profile", "--out", tmp_path / "new")
     assert made.exit_code == 0, made.stderr
     assert "the largest memory, " in made.stdout
     card = (tmp_path / "new/updated/README.md").read_text()
-    assert "Made from drawn scenes." in card
-    assert 'license_name: "CC0"' in card
+    assert "Made from old scenes. Licence of the source: CC0. Updated with scenes of drawn scenes." in card
+    assert 'license_name: "CC0 and a licence that is not stated"' in card
+    assert "--source-name and --source-license add them" in made.stdout
     assert "with test scenes of all its classes" in made.stdout
     assert f"new classes: {', '.join(names[6:])}" in made.stdout
     assert f"20 images of 10 classes: {tmp_path / 'new/updated'}" in made.stdout

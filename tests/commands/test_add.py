@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from geodistill.commands import add as module
 from geodistill.commands.add import add, compose, joined
 from geodistill.config import load_config
-from geodistill.distilled import DistilledSet
+from geodistill.distilled import DistilledSet, tell_of_audit
+from geodistill.distilled.about import follows_scenes
 from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
 from geodistill.scenes.scenes import Scenes
@@ -96,8 +98,11 @@ def test_the_updated_set_says_what_is_true_of_old_and_new_images() -> None:
     seeded = replace(OLD, about={"method": "dpd", "config": {"seed": 3}})
     assert _about(seeded, config={"ipc": 2})["config"] == {"ipc": 2, "seed": 3}
     # Nor is it hidden that old images were sampled from training images.
-    followed = {"config": {"sampling": {"follow": "start"}}}
-    assert _about(replace(OLD, about=followed), config={"sampling": {"follow": "none"}})["config"] == followed["config"]
+    for followed in ({"config": {"sampling": {"follow": "start"}}}, {"method": "mgd3"}):
+        about = _about(replace(OLD, about=followed), config={"sampling": {"follow": "none"}})
+        assert follows_scenes(about)
+        assert about["method"] == " and ".join(dict.fromkeys([followed.get("method", "dpd"), "dpd"]))
+    assert not follows_scenes(_about(OLD, config={"sampling": {"follow": "none"}}))
 
 
 @pytest.mark.parametrize(("old_has", "new_has"), [(True, True), (True, False), (False, True)])
@@ -172,3 +177,31 @@ def test_a_class_that_is_too_small_for_the_update_is_named(asked: dict[str, Any]
     with pytest.raises(ConfigError) as caught:
         add(OLD, NEW, load_config("tiny", size=32, **asked), out=tmp_path)
     assert str(caught.value) == f"class 'Beach' has 2 images in the set and no new scenes: {told}"
+
+
+@pytest.mark.parametrize(
+    ("has", "why"), [(True, "class 'Quarry' is new"), (False, "class 'Quarry' is new"), (False, "2 images of the set")]
+)
+def test_soft_labels_that_would_be_left_out_are_refused(has: bool, why: str, tmp_path: Path) -> None:
+    record = {"soft_label": [1.0, 0.0]}
+    old = replace(OLD, records=(record, record if has else {}, record, record if has else {}))
+    new = NEW if "new" in why else _scenes(_plain(100, 110), [1, 1], OLD.classes)
+    with pytest.raises(ConfigError) as caught:
+        add(old, new, load_config("tiny", size=32, ipc=2, soft_labels=True), out=tmp_path / "run")
+    assert str(caught.value).startswith("soft labels cannot be had for all images of the updated set: " + why)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_update_keeps_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "distill", lambda *_, **__: replace(_made(), about={"method": "dpd"}))
+    config = load_config("tiny", size=32, ipc=2)
+    add(OLD, NEW, config, out=tmp_path)
+    card = tmp_path / "updated" / "README.md"
+    tell_of_audit(tmp_path / "updated", "Audited.")
+    told = card.read_text()
+    add(OLD, NEW, config, out=tmp_path)
+    assert card.read_text() == told
+    assert "Audited." in told
+    monkeypatch.setattr(module, "distill", lambda *_, **__: replace(_made(), about={"method": "dpd", "x": 1}))
+    add(OLD, NEW, config, out=tmp_path)
+    assert "Audited." not in card.read_text()

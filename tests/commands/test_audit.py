@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from geodistill.commands.audit import audit as audit_folder
-from geodistill.commands.audit import unanswerable
+from geodistill.commands.audit import unanswerable, untested
 from geodistill.commands.distill import distill
 from geodistill.commands.source import Source, _half, read_source, shadow_sets
 from geodistill.config import Config, make_config, recorded
@@ -151,6 +151,18 @@ class TestOfRuns:
         with pytest.raises(RunError, match="was made from other scenes than these"):
             audit_folder(folder, data)
         assert (folder / "README.md").read_text() == card
+
+    def test_what_was_not_tested_of_an_updated_set_is_told(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
+        made = DistilledSet.load(run / "distilled")
+        updated = replace(made, about=made.about | {"batches": 2, "follows_scenes": True})
+        folder = updated.save(tmp_path / "updated")
+        found, *_ = audit_folder(folder, SceneData(pair, None))
+        told = "was not tested: the set was updated, so no run made all its images."
+        assert untested(found, updated) == [f"Whether the sampling can be repeated from a training image {told}"]
+        assert told in (folder / "README.md").read_text()
+        away = made.save(tmp_path / "away")
+        found, distilled, _ = audit_folder(away, SceneData(pair, None))
+        assert untested(found, distilled)[0].endswith("was not tested: its run, or the run's secret, was not at hand.")
 
     def test_files_that_are_not_of_the_set_fail(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
         shutil.copytree(run, tmp_path / "run")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from geodistill.commands import fetch as module
 from geodistill.commands.fetch import ARCHIVES, fetch
-from geodistill.errors import SceneError
+from geodistill.errors import RunError, SceneError
 from geodistill.scenes import open_scenes
 from geodistill.scenes.fetched import fetched
 
@@ -153,3 +153,23 @@ def test_a_damaged_list_of_archives(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         SceneError, match=r"archives\.json cannot be read \(.*\): delete it, and fetch the archives again$"
     ):
         fetched()
+
+
+def test_a_folder_that_is_no_complete_archive_is_not_taken_for_one(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "ucmerced").mkdir()
+    with pytest.raises(SceneError) as caught:
+        fetch("ucmerced", tmp_path, endpoint=hub.address)
+    assert str(caught.value) == (
+        f"{tmp_path / 'ucmerced'} is there already, and `geodistill fetch` did not complete it: remove it, or choose "
+        "another --out"
+    )
+    assert fetched() == {}
+
+
+def test_a_data_folder_that_cannot_be_written_is_named(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    with pytest.raises(RunError, match=rf"^{tmp_path / 'file' / 'geodistill'} cannot be a folder"):
+        fetch("ucmerced", tmp_path / "archives", endpoint=hub.address)

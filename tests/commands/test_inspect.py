@@ -2,10 +2,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from rasters import archive, tif
+from typer.testing import CliRunner
 
+from geodistill.cli import app
 from geodistill.commands.inspect import contact_sheet, inspect
-from geodistill.scenes import open_scenes
+from geodistill.scenes import open_scenes, write_scenes
 
 
 def test_what_a_folder_holds(tmp_path: Path) -> None:
@@ -60,3 +63,25 @@ def test_the_contact_sheet_shows_each_class(tmp_path: Path) -> None:
     assert int((sheet.labels == 0).sum()) == 8
     assert 1 <= int((sheet.labels == 1).sum()) <= 5
     assert sheet.images[sheet.labels == 1].unique().tolist() == [100]
+
+
+def test_the_share_of_missing_pixels_is_that_of_all_pixels(tmp_path: Path) -> None:
+    whole = np.full((1, 100, 100), 7, np.uint8)
+    for name, values in (("0", whole), ("1", whole + 1), ("2", whole + 2)):
+        tif(tmp_path / "a" / f"{name}.tif", values, nodata=0)
+    small = np.full((1, 10, 10), 9, np.uint8)
+    small[0, :5] = 0
+    tif(tmp_path / "b" / "0.tif", small, nodata=0)
+    count, share = inspect(open_scenes(tmp_path, split="all")).missing
+    assert (count, share) == (1, pytest.approx(50 / 30_100))
+
+
+def test_a_contact_sheet_that_cannot_be_written_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path / "none"), "--out", str(tmp_path / "sheet")])
+    assert told.exit_code == 2
+    wanted = "is no name of a picture: end it with one of .png, .jpg, .jpeg, .webp"
+    assert " ".join(told.stderr.split()).endswith(wanted)
+    write_scenes(tmp_path / "data", train_per_class=1, test_per_class=1, size=16)
+    made = CliRunner().invoke(app, ["inspect", str(tmp_path / "data"), "--out", str(tmp_path)])
+    assert made.exit_code == 0, made.stderr
+    assert (tmp_path / "contact-sheet.png").is_file()

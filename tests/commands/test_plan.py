@@ -169,6 +169,12 @@ class TestPlan:
         assert kept == f"{(60 - found.held_out) * config.latents.views} views"
         assert "self_test" not in {stage.name for stage in without.stages}
 
+    def test_counts_the_soft_label_teacher(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
+        config = on_pipeline.model_copy(update={"soft_labels": True})
+        (stage,) = [stage for stage in make_plan(pair, config, tmp_path).stages if stage.name == "labeller"]
+        assert stage.work == "25,600 images"  # 400 steps of 64
+        assert stage.seconds > 0
+
     def test_says_what_it_does_not_count(self, pair: Scenes, on_pipeline: Config, tmp_path: Path):
         assert make_plan(pair, on_pipeline, tmp_path).not_estimated == ()
         server = "openai:http://localhost:8000/v1"

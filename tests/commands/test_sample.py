@@ -105,6 +105,10 @@ class TestDrawTargeted:
         assert not torch.equal(images["fewer"], images["prompt"])
         about = json.loads(next(drawn["seed"].glob("*-snow-*_1.json")).read_text())
         assert (about["class"], about["seed"], about["count"]) == (name, 1, 2)
+        # The images of a call that drew more stay, and are counted.
+        draw_targeted(run, f"A satellite image of {name}, snow", count=1, seed=0, out=drawn["one"])
+        assert len(list((drawn["one"] / name).iterdir())) == 9
+        assert json.loads(next(drawn["one"].glob("*-snow-*_0.json")).read_text())["count"] == 9
 
     def test_in_the_run_by_default(self, run: Path, data: SceneData):
         folder = draw_targeted(run, "Snow, at dusk!", count=1, class_name="dense residential")
@@ -192,6 +196,13 @@ def test_images_are_drawn_as_those_of_the_set_were(run: Path, monkeypatch: pytes
     (run / "following").mkdir(exist_ok=True)
     (run / "following" / "following.json").write_text('{"closely": true}')
     config = make_config({**tomllib.loads((run / "config.toml").read_text()), "sampling": {"steps": 2}})
-    monkeypatch.setattr("geodistill.commands.sample.make_config", lambda values: config)
+    monkeypatch.setattr("geodistill.commands.sample.load_config", lambda file: config)
     draw_targeted(run, "a beach", count=1, out=tmp_path / "drawn")
     assert seen == [1.5]
+
+
+def test_settings_that_are_damaged_are_named(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "config.toml").write_text("ipc = [")
+    with pytest.raises(ConfigError, match=r"config\.toml is not valid TOML"):
+        draw_targeted(tmp_path / "run", "An image of a beach")

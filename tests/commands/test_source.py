@@ -62,3 +62,9 @@ def test_a_run_reads_files_with_as_many_bands_as_its_set_was_made_from(tmp_path:
     (tmp_path / "distilled" / "manifest.json").write_text(json.dumps({"about": about}))
     assert recorded_reading(tmp_path).of_bands == 13
     assert recorded_reading(tmp_path / "distilled").of_bands == 13
+
+
+def test_a_set_without_its_run_names_its_base(tmp_path: Path) -> None:
+    for base, known in (("compact", "compact"), ("not-installed", None), ("scratch", None)):
+        (tmp_path / "manifest.json").write_text(json.dumps({"about": {"config": {"base": base}}}))
+        assert recorded_base(tmp_path) == known

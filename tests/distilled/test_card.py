@@ -6,7 +6,14 @@ import pytest
 import torch
 from made import make_set
 
-from geodistill.distilled import DistilledSet, tell_of_audit, tell_of_self_test, tell_of_source
+from geodistill.distilled import (
+    DistilledSet,
+    tell_of_audit,
+    tell_of_self_test,
+    tell_of_source,
+    tell_of_sources,
+    told_licence,
+)
 
 
 def test_card_tells_of_the_audit_or_that_there_was_none(tmp_path):
@@ -150,3 +157,29 @@ def test_card_says_what_the_manifest_holds(tmp_path):
         card = (own.save(tmp_path / "set") / "README.md").read_text()
         assert "`manifest.json` has the settings" in card
         assert told in card
+
+
+def test_the_card_of_an_updated_set_names_both_sources(tmp_path):
+    old, folder = make_set().save(tmp_path / "old"), make_set(size=16).save(tmp_path / "new")
+    bare = (folder / "README.md").read_text()
+    tell_of_sources(folder, old, "", "")
+    assert (folder / "README.md").read_text() == bare
+    tell_of_source(old, "Foo", "MIT")
+    tell_of_sources(folder, old, "", "")
+    told = (folder / "README.md").read_text()
+    assert (
+        "## Source\n\nMade from Foo. Licence of the source: MIT. Updated with scenes of a source that is not stated. "
+        "Their licence is not stated.\n\n## Classes" in told
+    )
+    assert told_licence(folder) == "MIT and a licence that is not stated"
+    for _ in range(2):
+        tell_of_sources(folder, old, "Bar", "CC-BY-NC-4.0")
+        told = (folder / "README.md").read_text()
+        assert "Licence of the source: MIT. Updated with scenes of Bar. Their licence: CC\\-BY\\-NC\\-4.0.\n" in told
+        assert told_licence(folder) == "MIT and CC-BY-NC-4.0"
+    # The same command once more, without the names, leaves them.
+    tell_of_sources(folder, old, "", "")
+    assert (folder / "README.md").read_text() == told
+    other = make_set(size=32).save(tmp_path / "third")
+    tell_of_sources(other, folder, "Foo", "MIT")
+    assert told_licence(other) == "MIT and CC-BY-NC-4.0"

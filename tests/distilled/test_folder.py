@@ -1,7 +1,9 @@
+import pytest
 from made import make_set
 from PIL import Image
 
-from geodistill.distilled import DistilledSet, run_of, strays
+from geodistill.distilled import DistilledSet, run_of, set_folder, set_in, strays
+from geodistill.errors import DistilledSetError
 
 
 def test_files_that_are_not_of_the_set_are_named(tmp_path, caplog):
@@ -37,3 +39,15 @@ def test_the_run_of_a_set(tmp_path):
     assert run_of(folder) == tmp_path / "run"
     make_set().save(tmp_path / "run" / "updated")
     assert run_of(tmp_path / "run") is None
+
+
+def test_an_update_that_is_not_finished_is_no_set(tmp_path):
+    run = tmp_path / "run"
+    make_set().save(run / "distilled")
+    (run / "run.json").write_text('{"settings": {"adds_to": "0f"}}')
+    assert set_in(run) == run / "updated"
+    with pytest.raises(DistilledSetError) as caught:
+        set_folder(run)
+    assert str(caught.value) == f"{run} has not finished the update of its set: the same `distill --add` goes on"
+    make_set().save(run / "updated")
+    assert set_folder(run) == run / "updated"

@@ -15,8 +15,7 @@ from rasters import tif
 from geodistill.errors import SceneError
 from geodistill.scenes import open_scenes
 from geodistill.scenes.folder import LAYOUT, SYSTEM_FOLDERS, TEST_FRACTION
-from geodistill.scenes.readers import Info
-from geodistill.scenes.splits import _metres, _position
+from geodistill.scenes.splits import _position
 
 
 def put(path, value=0):
@@ -124,13 +123,6 @@ def test_neighbours_stay_together(tmp_path):
     assert len(data.train) + len(data.test) == 40
     again = open_scenes(tmp_path, split="spatial:5000")
     assert again.test.keys == data.test.keys
-
-
-def test_places_in_degrees_are_measured_in_metres():
-    info = Info(10, 10, "uint8", ("gray",), crs="EPSG:4326", bounds=(9.9, 59.9, 10.1, 60.1), degrees=True)
-    x, y = _metres(info)
-    assert x == pytest.approx(10 * 111_320 / 2, rel=1e-3)
-    assert y == pytest.approx(60 * 111_320)
 
 
 def test_splits_that_cannot_be(tmp_path):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from geodistill.cli import app
 from geodistill.errors import SceneError
-from geodistill.scenes import open_scenes
+from geodistill.scenes import leaks, open_scenes
 from geodistill.scenes.leaks import find_leaks
 from geodistill.scenes.procedural import draw_scene
 from geodistill.scenes.readers import Info
@@ -117,7 +117,8 @@ def test_tiles_that_overlap(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert len(leaks) == 6
     assert leaks[0].share == pytest.approx(0.5)
     assert str(leaks[0]) == "test/a/0.tif and train/a/0.tif (the same ground, 50% of it)"
-    assert "too optimistic. --split spatial keeps neighbours together. `geodistill inspect`" in caplog.text
+    told = "Unless the data has parts of its own, --split spatial keeps neighbours together. `geodistill inspect`"
+    assert f"too optimistic. {told}" in caplog.text
     assert open_scenes(tiles(tmp_path / "beside", 100.0)).leaks == ()
     assert len(open_scenes(tiles(tmp_path / "little", 98.0)).leaks) == 6
 
@@ -171,3 +172,21 @@ def test_files_count_before_pictures_and_ground(tmp_path: Path) -> None:
 def test_false_alarms_on_real_archives(name: str, known: set[tuple[str, str]]) -> None:
     """EuroSAT's pair shows the same stretch of a river. No other scene of both archives is named."""
     assert {(leak.scene, leak.other) for leak in open_scenes(SHARED / name).leaks} == known
+
+
+def test_many_images_of_one_place_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def files(part: str) -> list[SceneFile]:
+        infos = [Info(9, 9, "uint8", (), crs="x", bounds=(k % 2, 0.0, k % 2 + 1.0, 1.0)) for k in range(200)]
+        return [SceneFile(Path(f"{k}"), 0, f"{k}", f"{part}{k}", info) for k, info in enumerate(infos)]
+
+    compared = []
+    shared = leaks._shared
+    monkeypatch.setattr(leaks, "_shared", lambda box, others: compared.append(len(others)) or shared(box, others))
+    found = find_leaks({"train": files("a"), "test": files("b")})
+    assert sum(compared) <= 4
+    assert [(leak.scene, leak.other, leak.share) for leak in found[:3]] == [
+        ("test/0", "train/0", 1.0),
+        ("test/1", "train/1", 1.0),
+        ("test/2", "train/0", 1.0),
+    ]
+    assert len(found) == 200

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from geodistill.scenes.looks import LENGTH, SAME, look_of, most_alike
+from geodistill.scenes.looks import LENGTH, SAME, alike_besides, look_of, most_alike
 from geodistill.scenes.procedural import CLASSES, draw_scene
 
 EVERYWHERE = np.ones((64, 64), bool)
@@ -136,3 +136,30 @@ def looked_up(pixels: np.ndarray) -> np.ndarray:
     """Return the look, or one that is like no other where there is none."""
     found = look(pixels)
     return found if found.size else np.eye(1, LENGTH, dtype=np.int8)
+
+
+def framed(pixels: np.ndarray) -> np.ndarray:
+    """Return a picture with a black frame and a white label."""
+    made = pixels.copy()
+    made[:4], made[-4:], made[:, :4], made[:, -4:] = 0, 0, 0, 0
+    made[-14:-6, -30:-6] = 255
+    return made
+
+
+def test_what_all_pictures_share_does_not_make_them_the_same(pictures: list[np.ndarray]) -> None:
+    scenes = np.concatenate([look(framed(one)) for one in pictures])
+    first, others = scenes[::6], scenes[np.arange(len(scenes)) % 6 > 0]
+    best, alike = most_alike(first, others)
+    hits = np.flatnonzero(alike >= SAME)
+    assert len(hits) > len(first) // 2
+    assert alike_besides(first[hits], others[best[hits]], others).sum() <= 1
+    again = np.concatenate([look(compressed(framed(one), 50)) for one in pictures])
+    assert alike_besides(again, scenes, scenes).mean() > 0.95
+
+
+def test_few_pictures_or_ones_that_share_little_are_not_looked_at_again(pictures: list[np.ndarray]) -> None:
+    scenes = np.concatenate([look(framed(one)) for one in pictures])
+    assert alike_besides(scenes[:1], scenes[1:2], scenes[:29]).tolist() == [True]
+    noise = np.random.default_rng(0).integers(-99, 99, (40, LENGTH)).astype(np.int8)
+    assert alike_besides(noise[:1], noise[1:2], noise).tolist() == [True]
+    assert alike_besides(noise[:0], noise[:0], noise).tolist() == []

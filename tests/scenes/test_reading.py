@@ -534,6 +534,7 @@ def test_a_range_that_is_narrow_for_its_level_keeps_its_ends(tmp_path):
     ("bands", "reading", "told"),
     [
         (3, PLAIN, "has values of type uint16, and the set was made from 8-bit values: give scenes of"),
+        (4, PLAIN, "has 4 bands, and the set was made from images of one or three: give scenes of"),
         (
             4,
             Reading((4, 3, 2), ((0.0, 3000.0),) * 3, of_bands=13),

@@ -1,4 +1,5 @@
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,19 @@ def test_a_list_that_is_no_text_is_named(tmp_path):
     with pytest.raises(SceneError) as caught:
         listed([], tmp_path)
     assert str(caught.value) == f"{tmp_path / 'x-train.txt'}: not a text in UTF-8: save it as UTF-8"
+
+
+@pytest.mark.parametrize(("longitude", "latitude"), [(0.0, 45.0), (-122.0, 47.0), (150.0, 60.0)])
+def test_squares_in_degrees_do_not_lean(longitude, latitude):
+    """Neighbours in the north and in the south are parted as seldom as the side of a square says, anywhere."""
+
+    def column(x, y):
+        info = Info(9, 9, "uint8", RGB, crs="EPSG:4326", bounds=(x, y, x, y), degrees=True)
+        return _square(SceneFile(Path("a.tif"), 0, "a", info=info), 10_000).split()
+
+    places = [longitude + 0.01 * k for k in range(200)]
+    south, north = ([column(x, y) for x in places] for y in (latitude, latitude + 640 / 111_320))
+    same_row = [(a[1], b[1]) for a, b in zip(south, north, strict=True) if a[2] == b[2]]
+    assert all(a == b for a, b in same_row)
+    width = 111_320 * math.cos(math.radians(latitude)) * 0.01 * 200 / 10_000
+    assert len({a[1] for a in south}) == pytest.approx(width, abs=1.1)

@@ -62,9 +62,7 @@ def distill(
     source_license: Annotated[
         str, typer.Option(help="Licence of the archive, for the set's data card. It may bind the set too.")
     ] = "",
-    soft_labels: Annotated[
-        bool, typer.Option("--soft-labels", help="Also store the class probabilities of each image, in the manifest.")
-    ] = False,
+    soft_labels: options.SoftLabels = False,
     add: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +95,7 @@ def distill(
             refuse_inside(add, out=out)
         from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
-        from geodistill.distilled import UPDATED, DistilledSet, copy_source, set_folder, tell_of_source
+        from geodistill.distilled import UPDATED, DistilledSet, set_folder, tell_of_source, tell_of_sources
         from geodistill.methods import METHODS, check_method
         from geodistill.processes import processes
         from geodistill.report.grid import draw_grid
@@ -123,12 +121,14 @@ def distill(
                 raise ConfigError(f"--add draws new images as {OWN} does: leave --method {method} out")
             if (bands, scale) != ("rgb", "auto"):
                 raise ConfigError("--add reads new scenes as those of the set were read: leave --bands and --scale out")
+            # Nothing tests the set, so no scene is kept for a test unless the data has a part for it.
+            read |= {"split": "all" if split == "auto" else split}
             _update(old, open_scenes(add, **read, reading=old.reading or PLAIN, least=1).train, settings, out)
             if processes().main:
-                copy_source(set_folder(data), out / UPDATED)
-                tell_of_source(out / UPDATED, source_name, source_license)
+                tell_of_sources(out / UPDATED, set_folder(data), source_name, source_license)
                 if profile:
                     print_profile(out, settings)
+                _ask_for_source(source_name, source_license)
                 say(f"to test it: geodistill evaluate {out / UPDATED} --data DATA, with test scenes of all its classes")
             return
         if METHODS[method].kind != "real":
@@ -155,8 +155,7 @@ def distill(
         print_self_test(out, settings, split)
         say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
         say(f"sample grid: {out / 'grid.png'}")
-        if not (source_name and source_license):
-            say("the data card does not name the archive and its licence: --source-name and --source-license add them")
+        _ask_for_source(source_name, source_license)
         if opened.test is None:
             say("DATA has no test images, which `geodistill evaluate` needs: give it an archive that has some")
         else:
@@ -181,6 +180,7 @@ def plan(
     privacy: options.Privacy = None,
     epsilon: options.Epsilon = None,
     delta: options.Delta = None,
+    soft_labels: options.SoftLabels = False,
     device: options.Device = None,
 ) -> None:
     """Estimate downloads, memory, disk and time of `distill` with these options. Nothing is downloaded or computed.
@@ -196,8 +196,9 @@ def plan(
         from geodistill.stages.checks import check_base, warn_of_seen_tests
 
         sets = _with_describer(set_, describe)
-        protection = {"privacy": privacy, "epsilon": epsilon, "delta": delta}
-        settings = load_config(config, sets, ipc=ipc, base=base, size=size, **protection)
+        flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "soft_labels": soft_labels or None}
+        flags |= {"privacy": privacy, "epsilon": epsilon, "delta": delta}
+        settings = load_config(config, sets, **flags)
         check_base(settings)
         scenes = open_scenes(data, bands=bands, scale=scale, split=split)
         warn_of_seen_tests(settings.base, scenes)
@@ -298,7 +299,11 @@ def _drawn_by_base_of(run: Path, settings: Any) -> Any:
     from geodistill.commands.source import recorded_base
     from geodistill.config import Config
 
-    known = recorded_base(run) if settings.base == Config().base else None
+    if settings.base != Config().base:
+        return settings
+    known = recorded_base(run)
+    if known is None:
+        say(f"the base that drew the set is not at hand: {settings.base!r} draws the new images")
     return settings.model_copy(update={"base": known}) if known else settings
 
 
@@ -320,6 +325,11 @@ def _update(old: Any, scenes: Any, settings: Any, out: Path) -> None:
     fresh = sorted(set(result.classes) - set(old.classes))
     say(f"new classes: {', '.join(fresh) or 'none'}")
     say(f"{len(result)} images of {len(result.classes)} classes: {out / UPDATED}   grid: {out / 'grid.png'}")
+
+
+def _ask_for_source(name: str, licence: str) -> None:
+    if not (name and licence):
+        say("the data card does not name the archive and its licence: --source-name and --source-license add them")
 
 
 def _last_made(run: Path) -> float:

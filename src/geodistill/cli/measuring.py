@@ -212,7 +212,7 @@ def audit(
     with told(device):
         refuse_inside(data, out=out)
         from geodistill.commands.audit import audit as audit_folder
-        from geodistill.commands.audit import unanswerable
+        from geodistill.commands.audit import unanswerable, untested
         from geodistill.commands.source import recorded_reading
         from geodistill.distilled import run_of
         from geodistill.privacy.audit import MEASURES
@@ -221,7 +221,8 @@ def audit(
         from geodistill.scenes import open_scenes
 
         scenes = open_scenes(data, split=split, reading=recorded_reading(what))
-        run = run_of(what)
+        # An updated set has no run that made all its images, but a folder of a run that it lies in.
+        run = run_of(what) or (what if (what / "run.json").is_file() else None)
         target = out or (run / "audit" if run else Path("audit"))
         result, distilled, train = audit_folder(what, scenes, shadows=shadows, fail_on=fail_on or (), out=target)
         if not processes().main:
@@ -232,7 +233,7 @@ def audit(
             ratios = (f"{image.ratios[name]:.2f}" for name in MEASURES)
             table.add_row(plain(image.name), plain(image.nearest), *ratios, "yes" if image.copy else "no")
         console.print(table)
-        say(result.verdict)
+        say(" ".join([result.verdict, *untested(result, distilled)]))
         if result.overlap:
             say(f"{result.overlap}: figures measured on them are too optimistic")
         say(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}")

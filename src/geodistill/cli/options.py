@@ -116,6 +116,9 @@ Epsilon = Annotated[
     float | None, typer.Option(help="For --privacy dp: 1 is strict, 8 is usual. A smaller value adds more noise.")
 ]
 Delta = Annotated[float | None, typer.Option(help="For --privacy dp: less than 1 / number of images, such as 1e-5.")]
+SoftLabels = Annotated[
+    bool, typer.Option("--soft-labels", help="Also store the class probabilities of each image, in the manifest.")
+]
 Seed = Annotated[int | None, typer.Option(help="Random seed [default: 0].")]
 Device = Annotated[
     str | None,

@@ -7,11 +7,12 @@ import typer
 
 from geodistill.cli import options
 from geodistill.cli.options import refuse_inside, say, tell_next, told, unless
-from geodistill.cli.output import (
-    print_inspection,
-)
+from geodistill.cli.output import print_inspection
+from geodistill.errors import ConfigError
 
 app = typer.Typer()
+# Suffixes of pictures that a contact sheet can be.
+SHEETS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @app.command(
@@ -45,7 +46,7 @@ def inspect(
     split: options.Split = "auto",
     strict: options.Strict = False,
     out: Annotated[
-        Path, typer.Option(help="PNG file for the contact sheet. It shows training images; do not share it.")
+        Path, typer.Option(help="File or folder for the contact sheet. It shows training images; do not share it.")
     ] = Path("contact-sheet.png"),
 ) -> None:
     """Show what DATA holds and how it would be read: classes, types, bands, nodata, georeference, duplicates, leaks.
@@ -60,6 +61,10 @@ def inspect(
         from geodistill.run import explain_os_errors
         from geodistill.scenes import open_scenes
 
+        # Reading the data takes long: a sheet that cannot be written is told before.
+        out = out / "contact-sheet.png" if out.is_dir() else out
+        if out.suffix.lower() not in SHEETS:
+            raise ConfigError(f"--out {out} is no name of a picture: end it with one of {', '.join(SHEETS)}")
         with explain_os_errors(out.parent):
             out.parent.mkdir(parents=True, exist_ok=True)
         scenes = open_scenes(data, bands=bands, scale=scale, split=split, strict=strict)

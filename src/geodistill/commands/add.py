@@ -7,6 +7,7 @@ of all that it stands for (herding).
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from geodistill.commands.distill import distill
 from geodistill.config import Config, without_self_test
-from geodistill.distilled import UPDATED, DistilledSet
+from geodistill.distilled import BATCHES, MANIFEST, UPDATED, DistilledSet
 from geodistill.errors import ConfigError
 from geodistill.networks import backbone_features
+from geodistill.pipeline import OWN
 from geodistill.privacy.screen import LEAST
 from geodistill.processes import processes
 from geodistill.run import mean_of
@@ -28,9 +30,6 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.selection import herd
 
 log = logging.getLogger("geodistill")
-
-# How many batches of scenes a set stands for, in its manifest: 1 if it does not say.
-_BATCHES = "batches"
 
 
 def add(
@@ -64,12 +63,20 @@ def add(
     """
     config = without_self_test(config or Config())
     _check(old, new, config)
-    made = distill(joined(old, new), config, out=out, command=command)
+    made = distill(joined(old, new), config, out=out, adds_to=old, command=command)
     updated = compose(old, made, new)
-    if processes().main:
+    if processes().main and not _is_there(updated, Path(out) / UPDATED):
         updated.save(Path(out) / UPDATED)
     processes().wait()
     return updated
+
+
+def _is_there(updated: DistilledSet, folder: Path) -> bool:
+    """Return whether `folder` is `updated`; its card, which later commands add to, is kept then."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    found = DistilledSet.load(folder)
+    return found.content_hash() == updated.content_hash() and found.about == json.loads(json.dumps(updated.about))
 
 
 def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
@@ -84,6 +91,7 @@ def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
         raise ConfigError(f"the images of the set are {what}: --add updates sets of synthetic images alone")
     _warn_of_protection(old, config)
     _check_counts(old, new, config)
+    _check_soft_labels(old, new, config)
     if config.size != old.size:
         raise ConfigError(f"the set has images of {old.size} px: use --size {old.size}")
     if new.channels != old.images.shape[1]:
@@ -105,6 +113,17 @@ def _check_counts(old: DistilledSet, new: Scenes, config: Config) -> None:
                 f"class {name!r} has {count} images in the set and no new scenes: {why}: add scenes of it"
                 + ("" if count >= config.ipc else f", or give --ipc {count}")
             )
+
+
+def _check_soft_labels(old: DistilledSet, new: Scenes, config: Config) -> None:
+    """Raise ConfigError if new images would get soft labels that the updated set cannot have for all its images."""
+    if not config.soft_labels:
+        return
+    fresh = sorted({*new.classes} - {*old.classes})
+    bare = sum("soft_label" not in record for record in old.records)
+    if fresh or bare:
+        why = f"class {fresh[0]!r} is new" if fresh else f"{bare} images of the set have none"
+        raise ConfigError(f"soft labels cannot be had for all images of the updated set: {why}: leave them out")
 
 
 def _warn_of_protection(old: DistilledSet, config: Config) -> None:
@@ -133,7 +152,7 @@ def joined(old: DistilledSet, new: Scenes) -> Scenes:
 
 def compose(old: DistilledSet, made: DistilledSet, new: Scenes) -> DistilledSet:
     """Return the updated set: for each class of `made` images of `old`, of `made`, or of both (see the module)."""
-    batches = int(old.about.get(_BATCHES, 1))
+    batches = int(old.about.get(BATCHES, 1))
     images, labels, records = [], [], []
     for label, name in enumerate(made.classes):
         own, drawn, scenes = _of(old, name), _of(made, name), _of(new, name)
@@ -147,7 +166,7 @@ def compose(old: DistilledSet, made: DistilledSet, new: Scenes) -> DistilledSet:
         images += [one.images[k] for one, k in chosen]
         records += [one.records[k] for one, k in chosen]
         labels += [label] * len(chosen)
-    about = _about(old, made) | {_BATCHES: batches + 1}
+    about = _about(old, made) | {BATCHES: batches + 1}
     whole = _with_soft_labels_of_all(records, same_classes=old.classes == made.classes)
     return DistilledSet(torch.stack(images), torch.tensor(labels), made.classes, whole, about)
 
@@ -164,10 +183,11 @@ def _with_soft_labels_of_all(records: Sequence[dict[str, Any]], *, same_classes:
 def _about(old: DistilledSet, made: DistilledSet) -> dict[str, Any]:
     """Return what is true of the images of both sets."""
     about = made.about | {"base": _bases(old.about.get("base"), made.about.get("base"))}
+    about["method"] = _joined_names(old.about.get("method", OWN), made.about.get("method", OWN))
+    if old.follows_scenes or made.follows_scenes:
+        about["follows_scenes"] = True
     if not old.about.get("screened"):
         about.pop("screened", None)
-    if old.follows_scenes and not made.follows_scenes:
-        about["config"] = about.get("config", {}) | {"sampling": old.about["config"]["sampling"]}
     if old.replayable and not made.replayable:
         about["config"] = about.get("config", {}) | {"seed": old.about.get("config", {}).get("seed", 0)}
     return {key: value for key, value in about.items() if value is not None}
@@ -179,10 +199,19 @@ def _bases(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str
         return other or one
     terms = [facts["terms"] for facts in (one, other) if facts["terms"]]
     return {
-        "name": " and ".join(dict.fromkeys((one["name"], other["name"]))),
+        "name": _joined_names(one["name"], other["name"]),
         "archives": list(dict.fromkeys([*one["archives"], *other["archives"]])),
         "terms": "; ".join(dict.fromkeys(terms)),
     }
+
+
+def _joined_names(one: str, other: str) -> str:
+    """Return both names, each of which may have been joined before, as one; none occurs twice.
+
+    >>> _joined_names("aid and compact", "compact")
+    'aid and compact'
+    """
+    return " and ".join(dict.fromkeys([*one.split(" and "), *other.split(" and ")]))
 
 
 def _of(labelled: DistilledSet | Scenes, name: str) -> Tensor:

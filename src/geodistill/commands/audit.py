@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from geodistill.commands.source import Source, read_source, recorded_base, shadow_sets
-from geodistill.distilled import DistilledSet, owner_files, run_of, set_folder, strays, tell_of_audit
+from geodistill.distilled import BATCHES, DistilledSet, owner_files, run_of, set_folder, strays, tell_of_audit
 from geodistill.errors import ConfigError, RunError
 from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
 from geodistill.privacy.audit import audit as audit_set
@@ -17,7 +17,7 @@ from geodistill.run.secret import SECRET
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.stages.checks import warn_of_seen_tests
 
-_NO_REPLAY = " Whether the sampling can be repeated from a training image was not tested: its run was not at hand."
+_NO_REPLAY = "Whether the sampling can be repeated from a training image was not tested: {why}."
 
 log = logging.getLogger("geodistill")
 
@@ -109,8 +109,20 @@ def _shared(result: Audit, distilled: DistilledSet) -> str:
     """
     if distilled.about.get("guarantee"):
         return "Its findings stay with the data owner: figures about the real images are outside the guarantee."
-    starts_known = result.attribution or result.replay
-    return result.verdict + (_NO_REPLAY if distilled.follows_scenes and not starts_known else "")
+    return " ".join([result.verdict, *untested(result, distilled)])
+
+
+def untested(result: Audit, distilled: DistilledSet) -> list[str]:
+    """Return a sentence on the replay that was not tested; none if it was, or if no image followed a scene."""
+    if not distilled.follows_scenes or result.attribution or result.replay:
+        return []
+    updated = BATCHES in distilled.about
+    why = (
+        "the set was updated, so no run made all its images"
+        if updated
+        else "its run, or the run's secret, was not at hand"
+    )
+    return [_NO_REPLAY.format(why=why)]
 
 
 def unanswerable(distilled: DistilledSet, data: SceneData) -> str:

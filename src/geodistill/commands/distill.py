@@ -8,7 +8,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
 from geodistill.methods import METHODS, check_method, make_distilled
 from geodistill.methods.dpd import check
-from geodistill.pipeline import OWN
+from geodistill.pipeline import ADDS_TO, OWN
 from geodistill.processes import processes
 from geodistill.run import Run, write_atomic
 from geodistill.scenes.scenes import Scenes
@@ -25,6 +25,7 @@ def distill(
     *,
     method: str = OWN,
     out: Path | str | None = None,
+    adds_to: DistilledSet | None = None,
     command: str = "",
 ) -> DistilledSet:
     """Condense `scenes` into `config.ipc` synthetic images per class, and test the set (see `stages.self_test`).
@@ -37,6 +38,8 @@ def distill(
         config: settings; the defaults if None.
         method: a name in `methods.METHODS`; it uses only the settings that concern it.
         out: the run folder, which is kept; an interrupted run there is resumed. A temporary folder if None.
+        adds_to: the set that the result will be added to (`commands.add`). The run records it, so that nobody takes the
+            result for the updated set.
         command: the command line, for the record.
 
     Raises:
@@ -55,7 +58,7 @@ def distill(
         raise ConfigError("several processes need one run folder: give out")
     if out is None:
         with tempfile.TemporaryDirectory(prefix="geodistill-") as folder:
-            return distill(scenes, config, method=method, out=folder, command=command)
+            return distill(scenes, config, method=method, out=folder, adds_to=adds_to, command=command)
     # Checked before the run folder is made, so that settings that cannot work leave no folder behind.
     check_method(method, config.privacy)
     if config.privacy == "dp" and config.reproducible:
@@ -73,7 +76,8 @@ def distill(
     else:
         check_counts(scenes, config.ipc, config.privacy)
     apart = set_apart(scenes, config)
-    with Run(Path(out), run_settings(method, config, scenes), command) as run:
+    settings = run_settings(method, config, scenes) | ({ADDS_TO: adds_to.content_hash()} if adds_to else {})
+    with Run(Path(out), settings, command) as run:
         context = Context(apart.train, config, run, METHODS[method])
         if processes().main:
             write_atomic(run.folder / "config.toml", to_toml(config))

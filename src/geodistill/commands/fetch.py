@@ -8,9 +8,9 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from geodistill.errors import SceneError, did_you_mean
-from geodistill.run import explain_os_errors
+from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.archives import extract, opened_archive
-from geodistill.scenes.fetched import remember
+from geodistill.scenes.fetched import data_home, remember
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ ARCHIVES = {
         "96d54b3224c5350a98d55d5a7e6984ad",
     ),
 }
+# File in the folder of a complete archive: the MD5 of what was unpacked.
+_MARK = ".geodistill-fetched"
 # Archives that people ask for, and why they are not here.
 _NOT_PINNED = {
     "aid": "its public copy has no pinned address yet: fetch it from its publishers, and give its folder as DATA",
@@ -77,8 +79,9 @@ def fetch(name: str, out: Path, *, endpoint: str | None = None) -> Path:
         endpoint: address of a mirror of the hub; https://huggingface.co by default.
 
     Raises:
-        SceneError: the name is unknown, the hub cannot be reached, or the file is not the pinned one.
-        RunError: `out` cannot be written, or the disk is full.
+        SceneError: the name is unknown, `out`/`name` is something else, the hub cannot be reached, or the file is not
+            the pinned one.
+        RunError: `out` or the user's data folder cannot be written, or the disk is full.
     """
     if name not in ARCHIVES:
         reason = _NOT_PINNED.get(name) or f"{did_you_mean(name, ARCHIVES)}known: {', '.join(ARCHIVES)}"
@@ -86,11 +89,23 @@ def fetch(name: str, out: Path, *, endpoint: str | None = None) -> Path:
     archive, target = ARCHIVES[name], out / name
     with explain_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        if not target.is_dir():
-            _unpack(_downloaded(archive, out, endpoint), target)
+        if target.exists():
+            _check_fetched(target, archive)
+        else:
+            _unpack(_downloaded(archive, out, endpoint), target, archive)
         folder = _folder_of_classes(target)
+    with explain_os_errors(data_home()):
         remember(name, folder)
     return folder
+
+
+def _check_fetched(target: Path, archive: PublicArchive) -> None:
+    """Raise SceneError if `target` is not the complete archive that an earlier call unpacked."""
+    mark = target / _MARK
+    if not mark.is_file() or mark.read_text(encoding="utf-8").strip() != archive.md5:
+        raise SceneError(
+            f"{target} is there already, and `geodistill fetch` did not complete it: remove it, or choose another --out"
+        )
 
 
 def _downloaded(archive: PublicArchive, out: Path, endpoint: str | None) -> Path:
@@ -135,12 +150,13 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _unpack(path: Path, target: Path) -> None:
+def _unpack(path: Path, target: Path, archive: PublicArchive) -> None:
     """Unpack the zip file at `path` to `target`, completely or not at all, and remove it."""
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     with opened_archive(path) as members:
         extract(members, aside)
+    write_atomic(aside / _MARK, f"{archive.md5}\n")
     aside.replace(target)
     path.unlink()
 

@@ -119,8 +119,12 @@ def _short(crs: str) -> str:
 
 
 def _missing(files: Iterable[SceneFile]) -> tuple[int, float]:
-    shares = [file.missing for file in files]
-    return sum(share > 0 for share in shares), sum(shares) / max(len(shares), 1)
+    """Return how many files have pixels without a measurement, and the share of these among all pixels."""
+    pixels, without, count = 0, 0.0, 0
+    for file in files:
+        size = file.info.width * file.info.height if file.info is not None else 0
+        pixels, without, count = pixels + size, without + file.missing * size, count + (file.missing > 0)
+    return count, without / max(pixels, 1)
 
 
 def _duplicates(files: Iterable[SceneFile]) -> Iterable[tuple[str, ...]]:

@@ -45,6 +45,7 @@ from geodistill.pipeline import (
     REFINED,
     SCREENED,
     SELF_TEST,
+    SOFT_LABEL_TEACHER,
     STUDENTS,
     TEACHER,
 )
@@ -99,7 +100,7 @@ SHARES[FEATURES.name] = SHARES[STUDENTS]
 # The same training as the adapter's.
 SHARES[BASE.name] = SHARES[ADAPTER.name]
 # The same training as that of the students, two side by side.
-SHARES[SELF_TEST.name] = SHARES[STUDENTS]
+SHARES[SELF_TEST.name] = SHARES[SOFT_LABEL_TEACHER.name] = SHARES[STUDENTS]
 _PARTS = ("vae", "text_encoder", "unet", "tokenizer", "scheduler")
 # Cost of a training step in forward passes. LoRA needs the forward pass and the gradients of activations; training all
 # weights also needs the gradients of weights.
@@ -328,6 +329,11 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         STUDENTS: (rounds * taught, "images", 3 * embedding),
         # A gradient costs two further passes. If memory is short, most images are decoded once more.
         REFINED.name: (refinement.steps * slots, "images", 3 * (decoding + embedding)),
+        SOFT_LABEL_TEACHER.name: (
+            recipe_steps("finetune", len(scenes), None) * BATCH,
+            "images",
+            3 * embedding,
+        ),
         # One training on the set and one on real images.
         SELF_TEST.name: (2 * recipe_steps(VERDICT_PROTOCOL, slots, None) * BATCH, "images", 3 * embedding),
     }
@@ -464,13 +470,15 @@ def _data(scenes: Scenes, config: Config) -> int:
     That is refinement, with the images that students see and their features in each network; without it, the choice of
     candidates or the clustering of the largest class.
     """
+    # The soft-label teacher is trained on all images.
+    taught = len(scenes) * scenes.channels * config.size**2 if config.soft_labels else 0
     clustered = min(int(torch.bincount(scenes.labels).max()), MOST_AT_ONCE) * WIDTH * 8
     chosen = min(len(scenes), MOST) * (WIDTH + 2 * config.teacher.width) * 4
     if not config.refinement.steps:
-        return 3 * max(clustered, chosen)
+        return max(3 * max(clustered, chosen), taught)
     # Two copies while the error is computed, beside those of the backbone and of the students.
     networks = 1 + len(config.refinement.students) + 2
-    return max(_shown(scenes) * (3 * config.size**2 + networks * WIDTH * 4), 3 * clustered)
+    return max(_shown(scenes) * (3 * config.size**2 + networks * WIDTH * 4), 3 * clustered, taught)
 
 
 def _free(folder: Path) -> int:

@@ -1,9 +1,12 @@
 """Where the time and the memory of a run went, and which setting would halve the largest part."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from geodistill.commands.source import recorded_part
 from geodistill.config import Config, read_recorded
@@ -40,9 +43,10 @@ _HALVED = {
 # What leaves a stage out.
 _WITHOUT = {
     SOFT_LABEL_TEACHER.name: "leaving --soft-labels out",
-    FOLLOWING.name: "--set sampling.strength=0.6",
     SELF_TEST.name: "--set self_test.held_out=0",
 }
+# From this share of a refinement's time on, its classifiers are what to shorten.
+_MOSTLY = 0.5
 # The setting that the largest part of a stage's memory is proportional to.
 _BATCHES = {
     BASE.name: ("compact", "batch"),
@@ -99,11 +103,10 @@ def profile(run: Path | str, config: Config) -> Profile:
     found, config = records(Path(run)), _used(Path(run), config)
     total = sum(record["wall_seconds"] for record in found)
     longest = sorted(found, key=lambda record: -record["wall_seconds"])
+    shares = [(one, one["wall_seconds"] / total) for one in longest]
     stages = tuple(
-        Advice(name, seconds, share, _shorter(name, config, share))
-        for name, seconds, share in (
-            (one["stage"], one["wall_seconds"], one["wall_seconds"] / total) for one in longest
-        )
+        Advice(one["stage"], one["wall_seconds"], share, _shorter(one, config, share))
+        for one, share in shares
         if share >= _WORTH
     )
     largest = max(found, key=lambda record: record["peak_memory_mib"])
@@ -112,19 +115,39 @@ def profile(run: Path | str, config: Config) -> Profile:
 
 
 def _used(run: Path, config: Config) -> Config:
-    """Return the settings in the manifest of the run's set; `config` if there is none that can be read."""
+    """Return the settings in the manifest of the run's set, or `config` if there is none, with the views it stored."""
     about = recorded_part(run / DISTILLED.name / MANIFEST, "about")
-    try:
-        return read_recorded(about["config"]) if "config" in about else config
-    except ConfigError:
+    with suppress(ConfigError):
+        config = read_recorded(about["config"]) if "config" in about else config
+    # Of many scenes fewer views are stored than the setting says.
+    stored = run / LATENTS.name / f"{LATENTS.name}.safetensors"
+    if not stored.is_file():
         return config
+    with safe_open(stored, "pt") as file:
+        views = file.get_slice(LATENTS.name).get_shape()[1]
+    return config.model_copy(update={"latents": config.latents.model_copy(update={"views": views})})
 
 
-def _shorter(stage: str, config: Config, share: float) -> str:
+def _shorter(record: dict[str, Any], config: Config, share: float) -> str:
+    """Return what shortens the stage of `record`, which has `share` of the time; "" if nothing is known."""
+    stage, facts = record["stage"], record["facts"] or {}
+    if stage == FOLLOWING.name:
+        return f"{_strength(facts)} saves {100 * share:.0f} % of the time"
     if stage in _WITHOUT:
         return f"{_WITHOUT[stage]} saves {100 * share:.0f} % of the time"
+    taught = facts.get("students_seconds", 0.0) / record["wall_seconds"] if stage == REFINED.name else 0.0
+    rounds = config.refinement.rounds
+    if taught >= _MOSTLY and rounds > 1:
+        less = 100 * share * taught * (1 - 1 / rounds)
+        return f"--set refinement.rounds=1 (now {rounds}) would save about {less:.0f} % of the time"
     setting = _half(_HALVED.get(stage), config)
-    return f"{setting} would halve it, and save about {50 * share:.0f} % of the time" if setting else ""
+    return f"{setting} would save about {50 * share * (1 - taught):.0f} % of the time" if setting else ""
+
+
+def _strength(facts: dict[str, Any]) -> str:
+    """Return the options that set what the sampling-strength test chose."""
+    closely = "--set sampling.strength=0.4 --set sampling.guidance=1.5"
+    return closely if facts.get("closely") else "--set sampling.strength=0.6"
 
 
 def _smaller(stage: str, config: Config) -> str:

@@ -2,14 +2,13 @@
 
 import json
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from geodistill.commands.source import base_from
-from geodistill.config import Config, make_config
+from geodistill.config import Config, load_config
 from geodistill.descriptions import readable
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, RunError
@@ -82,6 +81,8 @@ def sample(
     images = _draw(prior, prompt, count, config, seed)
     about = {"prompt": prompt, "class": label, "count": count, "seed": seed, "base": Path(config.base).name}
     with explain_os_errors(folder):
+        # Images of an earlier call that drew more stay: image k does not depend on their number.
+        about["count"] = max(count, len([*folder.glob(f"{label}/{slug}_{seed}_*{like.suffix}")]))
         (folder / label).mkdir(parents=True, exist_ok=True)
         # First, so that a folder whose images were interrupted is known as one of samples.
         write_atomic(
@@ -119,8 +120,7 @@ def _finished(run: Path) -> tuple[Config, DistilledSet]:
         raise RunError(f"{run} is no run of `geodistill distill`: it has no config.toml and run.json")
     if not (run / DISTILLED.name).is_dir():
         raise RunError(f"the run in {run} is not finished: the command that began it goes on where it stopped")
-    values: dict[str, Any] = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    return make_config(values), DistilledSet.load(run / DISTILLED.name)
+    return load_config(run / "config.toml"), DistilledSet.load(run / DISTILLED.name)
 
 
 def _adapted(run: Path, config: Config) -> Prior:

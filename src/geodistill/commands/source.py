@@ -162,14 +162,18 @@ def _of_bands(run: Path) -> int:
 
 
 def recorded_base(folder: Path) -> str | None:
-    """Return the base of the run in `folder`, or of the run that the set in `folder` belongs to; None without a run.
+    """Return the base of the run in `folder`, or of the run that the set in `folder` belongs to; None if not known.
 
-    A base that the run built from its scenes is its folder in the run.
+    Without a run it is the installed base that the set's manifest names. A base that the run built from its scenes is
+    its folder in the run.
     """
     run = folder if (folder / "run.json").is_file() else folder.parent
     base: str | None = recorded_part(run / "run.json", "settings").get("config", {}).get("base")
-    found = base_from(run, base) if base else None
-    return None if found and base == SCRATCH and not Path(found).is_dir() else found
+    if base is None:
+        named = recorded_part(folder / MANIFEST, "about").get("config", {}).get("base")
+        return named if named in base_names() and named != SCRATCH else None
+    found = base_from(run, base)
+    return None if base == SCRATCH and not Path(found).is_dir() else found
 
 
 def base_from(run: Path, base: str) -> str:

@@ -1,6 +1,13 @@
 """The distilled set: images, the folder that holds them, its data card."""
 
-from geodistill.distilled.card import copy_source, tell_of_audit, tell_of_self_test, tell_of_source, told_licence
+from geodistill.distilled.about import BATCHES
+from geodistill.distilled.card import (
+    tell_of_audit,
+    tell_of_self_test,
+    tell_of_source,
+    tell_of_sources,
+    told_licence,
+)
 from geodistill.distilled.folder import (
     CLASS_MAP,
     FOR_THE_OWNER,
@@ -16,12 +23,12 @@ from geodistill.distilled.folder import (
 from geodistill.distilled.set import DistilledSet
 
 __all__ = [
+    "BATCHES",
     "CLASS_MAP",
     "FOR_THE_OWNER",
     "MANIFEST",
     "UPDATED",
     "DistilledSet",
-    "copy_source",
     "owner_files",
     "run_of",
     "set_folder",
@@ -30,6 +37,7 @@ __all__ = [
     "tell_of_audit",
     "tell_of_self_test",
     "tell_of_source",
+    "tell_of_sources",
     "told_licence",
     "told_strays",
 ]

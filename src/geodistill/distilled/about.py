@@ -9,6 +9,10 @@ from geodistill.provenance import Kind
 _GUIDED = frozenset({"mgd3"})
 
 
+# How many batches of scenes an updated set stands for, in its manifest.
+BATCHES = "batches"
+
+
 def kind_of(about: dict[str, Any]) -> Kind:
     """Return what the images are: real ones, ones derived from them, or synthetic ones."""
     if about.get("real_pixels"):
@@ -19,8 +23,11 @@ def kind_of(about: dict[str, Any]) -> Kind:
 def follows_scenes(about: dict[str, Any]) -> bool:
     """Return whether sampling followed training images or means of them, with no noise that hides which ones.
 
-    Methods that follow none state `sampling.follow=none` in the set's settings, or are guided in a way of their own.
+    Methods that follow none state `sampling.follow=none` in the set's settings, or are guided in a way of their own. A
+    set that was updated states `follows_scenes` itself, because its images can come from several runs.
     """
+    if about.get("follows_scenes"):
+        return True
     follow = about.get("config", {}).get("sampling", {}).get("follow", "none")
     guided = follow != "none" or about.get("method") in _GUIDED
     return kind_of(about) == "synthetic" and guided and not about.get("guarantee")

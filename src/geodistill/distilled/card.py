@@ -116,6 +116,7 @@ _PRIVACY = re.compile(r"(?<=\n## Privacy\n\n).*?(?=\n\n## )", re.DOTALL)
 _SELF_TEST = re.compile(r"## Self-test\n\n.*?\n\n(?=## Privacy\n)|(?=## Privacy\n)", re.DOTALL)
 # Only sets whose owner named the archive have this section.
 _SOURCE = re.compile(r"## Source\n\n.*?\n\n(?=## Classes\n)|(?=## Classes\n)", re.DOTALL)
+_NOT_STATED = "a licence that is not stated"
 _NATURE: dict[Kind, str] = {
     "real": "each of them is one of those",
     "derived": "each of them is one of those, changed by a computation",
@@ -187,13 +188,25 @@ def tell_of_source(folder: Path, name: str, licence: str) -> None:
         write_atomic(folder / "README.md", after)
 
 
-def copy_source(old: Path, folder: Path) -> None:
-    """State in the data card of the set in `folder` the source and the licence that the card of set `old` states."""
+def tell_of_sources(folder: Path, old: Path, name: str, licence: str) -> None:
+    """State in the data card of the updated set in `folder` the source of set `old`, and that of the new scenes.
+
+    name, licence: of the archive that the new scenes are from; "" if nobody said. The set has both licences. Without
+    name and licence a card that states a source already is left as it is.
+    """
     before, card = _card_in(folder), _card_in(old)
-    section, licence = _SOURCE.search(card), re.search(r"^license_name: .*$", card, flags=re.MULTILINE)
-    after = _SOURCE.sub(lambda _: section[0] if section else "", before, count=1)
-    if licence:
-        after = re.sub(r"^license_name: .*$", lambda _: licence[0], after, count=1, flags=re.MULTILINE)
+    section = _SOURCE.search(card)
+    known = section[0].removeprefix("## Source").strip() if section else ""
+    stated = _SOURCE.search(before)
+    if not (name or licence) and (not known or (stated and stated[0])):
+        return
+    made = f"Updated with scenes of {_markdown(name) if name else 'a source that is not stated'}."
+    under = f"Their licence: {_markdown(licence)}." if licence else "Their licence is not stated."
+    told = [known or "The source of the earlier images is not stated.", made, under]
+    after = _SOURCE.sub(lambda _: f"## Source\n\n{' '.join(told)}\n\n", before, count=1)
+    both = dict.fromkeys([*(told_licence(old) or _NOT_STATED).split(" and "), licence or _NOT_STATED])
+    line = f"license_name: {json.dumps(' and '.join(both), ensure_ascii=False)}"
+    after = re.sub(r"^license_name: .*$", lambda _: line, after, count=1, flags=re.MULTILINE)
     if after != before:
         write_atomic(folder / "README.md", after)
 

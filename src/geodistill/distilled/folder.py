@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geodistill.errors import DistilledSetError
-from geodistill.pipeline import DISTILLED
+from geodistill.pipeline import ADDS_TO, DISTILLED
 from geodistill.scenes.readers import SUFFIXES
 from geodistill.scenes.splits import PARTS
 
@@ -38,13 +38,27 @@ def set_folder(what: Path) -> Path:
     """Return the folder of the set of the run in `what`, or `what` itself if it is no run.
 
     The set of a run that updated another one is the updated set.
+    Raises DistilledSetError if a run that updates a set has not finished it.
     """
-    return set_in(what) if (what / "run.json").is_file() else what
+    if not (what / "run.json").is_file():
+        return what
+    found = set_in(what)
+    if found.name == UPDATED and not found.is_dir():
+        raise DistilledSetError(f"{what} has not finished the update of its set: the same `distill --add` goes on")
+    return found
 
 
 def set_in(run: Path) -> Path:
-    """Return the folder of the set of a run, whether it is there yet or not: the updated set if there is one."""
-    return run / UPDATED if (run / UPDATED).is_dir() else run / DISTILLED.name
+    """Return the folder of the set of a run, whether it is there yet or not: the updated set of one that updates."""
+    return run / UPDATED if (run / UPDATED).is_dir() or _updates(run) else run / DISTILLED.name
+
+
+def _updates(run: Path) -> bool:
+    """Return whether a run updates another set; runs of before 30 November 2026 do not say so."""
+    try:
+        return ADDS_TO in json.loads((run / "run.json").read_text(encoding="utf-8")).get("settings", {})
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def owner_files(folder: Path) -> list[str]:

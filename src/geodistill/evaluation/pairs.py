@@ -39,9 +39,9 @@ def compare_pair(
     Of S seeds S − 1 are drawn, which makes the variance of their mean unbiased (Rao & Wu 1988). The interval is
     stretched by the ratio of Student's t to the normal quantile, because a few seeds say little about their own spread.
     It is too wide where images vary most, as the variance of the interaction of image and seed counts three times (Owen
-    2007), and too narrow where seeds do: simulated with 3 seeds a method and 2,000 images, it covers the truth in 99 % of
-    cases if seeds do not differ, in about 93 % if the accuracies of a method have a deviation of 1.5 points, and in about
-    88 % at 3 points.
+    2007), and too narrow where seeds do. Simulated with 3 seeds a method and 2,000 images, it covers the truth in 99 %
+    of cases if seeds do not differ, in about 93 % if the accuracies of a method have a deviation of 1.5 points, and in
+    about 88 % at 3 points.
     Raises ConfigError if shapes do not match or settings are out of range.
     """
     _check(a, b, labels, resamples, level)

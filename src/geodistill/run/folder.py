@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from geodistill.config import defaults_like
 from geodistill.errors import RunError
+from geodistill.pipeline import ADDS_TO
 from geodistill.processes import alone, processes
 from geodistill.provenance import Made, Stage, building, fingerprint, inputs_of
 from geodistill.run.cost import Clock, read_record, versions
@@ -106,6 +107,8 @@ class Run:
         if before.get("format") != _FORMAT:
             raise RunError(f"{self.folder} was made by another version of geodistill: choose another --out")
         known = {"config": defaults_like(before["settings"].get("config", {}))}
+        # Older records of updates do not say what they add to.
+        known |= {ADDS_TO: settings[ADDS_TO]} if ADDS_TO in settings else {}
         changed = list(_differences(before["settings"], settings, known))
         if changed:
             raise RunError(

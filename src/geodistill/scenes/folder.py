@@ -112,11 +112,21 @@ def _check_fit(files: Files, reading: Reading) -> None:
                 f"{file.path} has {file.info.bands} band(s), and the set was made from {reading.told}: give scenes of "
                 "the same kind"
             )
+        if file.info is not None and not reading.bands and _coloured(file.info) not in (1, 3):
+            raise SceneError(
+                f"{file.path} has {_coloured(file.info)} bands, and the set was made from images of one or three: give "
+                "scenes of the same kind"
+            )
         if file.info is not None and not reading.scale and file.info.dtype != "uint8":
             raise SceneError(
                 f"{file.path} has values of type {file.info.dtype}, and the set was made from 8-bit values: give "
                 "scenes of the same kind"
             )
+
+
+def _coloured(info: Info) -> int:
+    """Return the number of bands besides a mask."""
+    return info.bands - (info.alpha is not None)
 
 
 def _opened(folder: Path | str, split: str, bands: str) -> tuple[SceneData, Files]:

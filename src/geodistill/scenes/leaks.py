@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodistill.errors import SceneError
-from geodistill.scenes.looks import LENGTH, SAME, most_alike
+from geodistill.scenes.looks import LENGTH, SAME, alike_besides, most_alike
 from geodistill.scenes.packed import OnDemand
 from geodistill.scenes.scenes import FILE, GROUND, PICTURE, Leak, SceneFile
 
@@ -21,6 +21,7 @@ _OVERLAP = 0.01
 _CELLS = 16
 # Leaks that an error names.
 _NAMED = 50
+_NEIGHBOURS = " Unless the data has parts of its own, --split spatial keeps neighbours together."
 _PARTS = {"test": "test", "val": "validation"}
 
 
@@ -74,10 +75,9 @@ def _same_pictures(files: _Named, others: _Named) -> dict[int, Leak]:
     own, looks = _looks(files)
     there, known = _looks(others)
     best, alike = most_alike(looks, known)
-    return {
-        int(own[k]): Leak(files[own[k]][0], others[there[best[k]]][0], PICTURE, float(alike[k]))
-        for k in np.flatnonzero(alike >= SAME)
-    }
+    hits = np.flatnonzero(alike >= SAME)
+    hits = hits[alike_besides(looks[hits], known[best[hits]], known)]
+    return {int(own[k]): Leak(files[own[k]][0], others[there[best[k]]][0], PICTURE, float(alike[k])) for k in hits}
 
 
 def _looks(files: _Named) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
@@ -97,14 +97,27 @@ def _same_ground(files: _Named, others: _Named) -> dict[int, Leak]:
                 systems[file.info.crs][side].append(index)
     found: dict[int, Leak] = {}
     for own, there in systems.values():
-        boxes, known = _boxes(files, own), _boxes(others, there)
+        # Many files can have one place, such as images of several dates: each place is compared once.
+        boxes, rows = np.unique(_boxes(files, own), axis=0, return_inverse=True)
+        known, first = _first_of_each(_boxes(others, there))
+        best: dict[int, tuple[int, float]] = {}
         for row, near in _near(boxes, known):
             shares = _shared(boxes[row], known[near])
             most = int(shares.argmax())
             if shares[most] > _OVERLAP:
-                other = others[there[near[most]]][0]
-                found[own[row]] = Leak(files[own[row]][0], other, GROUND, float(shares[most]))
+                best[row] = int(first[near[most]]), float(shares[most])
+        for index, row in zip(own, rows.reshape(-1).tolist(), strict=True):
+            if row in best:
+                place, share = best[row]
+                found[index] = Leak(files[index][0], others[there[place]][0], GROUND, share)
     return found
+
+
+def _first_of_each(boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the different boxes, [k, 4], in the order in which they first occur, and where each does, int64 [k]."""
+    _, first = np.unique(boxes, axis=0, return_index=True)
+    first.sort()
+    return boxes[first], first.astype(np.int64)
 
 
 def _boxes(files: _Named, chosen: Sequence[int]) -> NDArray[np.float64]:
@@ -163,7 +176,7 @@ def tell_of_leaks(leaks: Sequence[Leak], *, strict: bool) -> None:
     for part, told in _PARTS.items():
         own = [leak for leak in leaks if leak.scene.startswith(f"{part}/")]
         if own:
-            split = " --split spatial keeps neighbours together." if own[0].why == GROUND else ""
+            split = _NEIGHBOURS if own[0].why == GROUND else ""
             log.warning(
                 "%d %s scene(s) are also in another part, the first is %s: results are too optimistic.%s `geodistill "
                 "inspect` names them, and --strict stops here",

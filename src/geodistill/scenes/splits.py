@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from geodistill.errors import SceneError
-from geodistill.scenes.readers import Info
 from geodistill.scenes.scenes import SceneFile, Scenes
 from geodistill.seeding import generator
 
@@ -103,17 +102,15 @@ def _square(file: SceneFile, block: float) -> str:
     info = file.info
     if info is None or info.bounds is None or info.crs is None:
         raise SceneError(f"{file.path} has no georeference: --split spatial needs one in every file")
-    x, y = _metres(info)
-    return f"{info.crs} {math.floor(x / block)} {math.floor(y / block)}"
-
-
-def _metres(info: Info) -> tuple[float, float]:
-    """Return the position of the file's centre in metres, roughly so where the coordinates are degrees."""
-    left, bottom, right, top = info.bounds or (0.0, 0.0, 0.0, 0.0)
+    left, bottom, right, top = info.bounds
     x, y = (left + right) / 2, (bottom + top) / 2
-    if not info.degrees:
-        return x * info.metres, y * info.metres
-    return x * _METRES_PER_DEGREE * math.cos(math.radians(y)), y * _METRES_PER_DEGREE
+    metres = _METRES_PER_DEGREE if info.degrees else info.metres
+    row = math.floor(y * metres / block)
+    if info.degrees:
+        # A degree of longitude is as long as in the middle of the row of squares: with the length at each file's own
+        # latitude, squares would lean the more the farther they are from Greenwich.
+        metres *= math.cos(math.radians((row + 0.5) * block / _METRES_PER_DEGREE))
+    return f"{info.crs} {math.floor(x * metres / block)} {row}"
 
 
 def listed(files: Sequence[SceneFile], lists: Path) -> dict[str, torch.Tensor]:
