@@ -192,7 +192,9 @@ _INTRODUCTION = """# A model for a device
 What a distilled set is worth where a model has to be trained, exported and run with little: `geodistill train`,
 `export` and `bench` on the set and on the whole archive. One training each (seed 0); accuracy is that on the
 real test images. Training minutes are those of one processor core; the set itself has to be made once, elsewhere. Up to
-2,000 images the number of training steps does not depend on the number of images.
+2,000 images the number of training steps does not depend on the number of images. MB are those of the files: of the
+set PNGs at the size of the training, of the archive its JPEGs as they are (UC Merced: 256 px). ρ of UC Merced's set is
+in [unseen.md](unseen.md).
 
 Source: `benchmarks/results/device.csv` and `device_calibration.csv` (hardware, versions, command), made by
 `benchmarks/device.py`.
