@@ -202,6 +202,11 @@ def test_a_finished_update_keeps_its_card(tmp_path: Path, monkeypatch: pytest.Mo
     add(OLD, NEW, config, out=tmp_path)
     assert card.read_text() == told
     assert "Audited." in told
+    # A damaged set is written again, and so is one that states something else.
+    next((tmp_path / "updated" / "Beach").iterdir()).unlink()
+    add(OLD, NEW, config, out=tmp_path)
+    assert len(DistilledSet.load(tmp_path / "updated")) == 6
+    tell_of_audit(tmp_path / "updated", "Audited.")
     monkeypatch.setattr(module, "distill", lambda *_, **__: replace(_made(), about={"method": "dpd", "x": 1}))
     add(OLD, NEW, config, out=tmp_path)
     assert "Audited." not in card.read_text()

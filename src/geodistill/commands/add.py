@@ -19,7 +19,7 @@ from torch import Tensor
 from geodistill.commands.distill import distill
 from geodistill.config import Config, without_self_test
 from geodistill.distilled import BATCHES, MANIFEST, UPDATED, DistilledSet
-from geodistill.errors import ConfigError
+from geodistill.errors import ConfigError, DistilledSetError
 from geodistill.networks import backbone_features
 from geodistill.pipeline import OWN
 from geodistill.privacy.screen import LEAST
@@ -75,8 +75,12 @@ def _is_there(updated: DistilledSet, folder: Path) -> bool:
     """Return whether `folder` is `updated`; its card, which later commands add to, is kept then."""
     if not (folder / MANIFEST).is_file():
         return False
-    found = DistilledSet.load(folder)
-    return found.content_hash() == updated.content_hash() and found.about == json.loads(json.dumps(updated.about))
+    try:
+        found = DistilledSet.load(folder)
+    except DistilledSetError:  # damaged: it is written again
+        return False
+    alike = found.content_hash() == updated.content_hash() and found.classes == updated.classes
+    return alike and found.about == json.loads(json.dumps(updated.about))
 
 
 def _check(old: DistilledSet, new: Scenes, config: Config) -> None:
