@@ -1,11 +1,25 @@
+import math
 import re
 
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import nn
 
 from geodistill.errors import ConfigError, TrainingError
 from geodistill.evaluation import protocols
-from geodistill.evaluation.protocols import _check_loss, augment, recipe_steps, shuffled_batches, train_and_predict
+from geodistill.evaluation.protocols import (
+    Recipe,
+    _check_loss,
+    augment,
+    draw_crops,
+    recipe_steps,
+    shuffled_batches,
+    train_and_predict,
+)
+from geodistill.networks import build_network, normalise
+from geodistill.seeding import generator
 
 GREEN = torch.tensor([40, 160, 40])[:, None, None]
 BLUE = torch.tensor([40, 40, 160])[:, None, None]
@@ -45,6 +59,86 @@ def test_scratch_forgets_imagenet_and_reports_progress(monkeypatch):
     scratch = train_and_predict("scratch", "efficientnet-lite0", train, labels, train, **options)
     assert torch.isfinite(scratch).all()
     assert seen == [1, 2]
+    started = {}
+    for protocol in ("scratch", "finetune"):
+        monkeypatch.setattr(protocols, "_train", lambda model, *_, p=protocol: started.update({p: model}))
+        protocols.train_classifier(protocol, "efficientnet-lite0", train, labels, classes=2, seed=0, steps=2)
+    own = build_network("efficientnet-lite0", 2, 0).state_dict()
+    for name in ("_conv_stem.weight", "_blocks.3._depthwise_conv.weight", "_conv_head.weight"):
+        assert torch.equal(started["finetune"].state_dict()[name], own[name])
+        assert not torch.equal(started["scratch"].state_dict()[name], own[name])
+
+
+def test_forgotten_weights_have_the_deviation_of_he():
+    dense, depthwise = nn.Conv2d(40, 60, 3), nn.Conv2d(512, 512, 5, groups=512)
+    model = nn.Sequential(dense, depthwise, nn.BatchNorm2d(512))
+    model[2].weight.data.fill_(7)
+    protocols._forget(model, 0)
+    assert float(dense.weight.detach().std()) == pytest.approx((2 / (60 * 9)) ** 0.5, rel=0.02)
+    assert float(depthwise.weight.detach().std()) == pytest.approx((2 / 25) ** 0.5, rel=0.02)
+    assert bool((model[2].weight == 1).all())
+
+
+def test_recipes_are_those_of_the_reference_figures():
+    assert protocols.RECIPES["finetune"] == Recipe(0.02, 400, 1200, math.inf)
+    assert protocols.RECIPES["scratch"] == Recipe(0.05, 500, 1500, math.inf)
+    assert (protocols.BATCH, protocols.LARGE_SET) == (64, 2000)
+
+
+def test_a_training_is_that_of_a_plain_loop(monkeypatch):
+    """SGD with momentum and weight decay, a one-cycle schedule, new views at each step, new orders at each pass."""
+    monkeypatch.setattr(protocols, "BATCH", 4)
+    images, labels = coloured(6)
+    model, plain = (build_network("convnet3", 2, 5) for _ in range(2))
+    recipe = Recipe(0.05, 6, 6, math.inf)
+    protocols._train(model, images, labels, recipe, 9, torch.autocast("cpu", enabled=False), lambda done: None)
+    order = torch.cat([torch.randperm(6, generator=generator(9, "order", k)) for k in range(4)]).view(6, 4)
+    momentum = [torch.zeros_like(p) for p in plain.parameters()]
+    plain.train()
+    for step, chosen in enumerate(order):
+        # Two phases, of 0.3 of the steps and the rest, as torch's OneCycleLR has them by default.
+        peak, last = 0.3 * 6 - 1, 6 - 1
+        if step <= peak:
+            share = (1 + math.cos(math.pi * step / peak)) / 2
+            rate, beta = 0.05 + (0.05 / 25 - 0.05) * share, 0.85 + 0.1 * share
+        else:
+            share = (1 + math.cos(math.pi * (step - peak) / (last - peak))) / 2
+            rate, beta = 0.05 / 25e4 + (0.05 - 0.05 / 25e4) * share, 0.95 - 0.1 * share
+        batch = augment(normalise(images[chosen]), generator(9, "augment", step))
+        loss = F.cross_entropy(plain(batch), labels[chosen])
+        slopes = torch.autograd.grad(loss, list(plain.parameters()))
+        with torch.no_grad():
+            for k, (p, slope) in enumerate(zip(plain.parameters(), slopes, strict=True)):
+                decayed = slope + 5e-4 * p
+                momentum[k] = decayed if step == 0 else beta * momentum[k] + decayed
+                p -= rate * momentum[k]
+    for found, wanted in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_the_probe_is_scikit_learns_logistic_regression():
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(30) % 3
+    train, test = (F.normalize(torch.randn(30, 8, generator=random) + labels[:, None], dim=1) for _ in range(2))
+    wanted = LogisticRegression(C=100, max_iter=2000).fit(train.numpy(), labels.numpy()).decision_function(test.numpy())
+    found = protocols.predict_from_features(train, labels, test, 3)
+    torch.testing.assert_close(found, torch.from_numpy(wanted).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_crops_lie_anywhere_and_flip_each_axis_on_its_own():
+    maps = draw_crops(4000, torch.Generator().manual_seed(0))
+    sides, centres = maps[:, [0, 1], [0, 1]], maps[:, :, 2]
+    assert maps[:, 0, 1].abs().max() == maps[:, 1, 0].abs().max() == 0
+    area = sides.abs().prod(dim=1)
+    assert 0.6 < float(area.min()) < 0.69
+    assert float(area.max()) <= 1
+    # The crop never reaches outside, and its centre lies on both sides alike.
+    assert float((centres.abs() + sides.abs()).max()) <= 1 + 1e-6
+    assert centres.mean(dim=0).abs().max() < 0.01
+    assert torch.quantile(centres, 0.05, dim=0).max() < -0.03
+    flips = (sides < 0).float()
+    assert flips.mean(dim=0).tolist() == pytest.approx([0.5, 0.5], abs=0.03)
+    assert float(flips.prod(dim=1).mean()) == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize(
