@@ -3,13 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation import bench as module
 from geodistill.evaluation import workers
 from geodistill.evaluation.bench import Bench, Task, Training
 from geodistill.evaluation.classifier import About, Classifier
-from geodistill.networks import PRETRAINED
+from geodistill.networks import PRETRAINED, backbone_features, pooled_features
 from geodistill.progress import reported_to
 from geodistill.scenes import SceneData, Scenes
 
@@ -89,3 +90,52 @@ def test_progress_counts_the_steps_of_all_trainings(bench: Bench) -> None:
     with reported_to(lambda *now: told.append(now)):
         bench.train_all([on("some", scenes(4, 2), seed) for seed in range(3)])
     assert told[-1] == ("training 3 classifiers", 6, 6)
+
+
+def test_the_key_of_a_prediction_has_all_that_it_depends_on(bench: Bench) -> None:
+    some, data = scenes(4, 2), SceneData(bench.train, bench.test)
+    task = on("some", some, 0)
+    other_test, other_train = SceneData(bench.train, scenes(6, 9)), SceneData(scenes(12, 9), bench.test)
+    keys = [
+        bench._key(task),
+        bench._key(task._replace(seed=1)),
+        bench._key(task._replace(network="resnet18")),
+        bench._key(task._replace(protocol="finetune", network=PRETRAINED)),
+        bench._key(task._replace(training=Training.on_scenes("some", scenes(4, 3), 32))),
+        Bench(data, 32, steps=3)._key(task),
+        Bench(data, 40, steps=2)._key(task),
+        Bench(other_test, 32, steps=2)._key(task),
+    ]
+    assert len({*keys}) == len(keys)
+    # Real scenes count only where a soft-label teacher learns from them.
+    assert Bench(other_train, 32, steps=2)._key(task) == keys[0]
+    soft = task._replace(protocol="scratch-soft")
+    assert Bench(other_train, 32, steps=2)._key(soft) != bench._key(soft)
+    # The seed of a probe changes nothing.
+    probe = task._replace(protocol="probe", network=PRETRAINED)
+    assert bench._key(probe) == bench._key(probe._replace(seed=1))
+
+
+def test_a_set_is_measured_against_the_right_images(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: dict[str, tuple[object, ...]] = {}
+    for name in ("fid", "kid", "nearest_similarity", "nearness_ratio"):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, f=real: compared.update({n: a}) or f(*a))
+    made = [DistilledSet(scenes(4, seed).pixels(size=32), torch.tensor([0, 0, 1, 1]), CLASSES) for seed in (5, 6)]
+    first = bench.likeness(made[0])
+    pooled, test = pooled_features(made[0].images), pooled_features(bench.test.pixels(size=32))
+    for name in ("fid", "kid"):
+        torch.testing.assert_close(compared[name], (pooled, test))
+    own, labels, real, real_labels = compared["nearest_similarity"]
+    torch.testing.assert_close(own, F.normalize(pooled, dim=1))
+    torch.testing.assert_close(real, backbone_features(bench.train.pixels(size=32)))
+    assert torch.equal(labels, made[0].labels)
+    assert torch.equal(real_labels, bench.train.labels)
+    # Another set has figures of its own in the same store.
+    assert bench.likeness(made[1]) != first
+    assert bench.likeness(made[0]) == first
+
+
+def test_the_features_of_test_images_are_those_of_the_probe(bench: Bench) -> None:
+    images = bench._test_pixels
+    torch.testing.assert_close(bench._features(images), backbone_features(images), rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
+import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,12 +9,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from geodistill.descriptions import class_prompt
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError, SceneError
 from geodistill.evaluation import bench as module
 from geodistill.evaluation import workers
 from geodistill.evaluation.bench import hash_of
-from geodistill.evaluation.evaluate import class_table, evaluate, summary_table
+from geodistill.evaluation.evaluate import _texts, class_table, cross_table, evaluate, summary_table
+from geodistill.evaluation.measures import Measures
+from geodistill.privacy.nearness import Nearness
 from geodistill.scenes import SceneData, Scenes
 
 CLASSES = ("field", "lake")
@@ -154,3 +159,41 @@ def test_scenes_are_asked_for(distilled):
     with pytest.raises(SceneError) as caught:
         evaluate(distilled, "data")
     assert str(caught.value) == "data are str: give what open_scenes returns"
+
+
+def test_each_figure_stands_in_its_row_and_column(distilled, data):
+    result = quick(distilled, data, seeds=1)
+
+    def measures(oa, per_class):
+        return (Measures(oa, oa - 0.01, oa - 0.02, per_class, ()),)
+
+    result = replace(
+        result,
+        distilled=measures(0.5, (0.7, 0.3)),
+        random=measures(0.4, (0.6, 0.2)),
+        full=measures(0.8, (0.9, 0.75)),
+        likeness=replace(result.likeness, nearness=Nearness(pixel=0.91, feature=0.92, ratio=0.9)),
+    )
+    assert (result.share, result.hlr) == (pytest.approx(0.625), pytest.approx(0.3))
+    console = Console(width=200, file=io.StringIO())
+    for table in (summary_table(result), class_table(result), cross_table([result])):
+        console.print(table)
+    lines = [" ".join(line.replace("│", " ").split()) for line in console.file.getvalue().splitlines()]
+    for wanted in (
+        "all real images 80.0 ± 0.0 79.0 ± 0.0 0.780 ± 0.000",
+        "random real, 2 a class 40.0 ± 0.0 39.0 ± 0.0 0.380 ± 0.000",
+        "distilled, 2 a class 50.0 ± 0.0 49.0 ± 0.0 0.480 ± 0.000",
+        "lake 30.0 20.0 75.0",
+        "field 70.0 60.0 90.0",
+        "convnet3 50.0 ± 0.0 40.0 ± 0.0 80.0 ± 0.0 62.5%",
+    ):
+        assert wanted in lines
+    assert lines.index("lake 30.0 20.0 75.0") < lines.index("field 70.0 60.0 90.0")
+    text = " ".join(lines)
+    assert "nearness ρ 0.90 (pixel 0.91, feature 0.92; 1: fresh, 0: copies)" in text
+    assert "62.5 % of the full data's OA (HLR 30.0 points); improvement over random (IOR) +10.0 points" in text
+
+
+def test_descriptions_are_what_a_clip_score_compares(distilled):
+    some = replace(distilled, records=({"description": "a pond"}, {}, {}, {}))
+    assert _texts(some)[:2] == ["a pond", class_prompt("lake")]

@@ -32,3 +32,9 @@ def test_comparisons():
     assert share(0.9, 0.63) == pytest.approx(0.7)
     assert mean_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert mean_std([0.5]) == (0.5, 0.0)
+
+
+def test_kappa_by_hand_where_predictions_and_classes_have_other_shares():
+    # 3 of 4 right; chance: 0.75 of class 0 is true, half is predicted: 0.375 + 0.125.
+    found = measure(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]), 2)
+    assert (found.oa, found.kappa) == (0.75, pytest.approx((0.75 - 0.5) / (1 - 0.5)))

@@ -156,3 +156,16 @@ def test_bad_settings(change, message):
     options = {"a": torch.zeros(2, 5).long(), "b": torch.zeros(1, 5).long(), "seed": 0} | change
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         compare_pair(labels=torch.zeros(5).long(), **options)
+
+
+def test_the_stretch_of_unequal_numbers_of_seeds_is_that_of_satterthwaite():
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(seeds, 50, generator=random, dtype=torch.float64) for seeds in (3, 9))
+    parts = [(float(rows.mean(1).var()) / len(rows), len(rows) - 1) for rows in (a, b)]
+    variance = sum(part for part, _ in parts)
+    degrees = variance**2 / sum(part**2 / own for part, own in parts)
+    assert degrees > 2
+    wanted = student.ppf(0.975, degrees) / NormalDist().inv_cdf(0.975)
+    assert module._stretch((a, b), variance, 0.95) == pytest.approx(wanted)
+    # With hardly any variance besides that of few seeds, their degrees count.
+    assert module._stretch((a, b), 1e-9, 0.95) == pytest.approx(student.ppf(0.975, 2) / NormalDist().inv_cdf(0.975))

@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import numpy as np
@@ -113,3 +114,38 @@ def test_private_batches_are_larger_and_fewer():
     assert own.lr == pytest.approx(2.828e-3, rel=1e-3)
     small = PrivateTraining.instead_of(100, 4, 64, 1e-3)
     assert (small.steps, small.batch, small.rate) == (1, 100, 1.0)
+
+
+def test_all_parameters_get_noise_and_the_sum_is_over_the_expected_batch(monkeypatch):
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr))
+    model = nn.Sequential(nn.Linear(400, 5), nn.Linear(5, 400))
+    before = [p.detach().clone() for p in model.parameters()]
+    training = PrivateTraining(count=24, steps=1, batch=8, lr=1.0)
+    nothing = lambda images: 0 * model(torch.zeros(len(images), 400)).sum()  # noqa: E731
+    train_privately(model, nothing, training, noise=4.0, by=by(), title="t")
+    for p, was in zip(model.parameters(), before, strict=True):
+        assert float((p.detach() - was).square().mean().sqrt()) == pytest.approx(4.0 / 8, rel=0.7)
+    # Everybody is drawn, so the sum of 24 gradients of length 1 is divided by the 8 that are expected.
+    monkeypatch.setattr(SecretNoise, "uniform", lambda self, *shape: torch.full(shape, 1e-9, dtype=torch.float64))
+    line = nn.Linear(1, 1, bias=False)
+    start = float(line.weight.detach())
+    steep = lambda images: 9 * line(torch.ones(len(images), 1)).mean()  # noqa: E731
+    train_privately(line, steep, training, noise=0.0, by=by(), title="t")
+    assert float(line.weight.detach()) == pytest.approx(start - 24 / 8)
+
+
+def test_the_rate_falls_to_zero(monkeypatch):
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr))
+    monkeypatch.setattr(SecretNoise, "uniform", lambda self, *shape: torch.full(shape, 1e-9, dtype=torch.float64))
+    line = nn.Linear(1, 1, bias=False)
+    seen = [float(line.weight.detach())]
+
+    def loss(images):
+        seen.append(float(line.weight.detach()))
+        return 9 * line(torch.ones(len(images), 1)).mean()
+
+    training = PrivateTraining(count=4, steps=4, batch=4, lr=1.0)
+    train_privately(line, loss, training, noise=0.0, by=by(), title="t")
+    moved = [a - b for a, b in zip(seen[1:], [*seen[2:], float(line.weight.detach())], strict=True)]
+    # Cosine annealing over four steps.
+    assert moved == pytest.approx([(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)], abs=1e-5)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from geodistill.privacy import noisy
 from geodistill.privacy.noisy import (
     ROUNDS,
     SecretNoise,
@@ -160,3 +161,21 @@ def test_clusters_are_found_through_little_noise_and_stay_full_in_much():
         assert torch.equal(own, truth) or torch.equal(own, 1 - truth)
     blind = private_clusters(torch.randn(400, 16, generator=drawn()), labels, 2, 4, noise=1e6, by=by(1))
     assert int(torch.bincount(blind, minlength=8).min()) > 10
+
+
+def test_long_rows_count_as_one_image_and_the_deviation_is_that_of_row_and_count(monkeypatch):
+    monkeypatch.setattr(SecretNoise, "gaussian", lambda self, *shape: torch.zeros(shape, dtype=torch.float64))
+    values = torch.tensor([[30.0, 40.0], [0.0, 2.0], [0.3, 0.4]])
+    means, deviation = noisy_means(values, torch.tensor([0, 0, 0]), 1, norm=1.0, noise=0.8, by=by())
+    # (0.6, 0.8) + (0, 1) + (0.3, 0.4), of three images.
+    torch.testing.assert_close(means, torch.tensor([[0.3, 2.2 / 3]], dtype=torch.float64))
+    assert deviation.tolist() == [pytest.approx(0.8 * (1 + noisy._COUNTED**2) ** 0.5 / 3)]
+
+
+def test_every_round_of_the_clusters_has_the_whole_noise(monkeypatch):
+    asked = []
+    real = noisy.noisy_sums
+    monkeypatch.setattr(noisy, "noisy_sums", lambda *a, **k: asked.append((k["norm"], k["noise"])) or real(*a, **k))
+    points = torch.randn(12, 4, generator=drawn(), dtype=torch.float64)
+    private_clusters(points, torch.zeros(12, dtype=torch.int64), 1, 2, noise=3.0, by=by())
+    assert asked == [(1.0, 3.0)] * ROUNDS

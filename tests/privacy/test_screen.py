@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from geodistill.errors import PrivacyError
-from geodistill.privacy.neighbours import by_structure
+from geodistill.privacy import screen as module
+from geodistill.privacy.neighbours import Neighbours, by_structure
 from geodistill.privacy.screen import Screen, make_screen
 from geodistill.scenes import builtin_scenes
 from geodistill.scenes.views import dihedral
@@ -62,3 +63,30 @@ def test_class_too_small() -> None:
     assert str(caught.value) == (
         "the smallest class has 2 training images: screening needs 3 or more a class, add images or leave the class out"
     )
+
+
+@pytest.mark.parametrize(("distance", "ratio", "passes"), [(0.5, 0.5, True), (0.4, 0.9, False), (0.9, 0.4, False)])
+def test_both_limits_must_be_met(distance: float, ratio: float, passes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Neighbours(torch.tensor([0]), torch.tensor([distance]), torch.tensor([ratio]))
+    monkeypatch.setattr(module, "_of_class", lambda *_: found)
+    images, labels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    assert Screen(images, labels, 0.5, 0.5).passes(images, labels).tolist() == [passes]
+
+
+def test_a_hundredth_of_the_images_set_apart_is_nearer_than_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def of_class(images: Tensor, labels: Tensor, train: Tensor, of: Tensor) -> Neighbours:
+        seen.append((images[:, 0, 0, 0].tolist(), torch.bincount(labels).tolist(), torch.bincount(of).tolist()))
+        count = len(images)
+        return Neighbours(torch.zeros(count, dtype=torch.int64), torch.arange(count) / 1.0, torch.arange(count) / 10)
+
+    monkeypatch.setattr(module, "_of_class", of_class)
+    labels = torch.tensor([0] * 150 + [1] * 50)
+    images = torch.arange(200, dtype=torch.uint8)[:, None, None, None].expand(200, 3, 8, 8).contiguous()
+    found = make_screen(images, labels, seed=0)
+    # A fifth of each class is set apart: 30 and 10. A hundredth of 40 lies at 0.39.
+    assert seen[0][1:] == ([30, 10], [120, 40])
+    assert (found.distance, found.ratio) == (pytest.approx(0.39), pytest.approx(0.039))
+    make_screen(images, labels, seed=1)
+    assert seen[0][0] != seen[1][0]
