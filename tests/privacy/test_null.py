@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from geodistill.distilled import DistilledSet
 from geodistill.privacy import null as module
 from geodistill.privacy.membership import Seen, seen
-from geodistill.privacy.null import Null, _best, _Class, _p_value, null_of
+from geodistill.privacy.null import ALARM, Null, _best, _Class, _p_value, null_of
 from geodistill.scenes import SceneData, builtin_scenes
 
 
@@ -141,3 +142,18 @@ def test_p_value_by_hand() -> None:
     assert _p_value((0.1,), [(0.1,)] * 199) == 1
     # At the second rate one in four gives away as much; each of the four is first at one rate, last at the other.
     assert _p_value((0.0, 0.4), [(0.1, 0.3), (0.2, 0.2), (0.3, 0.1)]) == 0.5
+
+
+def test_figures_of_a_null_by_hand() -> None:
+    drawn = tuple((0.02 + 0.0001 * k, 0.001) for k in range(100))
+    null = Null(rates=(0.01, 0.001), observed=(0.05, 0.003), drawn=drawn, p=ALARM, images=50, train=1000)
+    assert null.leaks
+    assert not replace(null, p=ALARM + 1e-6).leaks
+    assert null.mean == (pytest.approx(0.02495), pytest.approx(0.001))
+    # 2.5 and 97.5 % of the draws at the largest rate: 0.0202 and 0.0297.
+    value, least, most = null.exposed
+    assert value == pytest.approx(1000 * (0.05 - 0.02495) / (1 - 0.02495))
+    assert least == pytest.approx(1000 * (0.05 - 0.0297) / (1 - 0.0297))
+    assert most == pytest.approx(1000 * (0.05 - 0.0202) / (1 - 0.0202))
+    assert replace(null, observed=(0.9, 0.9)).exposed == (50, 50, 50)
+    assert replace(null, observed=(0.0, 0.0)).exposed == (0, 0, 0)

@@ -11,6 +11,7 @@ from geodistill.commands.distill import distill
 from geodistill.commands.source import read_source
 from geodistill.config import Config, make_config
 from geodistill.distilled import DistilledSet
+from geodistill.privacy import replay as module
 from geodistill.privacy.replay import Draws, replay
 from geodistill.scenes import SceneData, Scenes
 
@@ -94,3 +95,19 @@ def test_no_suspects(secret_run: Path, pair: Scenes) -> None:
     draws, distilled = draws_of(secret_run, pair)
     alone = torch.arange(len(pair))
     assert replay(draws, distilled.images, pair.pixels(size=32), alone) is None
+
+
+def test_an_outsider_has_the_base_and_a_guessed_seed_alone(
+    secret_run: Path, pair: Scenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws, distilled = draws_of(secret_run, pair)
+    settings = (draws.settings[0], draws.settings[0].model_copy(update={"strength": 0.9}))
+    draws = replace(draws, settings=settings, seeds=(b"a" * 32, b"b" * 32))
+    used = []
+    monkeypatch.setattr(module, "_named", lambda prior, _, ways, *rest: used.append((prior, *ways)) or len(used))
+    found = replay(draws, distilled.images, pair.pixels(size=32), pair.labels)
+    assert found is not None
+    assert used[0] == (draws.prior, settings[:1], (draws.guessed,))
+    assert used[1] == (draws.adapted, settings, draws.seeds)
+    assert (found.outsider, found.insider) == (1, 2)
+    assert found.p_outsider > found.p_insider
