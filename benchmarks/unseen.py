@@ -221,10 +221,9 @@ _INTRODUCTION = """# Archives that the base has not seen
 Overall accuracy (OA) on test images in per cent at 10 images a class, mean ± standard deviation over sets; each set is
 tested with three classifiers. Random and k-means choose other real images for each classifier. "DPD ahead" is the
 accuracy of DPD minus that of the method, in points, with a 95 % bootstrap interval over test images, classifiers and,
-if there are several, sets of DPD. An interval marked * is of an earlier run and covers the test images alone, so it is
-too narrow. ρ is the nearness ratio: the median distance of the images to their nearest training images over that of
-held-out real images. 1 is no nearer than held-out images are, 0 is a copy. "Copies" are the generated images that the
-audit's search takes for copies of training images.
+if there are several, sets of DPD. ρ is the nearness ratio: the median distance of the images to their nearest training
+images over that of held-out real images. 1 is no nearer than held-out images are, 0 is a copy. "Copies" are the
+generated images that the audit's search takes for copies of training images.
 
 Parts of the archives were used: of AID 6,000 training and 2,000 test images (30 classes, 150 px) of 10,000, of EuroSAT
 8,000 and 2,000 (10 classes, 64 px) of 27,000, of UC Merced 1,260 and 420 (21 classes, 256 px) of 2,100. Selection and
@@ -232,11 +231,6 @@ refinement use the features of EfficientNet-Lite0; EfficientNet-Lite2 and ResNet
 
 Source: `benchmarks/results/unseen.csv` (hardware, versions, command), made by `benchmarks/unseen.py`.
 """
-
-
-def _star(line: dict[str, str]) -> str:
-    """Return the mark of an interval that covers the test images alone: of one set, from before classifiers counted."""
-    return "*" if line["ahead"] and line["sets"] == "1" and not line.get("interval") else ""
 
 
 def _table(lines: list[dict[str, str]]) -> str:
@@ -252,7 +246,7 @@ def _table(lines: list[dict[str, str]]) -> str:
             name,
             oa,
             line["sets"],
-            told_difference(line, AHEAD) + _star(line),
+            told_difference(line, AHEAD),
             line["rho"],
             _told_copies(line),
         ]
