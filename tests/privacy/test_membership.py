@@ -6,7 +6,8 @@ from torch import Tensor
 
 from geodistill.distilled import DistilledSet
 from geodistill.errors import ConfigError
-from geodistill.privacy.membership import Seen, attack, isolated, scores, seen, shadow_scores
+from geodistill.privacy import membership as module
+from geodistill.privacy.membership import Seen, attack, interval, isolated, scores, seen, shadow_scores
 from geodistill.scenes import builtin_scenes
 
 values = st.lists(st.integers(-5, 5), min_size=1, max_size=30)
@@ -135,3 +136,22 @@ def test_the_most_isolated_images_are_those_farthest_from_all_others_of_their_cl
     inside, outside = isolated(known, others)
     assert inside.tolist() == [False, False, True, False, False]
     assert outside.tolist() == [False, True, False]
+
+
+def test_an_interval_has_the_percentiles_of_what_was_drawn() -> None:
+    found = interval(0.7, [None, *(k / 100 for k in range(101))])
+    assert (found.value, found.low, found.high) == (0.7, pytest.approx(0.025), pytest.approx(0.975))
+
+
+def test_members_and_others_are_both_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = module.resampled
+    monkeypatch.setattr(module, "resampled", lambda values, random: asked.append(len(values)) or real(values, random))
+    attack("any", torch.arange(5).float(), torch.arange(7).float())
+    assert asked == [5, 7] * (len(asked) // 2)
+    assert len(asked) == 2 * module._RESAMPLES
+
+
+def test_a_density_is_a_mean_over_the_images() -> None:
+    distances = torch.full((2, 50), 3.0)
+    assert module._log_density(distances, 2.0).tolist() == pytest.approx([-9 / 8, -9 / 8], abs=1e-5)

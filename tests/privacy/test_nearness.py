@@ -1,9 +1,20 @@
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from geodistill.errors import ConfigError
+from geodistill.privacy import nearness as module
 from geodistill.privacy import nearness_ratio, real_distances
-from geodistill.privacy.nearness import _least_l2, symmetries
+from geodistill.privacy.nearness import (
+    Nearness,
+    RealDistances,
+    _least_l2,
+    feature_distances,
+    pixel_vectors,
+    symmetries,
+)
 from geodistill.seeding import generator
 
 
@@ -61,3 +72,30 @@ def test_bad_sets():
     message = r"^half of the held-out images are copies of training images \(in pixels\): remove the copies$"
     with pytest.raises(ConfigError, match=message):
         real_distances(images, images)
+
+
+def test_the_ratio_is_the_smaller_one_of_two_ratios_of_medians(monkeypatch):
+    """Distances are drawn by hand; the images stand for their order."""
+    pixel, feature = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([0.3, 0.6, 0.7])
+    monkeypatch.setattr(module, "pixel_distances", lambda images, real: pixel)
+    monkeypatch.setattr(module, "feature_distances", lambda images, real: feature)
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    real = RealDistances(torch.zeros(1), torch.zeros(1), 4.0, 0.8)
+    assert nearness_ratio(images, real) == Nearness(pixel=0.5, feature=pytest.approx(0.75), ratio=0.5)
+    assert nearness_ratio(images, replace(real, pixel=2.0)).ratio == pytest.approx(0.75)
+    found = real_distances(images, images, features=torch.zeros(3, 4))
+    assert (found.pixel, found.feature) == (2.0, pytest.approx(0.6))
+
+
+def test_features_are_compared_with_all_blocks_and_orientations(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 2)
+    monkeypatch.setattr(module, "backbone_features", lambda images: F.normalize(images[:, :, 0, 0].float(), dim=1))
+    images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    images[0, :, 1, 1] = torch.tensor([3, 4, 0], dtype=torch.uint8)  # seen in the corner once it is turned
+    real = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.6, 0.8, 0.0]])
+    assert feature_distances(images, real).tolist() == [pytest.approx(0, abs=1e-6)]
+
+
+def test_images_are_averaged_over_areas():
+    checks = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255
+    assert pixel_vectors(checks.expand(1, 3, 64, 64).to(torch.uint8)).unique().tolist() == [0.5]

@@ -135,3 +135,13 @@ def test_a_link_to_a_base_does_not_hide_what_it_was_trained_on(tmp_path):
     sign(tmp_path / "run", [("", TRAINED)])
     (tmp_path / "mine").symlink_to(tmp_path / "run" / "base")
     assert known(TRAINED, tmp_path / "mine") == 2000
+
+
+def test_the_fullest_footprint_says_how_many_are_noticed(tmp_path):
+    both, full = tmp_path / "both", tmp_path / "full"
+    for folder in (both, full):
+        folder.mkdir()
+    few, many = [f"{k:064x}" for k in range(3)], [f"{k:064x}" for k in range(100, 3100)]
+    sign(full, [("many", many)])
+    sign(both, [("few", few), ("many", many)])
+    assert fewest_noticed(1000, both) == fewest_noticed(1000, full)

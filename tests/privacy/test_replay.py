@@ -111,3 +111,11 @@ def test_an_outsider_has_the_base_and_a_guessed_seed_alone(
     assert used[1] == (draws.adapted, settings, draws.seeds)
     assert (found.outsider, found.insider) == (1, 2)
     assert found.p_outsider > found.p_insider
+
+
+def test_suspects_are_of_the_class_of_the_start() -> None:
+    labels = torch.tensor([0, 1] * 20)
+    found = module._suspects(5, labels, 16, torch.Generator().manual_seed(0))
+    assert found[0] == 5
+    assert labels[found].tolist() == [1] * 16
+    assert len(found.unique()) == 16

@@ -19,6 +19,7 @@ from geodistill.evaluation.worth import SelfTest, Worth, advice
 from geodistill.provenance import Made, Stage
 from geodistill.run import Run, records
 from geodistill.scenes import SceneData, Scenes
+from geodistill.stages import self_test
 from geodistill.stages.context import Context
 from geodistill.stages.held_out import Apart, learned_from, set_apart
 from geodistill.stages.self_test import adapts_base, read_self_test, run_self_test
@@ -317,3 +318,18 @@ def test_only_a_method_that_adapts_the_base_could_adapt_it_longer(small: Config,
     assert not adapts_base(tmp_path, some)
     (tmp_path / "adapter").mkdir()
     assert adapts_base(tmp_path, some)
+
+
+def test_random_real_images_are_of_the_scenes_that_are_learned_from(
+    small: Config, pair: Scenes, right: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_from: list[Scenes] = []
+    real = self_test.random_real
+    monkeypatch.setattr(
+        self_test, "random_real", lambda scenes, *rest: drawn_from.append(scenes) or real(scenes, *rest)
+    )
+    made_and_tested(tmp_path / "run", pair, small)
+    apart = set_apart(pair, small)
+    assert apart.test is not None
+    assert {*drawn_from[0].keys} == {*apart.train.keys}
+    assert not {*drawn_from[0].keys} & {*apart.test.keys}
