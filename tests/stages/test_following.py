@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from geodistill.commands.distill import distill
 from geodistill.config import Config
+from geodistill.prototypes import Prototypes
 from geodistill.run import records
 from geodistill.scenes import Scenes
 from geodistill.stages import following
@@ -110,3 +112,25 @@ def test_nothing_is_tried_where_the_settings_leave_nothing_open(
     distill(pair, _left_open(tiny, **sampling), out=tmp_path / "run")
     assert not _facts(tmp_path / "run")
     assert _told(tmp_path / "run")["strength"] == sampling.get("strength")
+
+
+def test_drawn_images_are_compared_with_the_scenes_they_started_from(
+    pair: Scenes, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[torch.Tensor] = []
+    real = following.decode
+
+    def seeing(prior: Any, latents: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        decoded.append(latents)
+        return real(prior, latents, *rest, **named)
+
+    monkeypatch.setattr(following, "decode", seeing)
+    monkeypatch.setattr(following, "_DRAWN", 4)
+    monkeypatch.setattr(following, "_accuracy", lambda *_: 0.25 * len(decoded))
+    config = _left_open(tiny)
+    distill(pair, config, out=tmp_path / "run")
+    assert _facts(tmp_path / "run") == [{"drawn": 0.25, "given_back": 0.5, "closely": True}]
+    starts = Prototypes.load(tmp_path / "run" / "prototypes").starts(1, config.seed, of=config.prototypes.starts)
+    stored = load_file(tmp_path / "run" / "latents" / "latents.safetensors")["latents"]
+    assert torch.equal(decoded[1], stored[starts, 0].float())
+    assert not torch.equal(decoded[0], decoded[1])

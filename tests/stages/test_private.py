@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from geodistill.processes import Processes
 from geodistill.provenance import Made
 from geodistill.run import Run, records
 from geodistill.scenes import Reading, Scenes, builtin_scenes
-from geodistill.stages import private_means
+from geodistill.stages import private_means, private_training
 from geodistill.stages.base import Source, train_base
 from geodistill.stages.checks import check_counts
 from geodistill.stages.private import PrivateContext, budget_of, check_private, guarantee
@@ -274,3 +275,53 @@ def test_refinement_is_shorter_unless_it_is_asked_for(settings: dict) -> None:
     assert private_settings({**settings, "refinement": {}}).refinement.steps == 240
     assert private_settings(settings, refinement={"lr": 0.01}).refinement.steps == 240
     assert private_settings(settings, refinement={"steps": 2}).refinement.steps == 2
+
+
+def test_every_mechanism_of_a_run_has_its_own_noise(
+    planted: Scenes, settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the budget counts is what is drawn: a mechanism without noise, or with another's, breaks the guarantee."""
+    used: list[tuple[str, float]] = []
+
+    def seeing(where: ModuleType, name: str) -> None:
+        real = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, **k: used.append((name, k["noise"])) or real(*a, **k))
+
+    for name in ("noisy_means", "private_clusters", "noisy_moments"):
+        seeing(private_means, name)
+    seeing(private_training, "train_privately")
+    config = private_settings(settings)
+    distill(planted, config, out=tmp_path / "run")
+    noise = budget_of(len(planted), config).noise
+    assert sorted(used) == sorted(
+        [
+            ("noisy_means", noise["profiles"]),
+            ("private_clusters", noise["clusters"]),
+            ("noisy_means", noise["starts"]),
+            ("train_privately", noise["teacher"]),
+            ("train_privately", noise["adapter"]),
+            ("noisy_moments", noise["moments"]),
+        ]
+    )
+    assert min(value for _, value in used) > 0.1
+
+
+def test_points_are_apart_from_the_noisy_means_of_their_classes() -> None:
+    """The true means are not used: no noise covers them there."""
+    features = torch.randn(6, 1280, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    means = torch.randn(2, 1280, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = private_means._points(features, labels, Profiles(means, torch.zeros(2, 25)))
+    again = private_means._points(features - 1, labels, Profiles(means - 1, torch.zeros(2, 25)))
+    torch.testing.assert_close(found, again, rtol=1e-4, atol=1e-5)
+    other = private_means._points(features, labels, Profiles(means + 1, torch.zeros(2, 25)))
+    assert float((found - other).abs().max()) > 0.1
+    nothing = private_means._points(means[labels].float(), labels, Profiles(means, torch.zeros(2, 25)))
+    assert float(nothing.abs().max()) < 1e-4
+    assert float(found.abs().max()) > 1
+
+
+def test_the_card_has_the_epsilon_of_both_neighbourhoods() -> None:
+    told = guarantee(Budget(8.0, 1e-5, {}, 15.6), 24, None)
+    assert "Differentially private: ε = 8, δ = 1e-05." in told
+    assert "If one image is replaced by another, ε = 15.6 at the same δ." in told
