@@ -90,76 +90,42 @@ def distill(
     off.
     """
     with told(device):
-        refuse_inside(data, out=out)
-        if add is not None:
-            refuse_inside(add, out=out)
-        from geodistill.commands.distill import distill as run_distillation
         from geodistill.config import load_config
         from geodistill.distilled import UPDATED, DistilledSet, set_folder, tell_of_source, tell_of_sources
-        from geodistill.methods import METHODS, check_method
         from geodistill.processes import processes
-        from geodistill.report.grid import draw_grid
-        from geodistill.scenes import open_scenes
-        from geodistill.scenes.reading import PLAIN
-        from geodistill.stages.checks import check_base, warn_of_seen_tests
 
+        refuse_inside(data, out=out)
         flags: dict[str, Any] = {"ipc": ipc, "base": base, "size": size, "seed": seed, "privacy": privacy}
         flags |= {"soft_labels": soft_labels or None, "epsilon": epsilon, "delta": delta}
         flags["reproducible"] = reproducible or None
-        old = DistilledSet.load(set_folder(data)) if add else None
-        if old is not None:
-            flags |= {"ipc": ipc or old.ipc, "size": size or old.size}
-            flags["privacy"] = privacy or ("screen" if old.about.get("screened") else None)
-        settings = load_config(config, _with_describer(set_, describe), **flags)
-        if old is not None and base is None:
-            settings = _drawn_by_base_of(data, settings)
+        sets = _with_describer(set_, describe)
         read: dict[str, Any] = {"bands": bands, "scale": scale, "split": split, "strict": strict}
-        # Reading the images takes long: what is wrong with the settings is told before.
-        check_method(method, settings.privacy)
-        if old is not None and add is not None:
-            if method != OWN:
-                raise ConfigError(f"--add draws new images as {OWN} does: leave --method {method} out")
-            if (bands, scale) != ("rgb", "auto"):
-                raise ConfigError("--add reads new scenes as those of the set were read: leave --bands and --scale out")
-            # Nothing tests the set, so no scene is kept for a test unless the data has a part for it.
-            read |= {"split": "all" if split == "auto" else split}
-            _update(old, open_scenes(add, **read, reading=old.reading or PLAIN, least=1).train, settings, out)
-            if processes().main:
-                tell_of_sources(out / UPDATED, set_folder(data), source_name, source_license)
-                if profile:
-                    print_profile(out, settings)
-                _ask_for_source(source_name, source_license)
-                say(f"to test it: geodistill evaluate {out / UPDATED} --data DATA, with test scenes of all its classes")
-            return
-        if METHODS[method].kind != "real":
-            check_base(settings)
-        opened = open_scenes(data, **read)
-        scenes = opened.train
-        if METHODS[method].kind != "real":
-            warn_of_seen_tests(settings.base, opened)
-        tell_of_busy_cores()
-        before = _last_made(out)
-        result = run_distillation(scenes, settings, method=method, out=out, command=command_line())
+        if add is None:
+            settings = load_config(config, sets, **flags)
+            has_tests = _make(data, read, settings, method, out)
+        else:
+            refuse_inside(add, out=out)
+            old = DistilledSet.load(set_folder(data))
+            settings = load_config(config, sets, **_as_in_set(old, flags))
+            if base is None:
+                settings = _drawn_by_base_of(data, settings)
+            _update(old, _new_scenes(old, add, read, method), settings, out)
         if not processes().main:
             return
-        if before and _last_made(out) == before:
-            say(f"nothing to do: {out} was finished on {datetime.fromtimestamp(before):%Y-%m-%d at %H:%M}")
-        tell_of_source(out / DISTILLED.name, source_name, source_license)
-        draw_grid(result, out / "grid.png")
-        print_stages(out)
         if profile:
             print_profile(out, settings)
-        print_screening(out)
-        print_nearness(result)
-        print_replayable(result)
-        print_self_test(out, settings, split)
-        say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
-        say(f"sample grid: {out / 'grid.png'}")
-        _ask_for_source(source_name, source_license)
-        if opened.test is None:
-            say("DATA has no test images, which `geodistill evaluate` needs: give it an archive that has some")
+        if add is None:
+            tell_of_source(out / DISTILLED.name, source_name, source_license)
         else:
+            tell_of_sources(out / UPDATED, set_folder(data), source_name, source_license)
+        if not (source_name and source_license):
+            say("the data card does not name the archive and its licence: --source-name and --source-license add them")
+        if add is not None:
+            say(f"to test it: geodistill evaluate {out / UPDATED} --data DATA, with test scenes of all its classes")
+        elif has_tests:
             tell_next("evaluate", out, "--data", data, *unless("--split", split, "auto"))
+        else:
+            say("DATA has no test images, which `geodistill evaluate` needs: give it an archive that has some")
 
 
 @app.command(epilog="Example: **geodistill plan ~/AID --base stabilityai/stable-diffusion-2-1-base --preset paper**")
@@ -307,6 +273,60 @@ def _drawn_by_base_of(run: Path, settings: Any) -> Any:
     return settings.model_copy(update={"base": known}) if known else settings
 
 
+def _as_in_set(old: Any, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return `flags` with what holds for the set `old` where they say nothing."""
+    known = {"ipc": old.ipc, "size": old.size, "privacy": "screen" if old.about.get("screened") else None}
+    return flags | {name: flags[name] or value for name, value in known.items()}
+
+
+def _make(data: Path, read: dict[str, Any], settings: Any, method: str, out: Path) -> bool:
+    """Make a set of the training scenes of `data`, print what came of it, and return whether `data` has test scenes."""
+    from geodistill.commands.distill import distill as run_distillation
+    from geodistill.methods import METHODS, check_method
+    from geodistill.processes import processes
+    from geodistill.report.grid import draw_grid
+    from geodistill.scenes import open_scenes
+    from geodistill.stages.checks import check_base, warn_of_seen_tests
+
+    # Reading the images takes long: what is wrong with the settings is told before.
+    check_method(method, settings.privacy)
+    draws = METHODS[method].kind != "real"
+    if draws:
+        check_base(settings)
+    opened = open_scenes(data, **read)
+    if draws:
+        warn_of_seen_tests(settings.base, opened)
+    tell_of_busy_cores()
+    before = _last_made(out)
+    result = run_distillation(opened.train, settings, method=method, out=out, command=command_line())
+    if processes().main:
+        if before and _last_made(out) == before:
+            say(f"nothing to do: {out} was finished on {datetime.fromtimestamp(before):%Y-%m-%d at %H:%M}")
+        draw_grid(result, out / "grid.png")
+        print_stages(out)
+        print_screening(out)
+        print_nearness(result)
+        print_replayable(result)
+        print_self_test(out, settings, read["split"])
+        say(f"{len(result)} images of {len(result.classes)} classes: {out / DISTILLED.name}")
+        say(f"sample grid: {out / 'grid.png'}")
+    return opened.test is not None
+
+
+def _new_scenes(old: Any, add: Path, read: dict[str, Any], method: str) -> Any:
+    """Return the training scenes of `add`, read as those of the set `old` were."""
+    from geodistill.scenes import open_scenes
+    from geodistill.scenes.reading import PLAIN
+
+    if method != OWN:
+        raise ConfigError(f"--add draws new images as {OWN} does: leave --method {method} out")
+    if (read["bands"], read["scale"]) != ("rgb", "auto"):
+        raise ConfigError("--add reads new scenes as those of the set were read: leave --bands and --scale out")
+    # Nothing tests the set, so no scene is kept for a test unless the data has a part for it.
+    split = "all" if read["split"] == "auto" else read["split"]
+    return open_scenes(add, **read | {"split": split}, reading=old.reading or PLAIN, least=1).train
+
+
 def _update(old: Any, scenes: Any, settings: Any, out: Path) -> None:
     """Update the set `old` with the training scenes `scenes`, and print what came of it."""
     from geodistill.commands.add import add as update
@@ -325,11 +345,6 @@ def _update(old: Any, scenes: Any, settings: Any, out: Path) -> None:
     fresh = sorted(set(result.classes) - set(old.classes))
     say(f"new classes: {', '.join(fresh) or 'none'}")
     say(f"{len(result)} images of {len(result.classes)} classes: {out / UPDATED}   grid: {out / 'grid.png'}")
-
-
-def _ask_for_source(name: str, licence: str) -> None:
-    if not (name and licence):
-        say("the data card does not name the archive and its licence: --source-name and --source-license add them")
 
 
 def _last_made(run: Path) -> float:
