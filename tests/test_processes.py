@@ -154,7 +154,6 @@ def _close(a: object, b: object) -> bool:
 def test_fewer_processes_go_on_where_more_stopped(scenes: Path, shared: Path) -> None:
     before = (shared / "candidates" / "candidates.safetensors").read_bytes()
     (shared / "distilled" / "manifest.json").unlink()
-    (shared / "distilled" / ".fingerprint").unlink()
     _alone(scenes, shared)
     assert (shared / "candidates" / "candidates.safetensors").read_bytes() == before
     assert (shared / "distilled" / "manifest.json").exists()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +42,13 @@ class TestStarts:
         assert sorted(first[1:4]) == [4, 7, 9]
         assert first[5] == first[1]
         assert second == [1] * 6
+
+    def test_each_prototype_has_an_order_of_its_own(self):
+        members = (torch.arange(0, 30), torch.arange(30, 60))
+        found = Prototypes(torch.tensor([0, 30]), torch.tensor([0, 1]), members)
+        first, second = found.starts(30, 0, of="members").view(2, 30)
+        assert not torch.equal(first, second - 30)
+        assert not torch.equal(first, found.starts(30, 1, of="members")[:30])
 
     @given(st.integers(1, 9), st.integers(0, 5))
     def test_more_of_them_change_none_before(self, count, seed):
@@ -87,6 +95,28 @@ class TestFindPrototypes:
         assert one_class(features, 2).indices.tolist() == [0, 5]
         # At alpha 3 nearness decides: 93, 98, 94 and 100, 102, 98.
         assert one_class(features, 2, alpha=3.0).indices.tolist() == [1, 4]
+
+    def test_the_nearest_of_the_other_centres_counts(self):
+        # Clusters at (0, 0), (10, 0) and (0, 100). Of the first, the member away from the second centre is best; by the
+        # mean distance of both others it would be the one away from the third.
+        own = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+        features = torch.cat([own, own[:3] + torch.tensor([10.0, 0.0]), own[:2] + torch.tensor([0.0, 100.0])])
+        assert one_class(features, 3).indices[0] == 0
+
+    def test_kmeans_starts_ten_times_from_seeds_of_its_own(self, monkeypatch: pytest.MonkeyPatch):
+        started: list[tuple[int, int]] = []
+        kmeans = prototypes.KMeans
+
+        def watched(count: int, *, n_init: int, random_state: int) -> KMeans:
+            started.append((n_init, random_state))
+            return kmeans(count, n_init=n_init, random_state=random_state)
+
+        monkeypatch.setattr(prototypes, "KMeans", watched)
+        labels = torch.arange(12) % 2
+        for seed in (0, 1):
+            find_prototypes(torch.rand(12, 2), labels, classes=("Beach", "Port"), per_class=2, seed=seed)
+        assert [times for times, _ in started] == [10] * 4
+        assert len({seed for _, seed in started}) == 4
 
     def test_members_are_sorted_by_distance_to_the_centre(self):
         found = one_class(torch.tensor([[0.0], [1.0], [2.0], [100.0], [102.0], [107.0]]), 2)

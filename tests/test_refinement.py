@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from geodistill import refinement
 from geodistill.config import RefinementSettings
 from geodistill.errors import TrainingError
+from geodistill.evaluation.protocols import crop
 from geodistill.networks import backbone_features, embed, pretrained
 from geodistill.prior.base import Prior, load_prior
 from geodistill.privacy.noisy import SecretNoise, noisy_moments
@@ -103,6 +104,18 @@ class TestMomentsLoss:
         other = F.normalize(torch.randn(2, 50, generator=torch.Generator().manual_seed(1)), dim=1)
         assert float(loss(axis)) < float(loss(other))
 
+    def test_every_direction_has_at_least_the_floor_of_the_noise(self):
+        real_labels = torch.arange(60) % 3
+        real = F.normalize(torch.randn(60, 20, generator=torch.Generator().manual_seed(0)), dim=1)
+        noisy = noisy_moments(real, real_labels, 3, noise=2.0, by=SecretNoise())
+        loss = MomentsLoss(pretrained(), torch.arange(3), noisy)
+        mean = noisy.sums.sum(dim=0) / noisy.counts.sum()
+        before = torch.linalg.eigvalsh(noisy.second - noisy.counts.sum() * torch.outer(mean, mean))
+        floor = refinement._FLOOR * noisy.deviation * 20**0.5
+        assert (before < 0).sum() > 3  # noise has made directions of negative variance
+        found = torch.linalg.eigvalsh(loss._scatter.double())
+        assert torch.allclose(found, before.clamp_min(0) + floor, rtol=1e-4)
+
 
 class TestMeansLoss:
     LABELS, REAL = torch.tensor([0, 0, 1, 1]), torch.tensor([[0.0, 1.0], [0.0, 3.0], [4.0, 0.0], [0.0, 0.0]])
@@ -120,6 +133,11 @@ class TestMeansLoss:
     def test_few_images_count_less(self, each: int, weight: float):
         loss = MeansLoss(pretrained(), torch.arange(2).repeat_interleave(each), self.REAL, self.LABELS)
         assert float(loss(torch.ones(2 * each, 2))) == pytest.approx(weight)
+
+    def test_the_largest_class_decides_how_much_few_images_count(self):
+        labels = torch.tensor([0] * 10 + [1])
+        loss = MeansLoss(pretrained(), labels, self.REAL, self.LABELS)
+        assert float(loss(torch.ones(11, 2))) == pytest.approx(1.0)
 
     def test_is_the_mean_that_counts(self):
         loss = MeansLoss(pretrained(), self.LABELS, self.REAL, self.LABELS)
@@ -188,6 +206,32 @@ def test_error_falls(prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_pa
     assert facts["last_loss"] < facts["first_loss"]
     assert facts["moved"] == pytest.approx(float((moved - latents).square().mean().sqrt()), abs=1e-4)
     assert 0 < facts["moved"] < 12 * 0.05
+
+
+def test_latents_are_held_near_their_start(
+    prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    free = (refined(prior, latents, loss, tmp_path / "free", steps=12) - latents).square().mean()
+    monkeypatch.setattr(refinement, "_HELD", 1e6)
+    held = (refined(prior, latents, loss, tmp_path / "held", steps=12) - latents).square().mean()
+    assert held < free / 2
+
+
+def test_each_step_crops_in_its_own_way(
+    prior: Prior, latents: Tensor, loss: RefinementLoss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[Tensor] = []
+
+    def watched(images: Tensor, maps: Tensor) -> Tensor:
+        seen.append(maps)
+        return crop(images, maps)
+
+    monkeypatch.setattr(refinement, "crop", watched)
+    monkeypatch.setattr(refinement, "free_memory", lambda _: 10**12)
+    refined(prior, latents, loss, tmp_path / "run", steps=3)
+    assert len(seen) == 3
+    assert len({tuple(maps.flatten().tolist()) for maps in seen}) == 3
+    assert len({tuple(one.flatten().tolist()) for one in seen[0]}) == len(latents)
 
 
 def alike(one: Tensor, other: Tensor) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from geodistill.commands.audit import audit as audit_folder
-from geodistill.commands.audit import unanswerable, untested
+from geodistill.commands.audit import unanswerable
 from geodistill.commands.distill import distill
 from geodistill.commands.source import Source, _half, read_source, shadow_sets
 from geodistill.config import Config, make_config, recorded
@@ -138,7 +138,10 @@ class TestOfRuns:
         told = f"{tmp_path / 'run' / 'secret'} is gone or damaged, so the scenes that the images started from are not"
         assert any(record.getMessage().startswith(told) for record in caplog.records)
         card = (tmp_path / "run" / "distilled" / "README.md").read_text()
-        assert "Whether the sampling can be repeated from a training image was not tested" in card
+        assert "was not tested: the set's run, or the run's secret, is not at hand. A leak may be missed." in card
+        # Nobody knows what a replay would have found.
+        assert blind.fails(["membership"])
+        assert not blind.fails([])
 
     def test_the_folder_of_a_run_s_set_is_audited_as_the_run(
         self, run: Path, pair: Scenes, data: SceneData, tmp_path: Path
@@ -157,12 +160,21 @@ class TestOfRuns:
         updated = replace(made, about=made.about | {"batches": 2, "follows_scenes": True})
         folder = updated.save(tmp_path / "updated")
         found, *_ = audit_folder(folder, SceneData(pair, None))
-        told = "was not tested: the set was updated, so no run made all its images."
-        assert untested(found, updated) == [f"Whether the sampling can be repeated from a training image {told}"]
+        told = (
+            "NOT CHECKED: the images follow training images, and the replay of their sampling was not tested: "
+            "the set was updated, so no run made all its images. A leak may be missed."
+        )
+        assert found.verdict.endswith(told)
         assert told in (folder / "README.md").read_text()
         away = made.save(tmp_path / "away")
-        found, distilled, _ = audit_folder(away, SceneData(pair, None))
-        assert untested(found, distilled)[0].endswith("was not tested: its run, or the run's secret, was not at hand.")
+        found, *_ = audit_folder(away, SceneData(pair, None))
+        assert found.untested == "the set's run, or the run's secret, is not at hand"
+        shutil.copytree(run, tmp_path / "rival")
+        about = json.loads((tmp_path / "rival" / "run.json").read_text())
+        about["settings"]["method"] = "d4m"
+        (tmp_path / "rival" / "run.json").write_text(json.dumps(about))
+        found, *_ = audit_folder(tmp_path / "rival", SceneData(pair, None))
+        assert found.untested == "only that of method 'dpd' can be, and method 'd4m' drew them"
 
     def test_files_that_are_not_of_the_set_fail(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
         shutil.copytree(run, tmp_path / "run")

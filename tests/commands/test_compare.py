@@ -71,10 +71,11 @@ def test_the_stages_that_methods_share_are_made_once(done: Path) -> None:
 
 def test_a_run_that_moved_goes_on(done: Path, data: SceneData, tiny: Config, tmp_path: Path) -> None:
     moved = shutil.copytree(done, tmp_path / "elsewhere")
-    marks = {path: path.read_bytes() for path in sorted(moved.rglob("*.fingerprint"))}
+    finished = {path: path.read_bytes() for path in sorted(moved.rglob("stages/*.json"))}
+    assert finished
     rows = run(data, tiny, moved, ipcs=[1, 2])
     assert {row.ipc for row in rows} == {0, 1, 2}
-    assert all(path.read_bytes() == mark for path, mark in marks.items())
+    assert all(path.read_bytes() == record for path, record in finished.items())
     assert str(tmp_path) not in (moved / "sets" / "dpd-ipc2" / "config.toml").read_text()
 
 

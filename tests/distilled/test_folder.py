@@ -8,18 +8,19 @@ from geodistill.errors import DistilledSetError
 
 def test_files_that_are_not_of_the_set_are_named(tmp_path, caplog):
     folder = make_set().save(tmp_path / "set")
-    for name in ("LICENSE", "notes.txt", ".DS_Store", "Beach/beach_000.png.aux.xml"):
+    for name in ("LICENSE", "notes.txt", ".DS_Store", "Beach/beach_000.png.aux.xml", "Beach/._beach_000.png"):
         (folder / name).write_text("")
     assert strays(folder) == []
     caplog.clear()
     DistilledSet.load(folder)
     assert not caplog.records
     (folder / "Forest").mkdir()
-    for name in ("Forest/a.png", "Beach/real.png", "more.zip"):
+    for name in ("Forest/a.png", "Beach/real.png", "more.zip", ".hidden/b.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
-    assert strays(folder) == ["Beach/real.png", "Forest/a.png", "more.zip"]
+    assert strays(folder) == [".hidden/b.jpg", "Beach/real.png", "Forest/a.png", "more.zip"]
     assert len(DistilledSet.load(folder)) == 6
-    told = f"{folder} holds 3 file(s) that are not of the set, Beach/real.png first: not used"
+    told = f"{folder} holds 4 file(s) that are not of the set, .hidden/b.jpg first: not used"
     assert [record.getMessage() for record in caplog.records] == [told]
 
 

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,6 +56,25 @@ def test_every_method_gives_ipc_images_of_each_class(
     whole = (tmp_path / "distilled").stat().st_mtime_ns
     assert torch.equal(_made(name, pair, on_pipeline, tmp_path).images, made.images)
     assert (tmp_path / "distilled").stat().st_mtime_ns == whole
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind == "synthetic"])
+def test_a_reproducible_run_draws_anew_from_its_secret(
+    name: str, pair: Scenes, on_pipeline: Config, tmp_path: Path
+) -> None:
+    seeded = _made(name, pair, on_pipeline, tmp_path)
+    assert seeded.replayable
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("latents/*")}
+    secret = on_pipeline.model_copy(update={"reproducible": False})
+    drawn = _made(name, pair, secret, tmp_path)
+    assert not drawn.replayable
+    assert (tmp_path / "secret").is_file()
+    assert not any((one == other).all() for one in drawn.images for other in seeded.images)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    # The same secret draws the same images, in whatever order the stages were lost.
+    shutil.rmtree(tmp_path / "distilled")
+    shutil.rmtree(tmp_path / "candidates")
+    assert torch.equal(_made(name, pair, secret, tmp_path).images, drawn.images)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind == "real"])

@@ -120,6 +120,25 @@ def test_few_held_out_images_raise_no_false_alarm(held: int, ipc: int) -> None:
     assert alarms <= 12
 
 
+def test_as_many_held_out_images_are_asked_about_as_the_smallest_rate_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SETS", 3)
+    random = torch.Generator().manual_seed(0)
+
+    def views_of(count: int) -> tuple[Seen, Tensor, Tensor]:
+        images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=random)
+        labels = torch.arange(count) % 4
+        return seen(images, labels), images, labels
+
+    train, images, labels = views_of(40)
+    # One image of each of four classes: ten times as many held-out images would be 80.
+    own = DistilledSet(images[:4], labels[:4], ("a", "b", "c", "d"))
+    for held, rates in ((1000, (10 / 996, 0.01)), (1004, (0.01, 0.001))):
+        others, pixels, _ = views_of(held)
+        found = null_of(own, own.classes, train, others, pixels)
+        assert found is not None
+        assert found.rates == rates
+
+
 def test_a_set_of_one_class_asks_about_that_class_alone(data: SceneData, views: tuple[Seen, Seen, Tensor]) -> None:
     chosen = (data.train.labels < 2).nonzero()[:, 0]
     distilled = DistilledSet(data.train.pixels(chosen, size=32), data.train.labels[chosen], data.train.classes[:2])

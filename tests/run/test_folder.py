@@ -103,6 +103,21 @@ def test_a_record_without_checksums_and_a_new_card_are_whole(tmp_path: Path, cap
     assert not caplog.messages
 
 
+def test_a_finished_stage_does_not_tell_what_it_was_made_from(tmp_path: Path) -> None:
+    """Its fingerprint is in the run's record alone: the folder of a set is shared."""
+    calls: list[int] = []
+    with Run(tmp_path / "run", {}) as run:
+        folder = make_stage(run, counting(calls), "distilled", given=["all scenes"])
+    assert [path.name for path in folder.iterdir()] == ["result.txt"]
+    record = json.loads((tmp_path / "run" / "stages" / "distilled.json").read_text())
+    # Earlier releases left it in the folder. It is removed, and the stage is not made again.
+    (folder / ".fingerprint").write_text(record["fingerprint"])
+    with Run(tmp_path / "run", {}) as run:
+        make_stage(run, counting(calls), "distilled", given=["all scenes"])
+    assert [path.name for path in folder.iterdir()] == ["result.txt"]
+    assert len(calls) == 1
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
 def test_the_files_of_a_run_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     def build(folder: Path) -> None:

@@ -14,6 +14,7 @@ from geodistill.cli import app
 from geodistill.errors import SceneError
 from geodistill.scenes import leaks, open_scenes
 from geodistill.scenes.leaks import find_leaks
+from geodistill.scenes.looks import look_of
 from geodistill.scenes.procedural import draw_scene
 from geodistill.scenes.readers import Info
 from geodistill.scenes.scenes import FILE, GROUND, PICTURE, SceneFile
@@ -151,6 +152,46 @@ def test_one_scene_over_all_others_costs_little() -> None:
     small = [SceneFile(Path(f"{k}"), 0, f"{k}", f"{k}", info) for k, info in enumerate(infos)]
     large = SceneFile(Path("l"), 0, "l", "l", Info(9, 9, "uint8", (), crs="x", bounds=(0.0, 0.0, 1e6, 1e6)))
     assert [leak.why for leak in find_leaks({"train": [large], "test": small})] == [GROUND] * 100
+
+
+def place(
+    name: str, left: float, bottom: float, *, crs: str = "x", top: float | None = None, look: bytes = b""
+) -> SceneFile:
+    """Return a file of a square of side 10 on the ground, whose key is its name."""
+    info = Info(9, 9, "uint8", (), crs=crs, bounds=(left, bottom, left + 10, bottom + 10 if top is None else top))
+    return SceneFile(Path(name), 0, name, name, info, look=look)
+
+
+def test_one_place_in_two_coordinate_systems_is_two_places() -> None:
+    train, test = [place("a", 0, 0, crs="EPSG:32629")], [place("b", 0, 0, crs="EPSG:32630")]
+    assert find_leaks({"train": train, "test": test}) == ()
+
+
+def test_a_file_with_its_first_row_in_the_south_lies_where_it_lies() -> None:
+    # Its bottom is above its top: the square from 5 to 15.
+    leaks = find_leaks({"train": [place("a", 0, 0)], "test": [place("b", 0, 15, top=5)]})
+    assert [(leak.why, leak.share) for leak in leaks] == [(GROUND, 0.5)]
+
+
+def look(seed: int) -> bytes:
+    drawn = draw_scene("Port", seed).transpose(2, 0, 1)
+    return look_of(drawn, np.ones(drawn.shape[1:], np.bool_))
+
+
+def test_ground_counts_before_pictures() -> None:
+    train = [place("a", 0, 0, look=look(1)), place("b", 100, 0, look=look(2))]
+    test = [place("c", 1, 0, look=look(2)), place("d", 500, 0, look=look(2))]
+    leaks = find_leaks({"train": train, "test": test})
+    assert [(leak.scene, leak.other, leak.why) for leak in leaks] == [
+        ("test/c", "train/a", GROUND),
+        ("test/d", "train/b", PICTURE),
+    ]
+
+
+def test_scenes_without_a_look_do_not_shift_the_others() -> None:
+    train = [place(f"{k}", 20 * k, 0, look=look(k) if k % 2 else b"") for k in range(6)]
+    test = [place(f"t{k}", 1000 + 20 * k, 0, look=look(k) if k % 3 == 0 else b"") for k in range(6)]
+    assert [(leak.scene, leak.other) for leak in find_leaks({"train": train, "test": test})] == [("test/t3", "train/3")]
 
 
 def test_files_count_before_pictures_and_ground(tmp_path: Path) -> None:

@@ -557,3 +557,28 @@ def test_runs_from_before_the_number_of_bands_was_recorded_resume(tmp_path):
     assert (old.fingerprint(), reading_of(old)) == (scenes.fingerprint(), reading_of(scenes))
     assert "of_bands" not in old.reading.as_dict()
     assert Reading.from_dict(scenes.reading.as_dict()).of_bands == 4
+
+
+@pytest.mark.parametrize(
+    ("colours", "chosen"),
+    [
+        (("undefined",) * 12, (4, 3, 2)),
+        (("undefined",) * 13, (4, 3, 2)),
+        (("gray", "undefined", "undefined", "undefined"), (1, 2, 3)),
+        (("alpha", "undefined", "undefined", "undefined"), (2, 3, 4)),
+        (("gray", "alpha"), (1,)),
+    ],
+)
+def test_bands_without_names_are_the_usual_ones(colours, chosen):
+    info = Info(8, 8, "uint16", colours)
+    assert choose_bands([(Path("a.tif"), info)]).bands == chosen
+    if "alpha" not in colours and len(colours) > 4:
+        assert choose_bands([(Path("a.tif"), info)], "nir").bands == (8,)
+
+
+def test_a_range_is_that_of_all_parts_of_an_image(tmp_path):
+    # More pixels than are looked at; the upper half is dark.
+    values = np.full((1, 128, 128), 100, np.uint16)
+    values[:, 64:] = 5000
+    path = tif(tmp_path / "a.tif", values)
+    assert with_scale(Reading((1,)), "uint16", [path]).scale == ((100.0, 5000.0),)

@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geodistill.scenes.views import _resizing, dihedral, nearer
+from geodistill.scenes.views import _resizing, as_rgb, dihedral, nearer, resized
 
 
 def test_eight_symmetries_are_all_different_and_lose_nothing() -> None:
@@ -18,6 +18,48 @@ def test_mirrors_and_the_swap_of_rows_and_columns() -> None:
     image = torch.tensor([[[1, 2], [3, 4]]])
     found = [dihedral(image, view).flatten().tolist() for view in (1, 2, 4)]
     assert found == [[2, 1, 4, 3], [3, 4, 1, 2], [1, 3, 2, 4]]
+
+
+def test_mirrors_come_before_the_swap() -> None:
+    image = torch.tensor([[[1, 2], [3, 4]]])
+    assert [dihedral(image, view).flatten().tolist() for view in (5, 6)] == [[2, 4, 1, 3], [3, 1, 4, 2]]
+
+
+def test_shown_as_rgb() -> None:
+    images = torch.arange(2 * 5).view(2, 5, 1, 1).to(torch.uint8)
+    assert as_rgb(images).flatten(1).tolist() == [[0, 1, 2], [5, 6, 7]]
+    assert as_rgb(images[:, :2]).flatten(1).tolist() == [[0, 0, 0], [5, 5, 5]]
+    assert as_rgb(images[:, :3]).flatten(1).tolist() == [[0, 1, 2], [5, 6, 7]]
+
+
+def test_resized_shows_the_whole_image() -> None:
+    # Left half dark, right half bright; a quarter brighter at the top.
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    image[..., 16:] = 200
+    image[:, 1, :8] += 40
+    small = resized(image, 8)
+    assert small.shape == (1, 3, 8, 8)
+    assert small[0, 0, :, 1].tolist() == [0] * 8
+    assert small[0, 0, :, 6].tolist() == [200] * 8
+    assert abs(int(small[0, 1, 0, 0]) - 40) <= 1
+    assert small[0, 1, 7, 0] == 0
+
+
+def test_windows_have_any_place_and_size() -> None:
+    # Values tell column and row of each pixel, so a window's place and side can be read from its corners.
+    side, size, count = 24, 8, 400
+    places = (torch.arange(side) * 10).to(torch.uint8)
+    image = torch.stack([places.expand(side, side), places[:, None].expand(side, side), places.expand(side, side)])
+    views = nearer(image.expand(count, 3, side, side), size, torch.Generator().manual_seed(0)).float() / 10
+    columns, rows = views[:, 0, 4], views[:, 1, :, 4]
+    sides = ((columns[:, 5] - columns[:, 2]) / 3 * size).round()
+    assert set(sides.tolist()) == set(map(float, range(size, side + 1)))
+    starts = torch.stack([columns.mean(1), rows.mean(1)], dim=1) - (sides[:, None] - 1) / 2
+    closest = sides < size + 3
+    assert starts[closest].min() < 1
+    assert starts[closest].amax(0).min() > side - size - 3
+    assert (starts[:, 0] - starts[:, 1]).abs().max() > 8  # rows and columns start at different places
+    assert len(starts[closest].round().unique(dim=0)) > 20
 
 
 @given(st.integers(0, 2**31), st.integers(0, 6))

@@ -212,7 +212,7 @@ def audit(
     with told(device):
         refuse_inside(data, out=out)
         from geodistill.commands.audit import audit as audit_folder
-        from geodistill.commands.audit import unanswerable, untested
+        from geodistill.commands.audit import unanswerable
         from geodistill.commands.source import recorded_reading
         from geodistill.distilled import run_of
         from geodistill.privacy.audit import MEASURES
@@ -233,7 +233,7 @@ def audit(
             ratios = (f"{image.ratios[name]:.2f}" for name in MEASURES)
             table.add_row(plain(image.name), plain(image.nearest), *ratios, "yes" if image.copy else "no")
         console.print(table)
-        say(" ".join([result.verdict, *untested(result, distilled)]))
+        say(result.verdict)
         if result.overlap:
             say(f"{result.overlap}: figures measured on them are too optimistic")
         say(f"all of it: {target / 'audit.html'}   {target / 'audit.json'}")

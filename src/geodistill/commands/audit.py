@@ -8,6 +8,7 @@ from pathlib import Path
 from geodistill.commands.source import Source, read_source, recorded_base, shadow_sets
 from geodistill.distilled import BATCHES, DistilledSet, owner_files, run_of, set_folder, strays, tell_of_audit
 from geodistill.errors import ConfigError, RunError
+from geodistill.pipeline import OWN
 from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
 from geodistill.privacy.audit import audit as audit_set
 from geodistill.privacy.membership import too_little
@@ -16,8 +17,6 @@ from geodistill.run import versions
 from geodistill.run.secret import SECRET
 from geodistill.scenes.scenes import SceneData, Scenes
 from geodistill.stages.checks import warn_of_seen_tests
-
-_NO_REPLAY = "Whether the sampling can be repeated from a training image was not tested: {why}."
 
 log = logging.getLogger("geodistill")
 
@@ -72,6 +71,8 @@ def audit(
         made = shadow_sets(source, data.train, shadows, out or source.folder / "audit") if shadows else []
         known = _known(source, distilled, data.train, made)
     known = replace(known, beside=tuple(owner_files(folder)), strays=tuple(strays(folder)))
+    if distilled.follows_scenes and known.draws is None and not known.unchecked:
+        known = replace(known, untested=_why_untested(source, distilled))
     result = audit_set(distilled, data, known, out=out)
     if processes().main:
         tell_of_audit(folder, f"Audited by `geodistill audit` {versions()['geodistill']}. {_shared(result, distilled)}")
@@ -109,20 +110,16 @@ def _shared(result: Audit, distilled: DistilledSet) -> str:
     """
     if distilled.about.get("guarantee"):
         return "Its findings stay with the data owner: figures about the real images are outside the guarantee."
-    return " ".join([result.verdict, *untested(result, distilled)])
+    return result.verdict
 
 
-def untested(result: Audit, distilled: DistilledSet) -> list[str]:
-    """Return a sentence on the replay that was not tested; none if it was, or if no image followed a scene."""
-    if not distilled.follows_scenes or result.attribution or result.replay:
-        return []
-    updated = BATCHES in distilled.about
-    why = (
-        "the set was updated, so no run made all its images"
-        if updated
-        else "its run, or the run's secret, was not at hand"
-    )
-    return [_NO_REPLAY.format(why=why)]
+def _why_untested(source: Source | None, distilled: DistilledSet) -> str:
+    """Return why images that follow scenes are not replayed."""
+    if BATCHES in distilled.about:
+        return "the set was updated, so no run made all its images"
+    if source and source.method != OWN:
+        return f"only that of method {OWN!r} can be, and method {source.method!r} drew them"
+    return "the set's run, or the run's secret, is not at hand"
 
 
 def unanswerable(distilled: DistilledSet, data: SceneData) -> str:

@@ -79,8 +79,8 @@ def owner_files(folder: Path) -> list[str]:
 def strays(folder: Path) -> list[str]:
     """Return the names of the files in `folder`, a set, that are neither of the set nor named by `owner_files`.
 
-    Whoever gets the folder reads them as well, but nothing here does. Hidden files and texts (.txt, .md) do not count;
-    in a plain image folder <class>/<image>, neither does any other file than an image.
+    Whoever gets the folder reads them as well, but nothing here does. Texts (.txt, .md) and hidden files that are no
+    images do not count; in a plain image folder <class>/<image>, neither does any other file than an image.
     """
     own = (folder / MANIFEST).is_file()
     if own:
@@ -90,13 +90,15 @@ def strays(folder: Path) -> list[str]:
         known = {path.relative_to(folder).as_posix() for path, _ in list_plain(folder)[1]}
     known |= set(owner_files(folder))
     names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    counted = {
-        name
-        for name, path in names.items()
-        if not any(part.startswith(".") for part in Path(name).parts)
-        and (path.suffix.lower() not in _TEXTS if own else path.suffix.lower() in _PICTURES)
-    }
-    return sorted(counted - known)
+
+    def counts(path: Path) -> bool:
+        suffix = path.suffix.lower()
+        if suffix in _PICTURES:
+            return not path.name.startswith("._")  # notes of macOS about a file
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        return own and not hidden and suffix not in _TEXTS
+
+    return sorted({name for name, path in names.items() if counts(path)} - known)
 
 
 def told_strays(names: Sequence[str]) -> str:

@@ -56,8 +56,14 @@ class SelfTest:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The verdict under finetune; None if the test was not done."""
-        return self.finetune.verdict if self.finetune else None
+        """The verdict under finetune, or that of the probe if finetune shows no difference and the probe a loss.
+
+        None if the test was not done.
+        """
+        if self.finetune is None or self.probe is None:
+            return None
+        tied = self.finetune.verdict == "not distinguishable from random"
+        return self.probe.verdict if tied and self.probe.verdict == "below random" else self.finetune.verdict
 
     @property
     def figures(self) -> list[str]:

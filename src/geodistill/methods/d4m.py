@@ -16,6 +16,7 @@ from geodistill.stages.context import Context
 from geodistill.stages.descriptions import class_prompts
 from geodistill.stages.distilled import keep_candidates
 from geodistill.stages.latents import encode
+from geodistill.stages.noise import in_secret
 from geodistill.stages.prototypes import centroids
 
 STRENGTH, GUIDANCE, STEPS = 0.7, 8.0, 50
@@ -33,7 +34,7 @@ def from_centroids(context: Context, modes: ModeGuidance | None = None) -> Made[
     found = centroids(context, latents)
     texts = class_prompts(context.scenes, slot_labels(context.scenes, context.config))
     slots = derived(lambda: Slots(texts, found.value), latents, found)
-    return keep_candidates(context, prior, draw(context, prior, slots, modes), texts)
+    return keep_candidates(context, prior, draw(in_secret(context), prior, slots, modes), texts)
 
 
 def paper(config: Config) -> Config:

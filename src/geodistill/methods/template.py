@@ -20,6 +20,7 @@ from geodistill.stages.context import Context
 from geodistill.stages.descriptions import class_prompts
 from geodistill.stages.distilled import keep_candidates
 from geodistill.stages.latents import encode
+from geodistill.stages.noise import in_secret
 
 
 def make(context: Context) -> Made[DistilledSet]:
@@ -40,7 +41,7 @@ def under_class_prompts(context: Context, loss: Callable[[Stored], nn.Module] | 
     texts = class_prompts(scenes, slot_labels(scenes, context.config))
     # Placeholders: nothing is followed.
     slots = derived(lambda: Slots(texts, torch.zeros(len(texts), *latents.value.shape[2:])), latents)
-    return keep_candidates(context, prior, draw(context, prior, slots), texts)
+    return keep_candidates(context, prior, draw(in_secret(context), prior, slots), texts)
 
 
 def plain(config: Config) -> Config:

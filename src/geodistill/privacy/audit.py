@@ -77,7 +77,8 @@ class Known:
     same way from known parts of the training scenes, for the shadow attack. overlap, replayable: copied into the Audit.
     prior: the base, for attacks in its latents. draws: how the images were sampled, for the replay. beside: names of
     files in the set's folder that are for the data owner alone. strays: names of files there that are not of the set.
-    unchecked: why the base takes no part, "" if it does.
+    unchecked: why the base takes no part, "" if it does. untested: why the sampling of images that follow scenes cannot
+    be repeated without `draws`.
     """
 
     starts: Tensor | None = None
@@ -89,6 +90,7 @@ class Known:
     beside: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
     unchecked: str = ""
+    untested: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class Audit:
     `beside`: names of files in the set's folder that are for the data owner alone; `strays`: of files that are not of
     the set, so nothing is known about them.
     `overlap`: a sentence, without its full stop, on how many of the training images the base of the set's run was
-    trained on; "" if none are known. `unchecked`: why the base takes no part in the audit, "" if it does.
+    trained on; "" if none are known. `unchecked`: why the base takes no part in the audit, "" if it does. `untested`:
+    why there is no replay of images that follow scenes; "" if there is one, or if none follows a scene.
     """
 
     images: tuple[ImageAudit, ...]
@@ -167,6 +170,7 @@ class Audit:
     beside: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
     unchecked: str = ""
+    untested: str = ""
 
     @property
     def copies(self) -> int:
@@ -202,13 +206,14 @@ class Audit:
 
         A replayable set fails in any case, and so does a set whose folder holds files that are for the owner alone, or
         that are not of the set. "membership" covers the attacks and an outsider's replay, and fails if the base that
-        drew the set is missing, because nobody knows then what they would find.
+        drew the set is missing, or if images follow scenes and cannot be replayed, because nobody knows then what they
+        would find.
         """
         return (
             self.replayable
             or bool(self.beside or self.strays)
             or ("copy" in on and self.copies > 0)
-            or ("membership" in on and (self.leaks or bool(self.unchecked)))
+            or ("membership" in on and (self.leaks or bool(self.unchecked or self.untested)))
         )
 
     @property
@@ -233,6 +238,7 @@ class Audit:
             f"{found} An image is a copy if the distance to its nearest training image is below {self.threshold} times "
             f"that to the second nearest; this rule flags {checked}{self.leaked_flagged:.0%} of training images."
             f"{self._told_of_nearness()} {self._told_of_members()}{self._told_of_starts()}{self._told_of_base()}"
+            f"{self._told_of_untested()}"
         )
 
     def _told_of_base(self) -> str:
@@ -240,6 +246,14 @@ class Audit:
             return ""
         left_out = "Attacks in its latents, the replay and what it was trained on are left out"
         return f" NOT CHECKED: {self.unchecked}. {left_out}, so a leak may be missed."
+
+    def _told_of_untested(self) -> str:
+        if not self.untested:
+            return ""
+        return (
+            " NOT CHECKED: the images follow training images, and the replay of their sampling was not tested: "
+            f"{self.untested}. A leak may be missed."
+        )
 
     def _told_of_nearness(self) -> str:
         near = self.nearness
@@ -293,8 +307,7 @@ class Audit:
         return (
             f"{told} which images were training images: at {best.rate:.0%} false positives, the best of "
             f"{len(self.attacks)} attacks ({best.name}) finds {found.value:.1%} of them ({found.low:.1%} to "
-            f"{found.high:.1%}). With {len(null.drawn)} sets of held-out images in its place, the best attack finds "
-            f"{null.mean[0]:.1%} on average at {null.rates[0]:.0%} ({_p(null.p)}; p of at most {ALARM} is a leak)."
+            f"{found.high:.1%}).{_told_of_null(null)}"
             f"{exposed}"
             f"{self._told_of_isolated(best)}"
         )
@@ -366,6 +379,7 @@ def audit(
         overlap=known.overlap,
         replayable=known.replayable,
         unchecked=known.unchecked,
+        untested=known.untested,
         beside=known.beside,
         strays=known.strays,
     )
@@ -491,6 +505,14 @@ def _reading(measure: str, found: dict[str, dict[str, Neighbours]]) -> Reading:
         distances["leaked"],
         ratios["distilled"],
         ratios["held-out"],
+    )
+
+
+def _told_of_null(null: Null) -> str:
+    return (
+        f" Compared as with {len(null.drawn)} sets of held-out images in its place, the best attack finds "
+        f"{null.observed[0]:.1%} with the set and {null.mean[0]:.1%} on average with these, at {null.rates[0]:.0%} "
+        f"({_p(null.p)}; p of at most {ALARM} is a leak)."
     )
 
 

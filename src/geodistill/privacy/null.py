@@ -35,7 +35,8 @@ from geodistill.seeding import generator
 # Accepted rate of false alarms: a set leaks if its p-value is not larger.
 ALARM = 0.01
 _SETS = 199
-# Number of held-out images of a class that sets are drawn from, for each image of the set.
+# Number of held-out images of a class that sets are drawn from, for each image of the set; more if they are too few for
+# the smallest of the false positive rates.
 _POOL = 10
 # A class has at least this many held-out images for each that replaces one of the set. Sets drawn from fewer are too
 # alike: where nothing leaked, 13 to 23 % of p-values were below 0.05 with two, 5 to 10 % with four (60 runs each).
@@ -148,7 +149,8 @@ def _part(
     train, held = ((some.labels == place).nonzero()[:, 0] for some in (known, others))
     own = distilled.images[distilled.labels == label]
     order = torch.randperm(len(held), generator=generator(seed, "null pool", place))
-    held = held[order][: _POOL * max(2, len(own))]
+    enough = len(own) + math.ceil(1 / min(RATES) / len(distilled.classes))
+    held = held[order][: max(enough, _POOL * max(2, len(own)))]
     if len(held) < _SHARE:
         return None
     targets = {

@@ -5,7 +5,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -184,8 +184,9 @@ class Run:
         """Return the folder of `stage`, which is built first unless it is already complete."""
         name, mark = stage.name, _fingerprint_of(stage, given)
         target, partial = self.folder / name, self.folder / f".{name}.partial"
-        if _mark_of(target) == mark and self._is_whole(stage, target, mark):
+        if _may_be(self._record_path(stage), target, mark) and self._is_whole(stage, target, mark):
             log.info("stage %s of %s is used again", name, self.folder)
+            self._forget_mark(target)
             return target
         # Every process must have looked for the stage before one begins to make it.
         self._group.wait()
@@ -206,12 +207,23 @@ class Run:
                 facts = build(partial)
             open_to_others(partial)
             clock.record(facts or {}, checksums(partial))
+            self._forget_mark(partial)
             self._whole.add(mark)
             flush_folder(partial)
             partial.replace(target)
             flush_folder(self.folder, recursive=False)
         self._group.wait()
         return target
+
+    def _forget_mark(self, folder: Path) -> None:
+        """Remove the fingerprint from a finished stage; earlier releases left it there.
+
+        It is a hash of what the stage was made from. A set is shared, and whoever guesses all training images can check
+        the guess by it.
+        """
+        if self._group.main:
+            with suppress(OSError):
+                (folder / _MARK).unlink(missing_ok=True)
 
     def _is_whole(self, stage: Stage, target: Path, mark: str) -> bool:
         """Return whether the files of a finished stage are as they were written; log which one is not."""
@@ -241,8 +253,18 @@ def stage_of(folder: Path, stage: Stage, *, given: Sequence[Any]) -> Path | None
     The run is only read, and may be in use.
     """
     target = folder / stage.name
-    fits = _mark_of(target) == _fingerprint_of(stage, given)
-    return target if fits and not _damaged(folder / "stages" / f"{stage.name}.json", target) else None
+    record = folder / "stages" / f"{stage.name}.json"
+    fits = _may_be(record, target, _fingerprint_of(stage, given))
+    return target if fits and not _damaged(record, target) else None
+
+
+def _may_be(record: Path, target: Path, mark: str) -> bool:
+    """Return whether `target` is a finished stage with fingerprint `mark` by its `record`, unless that is damaged.
+
+    The record is complete before the folder gets its name, and a folder of other content is gone by then.
+    """
+    found = read_record(record)
+    return target.is_dir() and (not found or (found["facts"] is not None and found.get("fingerprint") == mark))
 
 
 def _damaged(record: Path, target: Path) -> str:

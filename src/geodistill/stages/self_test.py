@@ -34,7 +34,7 @@ from geodistill.stages.held_out import Apart
 log = logging.getLogger("geodistill.self_test")
 
 _RESULT = "self_test.json"
-# The protocol that decides the verdict, and the one reported beside it.
+# The protocol that decides the verdict, and the one beside it, which decides where the first shows no difference.
 VERDICT_PROTOCOL, _PROBE = "finetune", "probe"
 
 
