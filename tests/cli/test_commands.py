@@ -213,6 +213,17 @@ def test_a_set_is_updated_without_its_archive(scenes: Path, tmp_path: Path) -> N
     assert other.stderr == "error: --add draws new images as dpd does: leave --method kmeans out\n"
 
 
+@pytest.mark.parametrize("command", ["evaluate", "audit", "report"])
+def test_a_run_that_is_not_there_is_told_before_the_data_are_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geodistill.scenes.open_scenes", lambda *_, **__: pytest.fail("the data were read"))
+    (tmp_path / "data").mkdir()
+    told = _call(command, tmp_path / "nope", "--data", tmp_path / "data")
+    assert told.exit_code == 2
+    assert told.stderr == f"error: {tmp_path / 'nope'}: no such folder\n"
+
+
 @pytest.mark.slow
 def test_all_bands_from_files_to_files(tmp_path: Path) -> None:
     def reflectance(label: int, random: Any) -> Any:

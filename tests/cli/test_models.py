@@ -62,6 +62,14 @@ def test_errors_are_one_sentence(tmp_path: Path) -> None:
     )
 
 
+def test_outputs_that_cannot_be_written_are_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, why in (("file/bench.csv", f"{tmp_path / 'file'} is a file"), ("", f"{tmp_path} is a folder")):
+        told = _call("bench", tmp_path / "none", "--csv", tmp_path / name)
+        assert told.exit_code == 2
+        assert told.stderr == f"error: {tmp_path / name} cannot be a file: {why}\n"
+
+
 @pytest.mark.parametrize("command", ["train", "predict"])
 def test_a_device_that_is_not_there_is_told(command: str, tmp_path: Path) -> None:
     given = [tmp_path, tmp_path] if command == "predict" else [tmp_path]

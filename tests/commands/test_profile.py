@@ -37,6 +37,14 @@ def test_the_longest_stages_come_first_with_what_halves_them(tmp_path: Path) -> 
     ]
 
 
+def test_refinement_takes_the_memory_that_is_free(tmp_path: Path) -> None:
+    _record(tmp_path, "refined", 10.0, 4000)
+    *_, told = profile(tmp_path, load_config()).lines()
+    assert told == (
+        "the largest memory, 4000 MiB, was that of refinement: it takes what is free, up to a half, and needs less"
+    )
+
+
 @pytest.mark.parametrize("setting", ["latents.views=4", "refinement.steps=120", "finetune.steps=500"])
 def test_what_is_advised_is_a_setting(setting: str) -> None:
     section, name = setting.split("=")[0].split(".")

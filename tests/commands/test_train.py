@@ -75,6 +75,10 @@ def test_bad_input_is_told_before_training(distilled: Path, tmp_path: Path) -> N
         train(distilled, "convnet3", out=tmp_path / "full" / "notes")
     assert str(caught.value) == f"{tmp_path / 'full' / 'notes'} is a file: choose a new folder for the model"
     with pytest.raises(ConfigError) as caught:
+        train(distilled, "convnet3", out=tmp_path / "full" / "notes" / "model")
+    told = f"{tmp_path / 'full' / 'notes'} is a file: choose a new folder for the model"
+    assert str(caught.value) == f"{tmp_path / 'full' / 'notes' / 'model'} cannot be a folder, {told}"
+    with pytest.raises(ConfigError) as caught:
         train(distilled, "convnet3", out=tmp_path / "model", size=16)
     assert str(caught.value) == "images of 16 px are too small for the networks: use 32 px or more"
     assert not (tmp_path / "model").exists()

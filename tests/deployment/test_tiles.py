@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -11,10 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rasterio import Affine
+from rasterio.errors import RasterioIOError
 from rasters import LEFT, METRES, TOP, tif
 
-from geodistill.deployment.tiles import Grid, check_range, colour_of, fitting_reading, map_raster, nodata_of, with_mask
-from geodistill.errors import ConfigError, SceneError
+from geodistill.deployment import tiles
+from geodistill.deployment.tiles import (
+    Grid,
+    _told_of_output,
+    check_range,
+    colour_of,
+    fitting_reading,
+    map_raster,
+    nodata_of,
+    with_mask,
+)
+from geodistill.errors import ConfigError, RunError, SceneError
 from geodistill.evaluation.classifier import About
 from geodistill.scenes.readers import RGB, Info
 from geodistill.scenes.reading import PLAIN, Reading
@@ -212,6 +224,62 @@ def test_values_in_other_units_are_refused(suffix: str, tmp_path: Path) -> None:
     tif(tmp_path / "right.tif", values * 10_000)
     check_range(tmp_path / "right.tif", Reading(bands=(4, 3, 2), scale=((100, 3000),) * 3))
     check_range(path, PLAIN)
+
+
+def test_units_are_told_by_most_bands(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One band of five has a range that the values of other units reach too."""
+    scale = ((0.0, 20.0), *[(500.0, 3000.0)] * 4)
+    reading = Reading(bands=(1, 2, 3, 4, 5), scale=scale, dtype="uint16")
+    random = np.random.default_rng(0)
+    values = np.stack([random.integers(1, 20, (32, 32)), *random.integers(600, 2900, (4, 32, 32))])
+    check_range(tif(tmp_path / "own.tif", values.astype(np.float32)), reading)
+    assert caplog.messages == []
+    per_cent = tif(tmp_path / "per_cent.tif", (values / 100).astype(np.float32))
+    with pytest.raises(
+        SceneError, match=r"has values from 0\.01 to 28\.99, the model was trained on values from 0 to 3000"
+    ):
+        check_range(per_cent, reading)
+    # A third of the values still lies in the ranges: it may be another season.
+    check_range(tif(tmp_path / "brighter.tif", (values * 3).astype(np.float32)), reading)
+    (told,) = caplog.messages
+    assert "brighter.tif has values from 3 to 86" in told
+    share = 100 * float(np.median([(one < 1000).mean() for one in values[1:]]))
+    assert f"{share:.0f} % of its values lie in the range of their band: if its units are others" in told
+
+
+def test_troubles_with_the_map_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tif(tmp_path / "raster.tif", np.full((3, 16, 16), 200, np.uint8), photometric="RGB")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file cannot be a folder, a file is in its place: choose another --out$"):
+        map_raster(brightness(), path, tmp_path / "file" / "map.tif", Grid(16, 16, 8, 8), PLAIN)
+    usage = shutil.disk_usage(tmp_path)
+    for free, why in ((5, f"the disk that holds {tmp_path} is full"), (10**9, "it cannot be written (Seek error)")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with pytest.raises(RunError) as caught, _told_of_output(tmp_path / "map.tif"):
+            raise RasterioIOError("Seek error")
+        assert str(caught.value) == f"{tmp_path / 'map.tif'}: {why}: free some space or choose another --out"
+
+
+def test_a_map_is_written_tile_by_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a row of tiles are written where they lie."""
+    monkeypatch.setattr(tiles, "_TILES", 3)
+    random = np.random.default_rng(0)
+    bright = random.integers(0, 2, (2, 10))
+    values = np.repeat(np.repeat(bright * 200 + 20, 8, 0), 8, 1).astype(np.uint8)
+    path = tif(tmp_path / "raster.tif", np.stack([values] * 3), photometric="RGB")
+    counts = map_raster(brightness(), path, tmp_path / "map.tif", Grid(80, 16, 8, 8), PLAIN)
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert np.array_equal(file.read(1), bright)
+    assert counts == {"Dark": int((bright == 0).sum()), "Öde, bright": int(bright.sum())}
+
+
+def test_places_all_over_the_raster_are_sampled(tmp_path: Path) -> None:
+    # Only the last corner has values in the range, 12 % of the sample.
+    values = np.zeros((1, 320, 320), np.uint16)
+    values[:, 200:, 200:] = 1000
+    check_range(tif(tmp_path / "a.tif", values), Reading(bands=(1,), scale=((100, 3000),)))
+    with pytest.raises(SceneError, match="values from 0 to 0"):
+        check_range(tif(tmp_path / "b.tif", values * 0), Reading(bands=(1,), scale=((100, 3000),)))
 
 
 def test_one_band_for_a_model_of_colours_is_told(caplog: pytest.LogCaptureFixture) -> None:

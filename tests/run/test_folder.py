@@ -128,6 +128,9 @@ def test_the_files_of_a_run_have_the_permissions_of_any_new_file(tmp_path: Path)
         folder = make_stage(run, build, "latents")
     (tmp_path / "new").touch()
     assert (folder / "weights.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+    # So have weights that lie in no stage, such as a classifier's.
+    save_tensors({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"given": ["y"]}])

@@ -14,7 +14,7 @@ from rasters import tif
 
 from geodistill.errors import SceneError
 from geodistill.scenes import open_scenes
-from geodistill.scenes.folder import LAYOUT, SYSTEM_FOLDERS, TEST_FRACTION
+from geodistill.scenes.folder import LAYOUT, SYSTEM_FOLDERS, TEST_FRACTION, log_skipped
 from geodistill.scenes.splits import _position
 
 
@@ -249,6 +249,25 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, caplog):
     )
     assert f"unreadable image left out: {zero}" in caplog.messages
     assert len(data.train) + len(data.test) == 60
+
+
+def test_reasons_of_one_kind_are_told_once(caplog):
+    sizes = [f"a/{k}.png: {k} x 3 pixels show no scene" for k in range(1, 4)]
+    log_skipped([sizes[0], "b/0.jpg: the file is empty", *sizes[1:]])
+    assert caplog.messages == [
+        "unreadable image left out: a/1.png: 1 x 3 pixels show no scene (and 2 more for this reason)",
+        "unreadable image left out: b/0.jpg: the file is empty",
+    ]
+
+
+def test_a_run_folder_among_the_classes_is_no_class(tmp_path, caplog):
+    fill(tmp_path, count=10)
+    for name in ("stages", "distilled"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "run" / "grid.png")
+    assert open_scenes(tmp_path).train.classes == ("Beach", "River")
+    assert f"{tmp_path / 'run'} is a run folder of geodistill, not a class: not read" in caplog.messages
 
 
 def test_too_many_unreadable_images_stop(tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from geodistill.cli import app
 from geodistill.errors import SceneError
 from geodistill.scenes import leaks, open_scenes
-from geodistill.scenes.leaks import find_leaks
+from geodistill.scenes.leaks import find_leaks, tell_of_leaks
 from geodistill.scenes.looks import look_of
 from geodistill.scenes.procedural import draw_scene
 from geodistill.scenes.readers import Info
@@ -120,6 +120,9 @@ def test_tiles_that_overlap(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert str(leaks[0]) == "test/a/0.tif and train/a/0.tif (the same ground, 50% of it)"
     told = "Unless the data has parts of its own, --split spatial keeps neighbours together. `geodistill inspect`"
     assert f"too optimistic. {told}" in caplog.text
+    caplog.clear()
+    tell_of_leaks(open_scenes(tmp_path / "half").leaks, strict=False, spatial=True)
+    assert "They lie on both sides of a border of two squares: larger squares (--split spatial:METRES)" in caplog.text
     assert open_scenes(tiles(tmp_path / "beside", 100.0)).leaks == ()
     assert len(open_scenes(tiles(tmp_path / "little", 98.0)).leaks) == 6
 
@@ -174,7 +177,7 @@ def test_a_file_with_its_first_row_in_the_south_lies_where_it_lies() -> None:
 
 
 def look(seed: int) -> bytes:
-    drawn = draw_scene("Port", seed).transpose(2, 0, 1)
+    drawn = draw_scene("Harbour", seed).transpose(2, 0, 1)
     return look_of(drawn, np.ones(drawn.shape[1:], np.bool_))
 
 

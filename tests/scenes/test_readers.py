@@ -74,6 +74,21 @@ class TestValues:
         assert (~READER.values(vrt, (2,)).valid).nonzero() == ([0], [1])
         assert (~READER.values(vrt, ()).valid).sum() == 2
 
+    def test_a_0_that_is_measured_in_one_band_is_no_nodata(self, tmp_path: Path):
+        values = np.full((3, 3, 4), 100, np.uint8)
+        values[2] = 0  # no blue anywhere
+        values[:, 0] = 0  # a border without measurements
+        path = tif(tmp_path / "a.tif", values, nodata=0, photometric="RGB")
+        found = READER.values(path, (1, 2, 3))
+        assert np.array_equal(found.valid, np.array([[False] * 4, [True] * 4, [True] * 4]))
+        # Of that band alone there is nothing to tell them apart.
+        assert not READER.values(path, (3,)).valid.any()
+
+    def test_a_value_that_cannot_be_measured_counts_in_each_band(self, tmp_path: Path):
+        values = STEPS.astype(np.int16)
+        values[1, 2, 2] = -9999
+        assert (~READER.values(tif(tmp_path / "a.tif", values, nodata=-9999), ()).valid).nonzero() == ([2], [2])
+
     def test_a_pixel_is_valid_where_all_bands_are_finite(self, tmp_path: Path):
         values = STEPS.astype(np.float32)
         values[0, 0, 1], values[1, 2, 3], values[1, 1, 1] = np.nan, np.inf, -np.inf

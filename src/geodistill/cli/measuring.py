@@ -8,7 +8,17 @@ import typer
 from rich.table import Table
 
 from geodistill.cli import options
-from geodistill.cli.options import command_line, console, plain, refuse_inside, say, tell_next, told, unless
+from geodistill.cli.options import (
+    check_there,
+    command_line,
+    console,
+    plain,
+    refuse_inside,
+    say,
+    tell_next,
+    told,
+    unless,
+)
 from geodistill.errors import ConfigError
 
 app = typer.Typer()
@@ -74,6 +84,7 @@ def evaluate(
         from geodistill.scenes import open_scenes
         from geodistill.stages.checks import warn_of_seen_tests
 
+        check_there(what)
         folder, store = set_folder(what), out or (what if (what / "run.json").is_file() else None)
         opened = open_scenes(data, split=split, reading=recorded_reading(what), strict=strict)
         scenes, results = opened.tested_on(on), []
@@ -220,6 +231,7 @@ def audit(
         from geodistill.report.audit_page import write_audit_page
         from geodistill.scenes import open_scenes
 
+        check_there(what)
         scenes = open_scenes(data, split=split, reading=recorded_reading(what))
         # An updated set has no run that made all its images, but a folder of a run that it lies in.
         run = run_of(what) or (what if (what / "run.json").is_file() else None)
@@ -271,6 +283,7 @@ def report(
         from geodistill.report import write_report
         from geodistill.scenes import open_scenes
 
+        check_there(run)
         scenes = open_scenes(data, split=split, reading=recorded_reading(run)) if data else None
         page = write_report(run, out=out, data=scenes, owner=owner)
         say(f"report: {page}")

@@ -9,6 +9,7 @@ from geodistill.cli.options import (
     Device,
     Seed,
     Split,
+    check_file,
     console,
     refuse_inside,
     say,
@@ -133,6 +134,9 @@ def bench(
         from geodistill.evaluation.classifier import Classifier
         from geodistill.scenes import open_scenes
 
+        # Measuring takes long: an output that cannot be written is told before.
+        if csv is not None:
+            check_file(csv)
         tell_of_busy_cores()
         reading = Classifier.load(model).about.reading if data else None
         rows = measure(model, open_scenes(data, split=split, reading=reading) if data else None)
@@ -140,6 +144,7 @@ def bench(
         if csv is not None:
             write_csv(rows, csv)
             say(f"table: {csv}")
+        tell_next("predict", model, "FOLDER", "--out", "classes.csv")
 
 
 @app.command(epilog="Example: **geodistill predict models/aid scene.tif --tile 256 --out map.tif**")

@@ -165,6 +165,7 @@ def told(device: str | None = None) -> Iterator[None]:
         _tell_of_time(time.monotonic() - start)
         _end_together()
     except typer.Exit:
+        _tell_of_time(time.monotonic() - start)
         _end_together()
         raise
     except GeodistillError as error:
@@ -242,6 +243,19 @@ def refuse_inside(data: Path, **written: Path | None) -> None:
     for name, path in written.items():
         if path is not None and path.absolute().resolve().is_relative_to(data.absolute().resolve()):
             raise ConfigError(f"--{name} {path} is in {data}, which is only read: give a place outside")
+
+
+def check_file(path: Path) -> None:
+    """Raise ConfigError if no file can be written to `path`, because of what is in its place."""
+    blocked = next((one for one in path.parents if one.is_file()), None)
+    if blocked or path.is_dir():
+        raise ConfigError(f"{path} cannot be a file: {blocked or path} is a {'file' if blocked else 'folder'}")
+
+
+def check_there(what: Path) -> None:
+    """Raise ConfigError if there is no `what`, before the data are read, which takes long."""
+    if not what.exists():
+        raise ConfigError(f"{what}: no such folder")
 
 
 def plain(text: str) -> str:

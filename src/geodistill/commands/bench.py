@@ -16,6 +16,7 @@ from geodistill.devices import on_device
 from geodistill.errors import SceneError
 from geodistill.evaluation.classifier import WEIGHTS, Classifier
 from geodistill.evaluation.measures import measure
+from geodistill.progress import progress
 from geodistill.run import explain_os_errors, write_atomic
 from geodistill.scenes.scenes import SceneData, Scenes
 
@@ -72,9 +73,12 @@ def bench(model: Path | str, data: SceneData | None = None, *, runs: int = RUNS)
 
 
 def _rows(paths: dict[str, Path], original: Classifier, judged: _Judged, runs: int) -> Iterator[Row]:
-    for name, path in paths.items():
-        predictor: Predictor = original if name == _TORCH else load_predictor(path)
-        yield judged(_cost(name, path, predictor, runs), predictor)
+    with progress("formats", len(paths)) as advance:
+        for done, (name, path) in enumerate(paths.items()):
+            advance(done, name)
+            predictor: Predictor = original if name == _TORCH else load_predictor(path)
+            yield judged(_cost(name, path, predictor, runs), predictor)
+        advance(len(paths))
 
 
 def _unjudged(cost: Row, predictor: Predictor) -> Row:

@@ -15,6 +15,7 @@ from geodistill.deployment.tiles import Grid, check_range, fitting_reading, map_
 from geodistill.errors import ConfigError, SceneError
 from geodistill.progress import progress
 from geodistill.run import written_whole
+from geodistill.scenes.folder import log_skipped
 from geodistill.scenes.images import bands_to_square
 from geodistill.scenes.readers import SUFFIXES, Info, RasterReader, info_of, open_raster, reader_of
 from geodistill.scenes.reading import Reading
@@ -112,22 +113,25 @@ def _table(predictor: Predictor, source: Path, out: Path, top: int, own: tuple[s
     with written_whole(out) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["file", *_header(top)])
-        counts, read = dict.fromkeys(classes, 0), 0
-        for path, values in _predictions(predictor, paths, readings, top):
+        counts, skipped = dict.fromkeys(classes, 0), list[str]()
+        for path, values in _predictions(predictor, paths, readings, top, skipped):
             rows.writerow([path.relative_to(root).as_posix(), *values])
             counts[values[0]] += 1
-            read += 1
-    return Predicted(out, counts, len(paths) - read)
+    log_skipped(skipped)
+    return Predicted(out, counts, len(skipped))
 
 
 def _predictions(
-    predictor: Predictor, paths: Sequence[Path], readings: "_Readings", top: int
+    predictor: Predictor, paths: Sequence[Path], readings: "_Readings", top: int, skipped: list[str]
 ) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each readable image of `paths` with its row; a batch of them is in memory at a time."""
+    """Yield each readable image of `paths` with its row; a batch of them is in memory at a time.
+
+    Why the others are not readable is added to `skipped`.
+    """
     with progress("images", len(paths)) as advance:
         for first in range(0, len(paths), _BATCH):
             batch = paths[first : first + _BATCH]
-            images, kept = _read(batch, readings, predictor.about.size)
+            images, kept = _read(batch, readings, predictor.about.size, skipped)
             yield from zip(kept, _best(predictor, images, top), strict=True)
             advance(first + len(batch))
 
@@ -186,8 +190,8 @@ class _Readings:
         return found
 
 
-def _read(paths: Sequence[Path], readings: _Readings, size: int) -> tuple[Tensor, list[Path]]:
-    """Return the readable images as uint8 [n, channels, size, size], and their paths; the others are logged."""
+def _read(paths: Sequence[Path], readings: _Readings, size: int, skipped: list[str]) -> tuple[Tensor, list[Path]]:
+    """Return the readable images as uint8 [n, channels, size, size], and their paths; others are added to `skipped`."""
 
     def one(path: Path) -> Tensor | SceneError:
         try:
@@ -199,7 +203,7 @@ def _read(paths: Sequence[Path], readings: _Readings, size: int) -> tuple[Tensor
         found = list(zip(paths, pool.map(one, paths), strict=True))
     for path, result in found:
         if isinstance(result, SceneError):
-            log.warning("unreadable image left out: %s", result if str(path) in str(result) else f"{path}: as {result}")
+            skipped.append(str(result) if str(path) in str(result) else f"{path}: as {result}")
     kept = [(path, result) for path, result in found if isinstance(result, Tensor)]
     none = torch.empty(0, readings.channels, size, size, dtype=torch.uint8)
     images = torch.stack([image for _, image in kept]) if kept else none

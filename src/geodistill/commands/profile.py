@@ -151,6 +151,8 @@ def _strength(facts: dict[str, Any]) -> str:
 
 
 def _smaller(stage: str, config: Config) -> str:
+    if stage == REFINED.name:
+        return "it takes what is free, up to a half, and needs less"
     setting = _half(_BATCHES.get(stage), config)
     return f"{setting} would halve what its batches need" if setting else ""
 

@@ -122,6 +122,9 @@ def labelled_images(
 
 
 def _new_folder(out: Path) -> Path:
+    blocked = next((one for one in out.parents if one.is_file()), None)
+    if blocked:
+        raise ConfigError(f"{out} cannot be a folder, {blocked} is a file: choose a new folder for the model")
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: choose a new folder for the model")
     if out.exists() and not out.is_dir():

@@ -2,7 +2,9 @@
 
 import colorsys
 import logging
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from geodistill.deployment.predictors import Predictor
-from geodistill.errors import ConfigError, SceneError
+from geodistill.errors import ConfigError, RunError, SceneError
 from geodistill.progress import progress
 from geodistill.run import written_whole
 from geodistill.scenes.images import bands_to_square
@@ -24,14 +27,17 @@ from geodistill.scenes.reading import Reading, choose_bands, with_scale
 
 log = logging.getLogger("geodistill")
 
-# Least share of the sampled values that must lie within the ranges that a model was trained on. The sample consists of
-# squares with sides of _SAMPLED pixels; _PLACES of them lie along each axis of the raster.
-_LEAST_INSIDE, _SAMPLED, _PLACES = 0.01, 64, 5
+# Least share of the sampled values that must lie within the ranges that a model was trained on, and the share below
+# which a warning is logged; of training scenes it is 98 %. The sample consists of squares with sides of _SAMPLED
+# pixels; _PLACES of them lie along each axis of the raster.
+_LEAST_INSIDE, _USUAL_INSIDE, _SAMPLED, _PLACES = 0.01, 0.5, 64, 5
 # Share of a tile's pixels that have to be measurements, inside the raster.
 LEAST_MEASURED = 0.5
 # Tiles, and pixels of them, that are read at a time. GDAL keeps blocks of files in a cache, here of this many MB; its
 # own limit is a twentieth of the machine's memory.
 _TILES, _PIXELS, _CACHE = 64, 2**23, 64
+# A disk with fewer free bytes counts as full: GDAL writes blocks of this size.
+_FULL = 2**20
 # Fraction of the colour circle between the colours of successive classes: the golden ratio spreads any number evenly.
 _TURN = 0.618034
 
@@ -136,21 +142,31 @@ def _check_values(info: Info, reading: Reading, path: Path) -> None:
 
 
 def check_range(path: Path, reading: Reading) -> None:
-    """Raise SceneError if nearly all values of the file at `path` lie outside the ranges of `reading`.
+    """Raise SceneError if nearly all values of the file at `path` lie outside the ranges of `reading`; log if most do.
 
-    A sample of the file is read. Reflectance from 0 to 1 given to a model that was trained on integers up to 10,000
-    would be black, and would get a class all the same.
+    A sample of the file is read. Of several bands the median counts: in other units, too, the values of one band can
+    lie in its range. Reflectance from 0 to 1 given to a model that was trained on integers up to 10,000 would be black,
+    and would get a class all the same.
     """
     if not reading.scale:
         return
     found = _sample(path, reading)
     values = found.bands[:, found.valid]
+    if not values.size:
+        return
     low, high = np.array(reading.scale, np.float64).T[..., None]
-    if values.size and float(((values > low) & (values < high)).mean()) < _LEAST_INSIDE:
-        least, most = values.min(), values.max()
-        raise SceneError(
-            f"{path} has values from {least:g} to {most:g}, the model was trained on values from {low.min():g} to "
-            f"{high.max():g}: give values in the same units, or --scale LOW,HIGH"
+    inside = float(np.median(((values > low) & (values < high)).mean(axis=1)))
+    told = (
+        f"{path} has values from {values.min():g} to {values.max():g}, the model was trained on values from "
+        f"{low.min():g} to {high.max():g}"
+    )
+    if inside < _LEAST_INSIDE:
+        raise SceneError(f"{told}: give values in the same units, or --scale LOW,HIGH")
+    if inside < _USUAL_INSIDE:
+        log.warning(
+            "%s; %.0f %% of its values lie in the range of their band: if its units are others, the classes are wrong "
+            "(--scale LOW,HIGH)",
+            *(told, 100 * inside),
         )
 
 
@@ -196,15 +212,15 @@ def map_raster(predictor: Predictor, path: Path, out: Path, grid: Grid, reading:
     counts = np.zeros(len(classes), np.int64)
     with (
         rasterio.Env(GDAL_CACHEMAX=_CACHE),
-        open_raster(path) as raster,
         written_whole(out) as aside,
-        _new_map(aside, raster, grid, classes) as written,
+        open_raster(path) as raster,
+        _new_map(aside, out, raster, grid, classes) as write,
         progress("rows of tiles", grid.shape[0]) as advance,
     ):
         source = _Source(raster, path, reading)
         for row, columns in grid.parts():
             labels = _labels(predictor, source, source.tiles(grid, row, columns))
-            written.write(labels[None], 1, window=Window(columns.start, row, len(columns), 1))
+            write(labels, Window(columns.start, row, len(columns), 1))
             counts += np.bincount(labels, minlength=len(classes))[: len(classes)]
             advance(row + 1)
     return {name: int(count) for name, count in zip(classes, counts, strict=True)}
@@ -250,16 +266,43 @@ def _labels(predictor: Predictor, source: _Source, tiles: Sequence[Values]) -> N
     return labels
 
 
-def _new_map(path: Path, raster: Any, grid: Grid, classes: Sequence[str]) -> Any:
-    """Return a new GeoTIFF for a map of `grid` on `raster`, with colours and names of `classes`."""
+@contextmanager
+def _new_map(
+    path: Path, out: Path, raster: Any, grid: Grid, classes: Sequence[str]
+) -> Iterator[Callable[[NDArray[Any], Window], None]]:
+    """Make a GeoTIFF at `path` for a map of `grid` on `raster`, with colours and names of `classes`.
+
+    Yields the function that writes labels [n] to a window. Errors name `out`, which the file will become.
+    """
     nodata, (height, width) = nodata_of(classes), grid.shape
     size = {"width": width, "height": height, "count": 1, "dtype": np.min_scalar_type(nodata), "nodata": nodata}
     place = {"crs": raster.crs, "transform": grid.transform(raster.transform)}
-    made = rasterio.open(path, "w", driver="GTiff", compress="deflate", BIGTIFF="IF_SAFER", **size, **place)
-    made.write_colormap(1, {label: colour_of(label) for label in range(len(classes))})
-    made.set_band_description(1, "class")
-    made.update_tags(**{f"CLASS_{label}": name for label, name in enumerate(classes)})
-    return made
+    with _told_of_output(out):
+        made = rasterio.open(path, "w", driver="GTiff", compress="deflate", BIGTIFF="IF_SAFER", **size, **place)
+        made.write_colormap(1, {label: colour_of(label) for label in range(len(classes))})
+        made.set_band_description(1, "class")
+        made.update_tags(**{f"CLASS_{label}": name for label, name in enumerate(classes)})
+
+    def write(labels: NDArray[Any], window: Window) -> None:
+        with _told_of_output(out):
+            made.write(labels[None], 1, window=window)
+
+    try:
+        yield write
+    finally:
+        with _told_of_output(out):
+            made.close()
+
+
+@contextmanager
+def _told_of_output(out: Path) -> Iterator[None]:
+    """Turn GDAL's errors on the file that is written into a RunError: they do not say that the disk is full."""
+    try:
+        yield
+    except RasterioError as error:
+        full = shutil.disk_usage(out.parent).free < _FULL
+        why = f"the disk that holds {out.parent} is full" if full else f"it cannot be written ({error})"
+        raise RunError(f"{out}: {why}: free some space or choose another --out") from error
 
 
 def colour_of(label: int) -> tuple[int, int, int, int]:

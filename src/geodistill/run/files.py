@@ -49,6 +49,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Write `tensors` to the safetensors file `path`; the file gets this name only when it is complete and on disk."""
     aside = path.with_name(f".{path.name}.tmp")
     save_file({name: value.contiguous() for name, value in tensors.items()}, aside, metadata)
+    # safetensors writes for the owner alone.
+    aside.chmod(0o666 & ~_masked())
     fsync(aside)
     aside.replace(path)
 
@@ -91,10 +93,16 @@ def _crc(path: Path) -> int:
 
 def open_to_others(folder: Path) -> None:
     """Give the files in `folder` the permissions of any new file: some libraries write theirs for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
+    mask = _masked()
     for path in folder.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _masked() -> int:
+    """Return the permissions that new files do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def fsync(path: Path) -> None:

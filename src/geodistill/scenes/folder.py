@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ LEAST_SIDE = 2
 SHOW_PROGRESS_FROM = 500
 # Files that are checked together.
 _TOGETHER = 4096
+_NUMBER = re.compile(r"\d+")
 LAYOUT = "expected FOLDER/<class>/<image> or FOLDER/<split>/<class>/<image>"
 
 log = logging.getLogger("geodistill")
@@ -94,7 +96,7 @@ def open_scenes(
     if len(data.train.classes) < least:
         raise SceneError(f"{folder}: only one class, {data.train.classes[0]!r}: a classifier needs at least {least}")
     data = replace(data, leaks=_leaks(data, files))
-    tell_of_leaks(data.leaks, strict=strict)
+    tell_of_leaks(data.leaks, strict=strict, spatial=split.startswith("spatial"))
     if reading is None:
         kept = set(data.train.keys)
         train = files.take(torch.tensor([k for k, key in enumerate(files.keys) if key in kept], dtype=torch.int64))
@@ -107,21 +109,24 @@ def open_scenes(
 def _check_fit(files: Files, reading: Reading) -> None:
     """Raise SceneError if a file has other bands or values than the files that `reading` was chosen for."""
     for file in files:
-        if file.info is not None and reading.lacks(file.info):
+        if (other := _other(file.info, reading)) is not None:
+            has, made = other
             raise SceneError(
-                f"{file.path} has {file.info.bands} band(s), and the set was made from {reading.told}: give scenes of "
-                "the same kind"
+                f"{file.path} has {has}, and the set or model was made from {made}: give scenes of the same kind"
             )
-        if file.info is not None and not reading.bands and _coloured(file.info) not in (1, 3):
-            raise SceneError(
-                f"{file.path} has {_coloured(file.info)} bands, and the set was made from images of one or three: give "
-                "scenes of the same kind"
-            )
-        if file.info is not None and not reading.scale and file.info.dtype != "uint8":
-            raise SceneError(
-                f"{file.path} has values of type {file.info.dtype}, and the set was made from 8-bit values: give "
-                "scenes of the same kind"
-            )
+
+
+def _other(info: Info | None, reading: Reading) -> tuple[str, str] | None:
+    """Return in words what a file with `info` has that does not fit `reading`, and what this was chosen for, if any."""
+    if info is None:
+        return None
+    if reading.lacks(info):
+        return f"{info.bands} band(s)", reading.told
+    if not reading.bands and _coloured(info) not in (1, 3):
+        return f"{_coloured(info)} bands", "images of one or three"
+    if not reading.scale and info.dtype != "uint8":
+        return f"values of type {info.dtype}", "8-bit values"
+    return None
 
 
 def _coloured(info: Info) -> int:
@@ -372,7 +377,9 @@ def _class_folders(folder: Path, visited: set[Path]) -> dict[str, Path]:
         )
     folders: dict[str, Path] = {}
     for path in entries:
-        if _is_new_folder(path, visited):
+        if _is_run(path):
+            log.warning("%s is a run folder of geodistill, not a class: not read", _shown(path))
+        elif _is_new_folder(path, visited):
             _add_folder(folders, path)
     if not folders:
         raise SceneError(f"{folder}: no folders with images in it: {LAYOUT}")
@@ -399,6 +406,11 @@ def _is_new_folder(path: Path, visited: set[Path]) -> bool:
         raise SceneError(f"{_shown(path)}: leads to {target}, which is read already: remove the link")
     visited.add(target)
     return True
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether `path` is the folder of a run, which a command left among the classes."""
+    return (path / "run.json").is_file() and (path / "stages").is_dir()
 
 
 def _list_classes(root: Path, folders: dict[str, Path]) -> tuple[tuple[str, ...], list[SceneFile]]:
@@ -479,10 +491,25 @@ def _readable(
                 yield result
 
 
-def tell_of_unreadable(where: object, skipped: Sequence[str], count: int) -> None:
-    """Log each reason of `skipped`; raise SceneError if more than MAX_UNREADABLE of `count` images are unreadable."""
+def log_skipped(skipped: Sequence[str]) -> None:
+    """Log why images were left out, each as "path: reason": the first of each kind, and how many others there are.
+
+    Reasons that differ in numbers alone are of one kind.
+    """
+    kinds: dict[str, list[str]] = {}
     for reason in skipped:
-        log.warning("unreadable image left out: %s", reason)
+        kinds.setdefault(_NUMBER.sub("0", reason.partition(": ")[2]), []).append(reason)
+    for alike in kinds.values():
+        more = f" (and {len(alike) - 1:,} more for this reason)" if len(alike) > 1 else ""
+        log.warning("unreadable image left out: %s%s", alike[0], more)
+
+
+def tell_of_unreadable(where: object, skipped: Sequence[str], count: int) -> None:
+    """Log the reasons of `skipped`; raise SceneError if more than MAX_UNREADABLE of `count` images are unreadable.
+
+    A reason is logged once, with the first image and the number of the others.
+    """
+    log_skipped(skipped)
     if len(skipped) > MAX_UNREADABLE * count:
         raise SceneError(
             f"{where}: {len(skipped)} of {count} images are unreadable, more than {MAX_UNREADABLE:.0%}: "
@@ -497,7 +524,8 @@ def _verify(file: SceneFile, bands: str) -> SceneFile | str:
         found = reader.values(file.path, ())
         used = bands_used(info, bands)
         # What is missing from other bands does not count.
-        valid = reader.values(file.path, used).valid if used and not found.valid.all() else found.valid
+        partly = info.nodata is not None or not found.valid.all()
+        valid = reader.values(file.path, used).valid if used and partly else found.valid
         key = hashlib.sha256(found.bands.tobytes() if _refers(file.path) else read_bytes(file.path)).hexdigest()
     except SceneError as error:
         return str(error).replace(str(file.path), _shown(file.path))

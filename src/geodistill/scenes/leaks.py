@@ -22,6 +22,7 @@ _CELLS = 16
 # Leaks that an error names.
 _NAMED = 50
 _NEIGHBOURS = " Unless the data has parts of its own, --split spatial keeps neighbours together."
+_BORDERS = " They lie on both sides of a border of two squares: larger squares (--split spatial:METRES) have fewer."
 _PARTS = {"test": "test", "val": "validation"}
 
 
@@ -164,8 +165,11 @@ def _shared(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np
     return shared
 
 
-def tell_of_leaks(leaks: Sequence[Leak], *, strict: bool) -> None:
-    """Log how many scenes of a part are also in another one, with the first; raise SceneError instead if `strict`."""
+def tell_of_leaks(leaks: Sequence[Leak], *, strict: bool, spatial: bool = False) -> None:
+    """Log how many scenes of a part are also in another one, with the first; raise SceneError instead if `strict`.
+
+    spatial: whether neighbours were kept together, as far as a grid of squares does.
+    """
     if leaks and strict:
         named = "".join(f"\n  {leak}" for leak in leaks[:_NAMED])
         rest = f"\n  and {len(leaks) - _NAMED} more" if len(leaks) > _NAMED else ""
@@ -176,7 +180,7 @@ def tell_of_leaks(leaks: Sequence[Leak], *, strict: bool) -> None:
     for part, told in _PARTS.items():
         own = [leak for leak in leaks if leak.scene.startswith(f"{part}/")]
         if own:
-            split = _NEIGHBOURS if own[0].why == GROUND else ""
+            split = (_BORDERS if spatial else _NEIGHBOURS) if own[0].why == GROUND else ""
             log.warning(
                 "%d %s scene(s) are also in another part, the first is %s: results are too optimistic.%s `geodistill "
                 "inspect` names them, and --strict stops here",

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from rasterio.enums import ColorInterp, MaskFlags, PhotometricInterp
 from rasterio.errors import NotGeoreferencedWarning
 
-from geodistill.errors import SceneError
+from geodistill.errors import GeodistillError, SceneError
 from geodistill.scenes.images import decode_image, opened, read_bytes
 
 # Most scenes have no georeference, and need none. Set once: files are opened in threads, where a filter cannot be set
@@ -238,12 +238,21 @@ def values_of(file: Any, bands: Sequence[int], *, alpha: bool = False, window: A
 
 
 def _valid(file: Any, found: NDArray[Any], bands: Sequence[int], alpha: bool, window: Any) -> NDArray[np.bool_]:
-    """Return where all of the values `found` of `bands` in `window` are measurements."""
-    valid = _finite(found)
+    """Return where all of the values `found` of `bands` in `window` are measurements.
+
+    A nodata value that could be measured, such as 0, counts only where all bands have theirs, as in GDAL's mask of a
+    data set; any other, such as -9999, counts where one band has it.
+    """
+    valid, everywhere = _finite(found), np.ones(found.shape[1:], np.bool_)
     for values, band in zip(found, bands, strict=True):
         nodata = file.nodatavals[band - 1]
+        missing = np.zeros(valid.shape, np.bool_)
         if nodata is not None and np.isfinite(nodata):
-            valid &= values != nodata
+            missing = values == nodata
+            if not _measurable(nodata, values.dtype):
+                valid &= ~missing
+        everywhere &= missing
+    valid &= ~everywhere
     flags = file.mask_flag_enums[bands[0] - 1]
     transparency = [index for index, colour in enumerate(file.colorinterp, start=1) if colour == ColorInterp.alpha]
     if alpha and transparency:
@@ -251,6 +260,11 @@ def _valid(file: Any, found: NDArray[Any], bands: Sequence[int], alpha: bool, wi
     elif MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
         valid &= file.dataset_mask(window=window) != 0
     return valid
+
+
+def _measurable(nodata: float, dtype: np.dtype[Any]) -> bool:
+    """Return whether `nodata` could be the value of a measured pixel in one band: 0, or any of an unsigned type."""
+    return nodata == 0 or np.issubdtype(dtype, np.unsignedinteger)
 
 
 def _dtype(file: Any) -> str:
@@ -274,7 +288,7 @@ def _is_pillows(file: Any) -> bool:
 
 @contextmanager
 def _opened(path: Path, most_pixels: int | None = None) -> Iterator[Any]:
-    """Open the raster at `path`; errors within the block become SceneErrors that name it.
+    """Open the raster at `path`; errors within the block become SceneErrors that name it, unless they are ours.
 
     A raster of more than `most_pixels` is refused: twice Pillow's limit by default, any number if it is 0.
     """
@@ -296,7 +310,7 @@ def _opened(path: Path, most_pixels: int | None = None) -> Iterator[Any]:
                 raise SceneError(f"{path}: more than {limit:,} pixels: cut it into scenes first")
             try:
                 yield file
-            except SceneError:
+            except GeodistillError:
                 raise
             except Exception as error:
                 raise SceneError(f"{path}: cannot be decoded ({_reason(error)})") from error
