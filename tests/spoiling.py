@@ -106,13 +106,13 @@ class Bench:
         self._wanted: dict[str, tuple[dict[str, str], float]] = {}
         _PROCESSES.set_forkserver_preload(list(_PRELOADED))
 
-    def prepare(self) -> None:
-        """Make the scenes and the run that other commands need."""
+    def prepare(self, *, run: bool = True) -> None:
+        """Make the scenes, and with `run` the run that other commands than distill need."""
         if not self.scenes.is_dir():
             _finished(
                 self._start(["scenes", str(self.scenes), "--train", "12", "--test", "4", "--size", "32"], "scenes")
             )
-        if not (self.run / "distilled").is_dir():
+        if run and not (self.run / "distilled").is_dir():
             # Not a reproducible one: `audit` ends with exit code 3 on it.
             asked = [one for one in _distill(self.scenes, self.run, self.run) if one != "--reproducible"]
             _finished(self._start(asked, "run"))

@@ -10,14 +10,14 @@ from spoiling import COMMANDS, Bench, Command, digests, told
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     made = Bench(tmp_path_factory.mktemp("faults"))
-    made.prepare()
+    made.prepare(run=False)
     return made
 
 
-@pytest.mark.slow
-def test_a_run_that_is_killed_ends_with_the_same_bytes(bench: Bench) -> None:
-    found = bench.spoil_by_kills(COMMANDS["distill"], 3, random.Random(0))
-    assert (found.faults, found.sound) == (3, True), told(found)
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_ends_with_the_same_bytes(bench: Bench, kills: int) -> None:
+    found = bench.spoil_by_kills(COMMANDS["distill"], kills, random.Random(0))
+    assert (found.faults, found.sound) == (kills, True), told(found)
 
 
 @pytest.mark.slow
