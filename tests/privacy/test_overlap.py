@@ -1,25 +1,42 @@
 import base64
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from geodistill.errors import PriorError
+from geodistill.prior.catalogue import folder_of
+from geodistill.privacy import overlap
 from geodistill.privacy.overlap import (
     FOOTPRINT,
+    PICTURES,
     Known,
+    count_known,
     fewest_noticed,
     footprint,
     known,
     known_archives,
+    known_pictures,
     sign,
+    sign_pictures,
     told_overlap,
 )
+from geodistill.scenes import SceneData, Scenes, open_scenes
+from geodistill.scenes.procedural import draw_scene
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 TRAINED = [f"image {index}" for index in range(2000)]
 OTHERS = [f"another {index}" for index in range(2000)]
+
+
+def having(keys: list[str]) -> Scenes:
+    """Return scenes with `keys`, whose pictures are empty."""
+    return Scenes([np.zeros((64, 64, 3), np.uint8)] * len(keys), [0] * len(keys), ("a",), keys, keys)
 
 
 def base(folder: Path, *lines: str) -> Path:
@@ -109,15 +126,15 @@ def test_an_image_of_several_archives_counts_once(tmp_path):
 def test_the_overlap_in_words(tmp_path):
     folder = base(tmp_path, footprint(TRAINED, "harbours"), footprint(OTHERS))
     named = "about 2,000 of the 2,000 training images are among those that the base was trained on (harbours)"
-    assert told_overlap(TRAINED, folder) == named
-    assert told_overlap(OTHERS, folder, images="images", base="the base 'quay'") == (
+    assert told_overlap(having(TRAINED), folder) == named
+    assert told_overlap(having(OTHERS), folder, images="images", base="the base 'quay'") == (
         "about 2,000 of the 2,000 images are among those that the base 'quay' was trained on"
     )
     sign(folder, [("fields", OTHERS)], folder)
-    assert told_overlap(TRAINED + OTHERS, folder) == (
+    assert told_overlap(having(TRAINED + OTHERS), folder) == (
         "about 4,000 of the 4,000 training images are among those that the base was trained on (fields, harbours)"
     )
-    assert told_overlap([f"new {k}" for k in range(2000)], folder) == ""
+    assert told_overlap(having([f"new {k}" for k in range(2000)]), folder) == ""
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"archive": "fields"}'])
@@ -145,3 +162,79 @@ def test_the_fullest_footprint_says_how_many_are_noticed(tmp_path):
     sign(full, [("many", many)])
     sign(both, [("few", few), ("many", many)])
     assert fewest_noticed(1000, both) == fewest_noticed(1000, full)
+
+
+def changed(image: np.ndarray, how: int) -> np.ndarray:
+    """Return `image` [h, w, 3] as another file would have it: as JPEG, turned, or smaller."""
+    if how == 1:
+        return np.ascontiguousarray(np.rot90(image))
+    if how == 2:
+        return np.asarray(Image.fromarray(image).resize((48, 48), Image.Resampling.BICUBIC))
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=90)
+    return np.asarray(Image.open(stream))
+
+
+def drawn(seeds: range, how: int | None = None) -> Scenes:
+    images = [draw_scene("Harbour", seed) for seed in seeds]
+    images = images if how is None else [changed(image, how) for image in images]
+    keys = [f"{seed} {how}" for seed in seeds]
+    return Scenes(images, [0] * len(seeds), ("Harbour",), keys, keys)
+
+
+@pytest.mark.parametrize("how", [0, 1, 2])
+def test_pictures_in_other_files_are_known(how, tmp_path):
+    sign(tmp_path, [("harbours", drawn(range(60)).keys)])
+    sign_pictures(tmp_path, [("harbours", drawn(range(60))), ("none", drawn(range(1000, 1005)))])
+    half = drawn(range(30, 90), how)
+    (found,) = known_pictures(half, tmp_path)
+    assert found.archive == "harbours"
+    assert 28 <= found.count <= 31
+    assert count_known(half, tmp_path) == found.count
+    told = f"about {found.count} of the 60 training images are among those that the base was trained on, in other files"
+    assert told_overlap(half, tmp_path) == f"{told} (harbours)"
+    assert told_overlap(drawn(range(200, 260), how), tmp_path) == ""
+    # The same files are known as these.
+    assert told_overlap(drawn(range(60)), tmp_path).endswith("that the base was trained on (harbours)")
+
+
+def test_a_large_archive_is_looked_up_by_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(overlap, "_LOOKED_UP", 20)
+    sign_pictures(tmp_path, [("harbours", drawn(range(100)))])
+    assert known_pictures(drawn(range(100), 0), tmp_path) == [Known("harbours", 100)]
+    assert known_pictures(drawn(range(50, 150), 0), tmp_path) == [Known("harbours", 50)]
+    # Two of a sample could be alike by chance.
+    assert known_pictures(drawn(range(92, 192), 0), tmp_path) == []
+
+
+def test_perceptual_hashes_are_those_of_the_base_gone_on_from_too(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    sign_pictures(tmp_path / "first", [("harbours", drawn(range(10)))])
+    sign_pictures(tmp_path / "second", [("others", drawn(range(10, 20)))], tmp_path / "first")
+    found = known_pictures(drawn(range(20), 0), tmp_path / "second")
+    assert [(one.archive, one.count) for one in found] == [("others", 10), ("harbours", 10)]
+
+
+def test_damaged_perceptual_hashes(tmp_path):
+    (tmp_path / PICTURES).write_text("{}\n")
+    with pytest.raises(
+        PriorError, match=r"trained_on_pictures\.jsonl cannot be read \(KeyError: 'signs'\): copy the base"
+    ):
+        known_pictures(having(["a"]), tmp_path)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
+def test_the_shipped_base_knows_uc_merced_as_png(tmp_path):
+    """The published archive is in TIFF; the base was trained on it as JPEG."""
+    data: SceneData = open_scenes(SHARED / "ucmerced")
+    for part, scenes in (("train", data.train), ("test", data.test)):
+        for k in range(0, len(scenes), 10):
+            path = tmp_path / part / f"{scenes.labels[k]}" / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(scenes.sources[k]).save(path)
+    png = open_scenes(tmp_path)
+    shipped = folder_of("compact")
+    told = "about 126 of the 126 training images are among those that the base was trained on, in other files"
+    assert told_overlap(png.train, shipped) == f"{told} (UC Merced Land Use)"
+    assert told_overlap(png.test, shipped) == ""

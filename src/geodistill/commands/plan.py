@@ -201,7 +201,7 @@ def plan(scenes: Scenes, config: Config, out: Path) -> Plan:
             downloads.append(base)
         check_size(config.size, parts.vae.config, parts.unet.config, source)
         check_bands(config.base, parts.channels, scenes)
-        overlap = told_overlap(scenes.keys, Path(source))
+        overlap = told_overlap(scenes, Path(source))
     describer = config.descriptions.describer
     if "/" in describer and not describer.startswith(SERVER) and not Path(describer).is_dir():
         downloads.append(_hub_model(describer))

@@ -24,7 +24,7 @@ from geodistill.prior.catalogue import (
 )
 from geodistill.prior.compact import check_compact_size
 from geodistill.prior.training import apportion
-from geodistill.privacy.overlap import footprint_of
+from geodistill.privacy.overlap import PICTURES, footprint_of, sign_pictures
 from geodistill.run import Run, versions, write_atomic
 from geodistill.scenes import open_scenes, open_unlabelled
 from geodistill.scenes.splits import PARTS
@@ -99,7 +99,8 @@ def pretrain(
         out: the run folder; an interrupted run there is resumed.
         start: a base whose U-Net is trained further: 'compact', a pipeline folder or a hub name; if None, all is new.
         data_note: what the card states about the data and their licence.
-        footprint: add to the base a file that reveals whether it was trained on a given file; for public data.
+        footprint: add to the base files that reveal whether it was trained on a given file or picture; for public
+            data.
         command: the command line, for the record.
 
     Raises:
@@ -135,6 +136,9 @@ def pretrain(
         write_atomic(folder / "README.md", card + _earlier_card(earlier))
         if footprint and (path := footprint_of(folder)) and path.parent != folder:
             shutil.copy(path, folder)
+        if footprint and not (folder / PICTURES).is_file():
+            archives = [(source.name, source.scenes) for source in sources]
+            sign_pictures(folder, archives, None if earlier is None else Path(earlier))
         facts = _facts(out.resolve().name, sources, _sizes(run.record_of(BASE), config), earlier)
         write_atomic(folder / FACTS, facts_text(facts))
     return folder

@@ -118,7 +118,7 @@ class Source:
         """Return a sentence, less full stop, on how many of `train` the base was trained on; "" if none is known."""
         # An audit only needs the set: the base may have been removed since it was made.
         folder = local_folder(self.base)
-        return told_overlap(train.keys, folder) if folder else ""
+        return told_overlap(train, folder) if folder else ""
 
 
 def read_source(folder: Path, train: Scenes) -> Source:

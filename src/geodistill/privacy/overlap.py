@@ -2,11 +2,15 @@
 
 A base that was made here, by `geodistill pretrain` or in a run, has a footprint of its training images. This is an
 array of bits in which the bit that each image's file hashes to is set. About one image in sixteen meets a set bit by
-chance, but all images of a training set do. The same image in another file is not recognised.
+chance, but all images of a training set do.
+
+The same image in another file, such as a published TIFF of what the base was trained on as JPEG, has another hash. A
+base of public data has its pictures' perceptual hashes as well (`scenes.looks`): the signs of a few frequencies, which
+survive compression, resizing, turns and mirrors. If no file is known, a sample of the images is looked up among these.
 
 A file and the footprint together reveal a lot about whether the base was trained on the file. So the footprint lies in
-the run folder, beside the base, and is not handed out with it. `pretrain --footprint` puts it into the base, for public
-data.
+the run folder, beside the base, and is not handed out with it. `pretrain --footprint` puts it into the base, with the
+perceptual hashes, for public data.
 """
 
 import base64
@@ -16,12 +20,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod, sqrt
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from geodistill.errors import PriorError
 from geodistill.pipeline import BASE
+from geodistill.scenes.looks import SIGNS, found_by_signs, looks_of, signs_of
+from geodistill.scenes.scenes import Scenes
+from geodistill.scenes.views import as_rgb
 
 # Lies beside the pipeline's own files and does not count for the identity of a base.
 FOOTPRINT = "trained_on.jsonl"
+# Perceptual hashes of the training images, in the base itself.
+PICTURES = "trained_on_pictures.jsonl"
+# Largest number of images that are looked up among them, side in pixels at which they are, and pictures read at a time.
+_LOOKED_UP, _SIDE, _TOGETHER = 512, 64, 512
+# Images of the sample that have to be found for any to count: no two different scenes of EuroSAT and UC Merced are.
+_FEWEST_FOUND = 3
 # Size of the footprint for each image.
 _BYTES_EACH = 2
 # Images count as known to the base if hits exceed those expected by chance by this many standard deviations.
@@ -44,6 +62,24 @@ def sign(folder: Path, archives: Sequence[tuple[str, Sequence[str]]], earlier: P
     lines = [] if path is None else path.read_text(encoding="utf-8").splitlines(keepends=True)
     own = [footprint(keys, name) for name, keys in archives]
     (folder / FOOTPRINT).write_text("".join([*(line for line in own if line not in lines), *lines]), encoding="utf-8")
+
+
+def sign_pictures(folder: Path, archives: Sequence[tuple[str, Scenes]], earlier: Path | None = None) -> None:
+    """Write the perceptual hashes of `archives`, each (name, scenes), into `folder`, then those of base `earlier`."""
+    path = None if earlier is None else earlier / PICTURES
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path and path.is_file() else []
+    own = [_hashed(name, scenes) for name, scenes in archives]
+    (folder / PICTURES).write_text("".join([*(line for line in own if line not in lines), *lines]), encoding="utf-8")
+
+
+def _hashed(name: str, scenes: Scenes) -> str:
+    parts = torch.arange(len(scenes)).split(_TOGETHER)
+    signs = signs_of(np.concatenate([_looks(scenes, part) for part in parts]))
+    return json.dumps({"archive": name, "signs": base64.b64encode(signs.tobytes()).decode()}) + "\n"
+
+
+def _looks(scenes: Scenes, indices: torch.Tensor) -> NDArray[np.int8]:
+    return looks_of(as_rgb(scenes.pixels(indices, size=_SIDE)).numpy())
 
 
 def footprint_of(folder: Path) -> Path | None:
@@ -91,28 +127,60 @@ def known(keys: Sequence[str], folder: Path) -> int:
     return min(_known(keys, _merged(found)), len(keys)) if found else 0
 
 
-def told_overlap(keys: Sequence[str], folder: Path, *, images: str = "training images", base: str = "the base") -> str:
-    """Return a sentence, without its full stop, on how many of the images with `keys` the base was trained on.
+def known_pictures(scenes: Scenes, folder: Path) -> list[Known]:
+    """Return, for each archive that the base in `folder` has perceptual hashes of, about how many `scenes` it holds.
+
+    A sample of the scenes is looked up; archives of which fewer than three are found are left out.
+    """
+    lines = _lines(folder / PICTURES, "signs")
+    if not lines or not len(scenes):
+        return []
+    step = -(-len(scenes) // _LOOKED_UP)
+    looks = _looks(scenes, torch.arange(0, len(scenes), step))
+    found = []
+    for line in lines:
+        signs = np.frombuffer(line["signs"], np.uint8).reshape(-1, SIGNS)
+        hits = int(found_by_signs(looks, signs).sum())
+        if hits >= _FEWEST_FOUND:
+            found.append(Known(line["archive"], min(len(scenes), len(signs), hits * step)))
+    return found
+
+
+def count_known(scenes: Scenes, folder: Path) -> int:
+    """Return about how many of `scenes` the base in `folder` was trained on, as the same files or in other ones."""
+    return known(scenes.keys, folder) or min(len(scenes), sum(one.count for one in known_pictures(scenes, folder)))
+
+
+def told_overlap(scenes: Scenes, folder: Path, *, images: str = "training images", base: str = "the base") -> str:
+    """Return a sentence, without its full stop, on how many of `scenes` the base was trained on.
 
     It names their archives. It is "" if none are known. `images` and `base` are the words for them in the sentence.
     """
-    count = known(keys, folder)
-    if not count:
+    found, other = known_archives(scenes.keys, folder), ""
+    if not found:
+        found, other = known_pictures(scenes, folder), ", in other files"
+    if not found:
         return ""
-    archives = ", ".join(dict.fromkeys(one.archive for one in known_archives(keys, folder) if one.archive))
+    count = count_known(scenes, folder)
+    archives = ", ".join(dict.fromkeys(one.archive for one in found if one.archive))
     named = f" ({archives})" if archives else ""
-    return f"about {count:,} of the {len(keys):,} {images} are among those that {base} was trained on{named}"
+    return f"about {count:,} of the {len(scenes):,} {images} are among those that {base} was trained on{other}{named}"
 
 
 def _footprints(folder: Path) -> list[tuple[str, bytes]]:
     """Return (name, bits) of each archive that the base in `folder` was trained on."""
     path = footprint_of(folder)
-    if path is None:
+    lines = [] if path is None else _lines(path, "bits")
+    return [(one["archive"], one["bits"]) for one in lines]
+
+
+def _lines(path: Path, field: str) -> list[dict[str, Any]]:
+    """Return the archive and the bytes of `field` of each line of a file of a base; none if there is no such file."""
+    if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        parsed = [json.loads(line) for line in lines]
-        return [(one.get("archive", ""), base64.b64decode(one["bits"])) for one in parsed]
+        parsed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [{"archive": one.get("archive", ""), field: base64.b64decode(one[field])} for one in parsed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PriorError(
             f"{path} cannot be read ({type(error).__name__}: {error}): copy the base again; without this file nobody "

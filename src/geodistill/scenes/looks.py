@@ -24,13 +24,17 @@ from scipy.fft import dctn
 
 # Side in pixels to which images are averaged, number of frequencies along each axis, and the power of the weights.
 _SIDE, _FREQUENCIES, _POWER = 32, 12, 1.5
-# Numbers in a look.
+# Numbers in a look, and bytes of their signs.
 LENGTH = _FREQUENCIES**2 - 1
+SIGNS = -(-LENGTH // 8)
 # Cosine from which two images are the same picture. Different scenes of EuroSAT and UC Merced reach 0.87.
 SAME = 0.9
 # The same without what all images share. The mean of the unit looks of UC Merced is 0.06 long, with a black frame of
 # 1 % of the side 0.35. The mean of few images says little of what all share.
 _SAME_BESIDES, _SHARED, _LEAST = 0.8, 0.2, 30
+# Share of equal signs from which two looks of which only the signs are known are of the same picture. Different scenes
+# of EuroSAT and UC Merced reach 0.84; of the same scenes as JPEG of quality 90 at most one in two hundred is below it.
+_SAME_SIGNS = 0.85
 # Coefficients whose sign may be wrong, addresses (tables) of each image, and images that are read at one address.
 _WEAK, _TABLES, _MOST = 6, 2, 256
 _LEAST_BITS, _MOST_BITS = 8, 24
@@ -133,6 +137,31 @@ def alike_besides(looks: NDArray[np.int8], others: NDArray[np.int8], every: NDAr
     own, there = _without(direction, looks), _without(direction, others)
     cosines = [np.einsum("nd,nd->n", own[:, source] * signs, there) for source, signs in _orientations()]
     found: NDArray[np.bool_] = np.max(cosines, axis=0) >= _SAME_BESIDES
+    return found
+
+
+def looks_of(pixels: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Return the looks of images [n, channels, s, s] that have one, int8 [m, LENGTH]."""
+    valid = np.ones(pixels.shape[2:], np.bool_)
+    return np.frombuffer(b"".join(look_of(image, valid) for image in pixels), np.int8).reshape(-1, LENGTH)
+
+
+def signs_of(looks: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return the signs of `looks` [n, LENGTH] as bits, uint8 [n, SIGNS]: a perceptual hash, which shows no picture."""
+    return np.packbits(looks > 0, axis=1)
+
+
+def found_by_signs(looks: NDArray[np.int8], signs: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which of `looks` [n, LENGTH] are of a picture that `signs`, as `signs_of` returns them, are of.
+
+    The eight orientations count, as in `most_alike`. All pairs are compared, so few looks should be asked about.
+    """
+    known = np.where(np.unpackbits(signs, axis=1)[:, :LENGTH], 1.0, -1.0).astype(np.float32).T
+    found = np.zeros(len(looks), np.bool_)
+    for source, turned in _orientations():
+        own = np.where(looks[:, source] * turned > 0, 1.0, -1.0).astype(np.float32)
+        # The product of signs is the number of equal ones less that of different ones.
+        found |= (own @ known).max(axis=1, initial=-1.0) >= (2 * _SAME_SIGNS - 1) * LENGTH
     return found
 
 

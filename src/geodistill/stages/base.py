@@ -31,7 +31,7 @@ def tell_of_base(scenes: Scenes, config: Config, run: Run) -> None:
         return
     folder = Path(source_of(config.base, config.size))
     tell_terms(folder)
-    overlap = told_overlap(scenes.keys, folder)
+    overlap = told_overlap(scenes, folder)
     if overlap:
         log.warning("%s: figures measured on them are too optimistic", overlap)
 

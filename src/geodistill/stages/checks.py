@@ -74,7 +74,7 @@ def warn_of_seen_tests(base: str | None, data: SceneData) -> None:
     """Warn if `base` was trained on test or validation images of `data`: accuracy on them is no test then."""
     folder = local_folder(base) if base else None
     for part, images in ((data.test, "test images"), (data.val, "validation images")):
-        overlap = told_overlap(part.keys, folder, images=images) if part and folder else ""
+        overlap = told_overlap(part, folder, images=images) if part and folder else ""
         if overlap:
             log.warning("%s: accuracy and nearness measured on them are too optimistic", overlap)
 

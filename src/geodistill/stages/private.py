@@ -59,7 +59,7 @@ def check_private(scenes: Scenes, config: Config) -> None:
             "away whole would pass for private: lower --delta"
         )
     folder = Path(source_of(config.base, config.size))
-    overlap = told_overlap(scenes.keys, folder, images="images", base=f"the base {config.base!r}")
+    overlap = told_overlap(scenes, folder, images="images", base=f"the base {config.base!r}")
     if overlap:
         raise PrivacyError(
             f"{overlap}, and what it remembers of them no noise hides: give a --base that was trained on other data"

@@ -23,7 +23,7 @@ from geodistill.networks import PRETRAINED
 from geodistill.pipeline import ADAPTER, DISTILLED, SELF_TEST
 from geodistill.prior.base import source_of
 from geodistill.prior.catalogue import SCRATCH
-from geodistill.privacy.overlap import known
+from geodistill.privacy.overlap import count_known
 from geodistill.processes import processes
 from geodistill.provenance import Made
 from geodistill.run import write_atomic
@@ -116,4 +116,4 @@ def _seen(test: Scenes, config: Config) -> int:
     """Return about how many of the scenes the base was trained on; 0 if it has no record of this or is from scratch."""
     if config.base == SCRATCH:
         return 0
-    return min(len(test), known(test.keys, Path(source_of(config.base, config.size))))
+    return min(len(test), count_known(test, Path(source_of(config.base, config.size))))
