@@ -14,7 +14,7 @@ from geodistill.errors import ConfigError, PriorError, RunError, SceneError
 from geodistill.prior import compact, training
 from geodistill.prior.base import load_prior, source_of
 from geodistill.prior.catalogue import BaseFacts, facts_text, read_facts
-from geodistill.privacy.overlap import FOOTPRINT, footprint, known, known_archives
+from geodistill.privacy.overlap import FOOTPRINT, PICTURES, footprint, known, known_archives
 from geodistill.run import records
 from geodistill.scenes import SceneData, Scenes, open_unlabelled, write_scenes
 from geodistill.scenes.scenes import UNLABELLED
@@ -134,6 +134,8 @@ def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
     assert not (further / FOOTPRINT).exists()
     pretrain([source], settings, out=tmp_path / "further", start=str(base), footprint=True)
     assert (further / FOOTPRINT).read_bytes() == (further.parent / FOOTPRINT).read_bytes()
+    assert (further / PICTURES).read_text().startswith('{"archive": ')
+    assert not (base / PICTURES).exists()
 
 
 def test_does_not_go_on_from_nothing(data: SceneData, settings: Config, tmp_path: Path) -> None:

@@ -203,8 +203,9 @@ def pretrain(
         bool,
         typer.Option(
             "--footprint",
-            help="Put hashes of the training images into the base, of their files and of their pictures, so that others "
-            "can check whether it was trained on their images. For public data only. By default the list stays in OUT, beside the base.",
+            help="Put hashes of the training images into the base, of their files and of their pictures, so that "
+            "others can check whether it was trained on their images. For public data only. By default the list stays "
+            "in OUT, beside the base.",
         ),
     ] = False,
     device: options.Device = None,
