@@ -14,6 +14,7 @@ import geodistill
 from geodistill.config import Config
 from geodistill.errors import SceneError
 from geodistill.scenes import Scenes, draw_scene, open_dataset, open_scenes, write_scenes
+from geodistill.scenes.reading import Reading
 
 NAMES = ["River", "Beach"]
 TILES = [draw_scene(NAMES[k % 2], k, size=32) for k in range(40)]
@@ -162,7 +163,7 @@ PLAIN = np.zeros((16, 16, 3), np.uint8)
         (
             [(np.zeros((9, 9, 5)), 0)],
             {"classes": "ab"},
-            "item 0: an image has 5 bands: give bands=, one (grey) or three",
+            "item 0: an image has 5 bands: give bands=, one (grey), three (red",
         ),
         ([(PLAIN, 0)], {"classes": "ab", "bands": (4,)}, "item 0: an image has 3 bands, bands= names 4"),
         ([(PLAIN, 0)], {"classes": "ab", "scale": "1"}, "item 0: --scale '1' is no range: give LOW,HIGH"),
@@ -272,3 +273,78 @@ def test_values_that_are_no_measurement_get_the_mean() -> None:
     first = data.train.pixels([0], size=16)[0].float()
     assert first[:, :8].flatten(1).std(dim=1).max() < 1e-3
     assert (first[:, 0, 0] - first[:, 8:].flatten(1).mean(dim=1)).abs().max() < 2
+
+
+class Sentinel(Pairs):
+    """As torchgeo's EuroSAT: {"image": float tensor of reflectance [13, h, w], "label": tensor}."""
+
+    def __getitem__(self, index: int) -> Any:
+        pixels, label = self._items[index]
+        bands = torch.from_numpy(pixels).permute(2, 0, 1).float().repeat(5, 1, 1)[:13]
+        return {"image": bands * torch.arange(1, 14)[:, None, None], "label": torch.tensor(label)}
+
+
+@pytest.mark.parametrize("bands", ["all", tuple(range(1, 14))])
+def test_all_bands_are_kept_in_their_units(bands: Any, tmp_path: Path) -> None:
+    data = open_dataset(Sentinel(), bands=bands, scale="auto")
+    train = data.train
+    assert data.test is not None
+    assert (train.channels, train.reading.dtype, train.reading.measured) == (13, "float32", True)
+    assert train.reading.names[:2] == ("band 1", "band 2")
+    (_, high), (_, tenth) = train.reading.scale[0], train.reading.scale[9]
+    assert tenth == pytest.approx(10 * high, rel=1e-5)
+    pixels = train.pixels(size=32)
+    assert pixels.shape == (len(train), 13, 32, 32)
+    assert len(data.test) + len(train) == 40
+    # Band 4 is four times band 1, and so is its range.
+    assert (pixels[:, 0].int() - pixels[:, 3].int()).abs().max() <= 1
+    values = train.reading.measurements(pixels[0].numpy())
+    item = next(k for k in range(40) if train.names[0].endswith(f"/{k}"))
+    known = Sentinel()[item]["image"].numpy()
+    low, top = (np.array([ends[side] for ends in train.reading.scale])[:, None, None] for side in (0, 1))
+    assert np.abs(values - known.clip(low, top)).max() <= float((top - low).max()) / 255
+    again = open_dataset(Sentinel(), bands=bands, scale="auto")
+    assert again.train.fingerprint() == train.fingerprint()
+
+
+def test_some_bands_and_ranges_that_are_given() -> None:
+    found = open_dataset(Sentinel(), bands=(3, 2, 1, 8), scale="0,2500").train
+    assert (found.reading.bands, found.channels) == ((3, 2, 1, 8), 4)
+    assert found.reading.scale == ((0.0, 2500.0),) * 4
+    three = open_dataset(Sentinel(), bands=(3, 2, 1), scale="auto").train
+    assert (three.reading, three.channels) == (Reading(), 3)
+    # 8-bit values need no range.
+    plain = [(np.repeat(tile, 2, axis=2), k % 2) for k, tile in enumerate(TILES)]
+    found = open_dataset(plain, classes=NAMES, bands="all", scale="auto").train
+    assert (found.channels, found.reading.dtype, found.reading.scale) == (6, "uint8", ())
+    assert (found.pixels(size=32)[0].numpy() == plain[int(found.names[0].split("/")[1])][0].transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("bands", "message"),
+    [
+        ("rgb", "bands='rgb': give numbers of bands, or 'all'"),
+        (range(1, 18), "an image of 17 bands cannot keep them all, only 2 to 16: name some"),
+        ((1, 14), "item 0: an image has 13 bands, bands= names 1, 14"),
+        ((), 'item 0: an image has 13 bands: give bands=, one (grey), three (red, green, blue) or "all"'),
+    ],
+)
+def test_bands_that_cannot_be(bands: Any, message: str) -> None:
+    with pytest.raises(SceneError) as caught:
+        open_dataset(Sentinel(), bands=bands, scale="0,2500")
+    assert str(caught.value) == message
+
+
+def test_a_range_of_nothing() -> None:
+    empty = [(np.full((8, 8), np.nan, np.float32), 0)] * 4
+    with pytest.raises(SceneError, match=r"^no pixel is a measurement .*: give scale=$"):
+        open_dataset(empty, classes=["a"], scale="auto")
+
+
+@pytest.mark.slow
+def test_a_set_of_all_bands_of_a_data_set(tmp_path: Path) -> None:
+    data = open_dataset(Sentinel(), bands=(3, 2, 1, 8), scale="auto")
+    config = geodistill.load_config("tiny", ["compact.steps=2", "self_test.held_out=0"])
+    made = geodistill.distill(data.train, config, out=tmp_path / "run")
+    assert made.images.shape[1] == 4
+    assert len(list((tmp_path / "run" / "distilled").rglob("*.tif"))) == len(made)

@@ -576,6 +576,9 @@ def test_bands_without_names_are_the_usual_ones(colours, chosen):
     assert choose_bands([(Path("a.tif"), info)]).bands == chosen
     if "alpha" not in colours and len(colours) > 4:
         assert choose_bands([(Path("a.tif"), info)], "nir").bands == (8,)
+        assert choose_bands([(Path("a.tif"), info)], "B08,b4,B03").bands == (8, 4, 3)
+        with pytest.raises(SceneError, match="has no band 'B12'"):
+            choose_bands([(Path("a.tif"), info)], "B12")
 
 
 def test_a_range_is_that_of_all_parts_of_an_image(tmp_path):

@@ -22,12 +22,22 @@ from geodistill.scenes.images import decode_image, is_deep, to_rgb
 from geodistill.scenes.leaks import find_leaks, tell_of_leaks
 from geodistill.scenes.looks import look_of
 from geodistill.scenes.readers import Values
-from geodistill.scenes.reading import NOTHING, Reading, parsed_scale
+from geodistill.scenes.reading import (
+    MOST_BANDS,
+    NOTHING,
+    PLAIN,
+    Reading,
+    parsed_scale,
+    scale_of,
+    some_files,
+    some_pixels,
+)
 from geodistill.scenes.scenes import SceneData, SceneFile, Scenes
 from geodistill.scenes.splits import PARTS, hold_out
 
 # Keys of items, where the data set does not say which are its image and its class.
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels")
+_EVERY, _MEASURED = "all", "auto"
 # Items are read one at a time: few data sets say whether threads may share them.
 _ONE_AT_A_TIME = Lock()
 
@@ -39,7 +49,7 @@ def open_dataset(
     *,
     classes: Sequence[str] = (),
     columns: tuple[str, str] | None = None,
-    bands: Sequence[int] = (),
+    bands: Sequence[int] | str = (),
     scale: str | tuple[float, ...] = "",
     strict: bool = False,
 ) -> SceneData:
@@ -56,9 +66,10 @@ def open_dataset(
         dataset: the data.
         classes: names of the classes by their numbers; by default those of a ClassLabel column, or `dataset.classes`.
         columns: keys of image and label; by default the Image and ClassLabel columns, or image (img), label (labels).
-        bands: numbers of one or three bands, counted from 1, of arrays with other numbers of bands.
-        scale: "LOW,HIGH" or (low, high), values that become black and white, or a pair for each band. Only uint8 needs
-            none.
+        bands: numbers of one or three bands, counted from 1, of arrays with other numbers of bands. "all", or another
+            number of them from 2 to 16, keeps all of these; the first three are shown as red, green and blue.
+        scale: "LOW,HIGH" or (low, high), values that become black and white, or a pair for each band; "auto" for
+            percentiles of the training items' values. Only uint8 needs none.
         strict: raise an error if a scene is in two parts.
 
     Raises:
@@ -74,7 +85,10 @@ def open_dataset(
     first = next(iter(given.values()))
     names = tuple(classes) or _classes_of(first, columns)
     ends = scale if isinstance(scale, str) else ",".join(map(str, scale))
-    form = _Form(columns or _columns_of(first), names, tuple(bands), ends)
+    form = _Form(columns or _columns_of(first), names, (), "" if ends == _MEASURED else ends)
+    form = _with_bands(form, bands, first)
+    if ends == _MEASURED:
+        form = replace(form, scale=_measured(first, form))
     if len(set(names)) != len(names):
         raise SceneError("two classes have the same name: give classes=, all different")
     forms = {part: form if classes else _form_of(part, own, form, columns) for part, own in given.items()}
@@ -83,7 +97,8 @@ def open_dataset(
     skipped = tuple(one for one in every if isinstance(one, str))
     tell_of_unreadable("the data set", skipped, len(every))
     files = {part: [one for one in some if not isinstance(one, str)] for part, some in found.items()}
-    data = _data({part: _scenes(some, form.classes) for part, some in files.items()})
+    reading = form.reading(first, measured=ends == _MEASURED)
+    data = _data({part: _scenes(some, form.classes, reading) for part, some in files.items()})
     data = replace(data, skipped=skipped, leaks=find_leaks(_in_parts(data, files)))
     tell_of_leaks(data.leaks, strict=strict)
     return data
@@ -91,12 +106,16 @@ def open_dataset(
 
 @dataclass(frozen=True)
 class _Form:
-    """What the items are like: keys of image and label, names of the classes by number, bands and scale."""
+    """What the items are like: keys of image and label, names of the classes by number, bands and scale.
+
+    whole: whether the bands are all kept, not shown as RGB.
+    """
 
     columns: tuple[str, str]
     names: tuple[str, ...]
     bands: tuple[int, ...]
     scale: str
+    whole: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -126,35 +145,53 @@ class _Form:
             )
         return self.classes.index(self.names[number])
 
-    def image(self, image: Any) -> Image.Image:
-        """Return an item's image as RGB."""
+    def image(self, image: Any) -> NDArray[np.uint8]:
+        """Return an item's image as uint8 [h, w, channels]: RGB, or all bands."""
         if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
             image = _decoded(image["bytes"])
-        if isinstance(image, Image.Image) and not is_deep(image):
-            return to_rgb(image)
-        return Image.fromarray(self._rgb(_bands(image)))
+        if isinstance(image, Image.Image) and not is_deep(image) and not self.whole:
+            return np.asarray(to_rgb(image))
+        return self._pixels(self.values(image))
 
-    def _rgb(self, bands: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return uint8 [h, w, 3] from values [bands, h, w]."""
+    def values(self, image: Any) -> NDArray[Any]:
+        """Return the values of the bands of an item's image, [bands, h, w]."""
+        bands = _bands(image)
         if self.bands:
             if not all(1 <= band <= len(bands) for band in self.bands):
                 raise SceneError(f"an image has {len(bands)} bands, bands= names {', '.join(map(str, self.bands))}")
             bands = bands[[band - 1 for band in self.bands]]
-        if len(bands) not in (1, 3):
-            raise SceneError(f"an image has {len(bands)} bands: give bands=, one (grey) or three (red, green, blue)")
+        if len(bands) not in (1, 3) and not self.whole:
+            raise SceneError(
+                f'an image has {len(bands)} bands: give bands=, one (grey), three (red, green, blue) or "all"'
+            )
+        return bands
+
+    def reading(self, dataset: Any, *, measured: bool) -> Reading:
+        """Return how values became images: for all bands, their type, range and names; else images are as they are."""
+        if not self.whole:
+            return PLAIN
+        values = self.values(self.split(dataset[0])[0])
+        scale = parsed_scale(self.scale, len(values)) if self.scale else ()
+        names = tuple(f"band {band}" for band in self.bands)
+        return Reading(self.bands, scale, measured=measured, dtype=str(values.dtype), names=names)
+
+    def _pixels(self, bands: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return uint8 [h, w, channels] from values [bands, h, w]."""
         if self.scale:
             valid = np.isfinite(bands).all(axis=0)
             if not valid.any():
                 # One such image is left out, as a file without a measurement is.
                 raise ValueError(NOTHING)
-            reading = Reading(scale=parsed_scale(self.scale, len(bands)))
+            kept = str(bands.dtype) if self.whole else ""
+            reading = Reading(self.bands, parsed_scale(self.scale, len(bands)), dtype=kept)
             bands = reading.of_values(Values(bands, valid), Path("an image"))
         if bands.dtype != np.uint8:
             raise SceneError(
                 f'an image is of type {bands.dtype}, {bands.min():g} to {bands.max():g}: give scale="LOW,HIGH", the '
                 "values that become black and white, such as 0,1 or 0,255"
             )
-        return np.broadcast_to(bands.transpose(1, 2, 0), (*bands.shape[1:], 3)).copy()
+        channels = len(bands) if self.whole else 3
+        return np.broadcast_to(bands.transpose(1, 2, 0), (*bands.shape[1:], channels)).copy()
 
 
 def _decoded(content: bytes) -> Image.Image:
@@ -186,14 +223,14 @@ class Item:
     index: int
     form: _Form
 
-    def read(self) -> tuple[Image.Image, int]:
-        """Return the image, RGB, and the number of its class."""
+    def read(self) -> tuple[NDArray[np.uint8], int]:
+        """Return the image, uint8 [h, w, channels], and the number of its class."""
         with _ONE_AT_A_TIME:
             image, label = self.form.split(self.dataset[self.index])
             return self.form.image(image), self.form.label(label)
 
-    def image(self) -> Image.Image:
-        """Return the image, RGB."""
+    def image(self) -> NDArray[np.uint8]:
+        """Return the image, uint8 [h, w, channels]."""
         return self.read()[0]
 
 
@@ -247,6 +284,43 @@ def _columns_of(dataset: Any) -> tuple[str, str]:
     return (image[0], label[0]) if keys else ("", "")
 
 
+def _with_bands(form: _Form, bands: Sequence[int] | str, dataset: Any) -> _Form:
+    """Return `form` with the numbers of the bands that `bands` asks for, by the first item where these are all."""
+    if bands == _EVERY:
+        try:
+            count = len(_bands(form.split(dataset[0])[0]))
+        except SceneError:
+            raise
+        except Exception as error:  # a data set may raise anything
+            raise SceneError(f"item 0 cannot be read ({error or type(error).__name__})") from error
+        bands = range(1, count + 1)
+    elif isinstance(bands, str):
+        raise SceneError(f"bands={bands!r}: give numbers of bands, or {_EVERY!r}")
+    whole = len(bands) not in (0, 1, 3) or isinstance(bands, range)
+    if whole and not 2 <= len(bands) <= MOST_BANDS:
+        raise SceneError(f"an image of {len(bands)} bands cannot keep them all, only 2 to {MOST_BANDS}: name some")
+    return replace(form, bands=tuple(bands), whole=whole)
+
+
+def _measured(dataset: Any, form: _Form) -> str:
+    """Return the percentiles of the values of some of the items as scale, a pair for each band."""
+    found = []
+    for index in some_files(range(len(dataset))):
+        try:
+            values = form.values(form.split(dataset[index])[0])
+        except SceneError:
+            raise
+        except Exception:  # told of when all items are read
+            continue
+        if values.dtype == np.uint8:
+            return ""
+        found.append(some_pixels(values[:, np.isfinite(values).all(axis=0)]))
+    if not sum(one.shape[1] for one in found):
+        raise SceneError(f"{NOTHING}: give scale=")
+    ends = scale_of(np.concatenate(found, axis=1))
+    return ",".join(f"{low:.17g},{high:.17g}" for low, high in ends)
+
+
 def _classes_of(dataset: Any, columns: tuple[str, str] | None) -> tuple[str, ...]:
     labels = [one.names for name, one in _features(dataset, "ClassLabel") if columns is None or name == columns[1]]
     names = labels[0] if labels else getattr(dataset, "classes", None)
@@ -284,28 +358,29 @@ def _verified(part: str, item: Item) -> SceneFile | str:
         raise SceneError(f"{where}: {error}") from error
     except Exception as error:  # a data set may raise anything
         return f"{where}: cannot be read ({next(iter(str(error).splitlines()), '') or type(error).__name__})"
-    if min(image.size) < LEAST_SIDE:
-        return f"{where}: {image.width} x {image.height} pixels show no scene"
-    pixels = np.asarray(image)
-    look = look_of(pixels.transpose(2, 0, 1), np.ones(pixels.shape[:2], np.bool_))
+    height, width = image.shape[:2]
+    if min(height, width) < LEAST_SIDE:
+        return f"{where}: {width} x {height} pixels show no scene"
+    look = look_of(image.transpose(2, 0, 1), np.ones((height, width), np.bool_))
     name = f"{item.form.classes[label]}/{item.index}"
-    key = hashlib.sha256(pixels.tobytes()).hexdigest()
+    key = hashlib.sha256(image.tobytes()).hexdigest()
     return _Read(Path(part, str(item.index)), label, name, key, look=look, item=item)
 
 
 def _check_steady(item: Item) -> None:
     """Raise SceneError if the item is another one when it is read again."""
     try:
-        first, second = (np.asarray(item.image()) for _ in range(2))
+        first, second = (item.image() for _ in range(2))
     except Exception:  # told of when all items are read
         return
     if not np.array_equal(first, second):
         raise SceneError("the data set gives another image each time it is read: take its random transform off")
 
 
-def _scenes(files: Sequence[SceneFile], classes: tuple[str, ...]) -> Scenes:
+def _scenes(files: Sequence[SceneFile], classes: tuple[str, ...], reading: Reading) -> Scenes:
     items = [one.item for one in files if isinstance(one, _Read) and one.item is not None]
-    return Scenes(items, [one.label for one in files], classes, [one.key for one in files], [one.name for one in files])
+    keys, names = [one.key for one in files], [one.name for one in files]
+    return Scenes(items, [one.label for one in files], classes, keys, names, reading)
 
 
 def _data(scenes: Mapping[str, Scenes]) -> SceneData:

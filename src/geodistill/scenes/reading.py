@@ -55,6 +55,8 @@ _USUAL = {
     12: ((4, 3, 2), 8, "the bands of Sentinel-2 L2A (B1 to B12 without B10)"),
     13: ((4, 3, 2), 8, "the bands of Sentinel-2 L1C"),
 }
+# The numbers of bands by which files without names are taken for Sentinel-2's.
+_SENTINEL = (12, 13)
 
 
 @dataclass(frozen=True)
@@ -375,7 +377,7 @@ def _named(info: Info) -> tuple[int, ...]:
 def _asked(bands: str, info: Info, path: Path) -> tuple[int, ...]:
     """Return the numbers of the bands that `bands` lists by number or name."""
     roles = _roles(info)
-    names = roles | {name.lower(): band for band, name in enumerate(info.names, start=1) if name}
+    names = _usual_names(info) | roles | {name.lower(): band for band, name in enumerate(info.names, start=1) if name}
     chosen = []
     for one in (part.strip() for part in bands.split(",")):
         band = int(one) if one.isdigit() else names.get(one.lower(), 0)
@@ -388,6 +390,16 @@ def _asked(bands: str, info: Info, path: Path) -> tuple[int, ...]:
     if len(chosen) > MOST_BANDS or (len(set(chosen)) < len(chosen) and len(chosen) != 3):
         raise SceneError(f"--bands {bands}: give at most {MOST_BANDS} bands, each of them once")
     return tuple(chosen)
+
+
+def _usual_names(info: Info) -> dict[str, int]:
+    """Return the numbers of Sentinel-2's bands B1 to B8 in files of 12 or 13 bands without names, under both spellings.
+
+    Those after B8 are in one order in some files and in another in others: B8A follows B8, or comes last.
+    """
+    if info.bands not in _SENTINEL or any(info.names):
+        return {}
+    return {spelled: band for band in range(1, 9) for spelled in (f"b{band}", f"b{band:02}")}
 
 
 def _roles(info: Info) -> dict[str, int]:
@@ -452,18 +464,32 @@ def _tell_of_fill(values: NDArray[Any]) -> None:
 
 def measured_scale(paths: Sequence[Path], reading: Reading) -> tuple[tuple[float, float], ...]:
     """Return the PERCENTILES of each band's values, over at most 1,000 of the files and 4,096 pixels of each."""
-    chosen = paths[:: -(-len(paths) // _FILES)]
+    chosen = some_files(paths)
 
     def some(path: Path) -> NDArray[Any]:
         found = reader_of(path).values(path, reading.bands, alpha=reading.alpha)
-        values = found.bands[:, found.valid]  # [bands, valid pixels]
-        return values[:, :: max(1, values.shape[1] // _PIXELS)].astype(np.float64)
+        return some_pixels(found.bands[:, found.valid])
 
     with ThreadPoolExecutor(4) as pool:
         values = np.concatenate(list(pool.map(some, chosen)), axis=1)
     if not values.shape[1]:
         raise SceneError(f"{paths[0]} and all other training images have no pixel that is a measurement")
     _tell_of_fill(values)
+    return scale_of(values)
+
+
+def some_files(paths: Sequence[Any]) -> Sequence[Any]:
+    """Return at most 1,000 evenly spaced ones of `paths`, by which a range is measured."""
+    return paths[:: -(-len(paths) // _FILES)]
+
+
+def some_pixels(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return about 4,096 evenly spaced pixels of `values` [bands, pixels], or all if they are fewer."""
+    return values[:, :: max(1, values.shape[1] // _PIXELS)].astype(np.float64)
+
+
+def scale_of(values: NDArray[Any]) -> tuple[tuple[float, float], ...]:
+    """Return the PERCENTILES of each band of `values` [bands, n], rounded; a band of one value gets a range of 1."""
     ends = np.percentile(values, PERCENTILES, axis=1).T
     rounded = [_rounded(low, high) for low, high in ends.tolist()]
     return tuple((low, high if high > low else low + 1) for low, high in rounded)

@@ -25,8 +25,8 @@ from geodistill.scenes.reading import MOST_BANDS, PLAIN, Reading
 class Drawn(Protocol):
     """Makes an image when it is asked for."""
 
-    def image(self) -> Image.Image:
-        """Return the image, RGB."""
+    def image(self) -> Image.Image | NDArray[np.uint8]:
+        """Return the image, RGB, or all its channels as uint8 [h, w, channels]."""
 
 
 Source: TypeAlias = Path | NDArray[np.uint8] | Drawn
