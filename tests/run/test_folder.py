@@ -335,6 +335,25 @@ def test_settings_may_change_until_a_stage_has_begun(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {"seed": 1}
 
 
+@pytest.mark.parametrize("left", ["", '{"format": 1, "sett', "[]"])
+def test_a_damaged_record_of_a_run_is_written_again(
+    left: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+    with Run(tmp_path / "run", {"a": 1}) as run:
+        make_stage(run, counting(calls), "latents")
+        secret = run.secret()
+    record = tmp_path / "run" / "run.json"
+    before = json.loads(record.read_text())
+    record.write_text(left)
+    with Run(tmp_path / "run", {"a": 1}) as run:
+        make_stage(run, counting(calls), "latents")
+        assert run.secret() == secret
+    assert len(calls) == 1
+    assert json.loads(record.read_text()) == before
+    assert caplog.messages == [f"{record} is damaged: it is written again, and the stages that fit are used again"]
+
+
 def test_another_program_s_run_json(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[1]")
     (tmp_path / "model.bin").write_text("")

@@ -98,7 +98,7 @@ class Run:
 
     def _check_settings(self, settings: dict[str, Any], command: str) -> None:
         path = self.folder / "run.json"
-        self.new = not path.exists() or not self._begun()
+        self.new = not path.exists() or not self._begun() or self._is_damaged(path)
         if self.new:
             about = {"format": _FORMAT, "settings": settings, "command": command, "versions": versions()}
             write_atomic(path, json.dumps(about, indent=2, sort_keys=True))
@@ -115,6 +115,20 @@ class Run:
                 f"{self.folder} was made with other settings ({'; '.join(changed[:5])}): "
                 "choose another --out, or repeat the settings it was made with"
             )
+
+    def _is_damaged(self, record: Path) -> bool:
+        """Return whether the `record` of a folder with stages cannot be read; it is then written again.
+
+        Stages that were made with other settings do not fit by their fingerprints.
+        """
+        if not (self.folder / "stages").is_dir():
+            return False
+        try:
+            read_about(record)
+        except RunError:
+            log.warning("%s is damaged: it is written again, and the stages that fit are used again", record)
+            return True
+        return False
 
     def secret(self) -> bytes:
         """Return the run's secret: 32 bytes that the operating system drew when they were first asked for.
