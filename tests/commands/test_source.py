@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from geodistill.commands.source import base_from, recorded_base, recorded_reading, warn_of_other_scenes
+from geodistill.commands.source import Source, base_from, recorded_base, recorded_reading, warn_of_other_scenes
+from geodistill.config import load_config
 from geodistill.scenes import builtin_scenes
 from geodistill.scenes.reading import PLAIN, Reading
 
@@ -68,3 +69,26 @@ def test_a_set_without_its_run_names_its_base(tmp_path: Path) -> None:
     for base, known in (("compact", "compact"), ("not-installed", None), ("scratch", None)):
         (tmp_path / "manifest.json").write_text(json.dumps({"about": {"config": {"base": base}}}))
         assert recorded_base(tmp_path) == known
+
+
+@pytest.mark.parametrize(
+    ("settings", "closely", "strength"),
+    [
+        ([], None, 0.6),
+        ([], False, 0.6),
+        ([], True, 0.4),
+        (["sampling.strength=0.8"], True, 0.8),
+        (["sampling.follow=none"], None, None),
+        (["privacy=screen"], None, None),
+        (["privacy=screen", "sampling.strength=0.7"], None, 0.7),
+    ],
+)
+def test_the_noise_level_that_candidates_started_from(
+    settings: list[str], closely: bool | None, strength: float | None, tmp_path: Path
+) -> None:
+    if closely is not None:
+        (tmp_path / "following").mkdir()
+        (tmp_path / "following" / "following.json").write_text(json.dumps({"closely": closely}))
+    config = load_config(sets=settings)
+    assert Source(tmp_path, "dpd", config, secret=True).strength == strength
+    assert Source(tmp_path, "d4m", config, secret=True).strength is None

@@ -26,14 +26,17 @@ def prior(sd_folder: Path) -> Prior:
     return load_prior(str(sd_folder), "f32")
 
 
-def test_inversion_without_noise_scales_by_the_level(prior: Prior, pair: Scenes) -> None:
+@pytest.mark.parametrize("strength", [0.6, 0.4, 1.0, 0.01])
+def test_inversion_without_noise_scales_by_the_level(strength: float, prior: Prior, pair: Scenes) -> None:
     latents = prior.encode(pair.pixels([0, 1, 2], size=32))
     prior.unet = _Still(prior.unet.config)
     alphas = prior.scheduler.alphas_cumprod
-    # Nine of fifteen steps: up to time step 0.6 of all.
-    level = float(alphas[round(0.6 * len(alphas)) - 1])
+    # Nine of fifteen steps are up to time step 0.6 of all; at least one is done.
+    level = float(alphas[round(max(1, round(strength * 15)) / 15 * len(alphas)) - 1])
     # diffusers starts from what the scheduler takes for no noise at all.
-    assert torch.allclose(invert(prior, latents), latents * level**0.5, rtol=0.02, atol=1e-3)
+    assert torch.allclose(invert(prior, latents, strength), latents * level**0.5, rtol=0.03, atol=2e-3)
+    _, space = latent_spaces(prior, strength)
+    assert torch.allclose(space.real(pair.pixels([0, 1, 2], size=32)), level**0.5 * latents.flatten(1), atol=1e-5)
 
 
 def test_an_image_lies_nearest_to_itself_in_both_spaces(prior: Prior, pair: Scenes) -> None:

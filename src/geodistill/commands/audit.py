@@ -11,6 +11,7 @@ from geodistill.errors import ConfigError, RunError
 from geodistill.pipeline import OWN
 from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
 from geodistill.privacy.audit import audit as audit_set
+from geodistill.privacy.latents import STRENGTH
 from geodistill.privacy.membership import too_little
 from geodistill.processes import processes
 from geodistill.run import versions
@@ -98,6 +99,7 @@ def _known(source: Source, distilled: DistilledSet, train: Scenes, shadows: Sequ
         overlap=source.overlap(train),
         replayable=source.replayable(distilled),
         prior=prior,
+        strength=source.strength or STRENGTH,
         draws=source.draws(distilled, prior) if prior and starts is not None else None,
         unchecked=unchecked,
     )

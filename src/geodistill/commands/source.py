@@ -76,6 +76,13 @@ class Source:
         starts = prototypes.starts(config.sampling.candidates, config.seed, of=config.prototypes.starts)
         return starts[Chosen.load(self.folder / CHOSEN.name).rows]
 
+    @property
+    def strength(self) -> float | None:
+        """The noise level that candidates started from; None if they started from no scene, or it is not known."""
+        sampling = chosen_sampling(self.config, self.folder)
+        follows = self.method == OWN and sampling.follow == "start" and self.config.privacy != "dp"
+        return sampling.noise_strength if follows else None
+
     def prior(self) -> Prior | None:
         """Return the base that drew the set, without its adapter; None if it is unavailable or the images are real."""
         if self.real:

@@ -16,7 +16,7 @@ from geodistill.privacy.aligned import AlignedNearness, aligned_nearness
 from geodistill.privacy.attribution import Attribution, attribute
 from geodistill.privacy.copies import COPY, CopySearch, are_copies
 from geodistill.privacy.copyprint import Copyprint, learn_copyprint
-from geodistill.privacy.latents import latent_spaces
+from geodistill.privacy.latents import STRENGTH, latent_spaces
 from geodistill.privacy.membership import (
     ISOLATED,
     SHADOW,
@@ -75,10 +75,10 @@ class Known:
 
     starts: int64 [n], the training scene that each image was sampled from (see attribution). shadows: sets made in the
     same way from known parts of the training scenes, for the shadow attack. overlap, replayable: copied into the Audit.
-    prior: the base, for attacks in its latents. draws: how the images were sampled, for the replay. beside: names of
-    files in the set's folder that are for the data owner alone. strays: names of files there that are not of the set.
-    unchecked: why the base takes no part, "" if it does. untested: why the sampling of images that follow scenes cannot
-    be repeated without `draws`.
+    prior: the base, for attacks in its latents. strength: the noise level that candidates started from. draws: how the
+    images were sampled, for the replay. beside: names of files in the set's folder that are for the data owner alone.
+    strays: names of files there that are not of the set. unchecked: why the base takes no part, "" if it does.
+    untested: why the sampling of images that follow scenes cannot be repeated without `draws`.
     """
 
     starts: Tensor | None = None
@@ -86,6 +86,7 @@ class Known:
     overlap: str = ""
     replayable: bool = False
     prior: Prior | None = None
+    strength: float = STRENGTH
     draws: Draws | None = None
     beside: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
@@ -346,7 +347,7 @@ def audit(
     train = Pixels(data.train, distilled.size)
     leaked = train[torch.randperm(len(train), generator=generator(0, "audited training images"))[:_LEAKED]]
     known = known or Known()
-    spaces = SPACES + (latent_spaces(known.prior) if known.prior and data.test else ())
+    spaces = SPACES + (latent_spaces(known.prior, known.strength) if known.prior and data.test else ())
     attacked = fair_share(data.train.labels, _ATTACKED, 0)
     inside = seen(train.subset(attacked), data.train.labels[attacked], spaces)
     test = _held_out(data, distilled.size)

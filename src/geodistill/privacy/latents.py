@@ -16,39 +16,43 @@ from geodistill.prior.base import Prior
 from geodistill.prior.training import no_class
 from geodistill.privacy.membership import Space, in_orientations
 
-# Noise level at which the inversion ends, as a share of all time steps, and steps of an inversion from 0 to 1.
-_STRENGTH, _STEPS = 0.6, 15
+# Noise level at which the inversion ends unless that of the set is known, as a share of all time steps, and steps of an
+# inversion from 0 to 1.
+STRENGTH, _STEPS = 0.6, 15
 _TOGETHER = 64
 
 
-def latent_spaces(prior: Prior) -> tuple[Space, Space]:
-    """Return the spaces for attacks in the latents of `prior` without an adapter, which is what an outsider has."""
+def latent_spaces(prior: Prior, strength: float = STRENGTH) -> tuple[Space, Space]:
+    """Return the spaces for attacks in the latents of `prior` without an adapter, which is what an outsider has.
+
+    strength: the noise level that candidates started from, in (0, 1].
+    """
 
     def flat(images: Tensor) -> Tensor:
         return prior.encode(images).flatten(1)
 
     def at_level(images: Tensor) -> Tensor:
-        level = float(prior.scheduler.alphas_cumprod[_level(prior)[-1]])
+        level = float(prior.scheduler.alphas_cumprod[_level(prior, strength)[-1]])
         return math.sqrt(level) * flat(images)
 
     def back(images: Tensor) -> Tensor:
         # One orientation is enough, because the sampler keeps the orientation of the start.
-        return invert(prior, prior.encode(images)).flatten(1)[None]
+        return invert(prior, prior.encode(images), strength).flatten(1)[None]
 
     return Space("latents", flat, in_orientations(flat)), Space("inverted", at_level, back)
 
 
 @torch.inference_mode()
-def invert(prior: Prior, latents: Tensor) -> Tensor:
+def invert(prior: Prior, latents: Tensor, strength: float = STRENGTH) -> Tensor:
     """Return latents [n, C, h, w] at the noise level of candidates' starts, by DDIM inversion with an empty text."""
     empty = prior.embed([""]).to(prior.device)
-    return torch.cat([_inverted(prior, part, empty) for part in latents.split(_TOGETHER)])
+    return torch.cat([_inverted(prior, part, empty, strength) for part in latents.split(_TOGETHER)])
 
 
-def _inverted(prior: Prior, latents: Tensor, empty: Tensor) -> Tensor:
+def _inverted(prior: Prior, latents: Tensor, empty: Tensor, strength: float) -> Tensor:
     scheduler, latents = _scheduler(prior), latents.to(prior.device)
     texts = empty.expand(len(latents), -1, -1)
-    for time in _level(prior):
+    for time in _level(prior, strength):
         with prior.mixed():
             wide = latents.contiguous(memory_format=torch.channels_last)
             output = prior.unet(wide, time, texts, class_labels=no_class(prior.unet, wide)).sample.float()
@@ -62,7 +66,7 @@ def _scheduler(prior: Prior) -> DDIMInverseScheduler:
     return scheduler
 
 
-def _level(prior: Prior) -> Tensor:
+def _level(prior: Prior, strength: float) -> Tensor:
     """Return the time steps int64 [k] of the inversion, in ascending order."""
     times: Tensor = _scheduler(prior).timesteps
-    return times[: round(_STRENGTH * _STEPS)]
+    return times[: max(1, round(strength * _STEPS))]
