@@ -14,6 +14,7 @@ from geodistill.deployment.graph import Deployed, as_input, metadata, write_lite
 from geodistill.deployment.predictors import OnnxModel, TorchScriptModel
 from geodistill.errors import ExportError
 from geodistill.evaluation.classifier import Classifier
+from geodistill.networks import build_network
 from geodistill.scenes.reading import Reading
 
 
@@ -25,6 +26,29 @@ def test_preprocessing_in_the_graph_is_ours() -> None:
         assert torch.allclose(outside(as_input(pixels, "float")), own.logits(pixels), atol=1e-5)
         assert torch.allclose(inside(as_input(pixels, "uint8")), own.logits(pixels), atol=1e-5)
     assert as_input(pixels, "uint8").shape == (4, SIDE, SIDE, 3)
+
+
+def test_a_network_that_is_in_training_is_deployed_in_evaluation() -> None:
+    """Batch norms must not see the other images of a batch."""
+    own = classifier("mobilenetv2")
+    expected, pixels = own.logits(images(4)), as_input(images(4), "float")
+    own.model.train()
+    deployed = Deployed(own.model, "float")
+    with torch.no_grad():
+        assert torch.allclose(deployed(pixels), expected, atol=1e-5)
+        assert torch.allclose(deployed(pixels[:1]), expected[:1], atol=1e-4)
+    assert own.model.training  # the network itself is left as it was
+
+
+def test_all_bands_are_normalised_in_the_graph(tmp_path: Path) -> None:
+    bands = Reading((1, 2, 3, 4, 5), dtype="uint8", names=tuple("abcde"))
+    about = replace(classifier().about, reading=bands, channels=5)
+    own = Classifier(build_network("convnet3", len(CLASSES), 0, 5).eval(), about)
+    pixels = images(3).repeat(1, 2, 1, 1)[:, :5]
+    write_torchscript(own, tmp_path / "m.torchscript", "uint8")
+    assert torch.allclose(
+        TorchScriptModel.load(tmp_path / "m.torchscript").logits(pixels), own.logits(pixels), atol=1e-4
+    )
 
 
 def test_metadata_serve_other_programs() -> None:

@@ -2,10 +2,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from models import SIDE, classifier, images
 
+from geodistill.deployment.graph import as_input
 from geodistill.deployment.predictors import OnnxModel
-from geodistill.deployment.quantised import LEAST_IMAGES, write_int8
+from geodistill.deployment.quantised import LEAST_IMAGES, _Reader, write_int8
 from geodistill.errors import ConfigError, ExportError
 
 
@@ -27,6 +29,16 @@ def test_weights_have_a_scale_for_each_channel(takes: str, tmp_path: Path) -> No
     assert (read.about, read.takes) == (own.about, takes)
     spread = float(own.logits(images(40)).std())
     assert (read.logits(images(40)) - own.logits(images(40))).abs().mean() < spread / 4
+
+
+def test_all_images_are_calibrated_on() -> None:
+    given = images(2 * LEAST_IMAGES + 3)
+    for takes in ("float", "uint8"):
+        reader, batches = _Reader(takes, given), []
+        while (batch := reader.get_next()) is not None:
+            batches.append(torch.from_numpy(batch["images"]))
+        assert len(batches) > 1
+        assert torch.equal(torch.cat(batches), as_input(given, takes))
 
 
 def test_too_few_or_other_images_are_refused(tmp_path: Path) -> None:
