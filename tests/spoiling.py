@@ -74,6 +74,7 @@ COMMANDS = {
         Command("audit", _audit),
         Command("pretrain", _pretrain),
         Command("distill, 2 processes", _distill, processes=2),
+        Command("audit, 2 processes", _audit, processes=2),
     )
 }
 
