@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from geodistill.distilled import DistilledSet
 from geodistill.privacy import null as module
 from geodistill.privacy.membership import Seen, seen
-from geodistill.privacy.null import ALARM, Null, _best, _Class, _p_value, null_of
+from geodistill.privacy.null import ALARM, Null, _best, _Class, _p_value, _scored, null_of
 from geodistill.scenes import SceneData, builtin_scenes
 
 
@@ -176,3 +176,52 @@ def test_figures_of_a_null_by_hand() -> None:
     assert most == pytest.approx(1000 * (0.05 - 0.0202) / (1 - 0.0202))
     assert replace(null, observed=(0.9, 0.9)).exposed == (50, 50, 50)
     assert replace(null, observed=(0.0, 0.0)).exposed == (0, 0, 0)
+
+
+def _two_spaces(held: int, ipc: int, near: int) -> _Class:
+    """Return a class whose images lie on training images in space `near`, and anywhere in the other space."""
+    random, spaces = torch.Generator().manual_seed(0), []
+    for space in range(2):
+        real = torch.randn(20 + held, 4, generator=random)
+        own = real[:ipc] + 1e-3 if space == near else torch.randn(ipc, 4, generator=random)
+        spaces.append((torch.cdist(real, own), torch.cdist(own, own), torch.cdist(real, real[20:])))
+    own, among, pool = (tuple(column) for column in zip(*spaces, strict=True))
+    return _Class(20, own, among, pool)
+
+
+@pytest.mark.parametrize("near", [0, 1])
+def test_a_leak_in_any_space_is_found(near: int) -> None:
+    part = _two_spaces(40, 8, near)
+    (found,) = _best([part], None, torch.Generator().manual_seed(0), (0.1,))
+    assert found >= 8 / 20
+
+
+@pytest.mark.parametrize(("held", "ipc", "taken"), [(40, 8, 8), (20, 8, 5), (7, 8, 1)])
+def test_a_quarter_of_the_held_out_images_at_most_takes_the_place_of_the_set_s(held: int, ipc: int, taken: int) -> None:
+    assert _two_spaces(held, ipc, 0).taken == taken
+
+
+@pytest.mark.parametrize(("ipc", "kinds"), [(2, 2), (3, 3)])
+def test_two_images_do_not_show_what_distance_is_usual(ipc: int, kinds: int) -> None:
+    part = _two_spaces(40, ipc, 0)
+    scored = list(_scored([part], [part.own[0]], part.among[0].flatten(), [torch.arange(ipc)]))
+    assert len(scored) == kinds
+    for values, members in scored:
+        # The held-out images that stand for the set's are not asked about.
+        assert len(values) == len(members) == 60 - ipc
+        assert int(members.sum()) == 20
+
+
+def test_a_set_as_extreme_as_the_alarm_leaks() -> None:
+    found = Null((0.01,), (0.5,), ((0.1,),) * 99, ALARM, 10, 100)
+    assert found.leaks
+    assert not replace(found, p=ALARM + 1e-9).leaks
+
+
+def test_images_that_expose_one_are_counted_at_the_largest_rate() -> None:
+    drawn = tuple((0.1 + 0.001 * k, 0.9) for k in range(100))
+    found = Null((0.01, 0.001), (0.5, 0.5), drawn, 0.01, 1000, 1000)
+    value, low, high = found.exposed
+    assert low == pytest.approx(1000 * (0.5 - 0.197) / (1 - 0.197), rel=0.01)
+    assert high == pytest.approx(1000 * (0.5 - 0.102) / (1 - 0.102), rel=0.01)
+    assert low < value < high
