@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 
 from geodistill.errors import PriorError
 from geodistill.pipeline import BASE
-from geodistill.scenes.looks import SIGNS, found_by_signs, looks_of, signs_of
+from geodistill.progress import progress
+from geodistill.run import write_atomic
+from geodistill.scenes.looks import LENGTH, SIGNS, found_by_hashes, hashes_of, looks_of
 from geodistill.scenes.scenes import Scenes
 from geodistill.scenes.views import as_rgb
 
@@ -38,8 +40,10 @@ FOOTPRINT = "trained_on.jsonl"
 PICTURES = "trained_on_pictures.jsonl"
 # Largest number of images that are looked up among them, side in pixels at which they are, and pictures read at a time.
 _LOOKED_UP, _SIDE, _TOGETHER = 512, 64, 512
-# Images of the sample that have to be found for any to count: no two different scenes of EuroSAT and UC Merced are.
-_FEWEST_FOUND = 3
+# Share of the sample that has to be found for any to count, and the least number. Of different scenes one in a thousand
+# is found, or one in ten where all have the same label or mask.
+_FOUND, _FEWEST_FOUND = 0.2, 3
+_NO_MEAN = bytes(4 * LENGTH)
 # Size of the footprint for each image.
 _BYTES_EACH = 2
 # Images count as known to the base if hits exceed those expected by chance by this many standard deviations.
@@ -69,13 +73,19 @@ def sign_pictures(folder: Path, archives: Sequence[tuple[str, Scenes]], earlier:
     path = None if earlier is None else earlier / PICTURES
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path and path.is_file() else []
     own = [_hashed(name, scenes) for name, scenes in archives]
-    (folder / PICTURES).write_text("".join([*(line for line in own if line not in lines), *lines]), encoding="utf-8")
+    write_atomic(folder / PICTURES, "".join([*(line for line in own if line not in lines), *lines]))
 
 
 def _hashed(name: str, scenes: Scenes) -> str:
-    parts = torch.arange(len(scenes)).split(_TOGETHER)
-    signs = signs_of(np.concatenate([_looks(scenes, part) for part in parts]))
-    return json.dumps({"archive": name, "signs": base64.b64encode(signs.tobytes()).decode()}) + "\n"
+    """Return the perceptual hashes of archive `name` as a line of JSON."""
+    looks = []
+    with progress("perceptual hashes", len(scenes)) as advance:
+        for part in torch.arange(len(scenes)).split(_TOGETHER):
+            looks.append(_looks(scenes, part))
+            advance(int(part[-1]) + 1)
+    hashes, mean = hashes_of(np.concatenate(looks))
+    kept = {"mean": mean.astype("<f4").tobytes(), "hashes": hashes.tobytes()}
+    return json.dumps({"archive": name} | {key: base64.b64encode(value).decode() for key, value in kept.items()}) + "\n"
 
 
 def _looks(scenes: Scenes, indices: torch.Tensor) -> NDArray[np.int8]:
@@ -130,19 +140,19 @@ def known(keys: Sequence[str], folder: Path) -> int:
 def known_pictures(scenes: Scenes, folder: Path) -> list[Known]:
     """Return, for each archive that the base in `folder` has perceptual hashes of, about how many `scenes` it holds.
 
-    A sample of the scenes is looked up; archives of which fewer than three are found are left out.
+    A sample of the scenes is looked up. Archives of which less than a fifth of it is found are left out.
     """
-    lines = _lines(folder / PICTURES, "signs")
+    lines = _lines(folder / PICTURES, "hashes", "mean")
     if not lines or not len(scenes):
         return []
     step = -(-len(scenes) // _LOOKED_UP)
     looks = _looks(scenes, torch.arange(0, len(scenes), step))
     found = []
     for line in lines:
-        signs = np.frombuffer(line["signs"], np.uint8).reshape(-1, SIGNS)
-        hits = int(found_by_signs(looks, signs).sum())
-        if hits >= _FEWEST_FOUND:
-            found.append(Known(line["archive"], min(len(scenes), len(signs), hits * step)))
+        hashes = np.frombuffer(line["hashes"], np.uint8).reshape(-1, SIGNS)
+        hits = int(found_by_hashes(looks, hashes, np.frombuffer(line["mean"], "<f4")).sum())
+        if hits >= max(_FEWEST_FOUND, _FOUND * len(looks)):
+            found.append(Known(line["archive"], min(len(scenes), len(hashes), hits * step)))
     return found
 
 
@@ -157,11 +167,12 @@ def told_overlap(scenes: Scenes, folder: Path, *, images: str = "training images
     It names their archives. It is "" if none are known. `images` and `base` are the words for them in the sentence.
     """
     found, other = known_archives(scenes.keys, folder), ""
+    count = known(scenes.keys, folder)
     if not found:
         found, other = known_pictures(scenes, folder), ", in other files"
+        count = min(len(scenes), sum(one.count for one in found))
     if not found:
         return ""
-    count = count_known(scenes, folder)
     archives = ", ".join(dict.fromkeys(one.archive for one in found if one.archive))
     named = f" ({archives})" if archives else ""
     return f"about {count:,} of the {len(scenes):,} {images} are among those that {base} was trained on{other}{named}"
@@ -174,18 +185,24 @@ def _footprints(folder: Path) -> list[tuple[str, bytes]]:
     return [(one["archive"], one["bits"]) for one in lines]
 
 
-def _lines(path: Path, field: str) -> list[dict[str, Any]]:
-    """Return the archive and the bytes of `field` of each line of a file of a base; none if there is no such file."""
+def _lines(path: Path, *fields: str) -> list[dict[str, Any]]:
+    """Return the archive and the bytes of `fields` of each line of a file of a base; none if there is no such file."""
     if not path.is_file():
         return []
     try:
         parsed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [{"archive": one.get("archive", ""), field: base64.b64decode(one[field])} for one in parsed]
+        found = [
+            {"archive": one.get("archive", "")} | {field: base64.b64decode(one[field]) for field in fields}
+            for one in parsed
+        ]
+        if any(len(one.get("hashes", b"")) % SIGNS or len(one.get("mean", _NO_MEAN)) != len(_NO_MEAN) for one in found):
+            raise ValueError("hashes of another length")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PriorError(
             f"{path} cannot be read ({type(error).__name__}: {error}): copy the base again; without this file nobody "
             "can tell which images it was trained on"
         ) from error
+    return found
 
 
 def _merged(footprints: Sequence[bytes]) -> list[bytes]:

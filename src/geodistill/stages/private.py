@@ -122,7 +122,8 @@ def guarantee(budget: Budget, count: int, fewest: int | None) -> str:
     if fewest is not None:
         checked = (
             f"which was checked file by file: a base that was trained on fewer than about {fewest} of the {count} "
-            "files, or on the same images in other files, is not noticed"
+            "files is not noticed, nor is one that was trained on the same images in other files, unless it has "
+            "perceptual hashes of at least a fifth of them"
         )
     return (
         f"Differentially private: ε = {_rounded_up(budget.epsilon)}, δ = {budget.delta:.3g}. Two archives are "
