@@ -138,7 +138,7 @@ class TestOfRuns:
         told = f"{tmp_path / 'run' / 'secret'} is gone or damaged, so the scenes that the images started from are not"
         assert any(record.getMessage().startswith(told) for record in caplog.records)
         card = (tmp_path / "run" / "distilled" / "README.md").read_text()
-        assert "was not tested: the set's run, or the run's secret, is not at hand. A leak may be missed." in card
+        assert "was made: the set's run, or the run's secret, is not at hand. A leak may be missed." in card
         # Nobody knows what a replay would have found.
         assert blind.fails(["membership"])
         assert not blind.fails([])
@@ -161,7 +161,7 @@ class TestOfRuns:
         folder = updated.save(tmp_path / "updated")
         found, *_ = audit_folder(folder, SceneData(pair, None))
         told = (
-            "NOT CHECKED: the images follow training images, and the replay of their sampling was not tested: "
+            "NOT CHECKED: the images start from training images or means of them, and no replay was made: "
             "the set was updated, so no run made all its images. A leak may be missed."
         )
         assert found.verdict.endswith(told)
@@ -175,6 +175,15 @@ class TestOfRuns:
         (tmp_path / "rival" / "run.json").write_text(json.dumps(about))
         found, *_ = audit_folder(tmp_path / "rival", SceneData(pair, None))
         assert found.untested == "only that of method 'dpd' can be, and method 'd4m' drew them"
+
+    def test_a_replay_that_has_no_suspects_is_none(
+        self, run: Path, pair: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("geodistill.privacy.audit.replay", lambda *_: None)
+        shutil.copytree(run, tmp_path / "run")
+        found, *_ = audit_folder(tmp_path / "run", SceneData(pair, None))
+        assert found.untested == "a class has a single real image, so there is no other to compare with"
+        assert found.fails(["membership"])
 
     def test_files_that_are_not_of_the_set_fail(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
         shutil.copytree(run, tmp_path / "run")

@@ -1,4 +1,5 @@
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -244,7 +245,7 @@ def test_units_are_told_by_most_bands(tmp_path: Path, caplog: pytest.LogCaptureF
     (told,) = caplog.messages
     assert "brighter.tif has values from 3 to 86" in told
     share = 100 * float(np.median([(one < 1000).mean() for one in values[1:]]))
-    assert f"{share:.0f} % of its values lie in the range of their band: if its units are others" in told
+    assert f"in the median of its bands {share:.0f} % of the values lie in the range: if its units" in told
 
 
 def test_troubles_with_the_map_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +254,19 @@ def test_troubles_with_the_map_are_those_of_the_map(tmp_path: Path, monkeypatch:
     with pytest.raises(RunError, match=r"file cannot be a folder, a file is in its place: choose another --out$"):
         map_raster(brightness(), path, tmp_path / "file" / "map.tif", Grid(16, 16, 8, 8), PLAIN)
     usage = shutil.disk_usage(tmp_path)
+    # A map that is cut short when it is closed is none.
+    resource = pytest.importorskip("resource")
+    large = tif(tmp_path / "large.tif", np.random.default_rng(0).integers(0, 255, (1, 300, 300)).astype(np.uint8))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+        with pytest.raises(RunError, match=r"map\.tif: it cannot be written \("):
+            map_raster(brightness(), large, tmp_path / "map.tif", Grid(300, 300, 1, 1), PLAIN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "map.tif").exists()
     for free, why in ((5, f"the disk that holds {tmp_path} is full"), (10**9, "it cannot be written (Seek error)")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         with pytest.raises(RunError) as caught, _told_of_output(tmp_path / "map.tif"):

@@ -20,7 +20,8 @@ def test_the_probe_decides_against_a_set_where_finetune_shows_no_difference(
 ) -> None:
     found = SelfTest(100, 0, finetune, probe)
     assert found.verdict == verdict
-    assert found.conclusion == f"self-test: the set is {verdict} real images"
+    told = " after logistic regression" if (finetune, probe) == (TIED, BELOW) else ""
+    assert found.conclusion == f"self-test: the set is {verdict} real images{told}"
 
 
 def test_a_test_that_was_not_done_has_no_verdict() -> None:

@@ -336,9 +336,7 @@ def test_settings_may_change_until_a_stage_has_begun(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["", '{"format": 1, "sett', "[]"])
-def test_a_damaged_record_of_a_run_is_written_again(
-    left: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_record_of_a_run_can_be_deleted(left: str, tmp_path: Path) -> None:
     calls: list[int] = []
     with Run(tmp_path / "run", {"a": 1}) as run:
         make_stage(run, counting(calls), "latents")
@@ -346,12 +344,40 @@ def test_a_damaged_record_of_a_run_is_written_again(
     record = tmp_path / "run" / "run.json"
     before = json.loads(record.read_text())
     record.write_text(left)
+    with pytest.raises(RunError) as caught:
+        Run(tmp_path / "run", {"a": 1})
+    assert str(caught.value) == (
+        f"{record} is damaged: put a copy back, or delete it. The same command then uses the stages that were made "
+        "with its settings again, and makes the others"
+    )
+    record.unlink()
     with Run(tmp_path / "run", {"a": 1}) as run:
         make_stage(run, counting(calls), "latents")
         assert run.secret() == secret
     assert len(calls) == 1
     assert json.loads(record.read_text()) == before
-    assert caplog.messages == [f"{record} is damaged: it is written again, and the stages that fit are used again"]
+
+
+def test_a_stage_that_was_killed_before_it_got_its_name_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[int] = []
+
+    def build(folder: Path) -> None:
+        parts.append(len(list(folder.glob("part"))))
+        (folder / "part").write_text("whole")
+
+    def killed(folder: Path, recursive: bool = True) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, Run(tmp_path / "run", {}) as run:
+        patched.setattr("geodistill.run.folder.flush_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_stage(run, build, "latents")
+    with Run(tmp_path / "run", {}) as run:
+        folder = make_stage(run, build, "latents")
+    assert parts == [0, 1]  # the second time goes on from what the first one made
+    assert [path.name for path in folder.iterdir()] == ["part"]
 
 
 def test_another_program_s_run_json(tmp_path: Path) -> None:

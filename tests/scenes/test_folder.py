@@ -14,7 +14,7 @@ from rasters import tif
 
 from geodistill.errors import SceneError
 from geodistill.scenes import open_scenes
-from geodistill.scenes.folder import LAYOUT, SYSTEM_FOLDERS, TEST_FRACTION, log_skipped
+from geodistill.scenes.folder import LAYOUT, SYSTEM_FOLDERS, TEST_FRACTION, images_in, log_skipped, open_unlabelled
 from geodistill.scenes.splits import _position
 
 
@@ -268,6 +268,18 @@ def test_a_run_folder_among_the_classes_is_no_class(tmp_path, caplog):
     Image.new("RGB", (8, 8)).save(tmp_path / "run" / "grid.png")
     assert open_scenes(tmp_path).train.classes == ("Beach", "River")
     assert f"{tmp_path / 'run'} is a run folder of geodistill, not a class: not read" in caplog.messages
+
+
+def test_images_of_runs_are_none_of_a_folder(tmp_path):
+    for name in ("a.png", "sub/b.png", "run/grid.png", "run/distilled/x/c.png", "run/stages/d.png", ".hidden.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert len(images_in(tmp_path)) == 5
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert [path.name for path in images_in(tmp_path)] == ["a.png", "b.png"]
+    assert len(open_unlabelled(tmp_path)) == 2
+    with pytest.raises(SceneError, match=r"run: no images in it or its subfolders$"):
+        images_in(tmp_path / "run")
 
 
 def test_too_many_unreadable_images_stop(tmp_path):

@@ -335,6 +335,41 @@ def test_bands_that_cannot_be(bands: Any, message: str) -> None:
     assert str(caught.value) == message
 
 
+def test_encoded_and_transparent_pictures_are_rgb_whatever_is_asked_for() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(TILES[0]).save(stream, "PNG")
+    kinds = {"bytes": {"bytes": stream.getvalue()}, "rgba": Image.fromarray(TILES[0]).convert("RGBA")}
+    for image in kinds.values():
+        for bands, scale in (((), "auto"), ("all", ""), ("all", "auto"), ((4, 3, 2), "0,3000")):
+            found = open_dataset({"train": [(image, 0)]}, classes=["a"], bands=bands, scale=scale).train
+            assert (found.pixels(size=32)[0].numpy() == TILES[0].transpose(2, 0, 1)).all()
+
+
+def test_the_first_item_may_be_unreadable() -> None:
+    class Torn(Sentinel):
+        def __getitem__(self, index: int) -> Any:
+            if index == 0:
+                raise OSError("torn")
+            return super().__getitem__(index)
+
+    data = open_dataset(Torn(80), bands=(3, 2, 1, 8), scale="auto", columns=("image", "label"))
+    assert data.skipped == ("item 0: cannot be read (torn)",)
+    assert data.train.channels == 4
+    assert open_dataset(Torn(80), bands="all", scale="auto", columns=("image", "label")).train.channels == 13
+
+
+def test_ranges_and_arrays_of_numbers_name_bands() -> None:
+    for bands in (range(1, 4), np.array([1, 2, 3])):
+        assert open_dataset(Sentinel(), bands=bands, scale="0,255").train.channels == 3
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.bool_])
+def test_types_that_a_geotiff_does_not_have_are_refused(dtype: Any) -> None:
+    items = [(np.zeros((8, 8, 5), dtype), k % 2) for k in range(4)]
+    with pytest.raises(SceneError, match=rf"^values of type {np.dtype(dtype)} cannot be kept, only uint8, int16, "):
+        open_dataset(items, classes=NAMES, bands="all", scale="0,1")
+
+
 def test_a_range_of_nothing() -> None:
     empty = [(np.full((8, 8), np.nan, np.float32), 0)] * 4
     with pytest.raises(SceneError, match=r"^no pixel is a measurement .*: give scale=$"):

@@ -210,7 +210,8 @@ def audit(
         list[str] | None,
         typer.Option(
             "--fail-on",
-            help="Exit with code 3: 'copy' if an image is a copy, 'membership' if an attack or a replay succeeds.",
+            help="Exit with code 3: 'copy' if an image is a copy, 'membership' if an attack or a replay succeeds, or "
+            "if one that the set needs could not be made.",
         ),
     ] = None,
     device: options.Device = None,

@@ -15,9 +15,9 @@ from geodistill.deployment.tiles import Grid, check_range, fitting_reading, map_
 from geodistill.errors import ConfigError, SceneError
 from geodistill.progress import progress
 from geodistill.run import written_whole
-from geodistill.scenes.folder import log_skipped
+from geodistill.scenes.folder import images_in, log_skipped
 from geodistill.scenes.images import bands_to_square
-from geodistill.scenes.readers import SUFFIXES, Info, RasterReader, info_of, open_raster, reader_of
+from geodistill.scenes.readers import Info, RasterReader, info_of, open_raster, reader_of
 from geodistill.scenes.reading import Reading
 from geodistill.scenes.scenes import WORKERS
 
@@ -106,7 +106,7 @@ def _table(predictor: Predictor, source: Path, out: Path, top: int, own: tuple[s
     classes = predictor.about.classes
     if not 1 <= top <= len(classes):
         raise ConfigError(f"--top {top}: give 1 to {len(classes)}, the number of classes")
-    paths = [source] if source.is_file() else _images_in(source)
+    paths = [source] if source.is_file() else images_in(source)
     root = source.parent if source.is_file() else source
     readings = _Readings(predictor.about.reading, own)
     readings.check(paths)
@@ -139,14 +139,6 @@ def _predictions(
 def _header(top: int) -> list[str]:
     marks = ["", *(f"_{rank}" for rank in range(2, top + 1))]
     return [f"{name}{mark}" for mark in marks for name in ("class", "probability")]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths = [path for path in paths if not path.name.startswith(".")]
-    if not paths:
-        raise SceneError(f"{folder}: no images in it or its subfolders")
-    return paths
 
 
 def _reading(model: Reading, path: Path, info: Info, own: tuple[str | None, str | None]) -> Reading:

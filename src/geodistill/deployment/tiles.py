@@ -144,9 +144,9 @@ def _check_values(info: Info, reading: Reading, path: Path) -> None:
 def check_range(path: Path, reading: Reading) -> None:
     """Raise SceneError if nearly all values of the file at `path` lie outside the ranges of `reading`; log if most do.
 
-    A sample of the file is read. Of several bands the median counts: in other units, too, the values of one band can
-    lie in its range. Reflectance from 0 to 1 given to a model that was trained on integers up to 10,000 would be black,
-    and would get a class all the same.
+    A sample of the file is read. Of several bands the median share counts: in other units, too, the values of one band
+    can lie in its range. Reflectance from 0 to 1 given to a model that was trained on integers up to 10,000 would be
+    black, and would get a class all the same.
     """
     if not reading.scale:
         return
@@ -164,8 +164,8 @@ def check_range(path: Path, reading: Reading) -> None:
         raise SceneError(f"{told}: give values in the same units, or --scale LOW,HIGH")
     if inside < _USUAL_INSIDE:
         log.warning(
-            "%s; %.0f %% of its values lie in the range of their band: if its units are others, the classes are wrong "
-            "(--scale LOW,HIGH)",
+            "%s; in the median of its bands %.0f %% of the values lie in the range: if its units are others, the "
+            "classes are wrong (--scale LOW,HIGH)",
             *(told, 100 * inside),
         )
 
@@ -279,19 +279,20 @@ def _new_map(
     place = {"crs": raster.crs, "transform": grid.transform(raster.transform)}
     with _told_of_output(out):
         made = rasterio.open(path, "w", driver="GTiff", compress="deflate", BIGTIFF="IF_SAFER", **size, **place)
-        made.write_colormap(1, {label: colour_of(label) for label in range(len(classes))})
-        made.set_band_description(1, "class")
-        made.update_tags(**{f"CLASS_{label}": name for label, name in enumerate(classes)})
 
     def write(labels: NDArray[Any], window: Window) -> None:
         with _told_of_output(out):
             made.write(labels[None], 1, window=window)
 
-    try:
-        yield write
-    finally:
+    with made:
         with _told_of_output(out):
-            made.close()
+            made.write_colormap(1, {label: colour_of(label) for label in range(len(classes))})
+            made.set_band_description(1, "class")
+            made.update_tags(**{f"CLASS_{label}": name for label, name in enumerate(classes)})
+        yield write
+    # Closing writes the rest, and says nothing if it cannot.
+    with _told_of_output(out), rasterio.open(path) as file:
+        file.checksum(1)
 
 
 @contextmanager

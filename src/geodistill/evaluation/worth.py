@@ -81,7 +81,8 @@ class SelfTest:
         """The verdict in words, or why there is none."""
         if self.verdict is None:
             return f"no self-test: {self.skipped}"
-        return f"self-test: the set is {self.verdict} real images"
+        by_probe = self.finetune is not None and self.verdict != self.finetune.verdict
+        return f"self-test: the set is {self.verdict} real images" + (" after logistic regression" if by_probe else "")
 
     @property
     def summary(self) -> str:

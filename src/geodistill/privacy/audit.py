@@ -59,6 +59,7 @@ REPLAYABLE = (
     "seeds does not help: run the `geodistill distill` command that made it again, without --reproducible. It uses all "
     "stages up to the adapter again and draws the images anew, from a secret."
 )
+_FEW_SUSPECTS = "a class has a single real image, so there is no other to compare with"
 _UNMEASURED = "Whether the set reveals which images were training images cannot be measured"
 # A set, and the indices of the training images it was distilled from, for the shadow attack of `membership`.
 Shadow = tuple[DistilledSet, Tensor]
@@ -252,7 +253,7 @@ class Audit:
         if not self.untested:
             return ""
         return (
-            " NOT CHECKED: the images follow training images, and the replay of their sampling was not tested: "
+            " NOT CHECKED: the images start from training images or means of them, and no replay was made: "
             f"{self.untested}. A leak may be missed."
         )
 
@@ -359,6 +360,7 @@ def audit(
     copied = {name: are_copies(some[PIXELS]).float().mean() if some else None for name, some in found.items()}
     own = found["distilled"]
     order = own[PIXELS].ratio.argsort(stable=True)
+    replayed = _replay(distilled, known, data)
     result = Audit(
         images=tuple(_image(int(index), distilled, own, data.train) for index in order),
         threshold=COPY,
@@ -376,11 +378,11 @@ def audit(
         isolated=worst,
         null=null_of(distilled, data.train.classes, inside, others, test) if others and test else None,
         attribution=_attribution(distilled, known, train, data.train.labels),
-        replay=_replay(distilled, known, data),
+        replay=replayed,
         overlap=known.overlap,
         replayable=known.replayable,
         unchecked=known.unchecked,
-        untested=known.untested,
+        untested=known.untested or (_FEW_SUSPECTS if known.draws and not replayed else ""),
         beside=known.beside,
         strays=known.strays,
     )
@@ -511,9 +513,9 @@ def _reading(measure: str, found: dict[str, dict[str, Neighbours]]) -> Reading:
 
 def _told_of_null(null: Null) -> str:
     return (
-        f" Compared as with {len(null.drawn)} sets of held-out images in its place, the best attack finds "
-        f"{null.observed[0]:.1%} with the set and {null.mean[0]:.1%} on average with these, at {null.rates[0]:.0%} "
-        f"({_p(null.p)}; p of at most {ALARM} is a leak)."
+        f" The p-value compares the set with {len(null.drawn)} sets of held-out images, at {null.rates[0]:.0%} false "
+        f"positives of the images that none of these sets has: the best attack finds {null.observed[0]:.1%} with the "
+        f"set, and {null.mean[0]:.1%} on average with the others ({_p(null.p)}; p of at most {ALARM} is a leak)."
     )
 
 

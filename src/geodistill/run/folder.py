@@ -98,12 +98,12 @@ class Run:
 
     def _check_settings(self, settings: dict[str, Any], command: str) -> None:
         path = self.folder / "run.json"
-        self.new = not path.exists() or not self._begun() or self._is_damaged(path)
+        self.new = not path.exists() or not self._begun()
         if self.new:
             about = {"format": _FORMAT, "settings": settings, "command": command, "versions": versions()}
             write_atomic(path, json.dumps(about, indent=2, sort_keys=True))
             return
-        before = read_about(path)
+        before = self._record()
         if before.get("format") != _FORMAT:
             raise RunError(f"{self.folder} was made by another version of geodistill: choose another --out")
         known = {"config": defaults_like(before["settings"].get("config", {}))}
@@ -116,19 +116,18 @@ class Run:
                 "choose another --out, or repeat the settings it was made with"
             )
 
-    def _is_damaged(self, record: Path) -> bool:
-        """Return whether the `record` of a folder with stages cannot be read; it is then written again.
-
-        Stages that were made with other settings do not fit by their fingerprints.
-        """
-        if not (self.folder / "stages").is_dir():
-            return False
+    def _record(self) -> dict[str, Any]:
+        """Return run.json; raise RunError if it is damaged, or another program's."""
+        path = self.folder / "run.json"
         try:
-            read_about(record)
+            return read_about(path)
         except RunError:
-            log.warning("%s is damaged: it is written again, and the stages that fit are used again", record)
-            return True
-        return False
+            if not (self.folder / "stages").is_dir():
+                raise
+            raise RunError(
+                f"{path} is damaged: put a copy back, or delete it. The same command then uses the stages that were "
+                "made with its settings again, and makes the others"
+            ) from None
 
     def secret(self) -> bytes:
         """Return the run's secret: 32 bytes that the operating system drew when they were first asked for.
@@ -221,10 +220,10 @@ class Run:
                 facts = build(partial)
             open_to_others(partial)
             clock.record(facts or {}, checksums(partial))
-            self._forget_mark(partial)
             self._whole.add(mark)
             flush_folder(partial)
             partial.replace(target)
+            self._forget_mark(target)
             flush_folder(self.folder, recursive=False)
         self._group.wait()
         return target

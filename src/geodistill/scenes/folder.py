@@ -279,9 +279,7 @@ def open_unlabelled(*folders: Path | str) -> Scenes:
     for root in map(Path, folders):
         if not root.is_dir():
             raise SceneError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}: expected images in it")
-        paths = sorted(path for path in root.rglob("*") if _is_image(path) and not path.name.startswith("."))
-        if not paths:
-            raise SceneError(f"{root}: no images in it or its subfolders")
+        paths = images_in(root)
         files += [SceneFile(path, 0, str(path.relative_to(root))) for path in paths]
     first = Path(folders[0])
     found, _ = _read([files], first, "rgb")
@@ -377,7 +375,7 @@ def _class_folders(folder: Path, visited: set[Path]) -> dict[str, Path]:
         )
     folders: dict[str, Path] = {}
     for path in entries:
-        if _is_run(path):
+        if is_run(path):
             log.warning("%s is a run folder of geodistill, not a class: not read", _shown(path))
         elif _is_new_folder(path, visited):
             _add_folder(folders, path)
@@ -408,8 +406,21 @@ def _is_new_folder(path: Path, visited: set[Path]) -> bool:
     return True
 
 
-def _is_run(path: Path) -> bool:
-    """Return whether `path` is the folder of a run, which a command left among the classes."""
+def images_in(root: Path) -> list[Path]:
+    """Return the images in `root` and its subfolders, sorted, without hidden ones and those of runs.
+
+    Raises SceneError if there are none.
+    """
+    runs = {path.parent for path in root.rglob("run.json") if is_run(path.parent)}
+    paths = sorted(path for path in root.rglob("*") if _is_image(path) and not path.name.startswith("."))
+    paths = [path for path in paths if not runs.intersection(path.parents)] if runs else paths
+    if not paths:
+        raise SceneError(f"{root}: no images in it or its subfolders")
+    return paths
+
+
+def is_run(path: Path) -> bool:
+    """Return whether `path` is the folder of a run, which a command left among the images."""
     return (path / "run.json").is_file() and (path / "stages").is_dir()
 
 
@@ -524,7 +535,7 @@ def _verify(file: SceneFile, bands: str) -> SceneFile | str:
         found = reader.values(file.path, ())
         used = bands_used(info, bands)
         # What is missing from other bands does not count.
-        partly = info.nodata is not None or not found.valid.all()
+        partly = len(used) < info.bands and (info.nodata is not None or not found.valid.all())
         valid = reader.values(file.path, used).valid if used and partly else found.valid
         key = hashlib.sha256(found.bands.tobytes() if _refers(file.path) else read_bytes(file.path)).hexdigest()
     except SceneError as error:

@@ -38,6 +38,8 @@ from geodistill.scenes.splits import PARTS, hold_out
 # Keys of items, where the data set does not say which are its image and its class.
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels")
 _EVERY, _MEASURED = "all", "auto"
+# Types of values that a GeoTIFF can have, for sets that keep all bands.
+_WRITTEN = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 # Items are read one at a time: few data sets say whether threads may share them.
 _ONE_AT_A_TIME = Lock()
 
@@ -69,7 +71,7 @@ def open_dataset(
         bands: numbers of one or three bands, counted from 1, of arrays with other numbers of bands. "all", or another
             number of them from 2 to 16, keeps all of these; the first three are shown as red, green and blue.
         scale: "LOW,HIGH" or (low, high), values that become black and white, or a pair for each band; "auto" for
-            percentiles of the training items' values. Only uint8 needs none.
+            percentiles of the values of the part train, or of all items if there are no parts. Only uint8 needs none.
         strict: raise an error if a scene is in two parts.
 
     Raises:
@@ -89,6 +91,7 @@ def open_dataset(
     form = _with_bands(form, bands, first)
     if ends == _MEASURED:
         form = replace(form, scale=_measured(first, form))
+    reading = form.reading(first, measured=ends == _MEASURED)
     if len(set(names)) != len(names):
         raise SceneError("two classes have the same name: give classes=, all different")
     forms = {part: form if classes else _form_of(part, own, form, columns) for part, own in given.items()}
@@ -97,7 +100,6 @@ def open_dataset(
     skipped = tuple(one for one in every if isinstance(one, str))
     tell_of_unreadable("the data set", skipped, len(every))
     files = {part: [one for one in some if not isinstance(one, str)] for part, some in found.items()}
-    reading = form.reading(first, measured=ends == _MEASURED)
     data = _data({part: _scenes(some, form.classes, reading) for part, some in files.items()})
     data = replace(data, skipped=skipped, leaks=find_leaks(_in_parts(data, files)))
     tell_of_leaks(data.leaks, strict=strict)
@@ -147,15 +149,19 @@ class _Form:
 
     def image(self, image: Any) -> NDArray[np.uint8]:
         """Return an item's image as uint8 [h, w, channels]: RGB, or all bands."""
-        if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
-            image = _decoded(image["bytes"])
-        if isinstance(image, Image.Image) and not is_deep(image) and not self.whole:
-            return np.asarray(to_rgb(image))
-        return self._pixels(self.values(image))
+        image = _opened(image)
+        values = self.values(image)
+        return values.transpose(1, 2, 0) if _is_picture(image) and not self.whole else self._pixels(values)
 
     def values(self, image: Any) -> NDArray[Any]:
-        """Return the values of the bands of an item's image, [bands, h, w]."""
-        bands = _bands(image)
+        """Return the values of the bands of an item's image, [bands, h, w]; an 8-bit picture is RGB."""
+        image = _opened(image)
+        if _is_picture(image):
+            bands = np.asarray(to_rgb(image)).transpose(2, 0, 1)
+            if not self.whole:
+                return bands
+        else:
+            bands = _bands(image)
         if self.bands:
             if not all(1 <= band <= len(bands) for band in self.bands):
                 raise SceneError(f"an image has {len(bands)} bands, bands= names {', '.join(map(str, self.bands))}")
@@ -166,11 +172,25 @@ class _Form:
             )
         return bands
 
+    def first(self, dataset: Any) -> NDArray[Any]:
+        """Return the values of the first item that can be read; raise SceneError if none can."""
+        why = ""
+        for index in range(len(dataset)):
+            try:
+                return self.values(self.split(dataset[index])[0])
+            except SceneError as error:
+                raise SceneError(f"item {index}: {error}") from error
+            except Exception as error:  # a data set may raise anything
+                why = why or f"item {index} cannot be read ({error or type(error).__name__})"
+        raise SceneError(why)
+
     def reading(self, dataset: Any, *, measured: bool) -> Reading:
         """Return how values became images: for all bands, their type, range and names; else images are as they are."""
         if not self.whole:
             return PLAIN
-        values = self.values(self.split(dataset[0])[0])
+        values = self.first(dataset)
+        if str(values.dtype) not in _WRITTEN:
+            raise SceneError(f"values of type {values.dtype} cannot be kept, only {', '.join(_WRITTEN)}: convert them")
         scale = parsed_scale(self.scale, len(values)) if self.scale else ()
         names = tuple(f"band {band}" for band in self.bands)
         return Reading(self.bands, scale, measured=measured, dtype=str(values.dtype), names=names)
@@ -192,6 +212,16 @@ class _Form:
             )
         channels = len(bands) if self.whole else 3
         return np.broadcast_to(bands.transpose(1, 2, 0), (*bands.shape[1:], channels)).copy()
+
+
+def _opened(image: Any) -> Any:
+    """Return an item's image, decoded if it is {"bytes": …}."""
+    encoded = isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes)
+    return _decoded(image["bytes"]) if encoded else image
+
+
+def _is_picture(image: Any) -> bool:
+    return isinstance(image, Image.Image) and not is_deep(image)
 
 
 def _decoded(content: bytes) -> Image.Image:
@@ -286,20 +316,16 @@ def _columns_of(dataset: Any) -> tuple[str, str]:
 
 def _with_bands(form: _Form, bands: Sequence[int] | str, dataset: Any) -> _Form:
     """Return `form` with the numbers of the bands that `bands` asks for, by the first item where these are all."""
-    if bands == _EVERY:
-        try:
-            count = len(_bands(form.split(dataset[0])[0]))
-        except SceneError:
-            raise
-        except Exception as error:  # a data set may raise anything
-            raise SceneError(f"item 0 cannot be read ({error or type(error).__name__})") from error
-        bands = range(1, count + 1)
-    elif isinstance(bands, str):
-        raise SceneError(f"bands={bands!r}: give numbers of bands, or {_EVERY!r}")
-    whole = len(bands) not in (0, 1, 3) or isinstance(bands, range)
-    if whole and not 2 <= len(bands) <= MOST_BANDS:
-        raise SceneError(f"an image of {len(bands)} bands cannot keep them all, only 2 to {MOST_BANDS}: name some")
-    return replace(form, bands=tuple(bands), whole=whole)
+    if isinstance(bands, str):
+        if bands != _EVERY:
+            raise SceneError(f"bands={bands!r}: give numbers of bands, or {_EVERY!r}")
+        numbers = tuple(range(1, len(replace(form, whole=True).first(dataset)) + 1))
+    else:
+        numbers = tuple(int(band) for band in bands)
+    whole = bands == _EVERY if isinstance(bands, str) else len(numbers) not in (0, 1, 3)
+    if whole and not 2 <= len(numbers) <= MOST_BANDS:
+        raise SceneError(f"an image of {len(numbers)} bands cannot keep them all, only 2 to {MOST_BANDS}: name some")
+    return replace(form, bands=numbers, whole=whole)
 
 
 def _measured(dataset: Any, form: _Form) -> str:
