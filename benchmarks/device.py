@@ -204,7 +204,7 @@ below. Memory is the peak of a process that does nothing else, with Python and t
 on the distilled set, also where the model was trained on the whole archive. "same" is the share of test images that
 get the class that torch gives them, "logits" the largest difference of a logit from torch's. Other processes were
 running on the two cores: threads that share a core wait for each other, so the figures for two threads and the 95 %
-bounds are too high, for torch most of all."""
+bounds are too high, for torch most of all. One thread is what was measured where there is one column."""
 _CALIBRATION = """Accuracy in 8-bit integers minus that in float32, in points, against the number of images of the
 distilled set (chosen at random) that the ranges are measured on. `export` takes 20 or more."""
 
@@ -221,10 +221,12 @@ def _promise(lines: list[dict[str, str]]) -> str:
 
 def _formats(lines: list[dict[str, str]]) -> str:
     threads = max(int(line["threads"]) for line in lines)
-    head = f"| network, trained on | format | MB | 1 thread | {threads} threads | memory | OA % | same % | logits |"
-    rows = [head, _ruler(9)]
+    # On one core there is nothing else to measure.
+    measured = {"1": "1 thread"} | ({"all": f"{threads} threads"} if threads > 1 else {})
+    heads = ["network, trained on", "format", "MB", *measured.values(), "memory", "OA %", "same %", "logits"]
+    rows = [f"| {' | '.join(heads)} |", _ruler(len(heads))]
     for line in lines:
-        times = [f"{float(line[f'median_{n}']):.2f} ({float(line[f'high_{n}']):.2f})" for n in ("1", "all")]
+        times = [f"{float(line[f'median_{n}']):.2f} ({float(line[f'high_{n}']):.2f})" for n in measured]
         cells = [f"{line['network']}, {line['trained_on']}", line["format"], _mega(line["file_bytes"]), *times]
         cells += [f"{line['memory']} MiB"]
         cells += [_share(line), f"{100 * float(line['same']):.1f}", f"{float(line['largest']):.1g}"]
