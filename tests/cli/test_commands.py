@@ -254,7 +254,9 @@ def test_all_bands_from_files_to_files(tmp_path: Path) -> None:
     assert judged.exit_code == 0, judged.stderr
     assert re.search(r"all real images +│ 100\.0 ±", judged.stdout)
     assert re.search(r"distilled, 2 a class +│ +\d+\.\d ±", judged.stdout)
-    assert _call("audit", tmp_path / "own", "--data", data).exit_code == 0
+    audited = _call("audit", tmp_path / "own", "--data", data)
+    assert audited.exit_code == 0
+    assert f"next: geodistill report {tmp_path / 'own'} --data {data}\n" in audited.stdout
     assert _call("report", tmp_path / "own", "--data", data).exit_code == 0
     drawn = _call("sample", tmp_path / "own", "--prompt", "A satellite image of a", "--n", 1)
     assert drawn.exit_code == 0, drawn.stderr

@@ -255,6 +255,8 @@ def audit(
         reason = unanswerable(distilled, replace(scenes, train=train)) if "membership" in (fail_on or ()) else ""
         if reason:
             raise ConfigError(reason)
+        if run is not None:
+            tell_next("report", run, "--data", data, *unless("--split", split, "auto"))
 
 
 @app.command(epilog="Example: **geodistill report runs/aid --data ~/AID**")
