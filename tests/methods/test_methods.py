@@ -58,7 +58,10 @@ def test_every_method_gives_ipc_images_of_each_class(
     assert (tmp_path / "distilled").stat().st_mtime_ns == whole
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind == "synthetic"])
+# The others share the code of these.
+@pytest.mark.parametrize(
+    "name", ["d4m", "template", *(pytest.param(name, marks=pytest.mark.slow) for name in ("minimax", "mgd3", "dpd"))]
+)
 def test_a_reproducible_run_draws_anew_from_its_secret(
     name: str, pair: Scenes, on_pipeline: Config, tmp_path: Path
 ) -> None:

@@ -225,6 +225,7 @@ def test_damaged_perceptual_hashes(tmp_path):
         known_pictures(having(["a"]), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
 def test_the_shipped_base_knows_uc_merced_as_png(tmp_path):
     """The published archive is in TIFF; the base was trained on it as JPEG."""
@@ -262,6 +263,7 @@ def test_hashes_of_another_length(tmp_path):
         known_pictures(having(["a"]), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
 def test_the_shipped_base_does_not_know_eurosat_s_test_images():
     data: SceneData = open_scenes(SHARED / "eurosat")
