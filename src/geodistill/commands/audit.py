@@ -72,6 +72,7 @@ def audit(
         made = shadow_sets(source, data.train, shadows, out or source.folder / "audit") if shadows else []
         known = _known(source, distilled, data.train, made)
     known = replace(known, beside=tuple(owner_files(folder)), strays=tuple(strays(folder)))
+    # Where the base is missing, `unchecked` says already that nothing was replayed.
     if distilled.follows_scenes and known.draws is None and not known.unchecked:
         known = replace(known, untested=_why_untested(source, distilled))
     result = audit_set(distilled, data, known, out=out)

@@ -158,7 +158,7 @@ def known_pictures(scenes: Scenes, folder: Path) -> list[Known]:
 
 def count_known(scenes: Scenes, folder: Path) -> int:
     """Return about how many of `scenes` the base in `folder` was trained on, as the same files or in other ones."""
-    return known(scenes.keys, folder) or min(len(scenes), sum(one.count for one in known_pictures(scenes, folder)))
+    return _overlap(scenes, folder)[0]
 
 
 def told_overlap(scenes: Scenes, folder: Path, *, images: str = "training images", base: str = "the base") -> str:
@@ -166,16 +166,23 @@ def told_overlap(scenes: Scenes, folder: Path, *, images: str = "training images
 
     It names their archives. It is "" if none are known. `images` and `base` are the words for them in the sentence.
     """
-    found, other = known_archives(scenes.keys, folder), ""
-    count = known(scenes.keys, folder)
-    if not found:
-        found, other = known_pictures(scenes, folder), ", in other files"
-        count = min(len(scenes), sum(one.count for one in found))
+    count, found, other = _overlap(scenes, folder)
     if not found:
         return ""
     archives = ", ".join(dict.fromkeys(one.archive for one in found if one.archive))
     named = f" ({archives})" if archives else ""
     return f"about {count:,} of the {len(scenes):,} {images} are among those that {base} was trained on{other}{named}"
+
+
+def _overlap(scenes: Scenes, folder: Path) -> tuple[int, list[Known], str]:
+    """Return about how many of `scenes` the base was trained on, in which archives, and how if not as the same files.
+
+    Pictures are looked up only if no file is known.
+    """
+    if found := known_archives(scenes.keys, folder):
+        return known(scenes.keys, folder), found, ""
+    found = known_pictures(scenes, folder)
+    return min(len(scenes), sum(one.count for one in found)), found, ", in other files"
 
 
 def _footprints(folder: Path) -> list[tuple[str, bytes]]:

@@ -116,4 +116,4 @@ def _seen(test: Scenes, config: Config) -> int:
     """Return about how many of the scenes the base was trained on; 0 if it has no record of this or is from scratch."""
     if config.base == SCRATCH:
         return 0
-    return min(len(test), count_known(test, Path(source_of(config.base, config.size))))
+    return count_known(test, Path(source_of(config.base, config.size)))
