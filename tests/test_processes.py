@@ -151,6 +151,7 @@ def _close(a: object, b: object) -> bool:
     return a == b or (isinstance(a, float) and a == pytest.approx(b, abs=2e-3))
 
 
+@pytest.mark.slow
 def test_fewer_processes_go_on_where_more_stopped(scenes: Path, shared: Path) -> None:
     before = (shared / "candidates" / "candidates.safetensors").read_bytes()
     (shared / "distilled" / "manifest.json").unlink()

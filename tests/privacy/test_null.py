@@ -120,6 +120,7 @@ def test_few_held_out_images_raise_no_false_alarm(held: int, ipc: int) -> None:
     assert alarms <= 12
 
 
+@pytest.mark.slow
 def test_as_many_held_out_images_are_asked_about_as_the_smallest_rate_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SETS", 3)
     random = torch.Generator().manual_seed(0)
