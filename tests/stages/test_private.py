@@ -22,7 +22,8 @@ from geodistill.stages import private_means, private_training
 from geodistill.stages.base import Source, train_base
 from geodistill.stages.checks import check_counts
 from geodistill.stages.private import PrivateContext, budget_of, check_private, guarantee
-from geodistill.stages.private_means import Profiles
+from geodistill.stages.private_drawing import noisy_slots
+from geodistill.stages.private_means import Profiles, Starts
 
 CANARY = 3
 
@@ -145,12 +146,7 @@ def test_without_starts_and_adapter_the_budget_is_for_profiles_and_moments(plant
 def test_noise_differs_from_run_to_run_with_the_same_seed(
     planted: Scenes, settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = Made.source(torch.zeros(24, 1280), "features")
-    monkeypatch.setattr(private_means, "scene_features", lambda _: features)
-    wide = {"dtype": torch.float64}
-    profiles = Made(
-        lambda: Profiles(torch.zeros(2, 1280, **wide), torch.zeros(2, 25, **wide)), ["profiles"], [features]
-    )
+    profiles = _profiles_of(torch.zeros(24, 1280), monkeypatch)
     config = private_settings(settings)
     budget = budget_of(24, config)
 
@@ -161,6 +157,48 @@ def test_noise_differs_from_run_to_run_with_the_same_seed(
             return private_means.make_starts(context, latents, profiles).value.latents
 
     assert not torch.equal(starts(tmp_path / "one"), starts(tmp_path / "other"))
+
+
+def _profiles_of(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> Made[Profiles]:
+    """Let the stages see `features` [N, 1280]; return profiles of two classes that are zero."""
+    made, wide = Made.source(features, "features"), {"dtype": torch.float64}
+    monkeypatch.setattr(private_means, "scene_features", lambda _: made)
+    return Made(lambda: Profiles(torch.zeros(2, 1280, **wide), torch.zeros(2, 25, **wide)), ["profiles"], [made])
+
+
+def test_images_of_a_class_follow_its_noisy_means_in_turn(planted: Scenes, settings: dict, tmp_path: Path) -> None:
+    config = private_settings({**settings, "ipc": 5, "sampling": {"steps": 4, "candidates": 2}})
+    means = Starts(torch.zeros(6, 16, 8, 8), torch.arange(6) / 10)  # three clusters in each of two classes
+    with Run(tmp_path / "run", {}) as run:
+        context = PrivateContext(planted, config, run, budget=budget_of(24, config))
+        texts = Made.source(["a", "b"], "texts")
+        slots = noisy_slots(context, Made.source(torch.empty(0), "prior"), texts, Made.source(means, "means")).value
+    assert slots.texts == ["a"] * 5 + ["b"] * 5
+    assert slots.starts is not None
+    assert slots.starts.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 3, 3, 4, 4, 5, 5, 3, 3, 4, 4]
+    assert slots.noisy is means.noisy
+
+
+@pytest.mark.parametrize(("ipc", "clusters"), [(2, 2), (3, 3), (4, 3), (9, 3)])
+def test_a_class_has_few_clusters_whatever_the_number_of_its_images(
+    planted: Scenes, settings: dict, ipc: int, clusters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_means, "MOST_CENTRES", 3)
+    profiles = _profiles_of(torch.randn(24, 1280), monkeypatch)
+    config = private_settings({**settings, "ipc": ipc})
+    with Run(tmp_path / "run", {}) as run:
+        context = PrivateContext(planted, config, run, budget=budget_of(24, config))
+        latents = Made.source(torch.ones(24, 1, 16, 8, 8), "latents")
+        starts = private_means.make_starts(context, latents, profiles).value
+    assert starts.latents.shape == (2 * clusters, 16, 8, 8)
+    assert starts.noisy.shape == (2 * clusters,)
+
+
+def test_more_images_than_clusters_make_a_set(planted: Scenes, settings: dict, tmp_path: Path) -> None:
+    own = {**settings, "ipc": 11, "finetune": {"steps": 0}, "refinement": {"steps": 1}}
+    distilled = distill(planted, private_settings(own), out=tmp_path / "run")
+    assert distilled.labels.tolist() == [0] * 11 + [1] * 11
+    assert len({image.numpy().tobytes() for image in distilled.images}) == 22
 
 
 def test_a_base_that_was_trained_on_the_scenes_is_refused(planted: Scenes, settings: dict, tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ class Slots:
     """The P = classes * IPC images of the set to be made, and what the R candidates of each follow.
 
     texts: [P]. latents: float [P, C, h, w], in memory or in a file; with `starts`, any number of rows. starts: int64
-    [P * R], the row of `latents` that each candidate follows. noisy: float [P], the deviation of the noise already in
-    `latents` (see `Requests`).
+    [P * R], the row of `latents` that each candidate follows. noisy: float, the deviation of the noise already in each
+    row of `latents` (see `Requests`).
     """
 
     texts: list[str]

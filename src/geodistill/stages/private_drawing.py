@@ -30,14 +30,20 @@ from geodistill.stages.private_means import Profiles, Starts, make_moments
 def noisy_slots(
     context: PrivateContext, prior: Made[Prior], texts: Made[list[str]], starts: Made[Starts] | None
 ) -> Made[Slots]:
-    """Return the slots with their class texts; candidates follow noisy means, or nothing if `starts` is None."""
-    ipc = context.config.ipc
+    """Return the slots with their class texts; candidates follow noisy means, or nothing if `starts` is None.
+
+    The images of a class follow its noisy means in turn.
+    """
+    ipc, classes = context.config.ipc, len(context.scenes.classes)
 
     def compute() -> Slots:
         own = [text for text in texts.value for _ in range(ipc)]
         if starts is None:
             return Slots(own, prior.value.blank(len(own), context.config.size), noisy=torch.zeros(len(own)))
-        return Slots(own, starts.value.latents, noisy=starts.value.noisy)
+        rows = torch.arange(len(starts.value.latents)).view(classes, -1)  # [classes, K / classes]
+        followed = rows[:, torch.arange(ipc) % rows.shape[1]].flatten()  # [classes * IPC]
+        repeated = followed.repeat_interleave(context.config.sampling.candidates)
+        return Slots(own, starts.value.latents, repeated, starts.value.noisy)
 
     return derived(compute, *([starts] if starts else []), texts)
 
@@ -49,11 +55,12 @@ def draw_privately(context: PrivateContext, prior: Made[Prior], slots: Made[Slot
     def build(folder: Path) -> dict[str, Any]:
         own = slots.value
         requests = requests_for(prior.value, own, config.sampling.candidates)
-        noisy = torch.zeros(len(own.texts)) if own.noisy is None else own.noisy
-        strengths = covering_strengths(prior.value, config.sampling, noisy.tolist())
+        noisy = torch.zeros(len(own.latents)) if own.noisy is None else own.noisy
+        of_starts = covering_strengths(prior.value, config.sampling, noisy.tolist())
+        strengths = [of_starts[start] for start in requests.slots.tolist()]
         drawn = torch.empty(len(requests.slots), *own.latents.shape[1:])
         for strength in sorted(set(strengths)):
-            which = torch.tensor([strengths[slot] == strength for slot in requests.slots.tolist()]).nonzero()[:, 0]
+            which = torch.tensor([own_strength == strength for own_strength in strengths]).nonzero()[:, 0]
             parts = folder / f"strength-{strength:.3f}"
             parts.mkdir(exist_ok=True)
             settings = config.sampling.model_copy(update={"strength": strength})
@@ -63,7 +70,8 @@ def draw_privately(context: PrivateContext, prior: Made[Prior], slots: Made[Slot
         for parts in folder.glob("strength-*"):
             forget_parts(parts)
             parts.rmdir()
-        return {"images": len(drawn), "strengths": {f"{k:.3f}": strengths.count(k) for k in sorted(set(strengths))}}
+        of_images = strengths[:: config.sampling.candidates]
+        return {"images": len(drawn), "strengths": {f"{k:.3f}": of_images.count(k) for k in sorted(set(of_images))}}
 
     given = ["private", slots, prior, config.sampling.model_dump(), config.seed, config.precision]
     return context.run.make(PRIVATE_CANDIDATES, build, load_candidates, given=given)

@@ -24,6 +24,9 @@ from geodistill.stages.private import PrivateContext
 
 # Number of random directions onto which features are projected for clustering.
 _DIRECTIONS = 16
+# Largest number of clusters of a class. The noise of a cluster's mean grows as the cluster shrinks: on EuroSAT at
+# ε = 10, 40 images a class from ten clusters gave 63 % under fine-tuning, from 40 clusters 53 % (docs/experiments.md).
+MOST_CENTRES = 10
 # Length to which the coarse part of a latent is clipped, divided by the root of the latent's number of dimensions.
 _COARSE = 0.66
 # The describer's measurements are divided by this length before they are clipped together with the features. Most of
@@ -77,25 +80,28 @@ def noisy_descriptions(scenes: Scenes, profiles: Made[Profiles], prior: Made[Pri
 
 @dataclass(frozen=True)
 class Starts:
-    """Noisy means float32 [P, C, h, w] of the clusters' coarse latents, and the deviation of their noise, float [P]."""
+    """Noisy means float32 [K, C, h, w] of the clusters' coarse latents, and the deviation of their noise, float [K].
+
+    The clusters of a class are adjacent, as many in each class.
+    """
 
     latents: Tensor
     noisy: Tensor
 
 
 def make_starts(context: PrivateContext, latents: Made[Stored], profiles: Made[Profiles]) -> Made[Starts]:
-    """Return what candidates start from, from stage `centres`: IPC noisy means of each class, adjacent."""
-    scenes, ipc = context.scenes, context.config.ipc
+    """Return what candidates start from, from stage `centres`: noisy means of each class, at most MOST_CENTRES."""
+    scenes, each = context.scenes, min(context.config.ipc, MOST_CENTRES)
     features = scene_features(context)
     clusters, starts = context.noise("clusters"), context.noise("starts")
 
     def build(folder: Path) -> None:
         by = SecretNoise()
         points = _points(features.value[:], scenes.labels, profiles.value)
-        assigned = private_clusters(points, scenes.labels, len(scenes.classes), ipc, noise=clusters, by=by)
+        assigned = private_clusters(points, scenes.labels, len(scenes.classes), each, noise=clusters, by=by)
         rough = coarse(latents.value[:, 0].float())
         norm = _COARSE * rough[0].numel() ** 0.5
-        count = len(scenes.classes) * ipc
+        count = len(scenes.classes) * each
         means, noisy = noisy_means(rough.flatten(1), assigned, count, norm=norm, noise=starts, by=by)
         # The true means are coarse, so this removes only noise.
         kept = {"latents": coarse(means.float().view(-1, *rough.shape[1:])), "noisy": noisy.float()}
@@ -104,7 +110,7 @@ def make_starts(context: PrivateContext, latents: Made[Stored], profiles: Made[P
     def load(folder: Path) -> Starts:
         return Starts(**load_file(folder / "centres.safetensors"))
 
-    return context.run.make(CENTRES, build, load, given=[latents, profiles, ipc, clusters, starts])
+    return context.run.make(CENTRES, build, load, given=[latents, profiles, each, clusters, starts])
 
 
 def _points(features: Tensor, labels: Tensor, profiles: Profiles) -> Tensor:
