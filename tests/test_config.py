@@ -56,7 +56,7 @@ def test_value_out_of_range() -> None:
 
 def test_wrong_choice() -> None:
     assert _message(None, ["sampling.follow=lead"]) == (
-        "setting 'sampling.follow': input should be 'start', 'guide' or 'none', got 'lead'"
+        "setting 'sampling.follow': input should be 'start', 'guide', 'none' or 'base', got 'lead'"
     )
 
 
@@ -142,10 +142,10 @@ def test_strength_and_guidance_that_are_left_open(
 
 def test_under_screening_no_image_starts_as_a_training_image_unless_it_is_asked_for() -> None:
     screened = make_config({"privacy": "screen"})
-    assert (screened.sampling.follow, screened.refinement.steps, screened.refinement.rounds) == ("none", 480, 6)
+    assert (screened.sampling.follow, screened.refinement.steps, screened.refinement.rounds) == ("base", 480, 6)
     assert make_config({"privacy": "screen", "refinement": {"steps": 9}}).refinement.steps == 9
-    for asked in ({"strength": 0.8}, {"follow": "start"}):
-        assert make_config({"privacy": "screen", "sampling": asked}).sampling.follow == "start"
+    for asked, follow in (({"strength": 0.8}, "base"), ({"follow": "start"}, "start"), ({"follow": "none"}, "none")):
+        assert make_config({"privacy": "screen", "sampling": asked}).sampling.follow == follow
     assert make_config({}).sampling.follow == "start"
     assert make_config({"privacy": "dp", "epsilon": 8.0, "delta": 1e-5}).sampling.follow == "start"
 

@@ -133,17 +133,18 @@ class FinetuneSettings(_Settings):
 class SamplingSettings(_Settings):
     """Drawing candidates."""
 
-    follow: Literal["start", "guide", "none"] = Field(
+    follow: Literal["start", "guide", "none", "base"] = Field(
         "start",
         description="start: sampling starts from the noised prototype; guide: sampling is pulled towards it; none: "
-        "text only. Default under privacy 'screen': none, unless this or the strength is set",
+        "text only; base: half of the candidates start from noised images that the base generates before its "
+        "adaptation, the others from text. Default under privacy 'screen': base",
     )
     strength: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="start: noise level of the prototype (1: pure noise). By default a test on the training scenes "
-        "chooses 0.6 or 0.4; under privacy 'dp' it is 0.8",
+        description="start, base: noise level of what sampling starts from (1: pure noise). By default a test on the "
+        "training scenes chooses 0.6 or 0.4; under privacy 'dp' it is 0.8, for base 0.6",
     )
     scale: float = Field(1.0, ge=0, description="guide: strength of the pull towards the prototype")
     until: float = Field(0.8, ge=0, le=1, description="guide: share of the steps with the pull")
@@ -159,8 +160,13 @@ class SamplingSettings(_Settings):
     solver: Literal["ddim", "dpmsolver++", "pndm"] = Field(
         "dpmsolver++", description="solver of the diffusion equation"
     )
-    candidates: int = Field(10, ge=1, description="candidates per prototype; 20 under privacy 'dp'")
+    candidates: int = Field(10, ge=1, description="candidates per prototype; 20 under privacy 'screen' and 'dp'")
     batch: int = Field(64, ge=1, description="images per batch")
+
+    @property
+    def starts(self) -> bool:
+        """Whether sampling starts from a noised image instead of pure noise."""
+        return self.follow in ("start", "base")
 
     @property
     def noise_strength(self) -> float:
@@ -269,13 +275,13 @@ class Config(_Settings):
     @classmethod
     def _defaults_of_protection(cls, values: Any) -> Any:
         # Settings that the user gives go before these defaults. Where no image may give away a training image, none
-        # starts as one: what is drawn from text alone is worth less, and is refined for longer. Under differential
+        # starts as one: what the base draws without is worth less, and is refined for longer. Under differential
         # privacy what a teacher takes of the budget the adapter gains more by on AID (docs/experiments.md).
         if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
             return values
         given = dict(values)
         gives_way: dict[str, dict[str, Any]] = {
-            "sampling": {} if _sets_strength(given) else {"follow": "none"},
+            "sampling": {"follow": "base", "candidates": 20},
             "refinement": {"steps": 480, "rounds": 6},
         }
         if values["privacy"] == "dp":
@@ -304,7 +310,7 @@ class Config(_Settings):
             "soft_labels": self.soft_labels and "they come from a classifier trained without noise",
             "descriptions.describer": self.descriptions.describer != "measured"
             and "only what is 'measured' is a sum that noise can be added to",
-            "sampling.follow": self.sampling.follow == "guide"
+            "sampling.follow": self.sampling.follow in ("guide", "base")
             and "candidates are drawn from text ('none') or 'start' from noisy means",
             "selection.by": self.selection.by != "herding" and "'herding' follows a noisy mean",
             "finetune.weights": self.finetune.weights == "all"
@@ -322,12 +328,6 @@ class Config(_Settings):
         if self.privacy == "screen" and self.selection.by != "herding":
             raise ValueError(f"privacy 'screen' needs selection.by 'herding', got {self.selection.by!r}")
         return self
-
-
-def _sets_strength(given: Mapping[str, Any]) -> bool:
-    """Whether `given` sets the sampling strength, which has a meaning only for images that start from a scene."""
-    sampling = given.get("sampling", {})
-    return isinstance(sampling, dict) and sampling.get("strength") is not None
 
 
 def load_config(file: Path | str | None = None, sets: Sequence[str] = (), **flags: Any) -> Config:

@@ -18,6 +18,7 @@ PROTOTYPES = Stage("prototypes", 1)
 DESCRIPTIONS = Stage("descriptions", 1)
 ADAPTER = Stage("adapter", 3, title="Training of the adapter", shared=True)
 FOLLOWING = Stage("following", 1, shared=True)
+INITIAL = Stage("initial", 1, shared=True)
 CANDIDATES = Stage("candidates", 1, shared=True)
 SCREENED = Stage("screened", 1, shared=True)
 CHOSEN = Stage("chosen", 1)
@@ -40,6 +41,7 @@ PRIVATE_REFINED = replace(REFINED, version=2, shared=False)
 STUDENTS = "students"
 _WORDS = {
     FOLLOWING.name: "sampling-strength test",
+    INITIAL.name: "initial images",
     CHOSEN.name: "selection",
     SCREENED.name: "screening",
     REFINED.name: "refinement",

@@ -185,6 +185,20 @@ class TestOfRuns:
         assert found.untested == "a class has a single real image, so there is no other to compare with"
         assert found.fails(["membership"])
 
+    def test_descriptions_of_scenes_fail(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
+        shared = DistilledSet.load(run / "distilled")
+        about = {**shared.about, "config": {k: v for k, v in shared.about["config"].items() if k != "seed"}}
+        records = tuple({"description": f"a beach with {k} umbrellas"} for k in range(len(shared)))
+        told = replace(shared, records=records, about=about).save(tmp_path / "set")
+        found, *_ = audit_folder(told, SceneData(pair, None), out=tmp_path / "found")
+        assert found.foreign == len(shared) == 4
+        assert found.fails(())
+        assert found.verdict.startswith(
+            "FAILED: 4 descriptions of the set were not measured in its images. They describe groups of training "
+            "images, and a group can be a single one, which is found by its description. Run the `geodistill distill` "
+            "command that made the set again: it describes the images themselves."
+        )
+
     def test_files_that_are_not_of_the_set_fail(self, run: Path, pair: Scenes, tmp_path: Path) -> None:
         shutil.copytree(run, tmp_path / "run")
         stray = tmp_path / "run" / "distilled" / pair.classes[0] / "real.png"

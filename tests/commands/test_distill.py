@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import geodistill
 from geodistill.commands.distill import distill
 from geodistill.config import Config, load_config
-from geodistill.descriptions import Description, Exchange
+from geodistill.descriptions import Description, Exchange, MeasuredDescriber
 from geodistill.errors import ConfigError, DescriberError, PriorError, RunError, SceneError
 from geodistill.evaluation import protocols
 from geodistill.evaluation.soft_label_teacher import load_soft_label_teacher, soft_labels, train_soft_label_teacher
@@ -217,6 +217,17 @@ class TestInSecret:
         warning = "**Do not share this set.** It was made reproducibly"
         assert warning not in (hidden / "distilled" / "README.md").read_text()
         assert warning in (run / "distilled" / "README.md").read_text()
+
+    def test_descriptions_are_of_the_images_and_not_of_the_scenes_that_they_were_drawn_for(
+        self, run: Path, hidden: Path
+    ) -> None:
+        shared, public = (geodistill.DistilledSet.load(one / "distilled") for one in (hidden, run))
+        told = [record["description"] for record in shared.records]
+        names = [shared.classes[label] for label in shared.labels.tolist()]
+        assert told == MeasuredDescriber().each(shared.images, names)
+        prompts = json.loads((hidden / "descriptions" / "descriptions.json").read_text())
+        assert {record["description"] for record in public.records} <= set(prompts)
+        assert not set(told) <= set(prompts)
 
     def test_images_of_a_class_are_in_no_order(self, hidden: Path) -> None:
         rows = Chosen.load(hidden / "chosen").rows.view(-1, 2)

@@ -21,6 +21,10 @@ from geodistill.scenes.scenes import UNLABELLED
 from geodistill.stages.base import Source
 
 _NOTE = "built-in scenes, free of any right"
+BUILTIN = (
+    *("Beach", "DenseResidential", "Farmland", "Forest", "Harbour"),
+    *("Intersection", "ParkingLot", "River", "Runway", "StorageTanks"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def test_model_card_says_what_it_is(run: Path) -> None:
         f"at 1/8 of the resolution; {facts['autoencoder_psnr_db']} dB PSNR on the training scenes." in card
     )
     assert f"{facts['unet_parameters']:,} parameters, 3 steps of 4 latents" in card
-    assert read_facts(run / "base") == BaseFacts("run", (16,))
+    assert read_facts(run / "base") == BaseFacts("run", (16,), classes=BUILTIN)
 
 
 @pytest.mark.slow
@@ -107,13 +111,14 @@ def test_goes_on_from_a_base_whose_autoencoder_and_words_stay(
 ) -> None:
     base = Path(shutil.copytree(run / "base", tmp_path / "base"))
     shutil.copy(run / FOOTPRINT, tmp_path)
-    (base / "base.json").write_text(facts_text(BaseFacts("first", (16, 32), "not for sale", ("ports",))))
+    facts = BaseFacts("first", (16, 32), "not for sale", ("ports",), ("Beach", "quay"))
+    (base / "base.json").write_text(facts_text(facts))
     source = Source(data.train, name="fields")
     further = pretrain([source], settings, out=tmp_path / "further", start=str(base))
     assert caplog.messages == ["base 'first': not for sale"]
     pretrain([source], settings, out=tmp_path / "further", start=str(base))
     assert caplog.messages == ["base 'first': not for sale"]
-    assert read_facts(further) == BaseFacts("further", (16,), "not for sale", ("fields", "ports"))
+    assert read_facts(further) == BaseFacts("further", (16,), "not for sale", ("fields", "ports"), (*BUILTIN, "quay"))
     for kept in ("vae", "text_encoder"):
         (one,), (other,) = ((folder / kept).glob("*.safetensors") for folder in (base, further))
         assert one.read_bytes() == other.read_bytes()
@@ -174,7 +179,7 @@ def test_several_archives_one_of_them_without_classes(
     assert f"- Trained on: drawn, {len(data.train)} images of 10 classes (" in card
     assert "; 75% of every batch. Terms: free." in card
     assert f"- Trained on: tiles, {len(tiles)} images of no classes; 25% of every batch." in card
-    assert read_facts(base) == BaseFacts("run", (16, 32), "", ("drawn", "tiles"))
+    assert read_facts(base) == BaseFacts("run", (16, 32), "", ("drawn", "tiles"), BUILTIN)
     assert [one.archive for one in known_archives(data.train.keys, base)] == ["drawn"]
     assert [one.archive for one in known_archives(tiles.keys, base)] == ["tiles"]
 
@@ -225,7 +230,7 @@ def test_twice_the_size_counts_only_if_it_was_trained(data: SceneData, settings:
     scenes = Scenes.from_arrays(small, data.train.labels[:40], data.train.classes)
     doubled = settings.model_copy(update={"compact": settings.compact.model_copy(update={"doubled": True})})
     base = pretrain([Source(scenes)], doubled, out=tmp_path / "run")
-    assert read_facts(base) == BaseFacts("run", (16,))
+    assert read_facts(base) == BaseFacts("run", (16,), classes=BUILTIN)
     assert "overhead scenes at 16 px, a diffusers" in (base / "README.md").read_text()
 
 
@@ -261,7 +266,7 @@ def test_runs_from_before_precision_and_sizes_were_recorded_go_on(
     made = (base / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     assert pretrain([Source(data.train)], exact, out=tmp_path / "run") == base
     assert (base / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == made
-    assert read_facts(base) == BaseFacts("run", (16, 32))
+    assert read_facts(base) == BaseFacts("run", (16, 32), classes=BUILTIN)
 
 
 def test_another_precision_is_another_base(data: SceneData, settings: Config, run: Path) -> None:

@@ -80,7 +80,8 @@ def test_a_set_without_its_run_names_its_base(tmp_path: Path) -> None:
         (["sampling.strength=0.8"], True, 0.8),
         (["sampling.follow=none"], None, None),
         (["privacy=screen"], None, None),
-        (["privacy=screen", "sampling.strength=0.7"], None, 0.7),
+        (["privacy=screen", "sampling.strength=0.7"], None, None),
+        (["privacy=screen", "sampling.follow=start", "sampling.strength=0.7"], None, 0.7),
     ],
 )
 def test_the_noise_level_that_candidates_started_from(

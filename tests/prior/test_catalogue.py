@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -145,17 +146,18 @@ def test_a_size_that_the_base_does_not_draw(install: Install, sd_folder: Path, t
     assert _refused(str(folder), 32).startswith(f"the base {str(folder)!r} draws images of 64 or 128 px, not 32: use")
 
 
+_LISTS = 'TypeError: "sizes", "archives" and "classes" are lists, and one size is needed'
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("{", "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
         ('{"name": "quay"}', "KeyError: 'sizes'"),
-        ('{"name": "quay", "sizes": 64}', 'TypeError: "sizes" and "archives" are lists, and one size is needed'),
-        ('{"name": "quay", "sizes": []}', 'TypeError: "sizes" and "archives" are lists, and one size is needed'),
-        (
-            '{"name": "quay", "sizes": [64], "archives": "AID"}',
-            'TypeError: "sizes" and "archives" are lists, and one size is needed',
-        ),
+        ('{"name": "quay", "sizes": 64}', _LISTS),
+        ('{"name": "quay", "sizes": []}', _LISTS),
+        ('{"name": "quay", "sizes": [64], "archives": "AID"}', _LISTS),
+        ('{"name": "quay", "sizes": [64], "classes": "beach"}', _LISTS),
         ("[]", "TypeError: list indices must be integers or slices, not str"),
     ],
 )
@@ -164,8 +166,8 @@ def test_a_base_json_of_another_form(text: str, why: str, tmp_path: Path) -> Non
     with pytest.raises(PriorError) as caught:
         read_facts(tmp_path)
     assert str(caught.value) == (
-        f'{tmp_path / "base.json"} cannot be read ({why}): it needs a "name" and "sizes", and may have "terms" and '
-        '"archives"'
+        f'{tmp_path / "base.json"} cannot be read ({why}): it needs a "name" and "sizes", and may have "terms", '
+        '"archives" and "classes"'
     )
 
 
@@ -173,7 +175,7 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_facts(tmp_path) is None
     (tmp_path / "base.json").write_text('{"name": "quay", "sizes": [64], "terms": null}')
     assert read_facts(tmp_path) == BaseFacts("quay", (64,), "", ())
-    facts = BaseFacts("quay", (64, 128), "for “academic” use", ("one", "other"))
+    facts = BaseFacts("quay", (64, 128), "for “academic” use", ("one", "other"), ("beach", "storage tanks"))
     (tmp_path / "base.json").write_text(facts_text(facts))
     assert read_facts(tmp_path) == facts
     (tmp_path / "base.json").write_text('{"name": "quay", "sizes": [32]}')
@@ -201,9 +203,13 @@ def test_the_aid_package_has_a_whole_base_and_its_terms() -> None:
     code: dict[str, Any] = {"__file__": str(AID.parent / "__init__.py")}
     exec((AID.parent / "__init__.py").read_text(), code)
     assert code["FOLDER"] == AID
-    assert read_facts(AID) == BaseFacts(
+    facts = read_facts(AID)
+    assert facts is not None
+    assert replace(facts, classes=()) == BaseFacts(
         "aid", (64,), "for academic use only, as the authors of AID ask: its images are from Google Earth", ("AID",)
     )
+    assert len(facts.classes) == 30
+    assert {"Airport", "BareLand", "Viaduct"} <= set(facts.classes)
     assert load_prior(str(AID)).downscale == 8
     assert "academic purposes" in (AID / "README.md").read_text()
     project = (ROOT / "bases" / "aid" / "pyproject.toml").read_text()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,11 @@ def test_shipped_base_loads_and_knows_its_classes_as_words() -> None:
 
 def test_what_it_says_of_itself() -> None:
     archives = ("UC Merced Land Use", "EuroSAT RGB", "NAIP", "OpenAerialMap", "drone images")
-    assert read_facts(FOLDER) == BaseFacts("compact", (64, 128), "", archives)
+    facts = read_facts(FOLDER)
+    assert facts is not None
+    assert replace(facts, classes=()) == BaseFacts("compact", (64, 128), "", archives)
+    assert len(facts.classes) == 31
+    assert {"storage tanks", "airplane", "PermanentCrop"} <= set(facts.classes)
 
 
 def test_another_size_is_refused_with_what_to_do() -> None:

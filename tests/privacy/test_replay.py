@@ -102,13 +102,17 @@ def test_an_outsider_has_the_base_and_a_guessed_seed_alone(
 ) -> None:
     draws, distilled = draws_of(secret_run, pair)
     settings = (draws.settings[0], draws.settings[0].model_copy(update={"strength": 0.9}))
-    draws = replace(draws, settings=settings, seeds=(b"a" * 32, b"b" * 32))
+    draws = replace(draws, settings=settings, seeds=(b"a" * 32, b"b" * 32), told=("what the set says",) * 4)
     used = []
-    monkeypatch.setattr(module, "_named", lambda prior, _, ways, *rest: used.append((prior, *ways)) or len(used))
+    monkeypatch.setattr(
+        module._Attacker,
+        "names",
+        lambda self, *_: used.append((self.prior, self.texts, self.settings, self.seeds)) or len(used),
+    )
     found = replay(draws, distilled.images, pair.pixels(size=32), pair.labels)
     assert found is not None
-    assert used[0] == (draws.prior, settings[:1], (draws.guessed,))
-    assert used[1] == (draws.adapted, settings, draws.seeds)
+    assert used[0] == (draws.prior, draws.told, settings[:1], (draws.guessed,))
+    assert used[1] == (draws.adapted, draws.texts, settings, draws.seeds)
     assert (found.outsider, found.insider) == (1, 2)
     assert found.p_outsider > found.p_insider
 

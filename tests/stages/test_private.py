@@ -293,6 +293,7 @@ def test_delta_has_to_be_below_one_in_all_images(planted: Scenes, settings: dict
         ({"soft_labels": True}, "privacy 'dp' does not go with this soft_labels: they come from a classifier trained"),
         ({"selection": {"by": "margin"}}, "privacy 'dp' does not go with this selection.by: 'herding' follows a noisy"),
         ({"sampling": {"follow": "guide"}}, "privacy 'dp' does not go with this sampling.follow: candidates are "),
+        ({"sampling": {"follow": "base"}}, "privacy 'dp' does not go with this sampling.follow: candidates are "),
         ({"descriptions": {"describer": "template"}}, "this descriptions.describer: only what is 'measured' is a sum"),
     ],
 )

@@ -13,6 +13,7 @@ from geodistill.privacy.audit import FAILURES, Audit, Known, Shadow
 from geodistill.privacy.audit import audit as audit_set
 from geodistill.privacy.latents import STRENGTH
 from geodistill.privacy.membership import too_little
+from geodistill.privacy.texts import foreign_texts
 from geodistill.processes import processes
 from geodistill.run import versions
 from geodistill.run.secret import SECRET
@@ -71,7 +72,9 @@ def audit(
     if source:
         made = shadow_sets(source, data.train, shadows, out or source.folder / "audit") if shadows else []
         known = _known(source, distilled, data.train, made)
-    known = replace(known, beside=tuple(owner_files(folder)), strays=tuple(strays(folder)))
+    # A set that can be replayed must be drawn anew, with new descriptions.
+    foreign = 0 if known.replayable else foreign_texts(distilled)
+    known = replace(known, beside=tuple(owner_files(folder)), strays=tuple(strays(folder)), foreign=foreign)
     # Where the base is missing, `unchecked` says already that nothing was replayed.
     if distilled.follows_scenes and known.draws is None and not known.unchecked:
         known = replace(known, untested=_why_untested(source, distilled))

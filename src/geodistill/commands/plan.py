@@ -41,6 +41,7 @@ from geodistill.pipeline import (
     CHOSEN,
     FEATURES,
     FOLLOWING,
+    INITIAL,
     LATENTS,
     REFINED,
     SCREENED,
@@ -69,9 +70,11 @@ from geodistill.prototypes import MOST_AT_ONCE
 from geodistill.refinement import RandomNetwork
 from geodistill.run import peak_memory_mib
 from geodistill.scenes.scenes import Scenes
+from geodistill.stages.candidates import from_noise
 from geodistill.stages.checks import check_bands, check_counts
 from geodistill.stages.following import draws_per_prototype
 from geodistill.stages.held_out import Apart, set_apart
+from geodistill.stages.initial import initial_count
 from geodistill.stages.latents import views_of
 from geodistill.stages.learned import MOST
 from geodistill.stages.line import line
@@ -93,8 +96,8 @@ SHARES = {
 }
 # Nearly all of the time of screening is spent on drawing.
 SHARES[SCREENED.name] = SHARES[CANDIDATES.name]
-# Nearly all of the time of this stage, too, is spent on drawing.
-SHARES[FOLLOWING.name] = SHARES[CANDIDATES.name]
+# Nearly all of the time of these stages, too, is spent on drawing.
+SHARES[FOLLOWING.name] = SHARES[INITIAL.name] = SHARES[CANDIDATES.name]
 # Its network is that of the students; frozen, it reaches the same share (53 s for 6,000 scenes of AID on one core).
 SHARES[FEATURES.name] = SHARES[STUDENTS]
 # The same training as the adapter's.
@@ -320,6 +323,7 @@ def _stages(parts: _Parts, apart: Apart, config: Config, rate: float) -> Iterato
         FEATURES.name: (len(scenes), "scenes", embedding),
         TEACHER.name: (taught_latents, "latents", 3 * _operations(lambda: teacher(latent))),
         ADAPTER.name: (config.finetune.steps * config.finetune.batch, "latents", passes_of_training * step),
+        INITIAL.name: (initial_count(scenes, config), "images", passes(from_noise(sampling)) * step + decoding),
         FOLLOWING.name: (tested, "images", passes(sampling) * step + 2 * decoding),
         CANDIDATES.name: (drawn, "images", passes(sampling) * step),
         # On AID most candidates are drawn once more; how many it will be on other scenes is not known in advance.
@@ -373,8 +377,10 @@ def encoding_operations(source: str, size: int) -> float:
 
 def passes(sampling: SamplingSettings) -> float:
     """Return the number of U-Net passes of one candidate."""
-    steps = sampling.steps * (sampling.noise_strength if sampling.follow == "start" else 1)
-    return steps * (1 + (sampling.guidance_scale != 1))
+    share = sampling.noise_strength if sampling.starts else 1.0
+    if sampling.follow == "base":
+        share = (share + 1) / 2
+    return sampling.steps * share * (1 + (sampling.guidance_scale != 1))
 
 
 def _decoding(parts: _Parts, latent: Tensor) -> float:

@@ -166,7 +166,10 @@ def _facts(name: str, sources: Sequence[Source], sizes: tuple[int, ...], earlier
     before = read_facts(earlier) if earlier else None
     archives = [source.name for source in sources if source.name]
     archives += before.archives if before else ()
-    return BaseFacts(name, sizes, before.terms if before else "", tuple(dict.fromkeys(archives)))
+    classes = [name for source in sources if source.labelled for name in source.scenes.classes]
+    classes += before.classes if before else ()
+    terms = before.terms if before else ""
+    return BaseFacts(name, sizes, terms, tuple(dict.fromkeys(archives)), tuple(dict.fromkeys(classes)))
 
 
 def _sizes(record: dict[str, Any], config: Config) -> tuple[int, ...]:

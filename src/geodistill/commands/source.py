@@ -15,7 +15,7 @@ from geodistill.config import Config, read_recorded
 from geodistill.distilled import MANIFEST, DistilledSet, run_of
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
-from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, DISTILLED, OWN, PROTOTYPES
+from geodistill.pipeline import ADAPTER, BASE, CANDIDATES, CHOSEN, DESCRIPTIONS, DISTILLED, OWN, PROTOTYPES
 from geodistill.prior.base import Prior, load_prior, source_of
 from geodistill.prior.catalogue import SCRATCH, base_names, local_folder
 from geodistill.prior.finetune import merge_adapter
@@ -29,6 +29,7 @@ from geodistill.seeding import generator
 from geodistill.stages.candidates import MOST_CANDIDATES
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context, run_settings
+from geodistill.stages.descriptions import load_texts
 from geodistill.stages.following import chosen_sampling
 from geodistill.stages.held_out import set_apart
 from geodistill.stages.latents import reuse_encoded
@@ -67,7 +68,7 @@ class Source:
         The values index the scenes that the set was made from. Raises RunError if the run's secret is gone, because the
         starts are then unknown.
         """
-        if self.method != OWN or self.config.privacy == "dp" or self.config.sampling.follow == "none":
+        if self.method != OWN or self.config.privacy == "dp" or self.config.sampling.follow in ("none", "base"):
             return None
         config = self.config
         if not self.replayable(distilled):
@@ -108,12 +109,14 @@ class Source:
             merge_adapter(adapted, self.folder / ADAPTER.name)
         rows = Chosen.load(self.folder / CHOSEN.name).rows
         slots, ranks = rows // self.config.sampling.candidates, rows % self.config.sampling.candidates
+        prompts = load_texts(self.folder / DESCRIPTIONS.name)
         settings, names = ways_of_drawing(self.config, chosen_sampling(self.config, self.folder))
         seed, secret = self.config.seed, None if self.replayable(distilled) else read_secret(self.folder)
         return Draws(
             prior=prior,
             adapted=adapted,
-            texts=tuple(str(record["description"]) for record in distilled.records),
+            texts=tuple(prompts[slot] for slot in slots.tolist()),
+            told=tuple(str(record["description"]) for record in distilled.records),
             starts=starts,
             indices=slots * MOST_CANDIDATES + ranks,
             guessed=noise_seed(CANDIDATES.name, 0, seed, None),

@@ -23,13 +23,13 @@ def kind_of(about: dict[str, Any]) -> Kind:
 def follows_scenes(about: dict[str, Any]) -> bool:
     """Return whether sampling followed training images or means of them, with no noise that hides which ones.
 
-    Methods that follow none state `sampling.follow=none` in the set's settings, or are guided in a way of their own. A
+    Methods that follow none state so in the set's settings (`sampling.follow`), or are guided in a way of their own. A
     set that was updated states `follows_scenes` itself, because its images can come from several runs.
     """
     if about.get("follows_scenes"):
         return True
     follow = about.get("config", {}).get("sampling", {}).get("follow", "none")
-    guided = follow != "none" or about.get("method") in _GUIDED
+    guided = follow not in ("none", "base") or about.get("method") in _GUIDED
     return kind_of(about) == "synthetic" and guided and not about.get("guarantee")
 
 

@@ -31,13 +31,14 @@ class BaseFacts:
     """The content of base.json.
 
     sizes: side lengths in pixels of the images that the base draws. terms: of use, "" if there are none. archives:
-    names of the data sets that it was trained on.
+    names of the data sets that it was trained on. classes: names of the classes of labelled ones.
     """
 
     name: str
     sizes: tuple[int, ...]
     terms: str = ""
     archives: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,22 +156,22 @@ def read_facts(folder: Path | str) -> BaseFacts | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        sizes, archives = values["sizes"], values.get("archives", [])
-        if not sizes or not isinstance(sizes, list) or not isinstance(archives, list):
-            raise TypeError('"sizes" and "archives" are lists, and one size is needed')
-        return BaseFacts(
-            str(values["name"]), tuple(map(int, sizes)), str(values.get("terms") or ""), tuple(map(str, archives))
-        )
+        sizes, archives, classes = values["sizes"], values.get("archives", []), values.get("classes", [])
+        if not sizes or not all(isinstance(one, list) for one in (sizes, archives, classes)):
+            raise TypeError('"sizes", "archives" and "classes" are lists, and one size is needed')
+        name, terms = str(values["name"]), str(values.get("terms") or "")
+        return BaseFacts(name, tuple(map(int, sizes)), terms, tuple(map(str, archives)), tuple(map(str, classes)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PriorError(
             f"{path} cannot be read ({type(error).__name__}: {error}): "
-            'it needs a "name" and "sizes", and may have "terms" and "archives"'
+            'it needs a "name" and "sizes", and may have "terms", "archives" and "classes"'
         ) from error
 
 
 def facts_text(facts: BaseFacts) -> str:
     """Return the content of base.json for a base with `facts`."""
     values = {"name": facts.name, "sizes": facts.sizes, "terms": facts.terms, "archives": facts.archives}
+    values |= {"classes": facts.classes} if facts.classes else {}
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -116,7 +116,7 @@ def sample_batch(
     # Drawn on the CPU, so that every device draws the same image.
     noise = _noise(prototypes.shape[1:], requests.seeds, seed).to(prior.device)
     latents = noise
-    if settings.follow == "start":
+    if settings.starts:
         noisy = None if requests.noisy is None else requests.noisy[requests.slots].float().to(prior.device)
         latents = start_from(process, prototypes, noise, float(alphas[times[0]]), noisy)
     embeddings = _embeddings(requests, settings.guidance_scale).to(prior.device)
@@ -155,11 +155,11 @@ def covering_strengths(prior: Prior, settings: SamplingSettings, noisy: Sequence
 
 
 def _schedule(config: Any, settings: SamplingSettings) -> tuple[Any, Tensor]:
-    """Return the solver and its time steps; with "start", steps above the noise strength are left out."""
+    """Return the solver and its time steps; if sampling starts from an image, none is above the noise strength."""
     scheduler = _SOLVERS[settings.solver](config)
     scheduler.set_timesteps(settings.steps)
     times = scheduler.timesteps
-    if settings.follow == "start":
+    if settings.starts:
         times = times.unique().flip(0)
         first = min(round((1 - settings.noise_strength) * len(times)), len(times) - 1)
         times = times[first:]

@@ -79,7 +79,8 @@ class Known:
     prior: the base, for attacks in its latents. strength: the noise level that candidates started from. draws: how the
     images were sampled, for the replay. beside: names of files in the set's folder that are for the data owner alone.
     strays: names of files there that are not of the set. unchecked: why the base takes no part, "" if it does.
-    untested: why the sampling of images that follow scenes cannot be repeated without `draws`.
+    untested: why the sampling of images that follow scenes cannot be repeated without `draws`. foreign: the number of
+    descriptions that do not follow from the images (see privacy.texts).
     """
 
     starts: Tensor | None = None
@@ -93,6 +94,7 @@ class Known:
     strays: tuple[str, ...] = ()
     unchecked: str = ""
     untested: str = ""
+    foreign: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ class Audit:
     the set, so nothing is known about them.
     `overlap`: a sentence, without its full stop, on how many of the training images the base of the set's run was
     trained on; "" if none are known. `unchecked`: why the base takes no part in the audit, "" if it does. `untested`:
-    why there is no replay of images that follow scenes; "" if there is one, or if none follows a scene.
+    why there is no replay of images that follow scenes; "" if there is one, or if none follows a scene. `foreign`: the
+    number of descriptions that do not follow from the images.
     """
 
     images: tuple[ImageAudit, ...]
@@ -173,6 +176,7 @@ class Audit:
     strays: tuple[str, ...] = ()
     unchecked: str = ""
     untested: str = ""
+    foreign: int = 0
 
     @property
     def copies(self) -> int:
@@ -207,13 +211,13 @@ class Audit:
         """Return whether the audit fails; `on` names the FAILURES that count.
 
         A replayable set fails in any case, and so does a set whose folder holds files that are for the owner alone, or
-        that are not of the set. "membership" covers the attacks and an outsider's replay, and fails if the base that
-        drew the set is missing, or if images follow scenes and cannot be replayed, because nobody knows then what they
-        would find.
+        that are not of the set, and one with descriptions of training images. "membership" covers the attacks and an
+        outsider's replay, and fails if the base that drew the set is missing, or if images follow scenes and cannot be
+        replayed, because nobody knows then what they would find.
         """
         return (
             self.replayable
-            or bool(self.beside or self.strays)
+            or bool(self.beside or self.strays or self.foreign)
             or ("copy" in on and self.copies > 0)
             or ("membership" in on and (self.leaks or bool(self.unchecked or self.untested)))
         )
@@ -235,6 +239,12 @@ class Audit:
             found = (
                 f"FAILED: the folder of the set holds {told_strays(self.strays)}. They were not audited, but whoever "
                 f"gets the folder has them: remove them. {found}"
+            )
+        if self.foreign:
+            found = (
+                f"FAILED: {self.foreign} descriptions of the set were not measured in its images. They describe groups "
+                "of training images, and a group can be a single one, which is found by its description. Run the "
+                f"`geodistill distill` command that made the set again: it describes the images themselves. {found}"
             )
         return (
             f"{found} An image is a copy if the distance to its nearest training image is below {self.threshold} times "
@@ -382,6 +392,7 @@ def audit(
         overlap=known.overlap,
         replayable=known.replayable,
         unchecked=known.unchecked,
+        foreign=known.foreign,
         untested=known.untested or (_FEW_SUSPECTS if known.draws and not replayed else ""),
         beside=known.beside,
         strays=known.strays,

@@ -33,8 +33,9 @@ _IMAGES, _SUSPECTS = 30, 16
 class Draws:
     """How the n images of a set were sampled.
 
-    prior: the base without the run's adapter; `adapted`: with it. texts: the description of each image. starts: int64
-    [n], the training scene that each image was sampled from. indices: int64 [n], the index of each image's own noise.
+    prior: the base without the run's adapter; `adapted`: with it. texts: the prompt of each image. told: what the set
+    says of it. starts: int64 [n], the training scene that each image was sampled from. indices: int64 [n], the index of
+    each image's own noise.
     guessed: a seed that an outsider would try. settings, seeds: pairs of settings and seed that an image may have been
     sampled with; several if candidates were sampled again and it is not recorded which ones.
     """
@@ -42,6 +43,7 @@ class Draws:
     prior: Prior
     adapted: Prior
     texts: tuple[str, ...]
+    told: tuple[str, ...]
     starts: Tensor
     indices: Tensor
     guessed: int | bytes
@@ -82,11 +84,14 @@ def replay(draws: Draws, images: Tensor, pixels: Images, labels: Tensor, *, seed
     random = generator(seed, "replay")
     chosen = torch.randperm(len(images), generator=random)[:_IMAGES].sort().values
     asked = torch.stack([_suspects(int(start), labels, suspects, random) for start in draws.starts[chosen]])
-    outsider = _named(draws.prior, draws, (draws.settings[:1], (draws.guessed,)), chosen, asked, images, pixels)
-    insider = _named(draws.adapted, draws, (draws.settings, draws.seeds), chosen, asked, images, pixels)
-    count, chance = len(chosen), 1 / suspects
-    p_values = (float(binomtest(named, count, chance, alternative="greater").pvalue) for named in (outsider, insider))
-    return Replay(count, suspects, outsider, insider, *p_values)
+    outsider = _Attacker(draws.prior, draws.told, draws.settings[:1], (draws.guessed,))
+    insider = _Attacker(draws.adapted, draws.texts, draws.settings, draws.seeds)
+    named = [
+        one.names(asked, pixels, images[chosen], chosen, draws.indices[chosen].repeat_interleave(suspects))
+        for one in (outsider, insider)
+    ]
+    p_values = (float(binomtest(one, len(chosen), 1 / suspects, alternative="greater").pvalue) for one in named)
+    return Replay(len(chosen), suspects, *named, *p_values)
 
 
 def _suspects(start: int, labels: Tensor, count: int, random: torch.Generator) -> Tensor:
@@ -96,46 +101,49 @@ def _suspects(start: int, labels: Tensor, count: int, random: torch.Generator) -
     return torch.cat([torch.tensor([start]), others[torch.randperm(len(others), generator=random)[: count - 1]]])
 
 
-def _named(
-    prior: Prior,
-    draws: Draws,
-    ways: tuple[Sequence[SamplingSettings], Sequence[int | bytes]],
-    chosen: Tensor,
-    asked: Tensor,
-    images: Tensor,
-    pixels: Images,
-) -> int:
-    """Return for how many of the `chosen` images the start is named, that is gives the nearest image of all suspects.
+@dataclass(frozen=True)
+class _Attacker:
+    """What an attacker samples with: a base, a text for each image of the set, settings, and a seed for each of them.
 
-    `asked` int64 [k, suspects] are the suspects. `ways`: settings, and a seed for each. The images are sampled in each
-    of these ways, and the nearest one counts.
+    The images are sampled in each of these ways, and the nearest one counts.
     """
-    flat = asked.flatten()
-    latents = prior.encode(pixels[flat])
-    table, rows = prompt_table([[draws.texts[index]] for index in chosen.tolist()])
-    requests = Requests(
-        prompts=rows[:, 0].repeat_interleave(asked.shape[1]),
-        embeddings=prior.embed(table),
-        prototypes=latents,
-        slots=torch.arange(len(flat)),
-        seeds=draws.indices[chosen].repeat_interleave(asked.shape[1]),
-    )
-    wanted = pixel_vectors(images[chosen]).repeat_interleave(asked.shape[1], dim=0)
-    work = [
-        (settings, seed, part)
-        for settings, seed in zip(*ways, strict=True)
-        for part in batches(len(flat), settings.batch)
-    ]
 
-    def apart(one: tuple[SamplingSettings, int | bytes, slice]) -> Tensor:
-        settings, seed, part = one
-        drawn = prior.decode(sample_batch(prior, requests.part(part), settings, seed=seed), draft=True)
-        distances: Tensor = torch.linalg.vector_norm(pixel_vectors(drawn) - wanted[part], dim=1)
-        return distances
+    prior: Prior
+    texts: tuple[str, ...]
+    settings: Sequence[SamplingSettings]
+    seeds: Sequence[int | bytes]
 
-    least = torch.full((len(flat),), torch.inf)
-    for (_, _, part), distances in zip(work, processes().shared(work, apart), strict=True):
-        least[part] = torch.minimum(least[part], distances)
-    # The start is the first suspect; a tie names nobody.
-    nearest = least.view(asked.shape)
-    return int((nearest[:, 0] < nearest[:, 1:].amin(1)).sum())
+    def names(self, asked: Tensor, pixels: Images, images: Tensor, chosen: Tensor, noise: Tensor) -> int:
+        """Return for how many of `images` the start is named, that is gives the nearest image of all suspects.
+
+        `images` are those with the indices `chosen` in the set. `asked` int64 [k, suspects] are the suspects, the start
+        first, as indices into `pixels`. `noise` int64 [k * suspects]: the indices of the noise.
+        """
+        flat, each = asked.flatten(), asked.shape[1]
+        table, rows = prompt_table([[self.texts[index]] for index in chosen.tolist()])
+        requests = Requests(
+            prompts=rows[:, 0].repeat_interleave(each),
+            embeddings=self.prior.embed(table),
+            prototypes=self.prior.encode(pixels[flat]),
+            slots=torch.arange(len(flat)),
+            seeds=noise,
+        )
+        wanted = pixel_vectors(images).repeat_interleave(each, dim=0)
+        work = [
+            (settings, seed, part)
+            for settings, seed in zip(self.settings, self.seeds, strict=True)
+            for part in batches(len(flat), settings.batch)
+        ]
+
+        def apart(one: tuple[SamplingSettings, int | bytes, slice]) -> Tensor:
+            settings, seed, part = one
+            drawn = self.prior.decode(sample_batch(self.prior, requests.part(part), settings, seed=seed), draft=True)
+            distances: Tensor = torch.linalg.vector_norm(pixel_vectors(drawn) - wanted[part], dim=1)
+            return distances
+
+        least = torch.full((len(flat),), torch.inf)
+        for (_, _, part), distances in zip(work, processes().shared(work, apart), strict=True):
+            least[part] = torch.minimum(least[part], distances)
+        # The start is the first suspect; a tie names nobody.
+        nearest = least.view(asked.shape)
+        return int((nearest[:, 0] < nearest[:, 1:].amin(1)).sum())

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from geodistill.config import Config
+from geodistill.config import Config, SamplingSettings
 from geodistill.pipeline import CANDIDATES
 from geodistill.prior.base import Prior
 from geodistill.prior.guidance import ModeGuidance
@@ -80,7 +80,10 @@ def draw(
     def build(folder: Path) -> dict[str, Any]:
         requests = requests_for(prior.value, slots.value, config.sampling.candidates)
         seed = seed_of_noise(context, CANDIDATES)
-        drawn = sample(prior.value, requests, config.sampling, seed=seed, folder=folder, modes=modes)
+        if config.sampling.follow == "base":
+            drawn = _from_both(prior.value, requests, config.sampling, seed, folder)
+        else:
+            drawn = sample(prior.value, requests, config.sampling, seed=seed, folder=folder, modes=modes)
         if processes().main:
             save_tensors({"latents": drawn}, folder / "candidates.safetensors")
             forget_parts(folder)
@@ -90,6 +93,30 @@ def draw(
     given += [] if modes is None else [asdict(modes)]
     given += unless_default(config.precision)
     return context.run.make(CANDIDATES, build, load_candidates, given=given)
+
+
+def from_noise(sampling: SamplingSettings) -> SamplingSettings:
+    """Return `sampling` from text alone."""
+    return sampling.model_copy(update={"follow": "none"})
+
+
+def _from_both(prior: Prior, requests: Requests, sampling: SamplingSettings, seed: int | bytes, folder: Path) -> Tensor:
+    """Return latents [n, C, h, w]: every other image starts from its initial image, the others from text alone.
+
+    The selection takes from both. On UC Merced images from both taught more than those of either kind
+    (docs/experiments.md).
+    """
+    drawn = torch.empty(len(requests.seeds), *requests.prototypes.shape[1:])
+    for start, settings in enumerate((sampling, from_noise(sampling))):
+        which = torch.arange(start, len(drawn), 2)
+        parts = folder / f"part-{start}"
+        parts.mkdir(exist_ok=True)
+        drawn[which] = sample(prior, requests.part(which), settings, seed=seed, folder=parts)
+    if processes().main:
+        for parts in folder.glob("part-*"):
+            forget_parts(parts)
+            parts.rmdir()
+    return drawn
 
 
 def load_candidates(folder: Path) -> Candidates:

@@ -42,12 +42,14 @@ def describe(context: Context, prior: Made[Prior], prototypes: Made[Prototypes])
         write_atomic(folder / _TEXTS, json.dumps(texts, indent=1, ensure_ascii=False))
         return log.outcomes()
 
-    def load(folder: Path) -> list[str]:
-        texts: list[str] = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
-        return texts
-
     given = [prototypes, config.descriptions.model_dump(), config.size]
-    return context.run.make(DESCRIPTIONS, build, load, given=given)
+    return context.run.make(DESCRIPTIONS, build, load_texts, given=given)
+
+
+def load_texts(folder: Path) -> list[str]:
+    """Return the descriptions of the prototypes that stage `descriptions` wrote into `folder`."""
+    texts: list[str] = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
+    return texts
 
 
 def texts_of_each(prototypes: Prototypes, texts: list[str], scenes: Scenes) -> list[list[str]]:

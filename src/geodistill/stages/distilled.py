@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geodistill.descriptions import MeasuredDescriber, TemplateDescriber
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.soft_label_teacher import soft_labels
 from geodistill.pipeline import DISTILLED, KEPT
@@ -27,48 +28,61 @@ Records = tuple[dict[str, Any], ...]
 def write_chosen(
     context: Context, prior: Made[Prior], chosen: Made[Chosen], texts: Made[list[str]]
 ) -> Made[DistilledSet]:
-    """Return the distilled set of DPD; `texts` are the descriptions of the slots."""
+    """Return the distilled set of DPD; `texts` are the descriptions of the slots.
+
+    A description of a slot was measured in scenes of one cluster, which may be a single scene. It goes into the set
+    only if this is reproducible, and so is not shared. Otherwise the set has descriptions of the images themselves.
+    """
     scenes, config = context.scenes, context.config
     teacher = soft_label_teacher(context)
 
     def build(folder: Path) -> None:
         images, labels = decode(prior.value, chosen.value.latents, config), slot_labels(scenes, config)
-        records = describe_images(context, chosen.value, labels, texts.value)
+        slots = (chosen.value.rows // config.sampling.candidates).tolist()
+        told = [texts.value[slot] for slot in slots] if config.reproducible else _seen_in(images, labels, context)
+        records = describe_images(context, chosen.value, labels, told)
         if teacher is not None:
             soft = soft_labels(teacher.value, images).double().round(decimals=4).tolist()
             records = tuple({**record, "soft_label": own} for record, own in zip(records, soft, strict=True))
         facts = about(context) | ({"screened": True} if config.privacy == "screen" else {})
         DistilledSet(images, labels, scenes.classes, records, facts).write(folder)
 
-    given = [chosen, *([] if teacher is None else [teacher])]
+    given = [chosen, *([] if teacher is None else [teacher]), *([] if config.reproducible else ["own descriptions"])]
     return context.run.make(DISTILLED, build, DistilledSet.load, given=given)
 
 
 def describe_images(context: Context, chosen: Chosen, labels: Tensor, texts: list[str]) -> Records:
     """Return the manifest's records of the chosen images of classes `labels` int64 [n]; none identifies a source scene.
 
-    The origin of each image is recorded only in a reproducible set. `texts` are the descriptions of the slots. Without
+    The origin of each image is recorded only in a reproducible set. `texts` are the descriptions of the images. Without
     a teacher its logits have no columns, and no probability is recorded.
     """
     config = context.config
     sure: Sequence[float | None] = [None] * len(labels)
     if chosen.logits.shape[1]:
         sure = chosen.logits.softmax(dim=1).gather(1, labels[:, None])[:, 0].tolist()
-    slots = torch.arange(len(texts)).repeat_interleave(config.sampling.candidates)
 
     def origin(index: int) -> dict[str, int]:
-        slot, candidate = int(slots[index]), index % config.sampling.candidates
+        slot, candidate = divmod(index, config.sampling.candidates)
         seed = slot * MOST_CANDIDATES + candidate
         return {"prototype": slot % config.ipc, "candidate": candidate, "seed": seed} if config.reproducible else {}
 
     return tuple(
         {
             **origin(index),
-            "description": texts[slots[index]],
+            "description": text,
             "scores": {} if probability is None else {"teacher_probability": round(probability, 4)},
         }
-        for index, probability in zip(chosen.rows.tolist(), sure, strict=True)
+        for index, text, probability in zip(chosen.rows.tolist(), texts, sure, strict=True)
     )
+
+
+def _seen_in(images: Tensor, labels: Tensor, context: Context) -> list[str]:
+    """Return a description of each of `images`, uint8 [n, C, s, s], measured in the image itself."""
+    scenes = context.scenes
+    plain = context.config.descriptions.describer == "template"
+    describer = TemplateDescriber() if plain else MeasuredDescriber(scenes.reading)
+    return describer.each(images, [scenes.classes[label] for label in labels.tolist()])
 
 
 def write_set(

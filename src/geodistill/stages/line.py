@@ -10,6 +10,7 @@ from geodistill.pipeline import (
     DESCRIPTIONS,
     DISTILLED,
     FEATURES,
+    INITIAL,
     LATENTS,
     MOMENTS,
     PRIVATE_ADAPTER,
@@ -36,7 +37,8 @@ def line(config: Config) -> tuple[Stage, ...]:
     if config.privacy == "dp":
         return _private_line(config)
     refines = bool(config.refinement.steps)
-    features = config.prototypes.features == "backbone" or config.selection.by == "herding" or refines
+    chooses = config.selection.by == "herding" or config.sampling.follow == "base"
+    features = config.prototypes.features == "backbone" or chooses or refines
     asked = {
         BASE: config.base == SCRATCH,
         LATENTS: True,
@@ -44,6 +46,7 @@ def line(config: Config) -> tuple[Stage, ...]:
         FEATURES: features,
         PROTOTYPES: True,
         DESCRIPTIONS: True,
+        INITIAL: config.sampling.follow == "base",
         ADAPTER: bool(config.finetune.steps),
         CANDIDATES: True,
         SCREENED: config.privacy == "screen",

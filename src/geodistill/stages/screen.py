@@ -95,7 +95,7 @@ def ways_of_drawing(
 
 def weaker(settings: SamplingSettings) -> SamplingSettings:
     """Return `settings` that follow a prototype less: a strength 0.1 higher (at most 1), or half the pull."""
-    if settings.follow == "start":
+    if settings.starts:
         return settings.model_copy(update={"strength": min(1.0, round(settings.noise_strength + 0.1, 4))})
     return settings.model_copy(update={"scale": settings.scale / 2})
 
