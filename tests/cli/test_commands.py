@@ -76,7 +76,7 @@ def test_plan_spends_nothing(scenes: Path, tmp_path: Path) -> None:
 
 def test_plan_takes_the_options_of_protection(scenes: Path) -> None:
     screened = _call("plan", scenes, "--ipc", 2, "--privacy", "screen")
-    assert re.search(r"screening\W+200 images drawn again", screened.stdout), screened.output
+    assert re.search(r"screening\W+400 images drawn again", screened.stdout), screened.output
     without = _call("plan", scenes, "--ipc", 2, "--privacy", "dp", "--epsilon", 8)
     assert without.stderr.strip() == "error: privacy 'dp' needs both: such as --epsilon 8 --delta 1e-5"
 

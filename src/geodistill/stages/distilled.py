@@ -28,17 +28,14 @@ Records = tuple[dict[str, Any], ...]
 def write_chosen(
     context: Context, prior: Made[Prior], chosen: Made[Chosen], texts: Made[list[str]]
 ) -> Made[DistilledSet]:
-    """Return the distilled set of DPD; `texts` are the descriptions of the slots.
-
-    A description of a slot was measured in scenes of one cluster, which may be a single scene. It goes into the set
-    only if this is reproducible, and so is not shared. Otherwise the set has descriptions of the images themselves.
-    """
+    """Return the distilled set of DPD; `texts` are the descriptions of the slots, which only a reproducible set has."""
     scenes, config = context.scenes, context.config
     teacher = soft_label_teacher(context)
 
     def build(folder: Path) -> None:
         images, labels = decode(prior.value, chosen.value.latents, config), slot_labels(scenes, config)
         slots = (chosen.value.rows // config.sampling.candidates).tolist()
+        # A slot's description was measured in a cluster of scenes, which may be a single one: it must not be shared.
         told = [texts.value[slot] for slot in slots] if config.reproducible else _seen_in(images, labels, context)
         records = describe_images(context, chosen.value, labels, told)
         if teacher is not None:
