@@ -189,6 +189,8 @@ against the training images and against the test images, from which no set was m
 - **Replay**: of 30 images, how many starting training images are named among 16 suspects each; guessing names 2. The
   outsider has the set, the base and the settings, the insider also the adapter and the secret. Empty where no image
   starts from a training image.
+- **Dpd, screened**: EuroSAT's row is of the recipe before 1 December 2026: all candidates from text alone, 10 for each
+  prototype.
 
 Source: `benchmarks/results/{SHEET}` (hardware, versions, command), made by `benchmarks/privacy.py`.
 """

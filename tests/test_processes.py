@@ -21,6 +21,7 @@ from geodistill.distilled import DistilledSet
 from geodistill.prior.finetune import WEIGHTS
 from geodistill.processes import Processes, alone, processes
 from geodistill.scenes import open_scenes, write_scenes
+from geodistill.stages.chosen import Chosen
 
 # As long as it takes for rounding to show, no longer.
 QUICK = ("--config", "tiny", "--ipc", "2", "--set", "finetune.steps=6", "--set", "finetune.weights=lora")
@@ -83,9 +84,12 @@ def test_two_processes_make_the_images_that_one_makes(scenes: Path, shared: Path
     for name, own in teachers[0].items():
         assert float((own - teachers[1][name]).abs().mean()) < 1e-3 + 0.02 * float(own.abs().mean()), name
     facts = [json.loads((out / "stages" / "refined.json").read_text())["facts"] for out in (tmp_path / "run", shared)]
-    # Rounding alone makes 2.3 % on a Xeon with matrix units.
-    assert facts[0]["curve"] == pytest.approx(facts[1]["curve"], rel=0.05)
-    assert float((one.images.float() - two.images.float()).abs().mean()) < 3
+    rows = [Chosen.load(out / "chosen").rows for out in (tmp_path / "run", shared)]
+    same = rows[0] == rows[1]
+    # Two candidates may be equally good but for rounding: on a Xeon with matrix units two of twenty images are others.
+    assert int(same.sum()) >= 18
+    assert facts[0]["curve"] == pytest.approx(facts[1]["curve"], rel=0.02 if same.all() else 0.05)
+    assert float((one.images[same].float() - two.images[same].float()).abs().mean()) < 3
     for name in ("latents", "features"):
         encoded = [load_file(out / name / f"{name}.safetensors")[name] for out in (tmp_path / "run", shared)]
         assert torch.equal(*encoded)
