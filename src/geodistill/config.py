@@ -130,6 +130,10 @@ class FinetuneSettings(_Settings):
     )
 
 
+# Values of `sampling.follow` with which no image follows a training image.
+FOLLOWING_NO_SCENE = ("none", "base")
+
+
 class SamplingSettings(_Settings):
     """Drawing candidates."""
 
@@ -275,8 +279,9 @@ class Config(_Settings):
     @classmethod
     def _defaults_of_protection(cls, values: Any) -> Any:
         # Settings that the user gives go before these defaults. Where no image may give away a training image, none
-        # starts as one: what the base draws without is worth less, and is refined for longer. Under differential
-        # privacy what a teacher takes of the budget the adapter gains more by on AID (docs/experiments.md).
+        # starts as one. Images that start from something else are worth less, and are refined for longer. Under
+        # differential privacy there is no teacher: the adapter gains more by its share of the budget, on AID
+        # (docs/experiments.md).
         if not isinstance(values, dict) or values.get("privacy") not in ("screen", "dp"):
             return values
         given = dict(values)

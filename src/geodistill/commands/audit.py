@@ -72,7 +72,7 @@ def audit(
     if source:
         made = shadow_sets(source, data.train, shadows, out or source.folder / "audit") if shadows else []
         known = _known(source, distilled, data.train, made)
-    # A set that can be replayed must be drawn anew, with new descriptions.
+    # A set that can be replayed fails already, and is not mended by other descriptions.
     foreign = 0 if known.replayable else foreign_texts(distilled)
     known = replace(known, beside=tuple(owner_files(folder)), strays=tuple(strays(folder)), foreign=foreign)
     # Where the base is missing, `unchecked` says already that nothing was replayed.

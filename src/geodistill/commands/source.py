@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geodistill.config import Config, read_recorded
+from geodistill.config import FOLLOWING_NO_SCENE, Config, read_recorded
 from geodistill.distilled import MANIFEST, DistilledSet, run_of
 from geodistill.errors import ConfigError, PriorError, RunError
 from geodistill.methods import METHODS, make_distilled
@@ -68,7 +68,7 @@ class Source:
         The values index the scenes that the set was made from. Raises RunError if the run's secret is gone, because the
         starts are then unknown.
         """
-        if self.method != OWN or self.config.privacy == "dp" or self.config.sampling.follow in ("none", "base"):
+        if self.method != OWN or self.config.privacy == "dp" or self.config.sampling.follow in FOLLOWING_NO_SCENE:
             return None
         config = self.config
         if not self.replayable(distilled):

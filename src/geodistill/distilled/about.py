@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from geodistill.config import FOLLOWING_NO_SCENE
 from geodistill.pipeline import OWN
 from geodistill.provenance import Kind
 
@@ -29,7 +30,7 @@ def follows_scenes(about: dict[str, Any]) -> bool:
     if about.get("follows_scenes"):
         return True
     follow = about.get("config", {}).get("sampling", {}).get("follow", "none")
-    guided = follow not in ("none", "base") or about.get("method") in _GUIDED
+    guided = follow not in FOLLOWING_NO_SCENE or about.get("method") in _GUIDED
     return kind_of(about) == "synthetic" and guided and not about.get("guarantee")
 
 

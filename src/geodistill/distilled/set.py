@@ -102,7 +102,7 @@ class DistilledSet:
     def follows_scenes(self) -> bool:
         """Return whether images were sampled from latents of training images, with no noise that hides which ones.
 
-        Methods that follow no training image state `sampling.follow=none` in the set's settings.
+        Methods that follow no training image state so in the set's settings (`sampling.follow`).
         """
         return follows_scenes(self.about)
 

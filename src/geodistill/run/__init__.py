@@ -9,7 +9,7 @@ from geodistill.memory import peak_memory_mib
 from geodistill.run.cost import records, versions
 from geodistill.run.files import explain_os_errors, save_tensors, write_atomic, written_whole
 from geodistill.run.folder import Run, stage_of
-from geodistill.run.parts import forget_parts, join_parts, kept_parts, make_parts, save_rows
+from geodistill.run.parts import forget_part_folders, forget_parts, join_parts, kept_parts, make_parts, save_rows
 from geodistill.run.rows import Rows, Stored, column, in_parts, mean_of, subset
 from geodistill.run.secret import read_secret
 
@@ -19,6 +19,7 @@ __all__ = [
     "Stored",
     "column",
     "explain_os_errors",
+    "forget_part_folders",
     "forget_parts",
     "in_parts",
     "join_parts",

@@ -89,3 +89,10 @@ def forget_parts(folder: Path) -> None:
     """Remove the parts kept in `folder`."""
     for path in folder.glob(".part-*.safetensors"):
         path.unlink()
+
+
+def forget_part_folders(folder: Path, pattern: str) -> None:
+    """Remove the folders in `folder` whose names match `pattern`, which hold parts and nothing else."""
+    for parts in folder.glob(pattern):
+        forget_parts(parts)
+        parts.rmdir()

@@ -17,7 +17,7 @@ from geodistill.prior.training import prompt_table
 from geodistill.processes import processes
 from geodistill.prototypes import Prototypes
 from geodistill.provenance import Made, derived
-from geodistill.run import Stored, column, forget_parts, save_tensors
+from geodistill.run import Stored, column, forget_part_folders, forget_parts, save_tensors
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.context import Context, unless_default
 from geodistill.stages.noise import seed_of_noise
@@ -113,9 +113,7 @@ def _from_both(prior: Prior, requests: Requests, sampling: SamplingSettings, see
         parts.mkdir(exist_ok=True)
         drawn[which] = sample(prior, requests.part(which), settings, seed=seed, folder=parts)
     if processes().main:
-        for parts in folder.glob("part-*"):
-            forget_parts(parts)
-            parts.rmdir()
+        forget_part_folders(folder, "part-*")
     return drawn
 
 

@@ -6,7 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from geodistill.descriptions import Conversations, class_prompt, make_describer, shortened
+from geodistill.descriptions import (
+    Conversations,
+    MeasuredDescriber,
+    TemplateDescriber,
+    class_prompt,
+    make_describer,
+    shortened,
+)
 from geodistill.pipeline import DESCRIPTIONS
 from geodistill.prior.base import Prior
 from geodistill.progress import progress
@@ -50,6 +57,17 @@ def load_texts(folder: Path) -> list[str]:
     """Return the descriptions of the prototypes that stage `descriptions` wrote into `folder`."""
     texts: list[str] = json.loads((folder / _TEXTS).read_text(encoding="utf-8"))
     return texts
+
+
+def describe_each(context: Context, images: Tensor, labels: Tensor) -> list[str]:
+    """Return a description of each of `images`, uint8 [n, C, s, s], measured in the image itself.
+
+    It is the class prompt alone if the descriptions of the run are class prompts.
+    """
+    scenes = context.scenes
+    plain = context.config.descriptions.describer == TemplateDescriber.name
+    describer = TemplateDescriber() if plain else MeasuredDescriber(scenes.reading)
+    return describer.each(images, [scenes.classes[label] for label in labels.tolist()])
 
 
 def texts_of_each(prototypes: Prototypes, texts: list[str], scenes: Scenes) -> list[list[str]]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geodistill.descriptions import MeasuredDescriber, TemplateDescriber
 from geodistill.distilled import DistilledSet
 from geodistill.evaluation.soft_label_teacher import soft_labels
 from geodistill.pipeline import DISTILLED, KEPT
@@ -20,6 +19,7 @@ from geodistill.scenes.scenes import Scenes
 from geodistill.stages.candidates import MOST_CANDIDATES, Candidates, decode, slot_labels
 from geodistill.stages.chosen import Chosen
 from geodistill.stages.context import Context
+from geodistill.stages.descriptions import describe_each
 from geodistill.stages.teacher import soft_label_teacher
 
 Records = tuple[dict[str, Any], ...]
@@ -36,7 +36,7 @@ def write_chosen(
         images, labels = decode(prior.value, chosen.value.latents, config), slot_labels(scenes, config)
         slots = (chosen.value.rows // config.sampling.candidates).tolist()
         # A slot's description was measured in a cluster of scenes, which may be a single one: it must not be shared.
-        told = [texts.value[slot] for slot in slots] if config.reproducible else _seen_in(images, labels, context)
+        told = [texts.value[slot] for slot in slots] if config.reproducible else describe_each(context, images, labels)
         records = describe_images(context, chosen.value, labels, told)
         if teacher is not None:
             soft = soft_labels(teacher.value, images).double().round(decimals=4).tolist()
@@ -44,7 +44,10 @@ def write_chosen(
         facts = about(context) | ({"screened": True} if config.privacy == "screen" else {})
         DistilledSet(images, labels, scenes.classes, records, facts).write(folder)
 
-    given = [chosen, *([] if teacher is None else [teacher]), *([] if config.reproducible else ["own descriptions"])]
+    given: list[Any] = [chosen] if teacher is None else [chosen, teacher]
+    if not config.reproducible:
+        # Runs that were finished before images had descriptions of their own are written again.
+        given.append("own descriptions")
     return context.run.make(DISTILLED, build, DistilledSet.load, given=given)
 
 
@@ -72,14 +75,6 @@ def describe_images(context: Context, chosen: Chosen, labels: Tensor, texts: lis
         }
         for index, text, probability in zip(chosen.rows.tolist(), texts, sure, strict=True)
     )
-
-
-def _seen_in(images: Tensor, labels: Tensor, context: Context) -> list[str]:
-    """Return a description of each of `images`, uint8 [n, C, s, s], measured in the image itself."""
-    scenes = context.scenes
-    plain = context.config.descriptions.describer == "template"
-    describer = TemplateDescriber() if plain else MeasuredDescriber(scenes.reading)
-    return describer.each(images, [scenes.classes[label] for label in labels.tolist()])
 
 
 def write_set(

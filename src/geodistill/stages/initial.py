@@ -4,7 +4,7 @@ With `sampling.follow = "base"` no candidate starts from a training image. The b
 it was trained on. For each class of the archive, those that a classifier of the archive takes for it most surely are
 noised and generated again by the adapted base (SDEdit: Meng et al., ICLR 2022). They bring layouts that an adaptation
 on few scenes does not learn to generate from text (docs/experiments.md). The other half of the candidates comes from
-text alone. Of the training images only the classifier's order enters, which no single image decides.
+text alone. Of the training images only the order enters that a classifier of all of them gives.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from geodistill.prior.sample import covering_strengths, sample
 from geodistill.privacy.overlap import fewest_noticed
 from geodistill.provenance import Made, derived
 from geodistill.refinement import MomentsLoss, refine
-from geodistill.run import forget_parts, save_tensors
+from geodistill.run import forget_part_folders, save_tensors
 from geodistill.seeding import derive_seed
 from geodistill.selection import herd
 from geodistill.stages.candidates import Candidates, Slots, decode, load_candidates, requests_for, slot_labels
@@ -30,9 +30,9 @@ from geodistill.stages.private_means import Profiles, Starts, make_moments
 def noisy_slots(
     context: PrivateContext, prior: Made[Prior], texts: Made[list[str]], starts: Made[Starts] | None
 ) -> Made[Slots]:
-    """Return the slots with their class texts; candidates follow noisy means, or nothing if `starts` is None.
+    """Return the slots: each has the text of its class, and one of its noisy means for its candidates to start from.
 
-    The images of a class follow its noisy means in turn.
+    The slots of a class take its means in turn. If `starts` is None, candidates are drawn from text alone.
     """
     ipc, classes = context.config.ipc, len(context.scenes.classes)
 
@@ -55,22 +55,21 @@ def draw_privately(context: PrivateContext, prior: Made[Prior], slots: Made[Slot
     def build(folder: Path) -> dict[str, Any]:
         own = slots.value
         requests = requests_for(prior.value, own, config.sampling.candidates)
-        noisy = torch.zeros(len(own.latents)) if own.noisy is None else own.noisy
-        of_starts = covering_strengths(prior.value, config.sampling, noisy.tolist())
-        strengths = [of_starts[start] for start in requests.slots.tolist()]
+        # The deviation of the noise in each start; slots that do not state it start from something without noise.
+        deviations = [0.0] * len(own.latents) if own.noisy is None else own.noisy.tolist()
+        of_starts = covering_strengths(prior.value, config.sampling, deviations)
+        strengths = torch.tensor(of_starts, dtype=torch.float64)[requests.slots]  # of each candidate
         drawn = torch.empty(len(requests.slots), *own.latents.shape[1:])
-        for strength in sorted(set(strengths)):
-            which = torch.tensor([own_strength == strength for own_strength in strengths]).nonzero()[:, 0]
+        for strength in strengths.unique().tolist():
+            which = (strengths == strength).nonzero()[:, 0]
             parts = folder / f"strength-{strength:.3f}"
             parts.mkdir(exist_ok=True)
             settings = config.sampling.model_copy(update={"strength": strength})
             seed = seed_of_noise(context, CANDIDATES)
             drawn[which] = sample(prior.value, requests.part(which), settings, seed=seed, folder=parts)
         save_tensors({"latents": drawn}, folder / "candidates.safetensors")
-        for parts in folder.glob("strength-*"):
-            forget_parts(parts)
-            parts.rmdir()
-        of_images = strengths[:: config.sampling.candidates]
+        forget_part_folders(folder, "strength-*")
+        of_images = strengths[:: config.sampling.candidates].tolist()
         return {"images": len(drawn), "strengths": {f"{k:.3f}": of_images.count(k) for k in sorted(set(of_images))}}
 
     given = ["private", slots, prior, config.sampling.model_dump(), config.seed, config.precision]

@@ -15,7 +15,7 @@ from geodistill.privacy.copies import are_copies, find_copies
 from geodistill.privacy.screen import Screen, make_screen
 from geodistill.processes import processes
 from geodistill.provenance import Made
-from geodistill.run import forget_parts, save_tensors
+from geodistill.run import forget_part_folders, save_tensors
 from geodistill.scenes.pixels import Pixels
 from geodistill.scenes.scenes import Scenes
 from geodistill.stages.candidates import Candidates, Slots, decode, requests_for, slot_labels
@@ -60,9 +60,7 @@ def screened(
             rejected.append(int((~passing[again]).sum()))
         if processes().main:
             save_tensors({"latents": drawn, "passing": passing}, folder / _FILE)
-            for parts in folder.glob("round-*"):
-                forget_parts(parts)
-                parts.rmdir()
+            forget_part_folders(folder, "round-*")
         return {"distance": own.distance, "ratio": own.ratio, "rejected": rejected, "passing": int(passing.sum())}
 
     def load(folder: Path) -> Candidates:
